@@ -1,0 +1,111 @@
+"""Configuration: frozen pydantic models, YAML files, unknown keys refused by path."""
+
+from __future__ import annotations
+
+import difflib
+import types as pytypes
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trimtab.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, no unknown keys, defaults validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def _fields(annotation: Any) -> dict[str, Any]:
+    """The keys a value of this annotation may have, over the arms of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {name: info.annotation for name, info in annotation.model_fields.items()}
+    found: dict[str, Any] = {}
+    if typing.get_origin(annotation) in (typing.Union, pytypes.UnionType, typing.Annotated):
+        for arm in typing.get_args(annotation):
+            found.update(_fields(arm))
+    return found
+
+
+def _keys_at(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    keys: dict[str, Any] = _fields(kind)
+    for part in path:
+        if isinstance(part, str) and part in keys:
+            keys = _fields(keys[part])
+    return sorted(keys)
+
+
+def build(kind: type[C], values: dict[str, Any], source: str = "configuration") -> C:
+    """Validate ``values`` into ``kind``.
+
+    Raises:
+        ConfigError: naming every faulty key by its dotted path, with the nearest known key.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines: list[str] = []
+        for item in error.errors():
+            path = ".".join(str(p) for p in item["loc"]) or "(top)"
+            if item["type"] == "extra_forbidden":
+                known = _keys_at(kind, item["loc"][:-1])
+                near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+                lines.append(f"{path}: unknown key; {hint}")
+            elif item["type"] == "missing":
+                lines.append(f"{path}: required, but not given")
+            else:
+                lines.append(f"{path}: {item['msg']} (got {item['input']!r})")
+        raise ConfigError(f"{source}: " + "\n  ".join(lines)) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping from a file.
+
+    Raises:
+        ConfigError: the file is missing, is not UTF-8, is not YAML, or is not a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such configuration file")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(
+            f"{path}: expected a mapping of keys at the top, got {type(loaded).__name__}"
+        )
+    return typing.cast("dict[str, Any]", loaded)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid on ``base``, mappings merged key by key; neither is changed."""
+    result = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merge(result[key], typing.cast("dict[str, Any]", value))
+        else:
+            result[key] = value
+    return result
+
+
+def set_path(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set ``values["a"]["b"] = value`` for ``dotted`` "a.b" in place."""
+    *parents, last = dotted.split(".")
+    for part in parents:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--{dotted}: {part!r} is a single value, it has no keys below it")
+    values[last] = value

@@ -1,0 +1,190 @@
+"""Packs: a flat run of tokens, each prompt once, then its completions.
+
+A pack is a forest of depth two. Every completion attends to its prompt and to itself, and its
+positions go on from the prompt's end, so the model sees exactly what it would see if the prompt
+and the completion stood alone; the prompt is computed once however many completions it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.types import Group
+
+
+@dataclass(slots=True, frozen=True)
+class Segment:
+    """A run of consecutive tokens of a pack."""
+
+    start: int
+    """Index of its first token in the pack."""
+    length: int
+    """Number of tokens."""
+    parent: int
+    """Index of the segment it continues, -1 for a prompt."""
+
+
+@dataclass(slots=True)
+class Pack:
+    """What one forward computes. N tokens, B completions, C trained completion tokens."""
+
+    groups: list[Group]
+    """Where the tokens come from, in order."""
+    ids_N: Tensor
+    """Token ids."""
+    positions_N: Tensor
+    """Positions; a completion starts at its prompt's length."""
+    segments: list[Segment]
+    """The tree, parents before children."""
+    source_C: Tensor
+    """Index into N of the token whose output predicts the trained token."""
+    target_C: Tensor
+    """Token id of the trained token."""
+    owner_C: Tensor
+    """Index into B of the completion it belongs to; non-decreasing."""
+    last_B: Tensor
+    """Index into N of each completion's last token."""
+    group_B: Tensor
+    """Index into ``groups``."""
+    trained_B: Tensor
+    """Trained tokens of each completion (float)."""
+    tokens: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Per-token data [C], by name, gathered from ``Completion.tokens``."""
+
+    @property
+    def size(self) -> int:
+        """Tokens the forward computes."""
+        return int(self.ids_N.shape[0])
+
+    def to(self, device: torch.device | str) -> Pack:
+        """The same pack with its tensors on ``device``."""
+        if torch.device(device) == self.ids_N.device:
+            return self
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("ids_N", "positions_N", "source_C", "target_C", "owner_C")
+            + ("last_B", "group_B", "trained_B")
+        }
+        return replace(self, **moved, tokens={k: v.to(device) for k, v in self.tokens.items()})
+
+
+@dataclass(slots=True)
+class Output:
+    """What a forward of a pack gives; what was not asked for is None."""
+
+    logp_C: Tensor | None = None
+    """Log-probs of the trained tokens, nats."""
+    entropy_C: Tensor | None = None
+    """Entropy of the distribution each trained token was drawn from, nats."""
+    value_C: Tensor | None = None
+    """Critic's value of the state before each trained token."""
+    score_B: Tensor | None = None
+    """Scalar score at each completion's last token."""
+
+
+def build(groups: Sequence[Group], *, share: bool = True) -> Pack:
+    """One pack of all ``groups``.
+
+    With ``share`` False the prompt is repeated before each completion, so that every sequence is
+    a segment of its own: the layout for architectures on which sharing is not exact.
+    """
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    segments: list[Segment] = []
+    source: list[np.ndarray] = []
+    target: list[np.ndarray] = []
+    owner: list[np.ndarray] = []
+    last: list[int] = []
+    group_of: list[int] = []
+    trained: list[float] = []
+    columns: dict[str, list[np.ndarray]] = {}
+    cursor = 0
+
+    def put(run: np.ndarray, first_position: int, parent: int) -> int:
+        nonlocal cursor
+        ids.append(run)
+        positions.append(np.arange(first_position, first_position + len(run)))
+        segments.append(Segment(cursor, len(run), parent))
+        cursor += len(run)
+        return cursor - len(run)
+
+    names = {name for g in groups for c in g.completions for name in c.tokens}
+    for g, group in enumerate(groups):
+        width = len(group.prompt)
+        assert width > 0, f"group {group.id} has an empty prompt"
+        if share or not group.completions:
+            prompt_at = put(group.prompt, 0, -1)
+            parent = len(segments) - 1
+        for completion in group.completions:
+            assert len(completion) > 0, f"group {group.id} has an empty completion"
+            if share:
+                start = put(completion.ids, width, parent)
+            else:
+                prompt_at = put(np.concatenate([group.prompt, completion.ids]), 0, -1)
+                start = prompt_at + width
+            before = np.arange(start - 1, start + len(completion) - 1)
+            before[0] = prompt_at + width - 1
+            mask = completion.mask
+            source.append(before[mask])
+            target.append(completion.ids[mask])
+            owner.append(np.full(int(mask.sum()), len(last)))
+            last.append(start + len(completion) - 1)
+            group_of.append(g)
+            trained.append(float(mask.sum()))
+            for name in names:
+                columns.setdefault(name, []).append(completion.tokens[name][mask])
+
+    def index(parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts or [np.zeros(0)]).astype(np.int64))
+
+    return Pack(
+        groups=list(groups),
+        ids_N=index(ids),
+        positions_N=index(positions),
+        segments=segments,
+        source_C=index(source),
+        target_C=index(target),
+        owner_C=index(owner),
+        last_B=torch.tensor(last, dtype=torch.int64),
+        group_B=torch.tensor(group_of, dtype=torch.int64),
+        trained_B=torch.tensor(trained, dtype=torch.float32),
+        tokens={
+            k: torch.from_numpy(np.concatenate(v).astype(np.float32)) for k, v in columns.items()
+        },
+    )
+
+
+def plan(groups: Sequence[Group], budget: int, *, share: bool = True) -> list[list[Group]]:
+    """Divide ``groups`` into lists that fit ``budget`` tokens each, none cut in two.
+
+    First-fit on groups sorted by cost, largest first: packs come out nearly full, and a group
+    larger than the budget stands alone. The division never changes a result (law 3).
+    """
+
+    def cost(g: Group) -> int:
+        return g.cost if share else g.cost + len(g.prompt) * max(0, len(g.completions) - 1)
+
+    order = sorted(range(len(groups)), key=lambda i: (-cost(groups[i]), i))
+    bins: list[list[Group]] = []
+    room: list[int] = []
+    for i in order:
+        need = cost(groups[i])
+        for b, left in enumerate(room):
+            if need <= left:
+                bins[b].append(groups[i])
+                room[b] -= need
+                break
+        else:
+            bins.append([groups[i]])
+            room.append(budget - need)
+    return bins
+
+
+def packs(groups: Sequence[Group], budget: int, *, share: bool = True) -> list[Pack]:
+    """``groups`` as packs of at most ``budget`` tokens (a larger group stands alone)."""
+    return [build(part, share=share) for part in plan(groups, budget, share=share)]

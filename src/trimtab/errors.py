@@ -1,0 +1,31 @@
+"""Errors a user can act on.
+
+Every message names the file, row or key at fault and the way out. The command line prints them
+without a traceback; from Python they are ordinary ``ValueError``s.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used; the message says what and how to mend it."""
+
+
+class ConfigError(UserError):
+    """A configuration key is unknown, missing or contradicts another."""
+
+
+class DataError(UserError):
+    """A file or row of data cannot be used. The message names the file and the row (from 1)."""
+
+
+class ModelError(UserError):
+    """A model or tokenizer cannot serve the stage it was given to."""
+
+
+class CheckpointError(UserError):
+    """No whole checkpoint could be read, or one could not be written."""
+
+
+class RewardError(UserError):
+    """A reward function broke its contract (length, type); never turned into a number."""

@@ -1,0 +1,99 @@
+"""The one forward: a pack through a model, to per-token log-probs, values and scores.
+
+Full logits never exist: log-probs and entropies are computed at trained completion positions
+alone, in chunks whose logits are recomputed in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+
+from trimtab.data.pack import Pack
+from trimtab.models.attention import NAME, make_tree
+
+Head = Callable[[Tensor], Tensor]
+
+CHUNK = 2048
+"""Positions whose logits exist at one time."""
+
+
+def set_attention(model: nn.Module, name: str) -> None:
+    """Switch the attention implementation of a transformers model, when it is another one."""
+    inner: Any = model
+    if inner.config._attn_implementation != name:
+        inner.set_attn_implementation(name)
+
+
+def hidden(backbone: nn.Module, pack: Pack, *, exact: bool, plain: str = "sdpa") -> Tensor:
+    """Last hidden states [N, D] of a pack.
+
+    Args:
+        backbone: A transformers decoder without its head.
+        pack: Built with ``share=exact``.
+        exact: Whether tree attention serves this architecture; otherwise every sequence is a
+            right-padded row under the ``plain`` attention, which is exact for any causal model.
+    """
+    if exact:
+        set_attention(backbone, NAME)
+        out = backbone(
+            input_ids=pack.ids_N[None],
+            position_ids=pack.positions_N[None],
+            attention_mask=None,
+            use_cache=False,
+            tree=make_tree(pack),
+        )
+        return out.last_hidden_state[0]
+    set_attention(backbone, plain)
+    assert all(s.parent < 0 for s in pack.segments), "rows need a pack built without sharing"
+    lengths = [s.length for s in pack.segments]
+    rows = pad_sequence(list(pack.ids_N.split(lengths)), batch_first=True)
+    at = torch.arange(rows.shape[1], device=rows.device)
+    real = at[None] < torch.tensor(lengths, device=rows.device)[:, None]
+    out = backbone(input_ids=rows, attention_mask=real.long(), use_cache=False)
+    return out.last_hidden_state[real]
+
+
+def _logp_entropy(
+    hidden_CD: Tensor, target_C: Tensor, head: Head, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logits = head(hidden_CD).float() / temperature
+    norm = torch.logsumexp(logits, -1)
+    logp = logits.gather(-1, target_C[:, None])[:, 0] - norm
+    # p*z is 0 where p is 0, also for logits of -inf.
+    p = torch.exp(logits - norm[:, None])
+    entropy = norm - torch.where(p > 0, p * logits, torch.zeros_like(p)).sum(-1)
+    return logp, entropy
+
+
+def token_logps(
+    hidden_CD: Tensor, target_C: Tensor, head: Head, *, temperature: float = 1.0, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies, both [C] in fp32, nats (ALGORITHMS: z_t[y]/tau - logsumexp(z/tau)).
+
+    Args:
+        hidden_CD: Hidden states at the positions that predict ``target_C``.
+        target_C: Token ids.
+        head: Hidden states to logits.
+        temperature: Divides the logits; > 0.
+        chunk: Positions a piece.
+    """
+    if len(target_C) == 0:
+        empty = hidden_CD.sum() * 0.0 + hidden_CD.new_zeros(0, dtype=torch.float32)
+        return empty, empty
+    logps: list[Tensor] = []
+    entropies: list[Tensor] = []
+    recompute = torch.is_grad_enabled() and hidden_CD.requires_grad
+    for h, y in zip(hidden_CD.split(chunk), target_C.split(chunk), strict=True):
+        if recompute:
+            part: Any = checkpoint(_logp_entropy, h, y, head, temperature, use_reentrant=False)
+        else:
+            part = _logp_entropy(h, y, head, temperature)
+        logps.append(part[0])
+        entropies.append(part[1])
+    return torch.cat(logps), torch.cat(entropies)

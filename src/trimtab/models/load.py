@@ -1,0 +1,321 @@
+"""Loading models: any transformers decoder, from a folder, a hub id, or a configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers import PreTrainedConfig as HFConfig
+
+from trimtab.config import Config
+from trimtab.data.pack import Pack, build
+from trimtab.errors import ModelError
+from trimtab.models.forward import Head, hidden, set_attention, token_logps
+from trimtab.types import Completion, Group
+
+log = logging.getLogger(__name__)
+
+DType = Literal["float32", "bfloat16"]
+
+
+class LoraSpec(Config):
+    """Low-rank adapters through peft; the reference is then the same model with them off."""
+
+    r: int = 16
+    """Rank; 0 turns adapters off."""
+    alpha: int = 32
+    """Scale is alpha / r."""
+    dropout: float = 0.0
+    """On the adapters' input."""
+    targets: tuple[str, ...] = ()
+    """Module names; empty means every linear layer but the output head."""
+
+
+class ModelSpec(Config):
+    """Which model, and how it is held."""
+
+    path: str = Field(description="Local folder, hub id, or a JSON file with a transformers config")
+    """A folder or hub id is loaded with its weights; a JSON file starts from scratch."""
+    tokenizer: str | None = None
+    """Where the tokenizer is, when not beside the model."""
+    chat_template: str | None = None
+    """A template file, or the built-in name "plain", when the tokenizer has none."""
+    dtype: DType = "float32"
+    """Type the weights are held in."""
+    device: str = "auto"
+    """ "auto" takes CUDA when there is one."""
+    lora: LoraSpec | None = None
+    """Train adapters instead of the whole model."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    seed: int = 0
+    """Initialises what is not loaded (a model from scratch, a new head)."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device ``name`` stands for; "auto" is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _load(auto: Any, spec: ModelSpec, **kwargs: Any) -> PreTrainedModel:
+    path = Path(spec.path)
+    dtype = getattr(torch, spec.dtype)
+    try:
+        if path.suffix == ".json":
+            if not path.is_file():
+                raise ModelError(f"{path}: no such model configuration file")
+            fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            fields.update(kwargs)
+            kind = fields.pop("model_type", None)
+            if kind is None:
+                raise ModelError(f"{path}: has no 'model_type' (for example \"llama\")")
+            config = AutoConfig.for_model(kind, **fields)
+            with torch.random.fork_rng():
+                torch.manual_seed(spec.seed)
+                return cast(PreTrainedModel, auto.from_config(config, dtype=dtype))
+        # A new scalar head is initialised here, so its seed must be ours.
+        with torch.random.fork_rng():
+            torch.manual_seed(spec.seed)
+            return cast(
+                PreTrainedModel,
+                auto.from_pretrained(
+                    spec.path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **kwargs
+                ),
+            )
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path}: not valid JSON: {error}") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"model {spec.path!r} could not be loaded: {str(error).splitlines()[0]} "
+            "(give a local folder with config.json and *.safetensors, a hub id that is reachable, "
+            "or a .json config to start from scratch)"
+        ) from None
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside, whether or not peft wraps it."""
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The decoder without its head."""
+    return cast(nn.Module, base_of(model).base_model)
+
+
+def logit_head(model: nn.Module) -> Head:
+    """Hidden states to logits, with the scalings some architectures apply after the head."""
+    inner = base_of(model)
+    linear = cast(nn.Module, inner.get_output_embeddings())
+    config = cast(Any, inner.config.get_text_config())
+    cap = getattr(config, "final_logit_softcapping", None)
+    times = getattr(config, "logit_scale", None)
+    over = getattr(config, "logits_scaling", None)
+
+    def head(states: Tensor) -> Tensor:
+        logits = linear(states)
+        if times is not None:
+            logits = logits * times
+        if over is not None:
+            logits = logits / over
+        return torch.tanh(logits / cap) * cap if cap is not None else logits
+
+    return head
+
+
+def _probe(vocabulary: int) -> list[Group]:
+    rng = np.random.default_rng(0)
+
+    def run(n: int) -> np.ndarray:
+        return rng.integers(0, vocabulary, n, dtype=np.int64)
+
+    def answer(n: int) -> Completion:
+        return Completion(run(n), np.ones(n, dtype=bool))
+
+    return [
+        Group("a", run(7), [answer(5), answer(9), answer(1)]),
+        Group("b", run(3), [answer(4), answer(12)]),
+    ]
+
+
+@torch.no_grad()
+def sharing_error(model: nn.Module, plain: str) -> float:
+    """Largest difference in log-prob between a shared pack and separate transformers forwards.
+
+    Returns infinity when the architecture refuses the shared pack. ``model`` must be in eval mode.
+    """
+    inner = base_of(model)
+    groups = _probe(int(cast(Any, inner.config.get_text_config()).vocab_size))
+    device = inner.device
+    pack = build(groups).to(device)
+    try:
+        states = hidden(backbone_of(model), pack, exact=True)
+        shared, _ = token_logps(states[pack.source_C], pack.target_C, logit_head(model))
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        # An architecture may refuse in any of these ways; each means "not this path".
+        log.info("sharing probe refused: %s", error)
+        return float("inf")
+    set_attention(inner, plain)
+    alone: list[Tensor] = []
+    for group in groups:
+        for c in group.completions:
+            ids = torch.from_numpy(np.concatenate([group.prompt, c.ids]))[None].to(device)
+            logits = inner(input_ids=ids, use_cache=False).logits[0].float()
+            alone.append(
+                logits[len(group.prompt) - 1 : -1]
+                .log_softmax(-1)
+                .gather(1, ids[0, len(group.prompt) :, None])[:, 0]
+            )
+    return float((shared - torch.cat(alone)).abs().max())
+
+
+def check_sharing(model: nn.Module, plain: str, *, exact_below: float | None = None) -> bool:
+    """Whether packs may share prompts on this model; warns when they may not."""
+    training = model.training
+    model.eval()
+    error = sharing_error(model, plain)
+    model.train(training)
+    limit = exact_below or (1e-4 if base_of(model).dtype == torch.float32 else 0.25)
+    if error <= limit:
+        return True
+    warnings.warn(
+        f"{type(base_of(model)).__name__}: shared-prompt packing differs from separate forwards by "
+        f"{error:.2g} (limit {limit:g}); using padded rows without sharing, which is slower",
+        stacklevel=2,
+    )
+    return False
+
+
+class LM:
+    """A causal language model prepared for packed forwards.
+
+    Attributes:
+        model: The transformers model, or the peft model around it.
+        exact: Whether packs share prompts (decided by a numerical self-check).
+        spec: What it was loaded from.
+    """
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        self.model = model
+        self.spec = spec
+        inner = base_of(model)
+        config = cast(Any, inner.config.get_text_config())
+        soft = getattr(config, "attn_logit_softcapping", None)
+        self.plain = "eager" if soft else "sdpa"
+        self.exact = check_sharing(model, self.plain)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, *, train: bool = True) -> LM:
+        """Load as ``spec`` says; ``train`` False freezes it and leaves adapters off."""
+        model: nn.Module = _load(AutoModelForCausalLM, spec).to(pick_device(spec.device))
+        if train and spec.lora is not None and spec.lora.r > 0:
+            model = add_lora(model, spec.lora, TaskType.CAUSAL_LM, spec.seed)
+        if train and spec.gradient_checkpointing:
+            checkpoint_layers(model)
+        model.train(train)
+        model.requires_grad_(train) if not (train and spec.lora) else None
+        return cls(model, spec)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return base_of(self.model).device
+
+    @property
+    def limit(self) -> int:
+        """Longest sequence the architecture has positions for."""
+        return int(
+            getattr(
+                base_of(self.model).config.get_text_config(), "max_position_embeddings", 1 << 30
+            )
+        )
+
+    def states(self, pack: Pack) -> Tensor:
+        """Hidden states [N, D]."""
+        return hidden(backbone_of(self.model), pack, exact=self.exact, plain=self.plain)
+
+    def logps(
+        self, states_ND: Tensor, pack: Pack, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies [C] of the trained tokens, from hidden states."""
+        picked = states_ND[pack.source_C]
+        return token_logps(picked, pack.target_C, logit_head(self.model), temperature=temperature)
+
+    def frozen_copy(self) -> LM:
+        """A frozen copy of the weights as they are now: the reference of full training."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model).eval().requires_grad_(False)
+        return other
+
+    @contextlib.contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """Within, the model is its own reference (adapters only)."""
+        assert isinstance(self.model, PeftModel), "only a model with adapters is its own reference"
+        with self.model.disable_adapter():
+            yield
+
+    def plain_attention(self) -> nn.Module:
+        """The model under its ordinary attention, for use outside packs (saving, generate)."""
+        set_attention(base_of(self.model), self.plain)
+        return self.model
+
+
+def add_lora(model: nn.Module, spec: LoraSpec, task: TaskType, seed: int) -> PeftModel:
+    """Wrap ``model`` with adapters, initialised from ``seed``."""
+    config = LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=list(spec.targets) or "all-linear",
+        task_type=task,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return cast(PeftModel, get_peft_model(cast(PreTrainedModel, model), config))
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Turn on activation checkpointing."""
+    inner = base_of(model)
+    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    inner.enable_input_require_grads()
+
+
+def save_model(model: nn.Module, folder: Path, tokenizer: Any, plain: str = "sdpa") -> None:
+    """An HF folder that plain transformers loads; adapters are merged into the weights."""
+    inner = base_of(model)
+    set_attention(inner, plain)
+    if isinstance(model, PeftModel):
+        inner = cast(PreTrainedModel, copy.deepcopy(model).merge_and_unload())
+    inner.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+__all__ = ["LM", "AutoModelForSequenceClassification", "HFConfig", "LoraSpec", "ModelSpec"]

@@ -1,0 +1,93 @@
+"""What a loss returns: sums, and what each is to be divided by.
+
+A loss never divides by a count of its own pack. It names the count, and the loop divides by that
+count over the whole optimiser step, so the result does not depend on how the step was cut up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from trimtab.data.pack import Pack
+
+Per = Literal["tokens", "completions", "groups"]
+"""Trained tokens; completions with at least one; groups that carry a training signal."""
+
+Counts = dict[Per, float]
+
+Aggregation = Literal[
+    "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
+]
+
+
+@dataclass(slots=True)
+class Term:
+    """One summand of a loss: ``coef * sum / counts[per]``."""
+
+    sum: Tensor
+    """Scalar, attached to the graph."""
+    per: Per
+    """Which count divides it."""
+    coef: float = 1.0
+    """Its weight."""
+
+
+@dataclass(slots=True)
+class Loss:
+    """The terms of a loss and the metrics that go with it."""
+
+    terms: dict[str, Term]
+    """By name; reported as they are, before ``coef``."""
+    metrics: dict[str, tuple[Tensor, Per]] = field(default_factory=dict[str, tuple[Tensor, Per]])
+    """Detached sums and what divides them."""
+
+
+class Objective(Protocol):
+    """What the loop asks of a loss."""
+
+    def counts(self, pack: Pack) -> Counts:
+        """What this pack adds to the counts of the optimiser step; no forward is needed."""
+        ...
+
+
+def default_counts(pack: Pack) -> Counts:
+    """Tokens, completions with a trained token, groups."""
+    return {
+        "tokens": float(pack.trained_B.sum()),
+        "completions": float((pack.trained_B > 0).sum()),
+        "groups": float(len(pack.groups)),
+    }
+
+
+def aggregate(loss_C: Tensor, pack: Pack, mode: Aggregation, max_length: int = 0) -> Term:
+    """Token losses [C] as one term (ALGORITHMS section 9, "Aggregation").
+
+    Args:
+        loss_C: Loss of each trained token.
+        pack: Where the tokens are.
+        mode: How lengths count.
+        max_length: The constant of "seq-mean-token-sum-norm".
+    """
+    if mode == "token-mean":
+        return Term(loss_C.sum(), "tokens")
+    if mode == "seq-mean-token-mean":
+        weight = 1.0 / pack.trained_B.clamp(min=1.0)
+        return Term((loss_C * weight[pack.owner_C]).sum(), "completions")
+    if mode == "seq-mean-token-sum":
+        return Term(loss_C.sum(), "completions")
+    assert max_length > 0, "seq-mean-token-sum-norm needs max_length"
+    return Term(loss_C.sum() / max_length, "completions")
+
+
+def detached(x: Tensor) -> Tensor:
+    """The sum of ``x``, off the graph, for a metric."""
+    return x.detach().float().sum()
+
+
+def zero_like(x: Tensor) -> Tensor:
+    """A zero attached to the graph of ``x``, so that an empty pack still has a backward."""
+    return torch.where(torch.isfinite(x), x, torch.zeros_like(x)).sum() * 0.0

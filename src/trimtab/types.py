@@ -1,0 +1,120 @@
+"""The one data shape: a prompt with its completions.
+
+A demonstration is a prompt with one completion, a comparison a prompt with two or K ranked ones,
+a rollout a prompt with G scored ones. Token ids are the truth: text is tokenised once, when a
+``Group`` is made, and what the sampler emitted is what is trained on.
+
+Shape letters used in names and comments throughout the package:
+``P`` prompt tokens, ``T`` tokens of one completion, ``K`` or ``G`` completions of a group,
+``N`` tokens of a pack, ``C`` trained completion tokens of a pack, ``B`` completions of a pack.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+Finish = Literal["stop", "length", "given"]
+"""Why a completion ended: a stop id or string, the token limit, or it was given as data."""
+
+
+@dataclass(slots=True)
+class Score:
+    """One part of a completion's reward.
+
+    >>> Score(value=0.5).ok
+    True
+    >>> Score(value=None, status="timeout").ok
+    False
+    """
+
+    value: float | None
+    """The raw number; None unless ``status`` is "ok". Failure is a status, never a number."""
+    status: str = "ok"
+    """"ok", "error", "timeout", "invalid" or "truncated"."""
+    detail: str = ""
+    """What went wrong, in a sentence, when it did."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the value may be used."""
+        return self.status == "ok" and self.value is not None
+
+
+@dataclass(slots=True)
+class Completion:
+    """One answer to a prompt, with its history.
+
+    >>> c = Completion(ids=np.array([5, 6, 2]), mask=np.array([True, True, True]), text="a b")
+    >>> len(c)
+    3
+    """
+
+    ids: Ints
+    """Token ids [T], the terminating end-of-sequence token included when there was one."""
+    mask: Bools
+    """[T], True on tokens that are trained on (assistant turns and their end tokens)."""
+    text: str = ""
+    """The completion as a person reads it, without special tokens."""
+    rank: int | None = None
+    """Place among the group's completions: 0 is best, equal ranks tie; None when not compared."""
+    margin: float = 0.0
+    """How much better than the next rank it was judged (Llama-2 margin), 0 when not given."""
+    finish: Finish = "given"
+    """Why it ended."""
+    version: int = -1
+    """Weight version (optimiser steps done) of the policy that sampled it; -1 for given data."""
+    scores: dict[str, Score] = field(default_factory=dict[str, Score])
+    """Reward parts by name, raw."""
+    reward: float | None = None
+    """The final sequence reward after weighting and shaping; None when it could not be scored."""
+    tokens: dict[str, Floats] = field(default_factory=dict[str, Floats])
+    """Per-token data, each [T] and aligned with ``ids``: "sampler_logp", "old_logp", "ref_logp",
+    "value", "advantage", "return". Entries where ``mask`` is False are ignored."""
+
+    def __post_init__(self) -> None:
+        assert self.ids.ndim == 1 and self.ids.shape == self.mask.shape, (
+            self.ids.shape,
+            self.mask.shape,
+        )
+
+    def __len__(self) -> int:
+        return int(self.ids.shape[0])
+
+    @property
+    def trained(self) -> int:
+        """Number of tokens trained on."""
+        return int(self.mask.sum())
+
+
+@dataclass(slots=True)
+class Group:
+    """A prompt and its completions.
+
+    >>> g = Group(id="0", prompt=np.array([1, 7]), completions=[])
+    >>> g.cost
+    2
+    """
+
+    id: str
+    """Stable identity of the prompt within its data set."""
+    prompt: Ints
+    """Prompt token ids [P], P >= 1 (the beginning-of-sequence token or the template's header)."""
+    completions: list[Completion]
+    """The answers; their order carries no meaning, ``Completion.rank`` does."""
+    text: str = ""
+    """The prompt as a person reads it."""
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Other columns of the row, handed to reward functions by name."""
+
+    @property
+    def cost(self) -> int:
+        """Tokens a forward computes for the group: the prompt once, then every completion."""
+        return int(self.prompt.shape[0]) + sum(len(c) for c in self.completions)
