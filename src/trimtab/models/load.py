@@ -257,6 +257,11 @@ class LM:
             )
         )
 
+    @property
+    def logit_width(self) -> int:
+        """Width of the hidden states."""
+        return int(base_of(self.model).config.get_text_config().hidden_size)
+
     def states(self, pack: Pack) -> Tensor:
         """Hidden states [N, D]."""
         return hidden(backbone_of(self.model), pack, exact=self.exact, plain=self.plain)

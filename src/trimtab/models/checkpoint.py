@@ -1,0 +1,316 @@
+"""Checkpoints that are whole or not there.
+
+Written to a temporary folder, each file synced, listed with its size and SHA-256 in
+``manifest.json``, then renamed and the parent synced. The latest is found by scanning for whole
+manifests, never by a pointer file. Tensors are safetensors, all other state is JSON.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import random
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from trimtab.errors import CheckpointError
+from trimtab.runs import fs
+
+MANIFEST = "manifest.json"
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose every byte was checked when it was found."""
+
+    path: Path
+    """Its folder."""
+    step: int
+    """Optimiser steps done."""
+    state: dict[str, Any]
+    """The JSON state given to ``save``."""
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors saved under ``name``, on the CPU.
+
+        Raises:
+            CheckpointError: nothing was saved under that name.
+        """
+        file = self.path / f"{name}.safetensors"
+        if not file.exists():
+            held = sorted(f.stem for f in self.path.glob("*.safetensors"))
+            raise CheckpointError(f"{self.path}: no tensors {name!r}; it holds {', '.join(held)}")
+        return load_file(file)
+
+
+def save(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    write_extra: Callable[[Path], None] | None = None,
+    keep: int = 2,
+) -> Path:
+    """Write a checkpoint, durable when this returns; afterwards drop older ones beyond ``keep``.
+
+    Args:
+        folder: the run's ``checkpoints/``.
+        step: optimiser steps done.
+        tensors: one safetensors file per name.
+        state: anything JSON can hold exactly.
+        write_extra: writes more files (an HF export, say) into the folder it is given.
+        keep: whole checkpoints to leave, this one included.
+
+    Raises:
+        CheckpointError: the disk refused (full, gone); earlier checkpoints are untouched.
+    """
+    assert keep >= 1
+    temporary = folder / f".tmp-{step:08d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in (*folder.glob(".tmp-*"), *folder.glob(".old-*")):
+            fs.remove(stale)
+        fs.mkdir(temporary)
+        for name, values in tensors.items():
+            _write_tensors(temporary / f"{name}.safetensors", values)
+        _write(temporary / "state.json", json.dumps(dict(state), indent=1).encode())
+        if write_extra is not None:
+            write_extra(temporary)
+        _seal(temporary, step)
+        final = _free_name(folder, step)
+        fs.rename(temporary, final)
+        fs.fsync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+        free = shutil.disk_usage(folder).free / 2**20 if folder.exists() else 0.0
+        raise CheckpointError(
+            f"{folder}: the checkpoint of step {step} was not written ({error}); {free:,.0f} MiB "
+            f"are free. Earlier checkpoints are intact: "
+            f"{'free some space' if full else 'mend the disk or the permissions'} and resume."
+        ) from error
+    try:
+        _prune(folder, final, step, keep)
+    except OSError as error:  # the new one is safe: a leftover is no reason to stop
+        warnings.warn(f"{folder}: an old checkpoint could not be removed ({error})", stacklevel=2)
+    return final
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, every size and hash checked; None when there is none.
+
+    A broken one is skipped with a warning that names the fault.
+    """
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return read(path)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; falling back to the one before", stacklevel=2)
+    return None
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in the folder ``path``.
+
+    Raises:
+        CheckpointError: a file is missing or differs from the manifest.
+    """
+    manifest = _manifest(path)
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing from the checkpoint")
+        if file.stat().st_size != entry["size"] or _sha256(file) != entry["sha256"]:
+            raise CheckpointError(f"{file}: damaged (size or SHA-256 differs from {MANIFEST})")
+    return Checkpoint(path, manifest["step"], json.loads((path / "state.json").read_bytes()))
+
+
+def _write(path: Path, data: bytes) -> None:
+    with fs.open(path, "wb") as handle:
+        fs.write(handle, data)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """The safetensors layout, streamed: u64 header length, JSON header, then the bytes."""
+    header: dict[str, Any] = {}
+    start = 0
+    for name, tensor in tensors.items():
+        end = start + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    with fs.open(path, "wb") as handle:
+        fs.write(handle, len(head).to_bytes(8, "little") + head)
+        for tensor in tensors.values():
+            if tensor.numel():
+                flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+                fs.write(handle, flat.numpy().data)
+
+
+def _seal(folder: Path, step: int) -> None:
+    """Sync every file and folder and write the manifest last."""
+    files: dict[str, Any] = {}
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        fs.fsync(file)
+        name = file.relative_to(folder).as_posix()
+        files[name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+    _write(folder / MANIFEST, _encode({"step": step, "files": files}))
+    fs.fsync(folder / MANIFEST)
+    for inner in sorted(p for p in folder.rglob("*") if p.is_dir()):
+        fs.fsync(inner)
+    fs.fsync(folder)
+
+
+def _encode(manifest: dict[str, Any]) -> bytes:
+    body = {"step": manifest["step"], "files": manifest["files"]}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "sha256": digest}, indent=1, sort_keys=True).encode()
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        raw = (path / MANIFEST).read_bytes()
+        manifest = json.loads(raw)
+        whole = _encode(manifest) == raw
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no {MANIFEST}, so it is not a whole checkpoint") from error
+    except (ValueError, KeyError, TypeError):
+        whole, manifest = False, {}
+    if not whole:
+        raise CheckpointError(f"{path / MANIFEST}: damaged")
+    return cast(dict[str, Any], manifest)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _free_name(folder: Path, step: int) -> Path:
+    """``step-00000010``, or ``step-00000010.1`` beside a checkpoint of the same step: names sort
+    by age, and the older is never out of place before the newer is in it."""
+    held = sorted(folder.glob(f"step-{step:08d}*"))
+    if not held:
+        return folder / f"step-{step:08d}"
+    tail = held[-1].suffix.removeprefix(".")
+    return folder / f"step-{step:08d}.{int(tail or 0) + 1:04d}"
+
+
+def _prune(folder: Path, newest: Path, step: int, keep: int) -> None:
+    whole: dict[int, Path] = {}
+    doomed: list[Path] = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if path.name >= newest.name:
+            continue
+        try:
+            found = int(_manifest(path)["step"])
+        except CheckpointError:
+            continue  # left for a person to look at
+        if found == step or found in whole or len(whole) >= keep - 1:
+            doomed.append(path)
+        else:
+            whole[found] = path
+    for path in doomed:  # renamed first, so that none is ever half there under its name
+        old = folder / f".old-{path.name}"
+        fs.rename(path, old)
+        fs.remove(old)
+
+
+def flatten_optimizer(state: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A nested state dict as flat named tensors and a JSON frame that refers to them.
+
+    >>> tensors, frame = flatten_optimizer({"state": {0: {"step": torch.tensor(3.0)}}})
+    >>> list(tensors), unflatten_optimizer(tensors, frame)
+    (['state.0.step'], {'state': {0: {'step': tensor(3.)}}})
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def down(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            assert path not in tensors, path
+            tensors[path] = value
+            return {"$tensor": path}
+        if isinstance(value, Mapping):
+            items = [(k, down(v, f"{path}.{k}" if path else str(k))) for k, v in value.items()]
+            if all(isinstance(k, str) and not k.startswith("$") for k, _ in items):
+                return dict(items)
+            return {"$items": [[k, v] for k, v in items]}
+        if isinstance(value, (list, tuple)):
+            parts = [down(v, f"{path}.{i}") for i, v in enumerate(cast(list[Any], value))]
+            return {"$tuple": parts} if isinstance(value, tuple) else parts
+        assert value is None or isinstance(value, (bool, int, float, str)), (path, type(value))
+        return value
+
+    return tensors, down(state, "")
+
+
+def unflatten_optimizer(tensors: Mapping[str, Tensor], frame: Mapping[str, Any]) -> dict[Any, Any]:
+    """The inverse of ``flatten_optimizer``, exact in values, types and key order."""
+
+    def up(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if "$tensor" in value:
+                return tensors[value["$tensor"]]
+            if "$items" in value:
+                return {k: up(v) for k, v in value["$items"]}
+            if "$tuple" in value:
+                return tuple(up(v) for v in value["$tuple"])
+            return {k: up(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [up(v) for v in cast(list[Any], value)]
+        return value
+
+    return up(frame)
+
+
+def rng_tensors() -> dict[str, Tensor]:
+    """The state of Python's, numpy's global and torch's random generators (CPU and every GPU)."""
+    _, words, gauss = random.getstate()
+    name, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
+    assert name == "MT19937"
+    out = {
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "numpy_place": torch.tensor([int(place), int(has_gauss)], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([float(cached)], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    for index in range(torch.cuda.device_count()):
+        out[f"cuda{index}"] = torch.cuda.get_rng_state(index)
+    return out
+
+
+def restore_rng(tensors: Mapping[str, Tensor]) -> None:
+    """Put the generators back where ``rng_tensors`` found them."""
+    gauss = tensors["python_gauss"].tolist()
+    random.setstate((3, tuple(tensors["python"].tolist()), gauss[0] if gauss else None))
+    place, has_gauss = tensors["numpy_place"].tolist()
+    keys = tensors["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, place, has_gauss, tensors["numpy_gauss"].item()))
+    torch.set_rng_state(tensors["torch"])
+    for index in range(torch.cuda.device_count()):
+        if f"cuda{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda{index}"], index)

@@ -1,0 +1,65 @@
+"""File operations that may fail or be lost, behind one small door."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import BinaryIO, cast
+
+
+class Files:
+    """File operations whose failure or loss matters; tests replace methods to fail the k-th call."""
+
+    def open(self, path: Path, mode: str) -> BinaryIO:
+        """Open a binary file for writing ("wb") or appending ("ab")."""
+        return cast(BinaryIO, path.open(mode))
+
+    def write(self, handle: BinaryIO, data: bytes | memoryview) -> None:
+        """Write all of ``data`` and hand it to the operating system."""
+        handle.write(data)
+        handle.flush()
+
+    def fsync(self, path: Path) -> None:
+        """Make a file's bytes, or a folder's names, durable."""
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Move ``old`` to ``new``, replacing a file of that name at once."""
+        old.replace(new)
+
+    def mkdir(self, path: Path) -> None:
+        """Make one folder."""
+        path.mkdir()
+
+    def remove(self, path: Path) -> None:
+        """Remove a file or a whole folder."""
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+fs = Files()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` so that a reader, or a crash, sees the old or the new whole.
+
+    Raises:
+        OSError: when the disk refuses; the old file is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with fs.open(temporary, "wb") as handle:
+            fs.write(handle, data)
+        fs.fsync(temporary)
+        fs.rename(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    fs.fsync(path.parent)

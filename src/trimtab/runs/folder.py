@@ -1,0 +1,244 @@
+"""The run folder, written and read."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from trimtab.errors import DataError
+from trimtab.runs.files import fs, write_atomic
+from trimtab.runs.redact import redact
+from trimtab.runs.trackers import make_tracker
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: NaN and infinities become null, numpy and torch scalars numbers."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in cast(Sequence[Any], value)]
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist") and not isinstance(value, float):  # numpy and torch
+        return _plain(value.tolist())
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON of plain data, keys in the given order."""
+    return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "replace")  # a lone surrogate must not lose the record
+
+
+class Run:
+    """A run folder, made when absent and continued when present.
+
+    >>> import tempfile
+    >>> run = Run(Path(tempfile.mkdtemp()) / "run", config={"lr": 0.1})
+    >>> run.log(1, {"reward/mean": 0.5})
+    >>> read_metrics(run.path)[0]["reward/mean"]
+    0.5
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        config: Mapping[str, Any] | None = None,
+        tracker: str = "none",
+        project: str = "trimtab",
+    ) -> None:
+        """Open ``path``; ``config`` (plain values) is written redacted as ``config.yaml``.
+
+        Raises:
+            ConfigError: an unknown tracker, or one whose package is missing.
+        """
+        self.path = Path(path)
+        for folder in (self.path, self.samples_path, self.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+        shown = redact(_plain(config or {}))
+        if config is not None:
+            text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+            write_atomic(self.path / "config.yaml", _encode(text))
+        for name in ("metrics.jsonl", "findings.jsonl"):
+            _mend(self.path / name)
+        self._tracker = make_tracker(tracker, project, self.path, shown)
+        self._metrics: BinaryIO | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the finished model in Hugging Face format."""
+        return self.path / "model"
+
+    @property
+    def samples_path(self) -> Path:
+        """Folder of sample tables."""
+        return self.path / "samples"
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one line of ``metrics`` (slash names) at ``step``; on disk when this returns."""
+        row = {"step": step, "time": round(time.time(), 3), **metrics}
+        if self._metrics is None:
+            self._metrics = fs.open(self.path / "metrics.jsonl", "ab")
+        fs.write(self._metrics, _encode(to_json(row) + "\n"))
+        self._tracker.log(step, _plain(metrics))
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> Path:
+        """Write the samples of a step: prompt, completion, reward, scores (as JSON), finish…"""
+        names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+        columns: dict[str, list[Any]] = {"step": [step] * len(rows)}
+        for name in names:
+            columns[name] = [_cell(row.get(name)) for row in rows]
+        out = io.BytesIO()
+        pq.write_table(pa.table(columns), out)
+        path = self.samples_path / f"step-{step:08d}.parquet"
+        write_atomic(path, out.getvalue())
+        return path
+
+    def finding(self, finding: Mapping[str, Any]) -> None:
+        """Append one finding of the doctor, or of a stage about itself."""
+        with fs.open(self.path / "findings.jsonl", "ab") as handle:
+            fs.write(handle, _encode(to_json(finding) + "\n"))
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        """Merge figures named with dots into ``summary.json``, nested by name."""
+        held = read_summary(self.path)
+        for name, value in figures.items():
+            *parents, last = name.split(".")
+            place = held
+            for parent in parents:
+                inner = place.get(parent)
+                place[parent] = place = inner if isinstance(inner, dict) else {}
+            place[last] = value
+        write_atomic(self.path / "summary.json", _encode(to_json(held, indent=2) + "\n"))
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded after ``step``, before going on from its checkpoint."""
+        self._release()
+        for name in ("metrics.jsonl", "findings.jsonl"):
+            path = self.path / name
+            if path.exists():
+                rows = [row for row in _read_lines(path) if (row.get("step") or 0) <= step]
+                write_atomic(path, b"".join(_encode(to_json(row) + "\n") for row in rows))
+        for path in self.samples_path.glob("step-*.parquet"):
+            if int(path.stem.removeprefix("step-")) > step:
+                fs.remove(path)
+
+    def close(self) -> None:
+        """Finish the tracker and let go of open files."""
+        self._release()
+        self._tracker.close()
+
+    def _release(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+
+def _cell(value: Any) -> Any:
+    value = _plain(value)
+    if isinstance(value, (dict, list)):
+        value = to_json(value)
+    return _encode(value).decode() if isinstance(value, str) else value
+
+
+def _mend(path: Path) -> None:
+    """Cut a line torn by a crash, so that the next append starts a line of its own."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        write_atomic(path, data[: data.rfind(b"\n") + 1])
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # torn by a crash: the line never ended
+                break
+            raise DataError(
+                f"{path}, line {number}: not JSON ({error}); remove the line"
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: not a JSON object; remove the line")
+        rows.append(cast(dict[str, Any], row))
+    return rows
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Lines of ``metrics.jsonl`` in the run folder ``path``; a torn last line is left out.
+
+    Raises:
+        DataError: a line in the middle is not a JSON object.
+    """
+    return _read_lines(Path(path) / "metrics.jsonl")
+
+
+def read_findings(path: str | Path) -> list[dict[str, Any]]:
+    """Lines of ``findings.jsonl``, as ``read_metrics``."""
+    return _read_lines(Path(path) / "findings.jsonl")
+
+
+def read_summary(path: str | Path) -> dict[str, Any]:
+    """``summary.json`` of the run folder ``path``; empty when there is none.
+
+    Raises:
+        DataError: the file is not a JSON object.
+    """
+    file = Path(path) / "summary.json"
+    if not file.exists():
+        return {}
+    try:
+        held = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{file}: not JSON ({error}); remove it and run again") from error
+    if not isinstance(held, dict):
+        raise DataError(f"{file}: not a JSON object; remove it and run again")
+    return cast(dict[str, Any], held)
+
+
+def read_samples(path: str | Path, steps: Iterable[int] | None = None) -> list[dict[str, Any]]:
+    """Rows of the sample tables in step order (of ``steps`` only when given); scores decoded.
+
+    Raises:
+        DataError: a table cannot be read.
+    """
+    wanted = None if steps is None else set(steps)
+    rows: list[dict[str, Any]] = []
+    for file in sorted((Path(path) / "samples").glob("step-*.parquet")):
+        if wanted is not None and int(file.stem.removeprefix("step-")) not in wanted:
+            continue
+        try:
+            table = pq.read_table(file)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file}: not a readable table ({error}); remove it") from error
+        for row in table.to_pylist():
+            if isinstance(row.get("scores"), str):
+                row["scores"] = json.loads(row["scores"])
+            rows.append(row)
+    return rows

@@ -1,0 +1,171 @@
+"""Supervised fine-tuning on demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.data import formats, sources
+from trimtab.data.pack import Output, Pack, packs
+from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.errors import DataError
+from trimtab.models.load import LM, ModelSpec, save_model
+from trimtab.objectives.sft import SFT
+from trimtab.runs import Run
+from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, console, fit
+from trimtab.types import Group
+
+
+class DataSpec(Config):
+    """Where rows come from."""
+
+    path: str
+    """A local jsonl, json, parquet, csv or txt file (gz too), or a hub id."""
+    split: str | None = None
+    """Of a hub data set."""
+    limit: int | None = Field(None, gt=0)
+    """Use the first rows only."""
+    strict: bool = True
+    """False drops bad rows, counts them and says so."""
+    max_prompt: int = Field(512, gt=0)
+    """Longer prompts (tokens) are left out and counted."""
+    max_completion: int = Field(512, gt=0)
+    """Longer completions (tokens) are cut."""
+
+
+class SFTConfig(Config):
+    """Configuration of ``trimtab sft``."""
+
+    out: str = "runs/sft"
+    """The run folder."""
+    model: ModelSpec
+    data: DataSpec
+    eval_data: DataSpec | None = None
+    """Held-out rows; without it, ``holdout`` rows are taken from the end of ``data``."""
+    holdout: int = Field(0, ge=0)
+    epochs: float = Field(1.0, gt=0.0)
+    """Passes over the data."""
+    batch: int = Field(32, gt=0)
+    """Rows an optimiser step."""
+    objective: SFT = SFT()
+    optim: OptimSpec = OptimSpec(lr=2e-5)
+    loop: LoopSpec = LoopSpec()
+
+
+def open_rows(spec: DataSpec) -> sources.Rows:
+    """Read the rows of ``spec``, saying how many were dropped."""
+    rows = sources.read(spec.path, split=spec.split, limit=spec.limit, strict=spec.strict)
+    if rows.dropped:
+        console.print(f"{rows.name}: {len(rows.dropped)} bad rows dropped, first: {rows.dropped[0]}")
+    return rows
+
+
+def renderer_for(model: ModelSpec, data: DataSpec) -> Renderer:
+    """Tokenizer and template of ``model`` with the limits of ``data``."""
+    tokenizer = load_tokenizer(model.tokenizer or model.path, model.chat_template)
+    return Renderer(tokenizer, max_prompt=data.max_prompt, max_tokens=data.max_completion)
+
+
+def keep(groups: Sequence[Group | None], name: str) -> list[Group]:
+    """What the renderer did not drop, saying how many it did.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    kept = [g for g in groups if g is not None]
+    if len(kept) < len(groups):
+        console.print(f"{name}: {len(groups) - len(kept)} of {len(groups)} prompts over max_prompt, left out")
+    if not kept:
+        raise DataError(f"{name}: no row is left to train on; raise max_prompt, or look at the data")
+    return kept
+
+
+def split(groups: list[Group], count: int, name: str) -> tuple[list[Group], list[Group]]:
+    """The last ``count`` held out."""
+    if count >= len(groups):
+        raise DataError(f"{name}: holdout {count} leaves none of {len(groups)} rows to train on")
+    return (groups[:-count], groups[-count:]) if count else (groups, [])
+
+
+class SFTStage:
+    """SFT as a stage of the loop."""
+
+    name = "sft"
+
+    def __init__(self, config: SFTConfig) -> None:
+        self.config = config
+        self.renderer = renderer_for(config.model, config.data)
+        self.train, self.held = self._data()
+        self.lm = LM.load(config.model)
+        self.steps = max(1, round(config.epochs * len(self.train) / config.batch))
+        self.trainer = Trainer({"model": self.lm.model}, {"model": config.optim}, self.steps, config.loop)
+
+    def _data(self) -> tuple[list[Group], list[Group]]:
+        c = self.config
+
+        def load(spec: DataSpec) -> list[Group]:
+            rows = open_rows(spec)
+            return keep([self.renderer.demonstration(e) for e in formats.demonstrations(rows)], rows.name)
+
+        train = load(c.data)
+        return (train, load(c.eval_data)) if c.eval_data else split(train, c.holdout, c.data.path)
+
+    def forward(self, pack: Pack) -> Output:
+        """Log-probs of the trained tokens."""
+        logp, entropy = self.lm.logps(self.lm.states(pack), pack)
+        return Output(logp_C=logp, entropy_C=entropy.detach())
+
+    def step(self, index: int) -> dict[str, float]:
+        """See ``Stage``."""
+        c = self.config
+        batch = [self.train[i] for i in batch_indices(len(self.train), c.batch, index, c.loop.seed)]
+        return self.trainer.update([Part(batch, c.objective, self.forward, self.lm.exact)])
+
+    @torch.no_grad()
+    def evaluate(self, index: int) -> dict[str, float]:
+        """Held-out negative log-likelihood per token."""
+        if not self.held:
+            return {}
+        self.lm.model.eval()
+        total = count = 0.0
+        for pack in packs(self.held, self.config.loop.token_budget, share=self.lm.exact):
+            out = self.forward(pack.to(self.lm.device))
+            assert out.logp_C is not None
+            total -= float(out.logp_C.sum())
+            count += len(out.logp_C)
+        self.lm.model.train()
+        return {"eval/nll": total / max(1.0, count)}
+
+    def samples(self) -> list[dict[str, Any]]:
+        """See ``Stage``; SFT produces no text."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """See ``Stage``."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See ``Stage``."""
+
+    def export(self, folder: Path) -> None:
+        """See ``Stage``."""
+        save_model(self.lm.model, folder, self.renderer.tokenizer, self.lm.plain)
+
+    def line(self, metrics: dict[str, float]) -> str:
+        """See ``Stage``."""
+        return f"nll {metrics.get('nll', float('nan')):.3f}"
+
+
+def main(config: SFTConfig) -> dict[str, float]:
+    """Run the stage; the model is in ``out``/model."""
+    run = Run(config.out, tracker=config.loop.tracker)
+    run.config(config.model_dump(mode="json"))
+    figures = fit(SFTStage(config), run, config.loop)
+    held = f", held-out {figures['eval/nll']:.3f}" if "eval/nll" in figures else ""
+    console.print(f"[bold]sft[/bold]: nll {figures.get('nll', float('nan')):.3f} a token{held} -> {config.out}/model")
+    return figures

@@ -1,0 +1,420 @@
+"""The one optimiser loop: accumulate, clip, step, record, save, resume.
+
+It knows nothing of algorithms. A ``Stage`` says what a step trains on; the ``Trainer`` turns
+groups and an objective into one optimiser step whose result does not depend on how the step was
+cut into packs.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from trimtab.config import Config
+from trimtab.data.pack import Output, Pack, packs
+from trimtab.errors import UserError
+from trimtab.models import checkpoint
+from trimtab.objectives.terms import Counts, Loss
+from trimtab.runs import Run
+from trimtab.types import Group
+
+console = Console(highlight=False)
+
+
+class OptimSpec(Config):
+    """AdamW and its schedule."""
+
+    lr: float = Field(1e-5, gt=0.0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.0, ge=0.0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0.0)
+    clip: float = Field(1.0, gt=0.0)
+    """Largest gradient norm, for each module apart."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """How the rate falls after warm-up."""
+    warmup: float = Field(0.03, ge=0.0, le=1.0)
+    """Share of all optimiser steps in which the rate rises from 0."""
+    floor: float = Field(0.0, ge=0.0, le=1.0)
+    """The rate never falls below this share of the peak."""
+
+
+class LoopSpec(Config):
+    """What every training stage shares."""
+
+    seed: int = 0
+    """Orders the data and starts every random stream."""
+    token_budget: int = Field(8192, gt=0)
+    """Tokens of one forward; changes memory and speed, never the result."""
+    save_every: int = Field(0, ge=0)
+    """Steps between checkpoints; 0 saves at the end alone."""
+    keep: int = Field(2, gt=0)
+    """Checkpoints kept."""
+    eval_every: int = Field(0, ge=0)
+    """Steps between evaluations; 0 evaluates at the end alone."""
+    sample_every: int = Field(0, ge=0)
+    """Steps between logged samples; 0 logs none."""
+    max_skips: int = Field(5, gt=0)
+    """Non-finite steps in a row after which training stops."""
+    tracker: Literal["none", "wandb", "trackio", "tensorboard", "mlflow"] = "none"
+    """Where metrics also go; nothing leaves the machine unless this is set."""
+
+
+def rate(spec: OptimSpec, done: int, total: int) -> float:
+    """Learning-rate factor of optimiser step ``done`` (from 0) of ``total``."""
+    warm = round(spec.warmup * total)
+    if done < warm:
+        return (done + 1) / warm
+    if spec.schedule == "constant":
+        return 1.0
+    share = min(1.0, (done - warm) / max(1, total - warm))
+    fall = 0.5 * (1 + math.cos(math.pi * share)) if spec.schedule == "cosine" else 1.0 - share
+    return spec.floor + (1.0 - spec.floor) * fall
+
+
+class LossFn(Protocol):
+    """An objective: see ``trimtab.objectives.terms``."""
+
+    def counts(self, pack: Pack) -> Counts:
+        """Counts this pack adds."""
+        ...
+
+    def __call__(self, out: Output, pack: Pack) -> Loss:
+        """Sums, and what divides them."""
+        ...
+
+
+@dataclass(slots=True)
+class Part:
+    """One objective over some groups; a step may have several (PPO and a pretraining mix)."""
+
+    groups: Sequence[Group]
+    """What is trained on."""
+    objective: LossFn
+    """The loss."""
+    forward: Callable[[Pack], Output]
+    """Runs the models on a pack."""
+    share: bool = True
+    """Whether prompts may be shared on these models."""
+    weight: float = 1.0
+    """Multiplies the whole loss."""
+    prefix: str = ""
+    """Put before the names of its metrics."""
+
+
+class NonFiniteError(UserError):
+    """Too many optimiser steps in a row had a non-finite loss or gradient."""
+
+
+class Trainer:
+    """Holds the trainable modules and their optimiser, and makes one step at a time.
+
+    Args:
+        modules: Trainable modules by name; each is a parameter group with its own clipping.
+        optim: Settings by module name.
+        total: Optimiser steps of the whole run, for the schedule.
+        loop: Token budget and guard.
+    """
+
+    def __init__(
+        self, modules: dict[str, nn.Module], optim: dict[str, OptimSpec], total: int, loop: LoopSpec
+    ) -> None:
+        self.modules = modules
+        self.optim = optim
+        self.total = max(1, total)
+        self.loop = loop
+        self.updates = 0
+        self.skips = 0
+        self.params = {
+            name: [(n, p) for n, p in m.named_parameters() if p.requires_grad]
+            for name, m in modules.items()
+        }
+        self.optimizer = torch.optim.AdamW(
+            [
+                {
+                    "params": [p for _, p in self.params[name]],
+                    "lr": optim[name].lr,
+                    "betas": optim[name].betas,
+                    "eps": optim[name].eps,
+                    "weight_decay": optim[name].weight_decay,
+                }
+                for name in modules
+            ],
+            foreach=True,
+        )
+
+    def update(self, parts: Sequence[Part]) -> dict[str, float]:
+        """One optimiser step over all ``parts``.
+
+        Counts of the whole step are known before the first backward, so every pack's sums are
+        divided by the same numbers. A step whose loss or gradient is not finite is skipped.
+
+        Returns:
+            Metrics averaged over the step, the gradient norms and the learning rates.
+
+        Raises:
+            NonFiniteError: ``max_skips`` steps in a row were not finite.
+        """
+        device = next(iter(self.modules.values())).parameters().__next__().device
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: dict[str, float] = {}
+        finite = True
+        for part in parts:
+            made = [p.to(device) for p in packs(part.groups, self.loop.token_budget, share=part.share)]
+            counts: Counts = {}
+            for pack in made:
+                for key, value in part.objective.counts(pack).items():
+                    counts[key] = counts.get(key, 0.0) + value
+            sums: dict[str, Tensor] = {}
+            for pack in made:
+                loss = part.objective(part.forward(pack), pack)
+                whole = torch.zeros((), device=device)
+                for name, term in loss.terms.items():
+                    scaled = term.sum / max(counts[term.per], 1.0)
+                    whole = whole + part.weight * term.coef * scaled
+                    key = part.prefix + name
+                    sums[key] = sums.get(key, torch.zeros((), device=device)) + scaled.detach()
+                for name, (value, per) in loss.metrics.items():
+                    key = part.prefix + name
+                    share = value / max(counts[per], 1.0)
+                    sums[key] = sums.get(key, torch.zeros((), device=device)) + share
+                if whole.requires_grad:
+                    whole.backward()
+            metrics.update({k: float(v) for k, v in sums.items()})
+        for name, params in self.params.items():
+            norm = nn.utils.clip_grad_norm_(
+                [p for _, p in params if p.grad is not None], self.optim[name].clip
+            )
+            metrics[f"grad_norm/{name}"] = float(norm)
+            finite = finite and math.isfinite(float(norm))
+        finite = finite and all(math.isfinite(v) for k, v in metrics.items() if k.endswith("loss"))
+        for settings, (name, spec) in zip(
+            self.optimizer.param_groups, self.optim.items(), strict=True
+        ):
+            settings["lr"] = spec.lr * rate(spec, self.updates, self.total)
+            metrics[f"lr/{name}"] = settings["lr"]
+        if finite:
+            self.optimizer.step()
+            self.skips = 0
+        else:
+            self.skips += 1
+            if self.skips >= self.loop.max_skips:
+                raise NonFiniteError(
+                    f"{self.skips} optimiser steps in a row had a non-finite loss or gradient "
+                    f"(last: {metrics}); the weights are those of the last finite step. "
+                    "Lower the learning rate, or look for broken rows in the data"
+                )
+        self.updates += 1
+        metrics["skipped"] = 0.0 if finite else 1.0
+        return metrics
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything a checkpoint must hold as tensors, by file."""
+        saved = {
+            f"params.{name}": {n: p.detach() for n, p in params}
+            for name, params in self.params.items()
+        }
+        flat, self._meta = checkpoint.flatten_optimizer(self.optimizer.state_dict())
+        saved["optimizer"] = flat
+        saved["random"] = _random_tensors()
+        return saved
+
+    def state(self) -> dict[str, Any]:
+        """The rest, as JSON; call after ``tensors``."""
+        return {
+            "updates": self.updates,
+            "skips": self.skips,
+            "optimizer": self._meta,
+            "python_random": _python_random(),
+        }
+
+    def load(self, saved: checkpoint.Checkpoint) -> None:
+        """Back to exactly where ``saved`` was made."""
+        for name, params in self.params.items():
+            stored = saved.tensors(f"params.{name}")
+            with torch.no_grad():
+                for n, p in params:
+                    p.copy_(stored[n])
+        meta = saved.state["trainer"]
+        self.optimizer.load_state_dict(
+            checkpoint.unflatten_optimizer(saved.tensors("optimizer"), meta["optimizer"])
+        )
+        self.updates, self.skips = int(meta["updates"]), int(meta["skips"])
+        _restore_random(saved.tensors("random"), meta["python_random"])
+
+
+def _random_tensors() -> dict[str, Tensor]:
+    kind, keys, *_ = np.random.get_state(legacy=True)
+    assert kind == "MT19937"
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64).copy()),
+    }
+
+
+def _python_random() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    _, _, pos, has, cached = np.random.get_state(legacy=True)
+    return {"version": version, "words": list(words), "gauss": gauss, "numpy": [pos, has, cached]}
+
+
+def _restore_random(tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+    torch.set_rng_state(tensors["torch"].to(torch.uint8))
+    pos, has, cached = rest["numpy"]
+    keys = tensors["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(pos), int(has), float(cached)))
+    random.setstate((rest["version"], tuple(rest["words"]), rest["gauss"]))
+
+
+def batch_indices(count: int, batch: int, step: int, seed: int) -> list[int]:
+    """Items of step ``step``: an endless run of shuffled passes, cut into batches.
+
+    Depends on nothing but its arguments, so the data position is the step itself.
+    """
+    wanted = range(step * batch, (step + 1) * batch)
+    orders: dict[int, Any] = {}
+    picked: list[int] = []
+    for i in wanted:
+        epoch = i // count
+        if epoch not in orders:
+            orders[epoch] = np.random.default_rng((seed, epoch)).permutation(count)
+        picked.append(int(orders[epoch][i % count]))
+    return picked
+
+
+class Stage(Protocol):
+    """What the loop asks of a method."""
+
+    name: str
+    trainer: Trainer
+    steps: int
+
+    def step(self, index: int) -> dict[str, float]:
+        """Train on step ``index``; metrics by name."""
+        ...
+
+    def evaluate(self, index: int) -> dict[str, float]:
+        """Held-out figures."""
+        ...
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Rows of what the last step produced, for ``samples/``."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What resume needs beyond the trainer's own, as JSON."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Undo ``state``."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the model in HF format."""
+        ...
+
+    def line(self, metrics: dict[str, float]) -> str:
+        """A few words for the progress bar."""
+        ...
+
+
+@dataclass(slots=True)
+class _Stop:
+    """Set by SIGTERM; read between steps."""
+
+    asked: bool = False
+    old: Any = field(default=None)
+
+    def __enter__(self) -> _Stop:
+        def ask(signum: int, frame: FrameType | None) -> None:
+            self.asked = True
+
+        try:
+            self.old = signal.signal(signal.SIGTERM, ask)
+        except ValueError:  # not the main thread: the caller handles signals
+            self.old = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.old is not None:
+            signal.signal(signal.SIGTERM, self.old)
+
+
+def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
+    """Train ``stage`` to its end in the folder ``run``, going on from its latest checkpoint.
+
+    On SIGTERM the step in hand is finished, a checkpoint is written, and the process exits 143.
+
+    Returns:
+        The last metrics and evaluation, also in ``summary.json``.
+    """
+    folder = run.path / "checkpoints"
+    first = 0
+    saved = checkpoint.latest(folder)
+    if saved is not None:
+        stage.trainer.load(saved)
+        stage.load(saved.state["stage"])
+        first = saved.step
+        console.print(f"[dim]{stage.name}: going on from step {first}[/dim]")
+    run.rewind(first)
+
+    def save(done: int) -> None:
+        tensors = stage.trainer.tensors()
+        state = {"trainer": stage.trainer.state(), "stage": stage.state()}
+        checkpoint.save(folder, done, tensors, state, keep=loop.keep)
+
+    metrics: dict[str, float] = {}
+    started = time.monotonic()
+    with _Stop() as stop, _bar(stage.name) as bar:
+        task = bar.add_task(stage.name, total=stage.steps, completed=first, note="")
+        for index in range(first, stage.steps):
+            before = time.monotonic()
+            metrics = stage.step(index)
+            done = index + 1
+            metrics["time/step"] = time.monotonic() - before
+            last = done == stage.steps
+            if last or (loop.eval_every and done % loop.eval_every == 0):
+                metrics.update(stage.evaluate(done))
+            run.log(done, metrics)
+            if loop.sample_every and (last or done % loop.sample_every == 0):
+                run.samples(done, stage.samples())
+            bar.update(task, completed=done, note=stage.line(metrics))
+            if last or stop.asked or (loop.save_every and done % loop.save_every == 0):
+                save(done)
+            if stop.asked and not last:
+                console.print(f"{stage.name}: stopped at step {done}; the same command goes on from here")
+                sys.exit(143)
+    if first >= stage.steps:
+        metrics = stage.evaluate(stage.steps)
+    stage.export(run.path / "model")
+    metrics["seconds"] = time.monotonic() - started
+    run.summary({k.replace("/", "."): v for k, v in metrics.items()})
+    return metrics
+
+
+def _bar(name: str) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
