@@ -17,7 +17,9 @@ from trimtab.errors import ConfigError
 class Config(BaseModel):
     """Base of every configuration: immutable, no unknown keys, defaults validated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
 
 
 C = TypeVar("C", bound=Config)

@@ -126,7 +126,9 @@ class RLStage:
         self.value_head: nn.Linear | None = None
         if config.critic.kind == "separate":
             start = config.critic.model or config.model.model_copy(update={"lora": None})
-            self.critic = Scorer.load(start, pad_id=int(self.renderer.tokenizer.pad_token_id), zero=True)
+            self.critic = Scorer.load(
+                start, pad_id=int(self.renderer.tokenizer.pad_token_id), zero=True
+            )
             modules["critic"] = self.critic.model
         else:
             width = int(self.lm.logit_width)
@@ -183,7 +185,11 @@ class RLStage:
             on = pack.to(self.lm.device)
             out = self.forward(on)
             assert out.logp_C is not None and out.value_C is not None and out.entropy_C is not None
-            columns = {"old_logp": out.logp_C, "value": out.value_C, "ref_logp": self._reference(on)}
+            columns = {
+                "old_logp": out.logp_C,
+                "value": out.value_C,
+                "ref_logp": self._reference(on),
+            }
             entropy += float(out.entropy_C.sum())
             count += len(out.entropy_C)
             put(pack, {k: v.cpu().numpy() for k, v in columns.items()})
@@ -222,7 +228,9 @@ class RLStage:
             "value/mean": float(masked_mean(value, mask)),
             "value/last": float(value[rows, last_token(mask)].mean()),
             "value/explained_variance": fit,
-            "sampler/drift_max": float(torch.where(mask, drift, torch.zeros_like(drift)).abs().max()),
+            "sampler/drift_max": float(
+                torch.where(mask, drift, torch.zeros_like(drift)).abs().max()
+            ),
         }
 
     def _final(self, c: Completion) -> float:
@@ -239,7 +247,9 @@ class RLStage:
             DataError: no completion could be scored.
         """
         c = self.config
-        picked = [self.prompts[i] for i in batch_indices(len(self.prompts), c.prompts, index, c.loop.seed)]
+        picked = [
+            self.prompts[i] for i in batch_indices(len(self.prompts), c.prompts, index, c.loop.seed)
+        ]
         groups = collect(
             self.sampler, self.renderer, picked, c.sampling,
             n=c.group, key=(c.loop.seed, index), version=self.trainer.updates,
@@ -364,16 +374,19 @@ def describe(done: Sequence[Completion]) -> dict[str, float]:
     }
     for name in done[0].scores:
         values = [c.scores[name].value for c in done if c.scores[name].ok]
-        metrics[f"reward/{name}"] = float(np.mean([v for v in values if v is not None])) if values else math.nan
+        metrics[f"reward/{name}"] = (
+            float(np.mean([v for v in values if v is not None])) if values else math.nan
+        )
     return metrics
 
 
 def main(config: RLConfig) -> dict[str, float]:
     """Run the stage; the policy is in ``out``/model."""
-    run = Run(config.out, tracker=config.loop.tracker)
-    run.config(config.model_dump(mode="json"))
+    run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
     figures = fit(RLStage(config), run, config.loop)
-    parts = ", ".join(f"{r.name} {figures.get(f'reward/{r.name}', math.nan):+.3f}" for r in config.rewards)
+    parts = ", ".join(
+        f"{r.name} {figures.get(f'reward/{r.name}', math.nan):+.3f}" for r in config.rewards
+    )
     console.print(
         f"[bold]rl[/bold]: {parts}, KL {figures.get('objective/kl', math.nan):.2f} nats -> {config.out}/model"
     )

@@ -18,7 +18,7 @@ from trimtab.models.heads import Scorer
 from trimtab.models.load import ModelSpec, save_model
 from trimtab.objectives.reward import BradleyTerry
 from trimtab.runs import Run, write_atomic
-from trimtab.stats.uncertainty import bootstrap_mean, calibration
+from trimtab.stats.uncertainty import bootstrap_mean, calibration_bins, ece
 from trimtab.train.sft import DataSpec, keep, open_rows, renderer_for, split
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, console, fit
 from trimtab.types import Group
@@ -55,7 +55,9 @@ class RewardStage:
         pad = int(self.renderer.tokenizer.pad_token_id)
         self.scorer = Scorer.load(config.model, pad_id=pad)
         self.steps = max(1, round(config.epochs * len(self.train) / config.batch))
-        self.trainer = Trainer({"model": self.scorer.model}, {"model": config.optim}, self.steps, config.loop)
+        self.trainer = Trainer(
+            {"model": self.scorer.model}, {"model": config.optim}, self.steps, config.loop
+        )
         self.report: dict[str, Any] = {}
 
     def _data(self) -> tuple[list[Group], list[Group]]:
@@ -120,19 +122,18 @@ class RewardStage:
         if not right:
             return {}
         mean, low, high = bootstrap_mean(right, clusters=owner)
-        bins, error = calibration(confidence, right)
         length = float(np.mean(longer))
         figures = {
             "eval/accuracy": mean,
             "eval/accuracy_low": low,
             "eval/accuracy_high": high,
-            "eval/ece": error,
+            "eval/ece": ece(confidence, right),
             "eval/length_only": max(length, 1 - length),
             "eval/pairs": float(len(right)),
         }
         if ceiling:
             figures["eval/ceiling"] = float(np.mean(ceiling))
-        self.report = {"bins": bins, **{k.removeprefix("eval/"): v for k, v in figures.items()}}
+        self.report = {"bins": calibration_bins(confidence, right), **{k.removeprefix("eval/"): v for k, v in figures.items()}}
         return figures
 
     def samples(self) -> list[dict[str, Any]]:
@@ -155,7 +156,9 @@ class RewardStage:
             self.scorer.set_normalisation(float(np.mean(scores)), spread or 1.0)
         save_model(self.scorer.model, folder, self.renderer.tokenizer, self.scorer.plain)
         if self.report:
-            write_atomic(folder.parent / "calibration.json", json.dumps(self.report, indent=1).encode())
+            write_atomic(
+                folder.parent / "calibration.json", json.dumps(self.report, indent=1).encode()
+            )
 
     def line(self, metrics: dict[str, float]) -> str:
         """See ``Stage``."""
@@ -164,17 +167,15 @@ class RewardStage:
 
 def main(config: RewardConfig) -> dict[str, float]:
     """Run the stage; the model is in ``out``/model."""
-    run = Run(config.out, tracker=config.loop.tracker)
-    run.config(config.model_dump(mode="json"))
+    run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
     figures = fit(RewardStage(config), run, config.loop)
     said = f"accuracy {figures.get('eval/accuracy', figures.get('accuracy', float('nan'))):.3f}"
     if "eval/accuracy_low" in figures:
-        said += f" [{figures['eval/accuracy_low']:.3f}, {figures['eval/accuracy_high']:.3f}] held out"
+        said += (
+            f" [{figures['eval/accuracy_low']:.3f}, {figures['eval/accuracy_high']:.3f}] held out"
+        )
         said += f", length alone {figures['eval/length_only']:.3f}"
     if "eval/ceiling" in figures:
         said += f", ceiling {figures['eval/ceiling']:.3f}"
     console.print(f"[bold]reward[/bold]: {said} -> {config.out}/model")
     return figures
-
-
-

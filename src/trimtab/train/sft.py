@@ -61,7 +61,9 @@ def open_rows(spec: DataSpec) -> sources.Rows:
     """Read the rows of ``spec``, saying how many were dropped."""
     rows = sources.read(spec.path, split=spec.split, limit=spec.limit, strict=spec.strict)
     if rows.dropped:
-        console.print(f"{rows.name}: {len(rows.dropped)} bad rows dropped, first: {rows.dropped[0]}")
+        console.print(
+            f"{rows.name}: {len(rows.dropped)} bad rows dropped, first: {rows.dropped[0]}"
+        )
     return rows
 
 
@@ -79,9 +81,13 @@ def keep(groups: Sequence[Group | None], name: str) -> list[Group]:
     """
     kept = [g for g in groups if g is not None]
     if len(kept) < len(groups):
-        console.print(f"{name}: {len(groups) - len(kept)} of {len(groups)} prompts over max_prompt, left out")
+        console.print(
+            f"{name}: {len(groups) - len(kept)} of {len(groups)} prompts over max_prompt, left out"
+        )
     if not kept:
-        raise DataError(f"{name}: no row is left to train on; raise max_prompt, or look at the data")
+        raise DataError(
+            f"{name}: no row is left to train on; raise max_prompt, or look at the data"
+        )
     return kept
 
 
@@ -103,14 +109,18 @@ class SFTStage:
         self.train, self.held = self._data()
         self.lm = LM.load(config.model)
         self.steps = max(1, round(config.epochs * len(self.train) / config.batch))
-        self.trainer = Trainer({"model": self.lm.model}, {"model": config.optim}, self.steps, config.loop)
+        self.trainer = Trainer(
+            {"model": self.lm.model}, {"model": config.optim}, self.steps, config.loop
+        )
 
     def _data(self) -> tuple[list[Group], list[Group]]:
         c = self.config
 
         def load(spec: DataSpec) -> list[Group]:
             rows = open_rows(spec)
-            return keep([self.renderer.demonstration(e) for e in formats.demonstrations(rows)], rows.name)
+            return keep(
+                [self.renderer.demonstration(e) for e in formats.demonstrations(rows)], rows.name
+            )
 
         train = load(c.data)
         return (train, load(c.eval_data)) if c.eval_data else split(train, c.holdout, c.data.path)
@@ -163,9 +173,10 @@ class SFTStage:
 
 def main(config: SFTConfig) -> dict[str, float]:
     """Run the stage; the model is in ``out``/model."""
-    run = Run(config.out, tracker=config.loop.tracker)
-    run.config(config.model_dump(mode="json"))
+    run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
     figures = fit(SFTStage(config), run, config.loop)
     held = f", held-out {figures['eval/nll']:.3f}" if "eval/nll" in figures else ""
-    console.print(f"[bold]sft[/bold]: nll {figures.get('nll', float('nan')):.3f} a token{held} -> {config.out}/model")
+    console.print(
+        f"[bold]sft[/bold]: nll {figures.get('nll', float('nan')):.3f} a token{held} -> {config.out}/model"
+    )
     return figures

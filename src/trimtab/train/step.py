@@ -8,7 +8,6 @@ cut into packs.
 from __future__ import annotations
 
 import math
-import random
 import signal
 import sys
 import time
@@ -140,6 +139,7 @@ class Trainer:
         self.loop = loop
         self.updates = 0
         self.skips = 0
+        self._meta: dict[str, Any] = {}
         self.params = {
             name: [(n, p) for n, p in m.named_parameters() if p.requires_grad]
             for name, m in modules.items()
@@ -170,12 +170,14 @@ class Trainer:
         Raises:
             NonFiniteError: ``max_skips`` steps in a row were not finite.
         """
-        device = next(iter(self.modules.values())).parameters().__next__().device
+        device = next(iter(self.params.values()))[0][1].device
         self.optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, float] = {}
         finite = True
         for part in parts:
-            made = [p.to(device) for p in packs(part.groups, self.loop.token_budget, share=part.share)]
+            made = [
+                p.to(device) for p in packs(part.groups, self.loop.token_budget, share=part.share)
+            ]
             counts: Counts = {}
             for pack in made:
                 for key, value in part.objective.counts(pack).items():
@@ -231,7 +233,7 @@ class Trainer:
         }
         flat, self._meta = checkpoint.flatten_optimizer(self.optimizer.state_dict())
         saved["optimizer"] = flat
-        saved["random"] = _random_tensors()
+        saved["random"] = checkpoint.rng_tensors()
         return saved
 
     def state(self) -> dict[str, Any]:
@@ -240,7 +242,6 @@ class Trainer:
             "updates": self.updates,
             "skips": self.skips,
             "optimizer": self._meta,
-            "python_random": _python_random(),
         }
 
     def load(self, saved: checkpoint.Checkpoint) -> None:
@@ -255,30 +256,7 @@ class Trainer:
             checkpoint.unflatten_optimizer(saved.tensors("optimizer"), meta["optimizer"])
         )
         self.updates, self.skips = int(meta["updates"]), int(meta["skips"])
-        _restore_random(saved.tensors("random"), meta["python_random"])
-
-
-def _random_tensors() -> dict[str, Tensor]:
-    kind, keys, *_ = np.random.get_state(legacy=True)
-    assert kind == "MT19937"
-    return {
-        "torch": torch.get_rng_state(),
-        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64).copy()),
-    }
-
-
-def _python_random() -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    _, _, pos, has, cached = np.random.get_state(legacy=True)
-    return {"version": version, "words": list(words), "gauss": gauss, "numpy": [pos, has, cached]}
-
-
-def _restore_random(tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
-    torch.set_rng_state(tensors["torch"].to(torch.uint8))
-    pos, has, cached = rest["numpy"]
-    keys = tensors["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(pos), int(has), float(cached)))
-    random.setstate((rest["version"], tuple(rest["words"]), rest["gauss"]))
+        checkpoint.restore_rng(saved.tensors("random"))
 
 
 def batch_indices(count: int, batch: int, step: int, seed: int) -> list[int]:
@@ -397,7 +375,9 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
             if last or stop.asked or (loop.save_every and done % loop.save_every == 0):
                 save(done)
             if stop.asked and not last:
-                console.print(f"{stage.name}: stopped at step {done}; the same command goes on from here")
+                console.print(
+                    f"{stage.name}: stopped at step {done}; the same command goes on from here"
+                )
                 sys.exit(143)
     if first >= stage.steps:
         metrics = stage.evaluate(stage.steps)

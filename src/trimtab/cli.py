@@ -1,0 +1,315 @@
+"""The command: a table of names, each with its configuration and its main."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import typing
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+import trimtab
+from trimtab.config import Config, build, merge, read_yaml, set_path
+from trimtab.errors import ConfigError, UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A stage command: where its configuration and main are, imported when it is called."""
+
+    module: str
+    config: str
+    about: str
+
+
+STAGES = {
+    "sft": Command("trimtab.train.sft", "SFTConfig", "supervised fine-tuning on demonstrations"),
+    "reward": Command("trimtab.train.reward", "RewardConfig", "reward model on comparisons"),
+    "rl": Command("trimtab.train.policy", "RLConfig", "PPO against rewards, with a critic and KL"),
+}
+
+OTHERS = {
+    "run": "run RECIPE.yaml: every stage of a pipeline, each skipped when already whole",
+    "chat": "chat MODEL: talk to a model folder",
+    "report": "report RUN: write report.html of a run or pipeline folder",
+    "recipes": "list the recipes",
+}
+
+
+def usage() -> str:
+    """What ``trimtab --help`` prints."""
+    lines = [
+        f"trimtab {trimtab.__version__}: steer language models by preference",
+        "",
+        "usage: trimtab COMMAND ...",
+        "",
+    ]
+    lines += [f"  {name:<10}{text}" for name, text in OTHERS.items()]
+    lines += [f"  {name:<10}{c.about}" for name, c in STAGES.items()]
+    lines += [
+        "",
+        "A stage takes a YAML file, flags, or both: trimtab sft sft.yaml --optim.lr 1e-4",
+        "  --dry-run   print the resolved configuration and stop",
+        "  --help      after a command: its keys with the values that would be used",
+    ]
+    return "\n".join(lines)
+
+
+def parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any], set[str]]:
+    """Arguments as positionals, nested values of ``--a.b value``, and bare switches.
+
+    Raises:
+        ConfigError: a flag lacks its value.
+    """
+    places: list[str] = []
+    values: dict[str, Any] = {}
+    switches: set[str] = set()
+    known = {"help", "dry-run", "fresh"}
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if word == "-h":
+            word = "--help"
+        if not word.startswith("--"):
+            places.append(word)
+            continue
+        name, eq, text = word[2:].partition("=")
+        if name in known and not eq:
+            switches.add(name)
+            continue
+        if not eq:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"--{name}: needs a value (write --{name} VALUE)")
+            text = rest.pop(0)
+        set_path(values, name.replace("-", "_"), _value(text))
+    return places, values, switches
+
+
+def _value(text: str) -> Any:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(found, str):
+        # YAML 1.1 reads 1e-4 as text.
+        try:
+            return float(found)
+        except ValueError:
+            return text
+    return found
+
+
+def _rows(kind: type[BaseModel], values: Any, prefix: str = "") -> list[tuple[str, str, str]]:
+    rows: list[tuple[str, str, str]] = []
+    for name, info in kind.model_fields.items():
+        path = f"{prefix}{name}"
+        given: Any = values.get(name) if isinstance(values, dict) else None
+        default = (
+            info.get_default(call_default_factory=True)
+            if not info.is_required()
+            else PydanticUndefined
+        )
+        inner = _model_of(info.annotation, given, default)
+        if inner is not None:
+            below = (
+                given
+                if isinstance(given, dict)
+                else default.model_dump()
+                if isinstance(default, BaseModel)
+                else {}
+            )
+            if default is None and not given:
+                rows.append(
+                    (
+                        path,
+                        "none",
+                        f"{info.description or ''} Keys: {', '.join(inner.model_fields)}",
+                    )
+                )
+            else:
+                rows += _rows(inner, below, path + ".")
+            continue
+        shown = given if given is not None else default
+        rows.append(
+            (
+                path,
+                "(required)" if shown is PydanticUndefined else str(shown),
+                info.description or "",
+            )
+        )
+    return rows
+
+
+def _model_of(annotation: Any, given: Any, default: Any) -> type[BaseModel] | None:
+    if isinstance(default, BaseModel) and given is None:
+        return type(default)
+    arms = typing.get_args(annotation) or (annotation,)
+    models = [a for a in arms if isinstance(a, type) and issubclass(a, BaseModel)]
+    if typing.get_origin(annotation) in (tuple, list, dict) or not models:
+        return None
+    if isinstance(given, dict):
+        for m in models:
+            tag = next((f for f in ("kind", "type") if f in m.model_fields), None)
+            if tag and given.get(tag) == m.model_fields[tag].default:
+                return m
+    return type(default) if isinstance(default, BaseModel) else models[0]
+
+
+def show_keys(name: str, kind: type[BaseModel], values: dict[str, Any]) -> str:
+    """Help of a stage: every key, the value that would be used, what it means."""
+    lines = [f"trimtab {name} [FILE.yaml] [--key value ...]", ""]
+    for path, value, about in _rows(kind, values):
+        lines.append(f"  --{path:<34} {value:<22} {' '.join(about.split())}")
+    return "\n".join(lines)
+
+
+def _given(places: list[str], flags: dict[str, Any], most: int = 1) -> dict[str, Any]:
+    if len(places) > most:
+        raise ConfigError(f"unexpected argument {places[most]!r}; flags are written --key value")
+    return merge(read_yaml(places[0]), flags) if places else flags
+
+
+def stage(name: str, args: Sequence[str]) -> None:
+    """``trimtab sft | reward | rl``."""
+    command = STAGES[name]
+    places, flags, switches = parse(args)
+    values = _given(places, flags)
+    module = importlib.import_module(command.module)
+    kind: type[Config] = getattr(module, command.config)
+    if "help" in switches:
+        print(show_keys(name, kind, values))
+        return
+    config = build(kind, values, places[0] if places else f"trimtab {name}")
+    if "dry-run" in switches:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        return
+    module.main(config)
+
+
+def run(args: Sequence[str]) -> None:
+    """``trimtab run RECIPE.yaml``; ``--STAGE.key value`` changes a stage, ``--out`` the folder."""
+    places, flags, switches = parse(args)
+    if not places:
+        print("trimtab run RECIPE.yaml [--out DIR] [--STAGE.key value ...] [--dry-run] [--fresh]")
+        if "help" in switches:
+            return
+        raise ConfigError("give a recipe file; 'trimtab recipes' lists them")
+    from trimtab.train import pipeline
+
+    values = read_yaml(places[0])
+    stages: dict[str, Any] = dict(values.get("stages") or {})
+    for key, value in flags.items():
+        if key in stages:
+            stages[key] = merge(stages[key], value) if isinstance(value, dict) else value
+        elif key in pipeline.Recipe.model_fields:
+            values[key] = value
+        else:
+            raise ConfigError(
+                f"--{key}: neither a stage of {places[0]} ({', '.join(stages)}) nor a key of a recipe"
+            )
+    values["stages"] = stages
+    recipe = build(pipeline.Recipe, values, places[0])
+    if "help" in switches or "dry-run" in switches:
+        for planned in pipeline.plan(recipe, places[0]):
+            state = "whole" if planned.whole else "to do"
+            print(f"# {planned.name}: {planned.kind} -> {planned.folder} ({state})")
+            print(
+                yaml.safe_dump(
+                    {planned.name: planned.config.model_dump(mode="json")}, sort_keys=False
+                )
+            )
+        return
+    pipeline.run(recipe, places[0], fresh="fresh" in switches)
+
+
+def report(args: Sequence[str]) -> None:
+    """``trimtab report RUN``."""
+    places, _, switches = parse(args)
+    if "help" in switches or not places:
+        print("trimtab report RUN: writes RUN/report.html from a training run or a pipeline folder")
+        return
+    from trimtab.report.page import report_pipeline, report_run
+
+    folder = Path(places[0])
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such run folder")
+    nested = any(folder.glob("*/metrics.jsonl"))
+    print(report_pipeline(folder) if nested else report_run(folder))
+
+
+def recipes(args: Sequence[str]) -> None:
+    """``trimtab recipes``."""
+    beside = Path(trimtab.__file__).parents[2] / "recipes"
+    seen: set[Path] = set()
+    for folder in (Path("recipes"), beside):
+        if not folder.is_dir() or folder.resolve() in seen:
+            continue
+        seen.add(folder.resolve())
+        for path in sorted(folder.glob("*.yaml")):
+            print(f"{path!s:<34} {' '.join(str(read_yaml(path).get('about', '')).split())}")
+        for path in sorted(folder.glob("*.py")):
+            first = path.read_text(encoding="utf-8").split('"""')[1].strip().splitlines()[0]
+            print(f"{path!s:<34} {first}")
+
+
+def chat(args: Sequence[str]) -> None:
+    """``trimtab chat MODEL [--prompt TEXT] [--sampling.temperature 0.7]``."""
+    from trimtab.train.chat import ChatConfig, main
+
+    places, flags, switches = parse(args)
+    if "help" in switches or not places:
+        print(
+            show_keys("chat MODEL", ChatConfig, {"model": places[0] if places else None, **flags})
+        )
+        return
+    main(build(ChatConfig, {"model": places[0], **flags}, "trimtab chat"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; a user's error is one line on standard error and exit status 2."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if args[0] == "--version":
+        print(trimtab.__version__)
+        return
+    name, rest = args[0], args[1:]
+    others = {"run": run, "chat": chat, "report": report, "recipes": recipes}
+    try:
+        if name in STAGES:
+            stage(name, rest)
+        elif name in others:
+            others[name](rest)
+        else:
+            raise ConfigError(
+                f"{name!r} is not a command; there are {', '.join([*OTHERS, *STAGES])}"
+            )
+    except UserError as error:
+        print(f"trimtab: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(
+            "\ntrimtab: interrupted; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise SystemExit(0) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""Charts as inline SVG: no script, no outside file, colours from the page's CSS variables.
+
+Every text is escaped; colours are classes (``s0``…``s5``), since the page's policy refuses inline
+styles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+W, H = 460, 280
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
+COLOURS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One series of a line chart."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    """Same length as ``x``; None and non-finite values are gaps."""
+    colour: int = -1
+    """0 to 5; by place in the chart when negative."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar, with its 95 % interval when known."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    colour: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A drawn chart with its words."""
+
+    title: str
+    see: str
+    """A sentence that says what to see in it."""
+    svg: Markup
+    legend: tuple[tuple[str, int], ...] = ()
+    """Names and colours of the series."""
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that span [low, high].
+
+    >>> ticks(0, 1)
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    span = high - low
+    raw = span / count
+    size = 10 ** math.floor(math.log10(raw))
+    step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def number(value: float) -> str:
+    """A number short enough for an axis or a tile.
+
+    >>> number(1234567.0), number(0.125), number(3.0), number(0.00001)
+    ('1.23M', '0.125', '3', '1e-05')
+    """
+    size = abs(value)
+    for limit, mark in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if size >= limit:
+            return f"{value / (1e3 if mark == 'k' else limit):.3g}{mark}"
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.3g}"
+
+
+def bounds(values: Sequence[float], *, zero: bool = False) -> tuple[float, float]:
+    """An axis range around ``values`` with a little air; with ``zero`` it holds 0."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    if high - low <= 1e-9 * max(1.0, abs(high)):
+        pad = 0.5 * max(abs(high), 1e-3)
+        return low - pad, high + pad
+    air = 0.05 * (high - low)
+    return (low if zero and low == 0 else low - air), (high if zero and high == 0 else high + air)
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Centred running mean over ``window`` points (fewer at the ends)."""
+    half = window // 2
+    return [
+        sum(values[max(0, i - half) : i + half + 1]) / len(values[max(0, i - half) : i + half + 1])
+        for i in range(len(values))
+    ]
+
+
+class _Axes:
+    """The frame of a chart: maps data to the picture and draws grid, ticks and titles."""
+
+    def __init__(
+        self, x: tuple[float, float], y: tuple[float, float], x_title: str, y_title: str
+    ) -> None:
+        self.x, self.y = x, y
+        self.titles = x_title, y_title
+        self.parts: list[Markup] = []
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        across = (x - self.x[0]) / (self.x[1] - self.x[0])
+        up = (y - self.y[0]) / (self.y[1] - self.y[0])
+        return LEFT + across * (W - LEFT - RIGHT), H - BOTTOM - up * (H - TOP - BOTTOM)
+
+    def add(self, template: str, *values: object) -> None:
+        self.parts.append(Markup(template).format(*values))
+
+    def grid(self, *, x_ticks: bool = True) -> None:
+        for value in ticks(*self.y):
+            _, y = self.at(self.x[0], value)
+            kind = "zero" if value == 0 else "grid"
+            self.add('<path class="{}" d="M{} {:.1f}H{}"/>', kind, LEFT, y, W - RIGHT)
+            self.add(
+                '<text class="tick end" x="{}" y="{:.1f}">{}</text>', LEFT - 7, y + 4, number(value)
+            )
+        for value in ticks(*self.x) if x_ticks else ():
+            x, _ = self.at(value, self.y[0])
+            self.add(
+                '<text class="tick mid" x="{:.1f}" y="{}">{}</text>',
+                x,
+                H - BOTTOM + 17,
+                number(value),
+            )
+
+    def path(self, kind: str, points: Sequence[tuple[float, float] | None]) -> None:
+        pen, words = False, list[str]()
+        for point in points:
+            if point is None:
+                pen = False
+                continue
+            x, y = self.at(*point)
+            words.append(f"{'L' if pen else 'M'}{x:.1f} {y:.1f}")
+            pen = True
+        if words:
+            self.add('<path class="line {}" d="{}"/>', kind, "".join(words))
+
+    def done(self, label: str) -> Markup:
+        across, up = self.titles
+        self.add(
+            '<text class="axis mid" x="{:.0f}" y="{}">{}</text>',
+            (LEFT + W - RIGHT) / 2,
+            H - 8,
+            across,
+        )
+        middle = (TOP + H - BOTTOM) / 2
+        self.add(
+            '<text class="axis mid" transform="translate(13 {:.0f}) rotate(-90)">{}</text>',
+            middle,
+            up,
+        )
+        head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(W, H, label)
+        return head + Markup("").join(self.parts) + Markup("</svg>")
+
+
+def _real(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    x_title: str,
+    y_title: str,
+    see: str,
+    y_range: tuple[float, float] | None = None,
+) -> Chart | None:
+    """Lines over a shared axis; noisy ones get their running mean over a faint raw trace.
+
+    None when no line has two points.
+    """
+    drawn: list[tuple[Line, list[tuple[float, float]], int]] = []
+    for place, line in enumerate(lines):
+        points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None and _real(y)]
+        if len(points) >= 2:
+            colour = place if line.colour < 0 else line.colour
+            drawn.append((line, points, colour % COLOURS))
+    if not drawn:
+        return None
+    xs = [x for _, points, _ in drawn for x, _ in points]
+    ys = [y for _, points, _ in drawn for _, y in points]
+    across = (min(xs), max(xs)) if max(xs) > min(xs) else bounds(xs)
+    axes = _Axes(across, y_range or bounds(ys), x_title, y_title)
+    axes.grid()
+    for _, points, colour in drawn:
+        window = len(points) // 20
+        if window >= 2:
+            thin = points[:: max(1, len(points) // 600)]
+            axes.path(f"raw s{colour}", thin)
+            means = smooth([y for _, y in points], window)
+            points = [(x, y) for (x, _), y in zip(points, means, strict=True)]
+            points = points[:: max(1, len(points) // 300)]
+        axes.path(f"s{colour}", points)
+        x, y = axes.at(*points[-1])
+        axes.add('<circle class="dot f{}" cx="{:.1f}" cy="{:.1f}" r="3.5"/>', colour, x, y)
+    legend = tuple((line.name, colour) for line, _, colour in drawn)
+    return Chart(title, see, axes.done(title), legend)
+
+
+def bar_chart(
+    title: str, bars: Sequence[Bar], y_title: str, see: str, level: float | None = None
+) -> Chart | None:
+    """Bars from zero, each with its interval; ``level`` draws a dashed reference line."""
+    bars = [bar for bar in bars if _real(bar.value)]
+    if not bars:
+        return None
+    reach = [v for b in bars for v in (b.value, b.low, b.high) if v is not None]
+    axes = _Axes((0, len(bars)), bounds([*reach, level or 0.0], zero=True), "", y_title)
+    axes.grid(x_ticks=False)
+    wide = (W - LEFT - RIGHT) / len(bars)
+    _, floor = axes.at(0, 0)
+    for place, bar in enumerate(bars):
+        x, y = axes.at(place + 0.5, bar.value)
+        half = min(wide * 0.32, 38)
+        axes.add(
+            '<rect class="f{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2"/>',
+            bar.colour % COLOURS,
+            x - half,
+            min(y, floor),
+            2 * half,
+            abs(floor - y),
+        )
+        tip = min(y, floor)
+        if bar.low is not None and bar.high is not None:
+            (_, low), (_, high) = axes.at(0, bar.low), axes.at(0, bar.high)
+            axes.add(
+                '<path class="whisker" d="M{0:.1f} {1:.1f}V{2:.1f}M{3:.1f} {1:.1f}h10M{3:.1f} {2:.1f}h10"/>',
+                x,
+                low,
+                high,
+                x - 5,
+            )
+            tip = min(tip, high)
+        axes.add(
+            '<text class="value mid" x="{:.1f}" y="{:.1f}">{}</text>', x, tip - 6, number(bar.value)
+        )
+        axes.add(
+            '<text class="tick mid" x="{:.1f}" y="{}">{}</text>', x, H - BOTTOM + 18, bar.name[:18]
+        )
+    if level is not None:
+        axes.path("guide", [(0, level), (len(bars), level)])
+    return Chart(title, see, axes.done(title))
+
+
+def grouped_bars(
+    title: str, groups: Mapping[str, Sequence[Bar]], y_title: str, see: str
+) -> Chart | None:
+    """Bars side by side within named groups, one colour a series."""
+    values = [bar.value for bars in groups.values() for bar in bars if _real(bar.value)]
+    if not values:
+        return None
+    axes = _Axes((0, len(groups)), bounds(values, zero=True), "", y_title)
+    axes.grid(x_ticks=False)
+    _, floor = axes.at(0, 0)
+    wide = (W - LEFT - RIGHT) / len(groups)
+    legend: dict[str, int] = {}
+    for place, (name, bars) in enumerate(groups.items()):
+        thick = wide * 0.8 / max(1, len(bars))
+        middle, _ = axes.at(place + 0.5, 0)
+        for index, bar in enumerate(bars):
+            legend[bar.name] = bar.colour
+            _, y = axes.at(0, bar.value)
+            axes.add(
+                '<rect class="f{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5"/>',
+                bar.colour % COLOURS,
+                middle + (index - len(bars) / 2) * thick + 1,
+                min(y, floor),
+                max(1.0, thick - 2),
+                abs(floor - y),
+            )
+        axes.add(
+            '<text class="tick mid" x="{:.1f}" y="{}">{}</text>', middle, H - BOTTOM + 18, name[:18]
+        )
+    return Chart(title, see, axes.done(title), tuple(legend.items()))
+
+
+def calibration_chart(title: str, bins: Sequence[Mapping[str, float]], see: str) -> Chart | None:
+    """Accuracy against confidence, dots as large as their bin, beside the diagonal."""
+    bins = [b for b in bins if _real(b.get("confidence")) and _real(b.get("accuracy"))]
+    if not bins:
+        return None
+    low = min(0.5, *(min(b["confidence"], b["accuracy"]) for b in bins))
+    low = max(0.0, math.floor(low * 10) / 10)
+    axes = _Axes(
+        (low, 1.0), (low, 1.04), "Confidence (probability)", "Accuracy (share of pairs right)"
+    )
+    axes.grid()
+    axes.path("guide", [(low, low), (1.0, 1.0)])
+    axes.path("s0", [(b["confidence"], b["accuracy"]) for b in bins])
+    most = max(b.get("count", 1) for b in bins)
+    for b in bins:
+        x, y = axes.at(b["confidence"], b["accuracy"])
+        radius = 2.5 + 6 * math.sqrt(b.get("count", 1) / max(most, 1))
+        axes.add(
+            '<circle class="dot f0" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{} pairs</title></circle>',
+            x,
+            y,
+            radius,
+            int(b.get("count", 0)),
+        )
+    return Chart(title, see, axes.done(title))
