@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 import trimtab
 from trimtab.config import Config, build
 from trimtab.errors import ConfigError
@@ -41,9 +43,9 @@ class Recipe(Config):
     stages: dict[str, dict[str, Any]]
     """By name, in order. Each has ``kind`` and the keys of that kind's command; "@name" at the
     start of a text stands for the folder of an earlier stage, "@sandbox" for the package's own."""
-    figures: dict[str, str] = {}
+    figures: dict[str, str] = Field(default_factory=dict[str, str])
     """``summary.json``: dotted name -> "stage.dotted.name" of a stage's own summary."""
-    expect: dict[str, Any] = {}
+    expect: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Figures to expect, for the reader."""
     next: tuple[str, ...] = ()
     """Commands to try afterwards."""

@@ -1,0 +1,35 @@
+# make demo, make test: each does all of the set-up on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_DISABLE_TELEMETRY = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: setup demo test lint types layers check clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint,recipes]"
+	touch $@
+
+demo: setup
+	$(BIN)/trimtab run recipes/sandbox-ppo.yaml
+
+test: setup
+	$(BIN)/python -m pytest -n 2 tests src
+
+lint: setup
+	$(BIN)/ruff check src tests recipes
+	$(BIN)/ruff format --check src tests recipes
+
+types: setup
+	$(BIN)/basedpyright
+
+layers: setup
+	$(BIN)/lint-imports
+
+check: lint types layers test
+
+clean:
+	rm -rf .venv runs
