@@ -24,6 +24,8 @@ from transformers import (
 )
 from transformers import PreTrainedConfig as HFConfig
 
+from transformers.utils import logging as hf_logging
+
 from trimtab.config import Config
 from trimtab.data.pack import Pack, build
 from trimtab.errors import ModelError
@@ -31,6 +33,10 @@ from trimtab.models.forward import Head, hidden, set_attention, token_logps
 from trimtab.types import Completion, Group
 
 log = logging.getLogger(__name__)
+
+# Loading says what it must through errors; bars and reports of new heads are noise.
+hf_logging.disable_progress_bar()
+hf_logging.set_verbosity_error()
 
 DType = Literal["float32", "bfloat16"]
 
