@@ -23,7 +23,6 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import PreTrainedConfig as HFConfig
-
 from transformers.utils import logging as hf_logging
 
 from trimtab.config import Config

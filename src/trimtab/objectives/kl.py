@@ -37,7 +37,7 @@ class FixedKL(Config):
     """A constant coefficient."""
 
     kind: Literal["fixed"] = "fixed"
-    beta: float = Field(0.05, ge=0.0)
+    beta: float = Field(default=0.05, ge=0.0)
     """Nats of reward a nat of KL costs."""
 
 
@@ -45,10 +45,10 @@ class AdaptiveKL(Config):
     """beta *= 1 + clip(KL/target - 1, +-0.2) * n / horizon (1909.08593)."""
 
     kind: Literal["adaptive"] = "adaptive"
-    beta: float = Field(0.05, gt=0.0)
-    target: float = Field(6.0, gt=0.0)
+    beta: float = Field(default=0.05, gt=0.0)
+    target: float = Field(default=6.0, gt=0.0)
     """Mean over completions of the summed KL, nats."""
-    horizon: float = Field(10_000.0, gt=0.0)
+    horizon: float = Field(default=10_000.0, gt=0.0)
     """Completions over which a full correction is made."""
 
 
@@ -56,20 +56,20 @@ class HalvingKL(Config):
     """KL < target/1.5: beta/2; KL > 1.5 target: 2 beta (1707.06347)."""
 
     kind: Literal["halving"] = "halving"
-    beta: float = Field(0.05, gt=0.0)
-    target: float = Field(6.0, gt=0.0)
+    beta: float = Field(default=0.05, gt=0.0)
+    target: float = Field(default=6.0, gt=0.0)
 
 
 class RangeKL(Config):
     """Keeps the sequence KL inside [low, high]; stops the run when it stays above."""
 
     kind: Literal["range"] = "range"
-    beta: float = Field(0.05, gt=0.0)
-    low: float = Field(1.0, ge=0.0)
-    high: float = Field(10.0, gt=0.0)
-    factor: float = Field(1.2, gt=1.0)
+    beta: float = Field(default=0.05, gt=0.0)
+    low: float = Field(default=1.0, ge=0.0)
+    high: float = Field(default=10.0, gt=0.0)
+    factor: float = Field(default=1.2, gt=1.0)
     """beta is multiplied by this above ``high`` and divided by it below ``low``."""
-    patience: int = Field(20, gt=0)
+    patience: int = Field(default=20, gt=0)
     """Steps in a row above ``high`` after which training stops."""
 
     @model_validator(mode="after")

@@ -81,9 +81,9 @@ class BradleyTerry(Config):
     type: Literal["bradley_terry"] = "bradley_terry"
     loss: Literal["pairwise", "plackett_luce"] = "pairwise"
     """"plackett_luce" takes each ranking whole; groups with ties fall back to pairs."""
-    smoothing: float = Field(0.0, ge=0.0, lt=0.5)
+    smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Epsilon: the label says P(w > l) = 1 - epsilon."""
-    centering: float = Field(0.0, ge=0.0)
+    centering: float = Field(default=0.0, ge=0.0)
     """Weight of (r_w + r_l)^2 (2312.09244), which pins the free constant."""
     margins: bool = True
     """Use the margins of the data where it has them."""

@@ -1,25 +1,15 @@
-"""The report: one self-contained HTML file, read from the run folder alone.
-
-``render`` turns sections into a page without scripts or outside requests, under a policy that
-allows nothing but the page's own style sheet. ``report_run`` and ``report_pipeline`` make the
-sections of one training run and of a whole pipeline.
-"""
+"""The reports of one training run and of a whole pipeline, read from the run folder alone."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
-from markupsafe import Markup
 
 from trimtab.errors import DataError
 from trimtab.report.charts import (
@@ -33,96 +23,22 @@ from trimtab.report.charts import (
     line_chart,
     number,
 )
+from trimtab.report.curves import STEP, curves, series
+from trimtab.report.sections import (
+    Answer,
+    Pick,
+    Section,
+    Table,
+    Tile,
+    Verdict,
+    render,
+)
 from trimtab.runs import read_findings, read_metrics, read_samples, read_summary, write_atomic
+
+__all__ = ["render", "report_pipeline", "report_run"]
 
 LONGEST = 1500
 PARTS = ("helpful", "honest", "harmless", "concise")
-STEP = "Optimiser steps"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A finding in plain words; ``tone`` is "good", "bad" or "fair"."""
-
-    title: str
-    text: str
-    tone: str = "fair"
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One figure with its name and unit."""
-
-    name: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of text below a head."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One model's answer with its score as text."""
-
-    name: str
-    text: str
-    score: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """Answers to one prompt, side by side."""
-
-    prompt: str
-    answers: Sequence[Answer]
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A part of a page; everything but the title may be left out."""
-
-    title: str
-    lead: str = ""
-    verdicts: Sequence[Verdict] = ()
-    tiles: Sequence[Tile] = ()
-    charts: Sequence[Chart] = ()
-    tables: Sequence[Table] = ()
-    picks: Sequence[Pick] = field(default_factory=tuple[Pick, ...])
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to show."""
-        parts = (self.verdicts, self.tiles, self.charts, self.tables, self.picks)
-        return not any(parts)
-
-
-def render(sections: Sequence[Section], title: str = "trimtab report", subtitle: str = "") -> str:
-    """One HTML page; sections with nothing to show are left out, all text is escaped."""
-    here = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    css = (here / "page.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    page = environment.get_template("page.html.jinja").render(
-        sections=[s for s in sections if not s.empty],
-        title=title,
-        subtitle=subtitle,
-        css=Markup(css),
-        policy=policy,
-    )
-    return page.encode("utf-8", "replace").decode().replace("\x00", "�")
 
 
 def _figure(summary: Mapping[str, Any], name: str) -> float | None:
@@ -131,75 +47,6 @@ def _figure(summary: Mapping[str, Any], name: str) -> float | None:
     for part in name.split("."):
         place = cast(Mapping[str, Any], place).get(part) if isinstance(place, Mapping) else None
     return float(place) if isinstance(place, (int, float)) else None
-
-
-def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float | None]]:
-    held = [r for r in rows if isinstance(r.get(name), (int, float))]
-    return [float(r["step"]) for r in held], [float(r[name]) for r in held]
-
-
-KNOWN: tuple[tuple[tuple[tuple[str, str], ...], str, str, str], ...] = (
-    (
-        (("reward/mean", "Proxy reward"), ("reward/gold", "Gold score")),
-        "Reward", "Mean score of sampled answers",
-        "Both lines should rise together; proxy up while gold falls is a hacked reward.",
-    ),
-    (
-        (("objective/kl", "KL to the start"),),
-        "Distance from the starting policy", "KL (nats per answer)",
-        "Grows while the policy learns, then levels off; a line that runs away means the KL hold is too weak.",
-    ),
-    (
-        (("objective/entropy", "Entropy"),),
-        "Entropy", "Entropy (nats per token)",
-        "Should fall slowly; a sudden drop to zero means that the policy collapsed to one answer.",
-    ),
-    (
-        (("completion/length", "Length"),),
-        "Answer length", "Length (tokens)",
-        "A steady climb that the task does not ask for is the commonest sign of a reward paid for length.",
-    ),
-    (
-        (("value/explained_variance", "Explained variance"),),
-        "Value function", "Explained variance (1 is perfect)",
-        "Should climb above 0 early on; below 0 the value function misleads more than it helps.",
-    ),
-    (
-        (("value/loss", "Value loss"),),
-        "Value loss", "Loss (reward units squared)",
-        "Falls as the value function learns what answers are worth.",
-    ),
-    (
-        (("policy/clip_fraction", "Clipped"),),
-        "Clipped updates", "Share of tokens clipped",
-        "A few per cent is healthy; above about 0.3 the steps are too large.",
-    ),
-    (
-        (("kl/beta", "KL coefficient"),),
-        "KL coefficient", "Coefficient β",
-        "What the controller charges for distance; it rises when the policy goes further than planned.",
-    ),
-)  # fmt: skip
-
-
-def _curves(
-    rows: Sequence[Mapping[str, Any]], *, rest: bool, skip: Sequence[str] = ()
-) -> list[Chart]:
-    """Charts of the known metrics, and with ``rest`` of every other one."""
-    found: list[Chart | None] = []
-    used = {"step", "time", *skip}
-    for names, title, unit, see in KNOWN:
-        lines = [Line(label, *_series(rows, name)) for name, label in names if name not in used]
-        used.update(name for name, _ in names)
-        found.append(line_chart(title, lines, STEP, unit, see))
-    if rest:
-        others = sorted({name for row in rows for name in row} - used)
-        for name in others[:24]:
-            see = f"{name} as recorded, in its own unit, over the run."
-            x, y = _series(rows, name)
-            if any(value != y[0] for value in y):
-                found.append(line_chart(name, [Line(name, x, y)], STEP, name, see))
-    return [chart for chart in found if chart is not None]
 
 
 def _clip(value: Any) -> str:
@@ -241,7 +88,7 @@ def report_run(folder: str | Path) -> Path:
             spent = float(last["time"]) - float(first["time"])
             tiles.append(Tile("Time", f"{number(spent)} s", "between first and last record"))
         for name in ("loss", "reward/mean", "reward/gold", "objective/kl", "completion/length"):
-            _, values = _series(rows, name)
+            _, values = series(rows, name)
             if values and values[0] is not None and values[-1] is not None:
                 tiles.append(
                     Tile(name, number(values[-1]), f"from {number(values[0])} at the start")
@@ -259,7 +106,7 @@ def report_run(folder: str | Path) -> Path:
     page = render(
         [
             Section("", "The last recorded figures of this run.", findings, tiles),
-            Section("Curves", "", charts=_curves(rows, rest=True)),
+            Section("Curves", "", charts=curves(rows, rest=True)),
             Section("Answers", "From the last sampled step.", picks=_sample_picks(folder)),
             Section("Summary", "Every figure of summary.json.", tables=[table] if flat else []),
         ],
@@ -329,7 +176,7 @@ def report_pipeline(folder: str | Path) -> Path:
         Section(
             "RL training",
             "How the sound run moved, step by step.",
-            charts=_curves(sound, rest=False, skip=("reward/mean", "reward/gold")),
+            charts=curves(sound, rest=False, skip=("reward/mean", "reward/gold")),
         ),
         _stages(folder),
         Section(
@@ -459,7 +306,7 @@ def _real(
 
 def _change(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
     """A metric's change since its start, the mean of its first twentieth."""
-    x, y = _series(rows, name)
+    x, y = series(rows, name)
     values = [v for v in y if v is not None]
     head = values[: max(1, len(values) // 20)]
     start = sum(head) / len(head) if head else 0.0
@@ -498,17 +345,14 @@ def _gold_parts(summary: Mapping[str, Any]) -> Section:
         ),
     ]  # fmt: skip
     head = ("Measure", "SFT", "RL", "Flawed RL")
-    rows = [
-        (label, *("–" if v is None else number(v) for v in values))
-        for name, label in (
-            ("distinct_2", "Distinct word pairs (share, diversity)"),
-            ("length", "Answer length (tokens)"),
-        )
-        if any(
-            v is not None
-            for v in (values := [_figure(summary, f"{name}.{k}") for k in ("sft", "rl", "flaw")])
-        )
-    ]
+    rows: list[tuple[str, ...]] = []
+    for name, label in (
+        ("distinct_2", "Distinct word pairs (share, diversity)"),
+        ("length", "Answer length (tokens)"),
+    ):
+        values = [_figure(summary, f"{name}.{k}") for k in ("sft", "rl", "flaw")]
+        if any(v is not None for v in values):
+            rows.append((label, *("–" if v is None else number(v) for v in values)))
     lead = "Gold is computed from the truth behind each prompt, on prompts no stage trained on."
     tables = [Table(head, rows)] if rows else []
     return Section("What got better", lead, charts=[c for c in charts if c], tables=tables)
@@ -565,7 +409,7 @@ def _stages(folder: Path) -> Section:
             ("eval/accuracy", "Held-out share right", "What counts: pairs it was not trained on."),
         ):
             chart = line_chart(
-                f"{label}: {name}", [Line(label, *_series(rows, name))], STEP, unit, see
+                f"{label}: {name}", [Line(label, *series(rows, name))], STEP, unit, see
             )
             charts += [chart] if chart else []
     return Section("The stages before", "Supervised tuning and the reward model.", charts=charts)

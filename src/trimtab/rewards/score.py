@@ -25,7 +25,7 @@ from trimtab.models.heads import Scorer
 from trimtab.models.load import ModelSpec
 from trimtab.types import Group, Score
 
-RewardFunction = Callable[..., Sequence[float | None]]
+RewardFunction = Callable[..., object]
 
 
 class RewardSpec(Config):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 NAME = "trimtab_decode"
@@ -109,7 +109,7 @@ def attend(
         out = torch.matmul(weights.to(value.dtype), value)
     else:
         wide = mask.expand(rows, 1, query.shape[2], key.shape[2])
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=wide, scale=scale)
+        out = scaled_dot_product_attention(query, key, value, attn_mask=wide, scale=scale)
     return out.reshape(rows, heads, q_len, -1).transpose(1, 2).contiguous(), None
 
 
@@ -118,7 +118,7 @@ AttentionInterface.register(NAME, attend)
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Generator[None, None, None]:
     """Evaluation mode without gradients; every module's own mode is restored after."""
     training = [m for m in model.modules() if m.training]
     model.eval()
@@ -131,7 +131,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def attached(model: Any) -> Iterator[None]:
+def attached(model: Any) -> Generator[None, None, None]:
     """The model attends through the slots; its own implementation is restored after."""
     before = model.config._attn_implementation
     model.config._attn_implementation = NAME

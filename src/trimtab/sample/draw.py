@@ -13,18 +13,18 @@ from trimtab.config import Config
 class SamplingConfig(Config):
     """How completions are drawn. Filters apply in the order top-k, top-p, min-p."""
 
-    max_new_tokens: int = Field(64, ge=1)
-    temperature: float = Field(1.0, ge=0.0, allow_inf_nan=False)
+    max_new_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """0 takes the most probable token."""
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int = Field(0, ge=0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
     """0 is off."""
-    min_p: float = Field(0.0, ge=0.0, le=1.0)
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0)
     stop_ids: tuple[int, ...] = ()
     """Ids which end a completion, besides those of the tokenizer and generation config."""
     stop: tuple[str, ...] = ()
     """Strings which end a completion with the token that completes them; need a tokenizer."""
-    slots: int = Field(128, ge=1)
+    slots: int = Field(default=128, ge=1)
     """Rows decoded at once."""
 
 

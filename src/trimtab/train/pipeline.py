@@ -130,8 +130,8 @@ def run(recipe: Recipe, source: str, *, fresh: bool = False) -> dict[str, Any]:
     started = time.monotonic()
     out = Path(recipe.out)
     for stage in plan(recipe, source):
-        mark = stage.found()
-        if mark and mark.get("fingerprint") != stage.fingerprint:
+        old = stage.found()
+        if old and old.get("fingerprint") != stage.fingerprint:
             if not fresh:
                 raise ConfigError(
                     f"{stage.folder} was made with other settings than {source} gives now; "
@@ -141,13 +141,13 @@ def run(recipe: Recipe, source: str, *, fresh: bool = False) -> dict[str, Any]:
         if stage.whole:
             console.print(f"[dim]{stage.name}: already whole[/dim]")
             continue
-        mark = {"fingerprint": stage.fingerprint, "kind": stage.kind, "whole": False}
+        mark: dict[str, Any] = {"fingerprint": stage.fingerprint, "kind": stage.kind, "whole": False}
         stage.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(stage.marker, json.dumps(mark).encode())
         before = time.monotonic()
         KINDS[stage.kind][1](stage.config)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        mark.update(whole=True, seconds=time.monotonic() - before, peak_rss_mb=peak)
+        mark |= {"whole": True, "seconds": time.monotonic() - before, "peak_rss_mb": peak}
         write_atomic(stage.marker, json.dumps(mark).encode())
     return finish(recipe, out, time.monotonic() - started)
 

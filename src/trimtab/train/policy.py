@@ -48,9 +48,9 @@ class PtxSpec(Config):
     """PPO-ptx: a share of likelihood on given text in every update (2203.02155)."""
 
     data: DataSpec
-    coef: float = Field(0.1, gt=0.0)
+    coef: float = Field(default=0.1, gt=0.0)
     """Weight of the token-mean negative log-likelihood."""
-    batch: int = Field(16, gt=0)
+    batch: int = Field(default=16, gt=0)
 
 
 class RLConfig(Config):
@@ -63,16 +63,16 @@ class RLConfig(Config):
     data: DataSpec
     method: PPO = PPO()
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
-    reward_clip: float | None = Field(None, gt=0.0)
+    reward_clip: float | None = Field(default=None, gt=0.0)
     """Bounds the weighted sum before penalties."""
     sampling: SamplingConfig = SamplingConfig()
     critic: CriticSpec = CriticSpec()
     ptx: PtxSpec | None = None
-    steps: int = Field(100, gt=0)
+    steps: int = Field(default=100, gt=0)
     """Batches of rollouts."""
-    prompts: int = Field(64, gt=0)
+    prompts: int = Field(default=64, gt=0)
     """Prompts a batch."""
-    group: int = Field(1, gt=0)
+    group: int = Field(default=1, gt=0)
     """Completions a prompt."""
     optim: OptimSpec = OptimSpec(lr=1e-6)
     loop: LoopSpec = LoopSpec()

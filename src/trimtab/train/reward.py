@@ -31,10 +31,10 @@ class RewardConfig(Config):
     model: ModelSpec
     data: DataSpec
     eval_data: DataSpec | None = None
-    holdout: int = Field(0, ge=0)
+    holdout: int = Field(default=0, ge=0)
     """Rows taken from the end of ``data`` when there is no ``eval_data``."""
-    epochs: float = Field(1.0, gt=0.0)
-    batch: int = Field(32, gt=0)
+    epochs: float = Field(default=1.0, gt=0.0)
+    batch: int = Field(default=32, gt=0)
     """Prompts (groups) an optimiser step."""
     objective: BradleyTerry = BradleyTerry()
     normalise: Literal["none", "mean", "standard"] = "standard"
@@ -133,7 +133,10 @@ class RewardStage:
         }
         if ceiling:
             figures["eval/ceiling"] = float(np.mean(ceiling))
-        self.report = {"bins": calibration_bins(confidence, right), **{k.removeprefix("eval/"): v for k, v in figures.items()}}
+        self.report = {
+            "bins": calibration_bins(confidence, right),
+            **{k.removeprefix("eval/"): v for k, v in figures.items()},
+        }
         return figures
 
     def samples(self) -> list[dict[str, Any]]:

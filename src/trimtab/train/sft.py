@@ -28,13 +28,13 @@ class DataSpec(Config):
     """A local jsonl, json, parquet, csv or txt file (gz too), or a hub id."""
     split: str | None = None
     """Of a hub data set."""
-    limit: int | None = Field(None, gt=0)
+    limit: int | None = Field(default=None, gt=0)
     """Use the first rows only."""
     strict: bool = True
     """False drops bad rows, counts them and says so."""
-    max_prompt: int = Field(512, gt=0)
+    max_prompt: int = Field(default=512, gt=0)
     """Longer prompts (tokens) are left out and counted."""
-    max_completion: int = Field(512, gt=0)
+    max_completion: int = Field(default=512, gt=0)
     """Longer completions (tokens) are cut."""
 
 
@@ -47,10 +47,10 @@ class SFTConfig(Config):
     data: DataSpec
     eval_data: DataSpec | None = None
     """Held-out rows; without it, ``holdout`` rows are taken from the end of ``data``."""
-    holdout: int = Field(0, ge=0)
-    epochs: float = Field(1.0, gt=0.0)
+    holdout: int = Field(default=0, ge=0)
+    epochs: float = Field(default=1.0, gt=0.0)
     """Passes over the data."""
-    batch: int = Field(32, gt=0)
+    batch: int = Field(default=32, gt=0)
     """Rows an optimiser step."""
     objective: SFT = SFT()
     optim: OptimSpec = OptimSpec(lr=2e-5)

@@ -38,18 +38,18 @@ console = Console(highlight=False)
 class OptimSpec(Config):
     """AdamW and its schedule."""
 
-    lr: float = Field(1e-5, gt=0.0)
+    lr: float = Field(default=1e-5, gt=0.0)
     """Peak learning rate."""
-    weight_decay: float = Field(0.0, ge=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0.0)
-    clip: float = Field(1.0, gt=0.0)
+    eps: float = Field(default=1e-8, gt=0.0)
+    clip: float = Field(default=1.0, gt=0.0)
     """Largest gradient norm, for each module apart."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """How the rate falls after warm-up."""
-    warmup: float = Field(0.03, ge=0.0, le=1.0)
+    warmup: float = Field(default=0.03, ge=0.0, le=1.0)
     """Share of all optimiser steps in which the rate rises from 0."""
-    floor: float = Field(0.0, ge=0.0, le=1.0)
+    floor: float = Field(default=0.0, ge=0.0, le=1.0)
     """The rate never falls below this share of the peak."""
 
 
@@ -58,17 +58,17 @@ class LoopSpec(Config):
 
     seed: int = 0
     """Orders the data and starts every random stream."""
-    token_budget: int = Field(8192, gt=0)
+    token_budget: int = Field(default=8192, gt=0)
     """Tokens of one forward; changes memory and speed, never the result."""
-    save_every: int = Field(0, ge=0)
+    save_every: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0 saves at the end alone."""
-    keep: int = Field(2, gt=0)
+    keep: int = Field(default=2, gt=0)
     """Checkpoints kept."""
-    eval_every: int = Field(0, ge=0)
+    eval_every: int = Field(default=0, ge=0)
     """Steps between evaluations; 0 evaluates at the end alone."""
-    sample_every: int = Field(0, ge=0)
+    sample_every: int = Field(default=0, ge=0)
     """Steps between logged samples; 0 logs none."""
-    max_skips: int = Field(5, gt=0)
+    max_skips: int = Field(default=5, gt=0)
     """Non-finite steps in a row after which training stops."""
     tracker: Literal["none", "wandb", "trackio", "tensorboard", "mlflow"] = "none"
     """Where metrics also go; nothing leaves the machine unless this is set."""

@@ -27,10 +27,10 @@ class WorldConfig(Config):
 
     out: str = "runs/world"
     seed: int = 0
-    demonstrations: int = Field(3000, gt=0)
-    prompts: int = Field(2000, gt=0)
+    demonstrations: int = Field(default=3000, gt=0)
+    prompts: int = Field(default=2000, gt=0)
     """For sampling, labels and RL."""
-    heldout: int = Field(600, gt=0)
+    heldout: int = Field(default=600, gt=0)
     """For the final comparison; never trained on."""
 
 
@@ -69,10 +69,10 @@ class LabelConfig(Config):
     """Whose answers are ranked."""
     data: str
     """Sandbox prompts."""
-    limit: int | None = Field(None, gt=0)
-    answers: int = Field(4, ge=2, le=9)
+    limit: int | None = Field(default=None, gt=0)
+    answers: int = Field(default=4, ge=2, le=9)
     """Sampled for each prompt."""
-    heldout: int = Field(200, gt=0)
+    heldout: int = Field(default=200, gt=0)
     """Prompts whose comparisons are kept for evaluation."""
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0

@@ -22,29 +22,29 @@ class PPO(Config):
     """L = -min(rho A, clip(rho) A) + value_coef * value loss - entropy_coef * H."""
 
     type: Literal["ppo"] = "ppo"
-    clip_low: float = Field(0.2, gt=0.0, lt=1.0)
-    clip_high: float = Field(0.2, gt=0.0)
-    dual_clip: float | None = Field(None, gt=1.0)
+    clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
+    clip_high: float = Field(default=0.2, gt=0.0)
+    dual_clip: float | None = Field(default=None, gt=1.0)
     """c of dual clip, usually 3; off by default."""
     aggregation: Aggregation = "token-mean"
-    gamma: float = Field(1.0, gt=0.0, le=1.0)
-    lam: float = Field(0.95, ge=0.0, le=1.0)
+    gamma: float = Field(default=1.0, gt=0.0, le=1.0)
+    lam: float = Field(default=0.95, ge=0.0, le=1.0)
     whiten_advantages: bool = True
     """To mean 0 and variance 1 over all tokens of the global batch."""
     whiten_rewards: bool = False
     """Scale sequence rewards to variance 1, keeping their mean."""
-    value_coef: float = Field(0.1, ge=0.0)
-    value_clip: float | None = Field(0.2, gt=0.0)
-    entropy_coef: float = Field(0.0, ge=0.0)
-    epochs: int = Field(4, gt=0)
+    value_coef: float = Field(default=0.1, ge=0.0)
+    value_clip: float | None = Field(default=0.2, gt=0.0)
+    entropy_coef: float = Field(default=0.0, ge=0.0)
+    epochs: int = Field(default=4, gt=0)
     """Passes over each batch of rollouts."""
-    minibatches: int = Field(1, gt=0)
+    minibatches: int = Field(default=1, gt=0)
     """Optimiser steps a pass."""
-    target_kl: float | None = Field(None, gt=0.0)
+    target_kl: float | None = Field(default=None, gt=0.0)
     """Skip the remaining updates on a batch once mean(rho - 1 - log rho) exceeds 1.5 times this."""
     kl: KLControl = FixedKL()
     """The coefficient of the KL to the reference, taken off the reward."""
-    missing_eos_penalty: float = Field(0.0, ge=0.0)
+    missing_eos_penalty: float = Field(default=0.0, ge=0.0)
     """Taken off the reward of a completion that the length limit cut."""
     mask_truncated: bool = False
     """Leave cut completions out of the loss; they keep their reward."""

@@ -1,0 +1,80 @@
+"""Recorded metrics as charts, each known one with its unit and what to see in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab.report.charts import Chart, Line, line_chart
+
+STEP = "Optimiser steps"
+
+
+def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float | None]]:
+    """Steps and values of a metric, where it was recorded."""
+    held = [r for r in rows if isinstance(r.get(name), (int, float))]
+    return [float(r["step"]) for r in held], [float(r[name]) for r in held]
+
+
+KNOWN: tuple[tuple[tuple[tuple[str, str], ...], str, str, str], ...] = (
+    (
+        (("reward/mean", "Proxy reward"), ("reward/gold", "Gold score")),
+        "Reward", "Mean score of sampled answers",
+        "Both lines should rise together; proxy up while gold falls is a hacked reward.",
+    ),
+    (
+        (("objective/kl", "KL to the start"),),
+        "Distance from the starting policy", "KL (nats per answer)",
+        "Grows while the policy learns, then levels off; a line that runs away means the KL hold is too weak.",
+    ),
+    (
+        (("objective/entropy", "Entropy"),),
+        "Entropy", "Entropy (nats per token)",
+        "Should fall slowly; a sudden drop to zero means that the policy collapsed to one answer.",
+    ),
+    (
+        (("completion/length", "Length"),),
+        "Answer length", "Length (tokens)",
+        "A steady climb that the task does not ask for is the commonest sign of a reward paid for length.",
+    ),
+    (
+        (("value/explained_variance", "Explained variance"),),
+        "Value function", "Explained variance (1 is perfect)",
+        "Should climb above 0 early on; below 0 the value function misleads more than it helps.",
+    ),
+    (
+        (("value/loss", "Value loss"),),
+        "Value loss", "Loss (reward units squared)",
+        "Falls as the value function learns what answers are worth.",
+    ),
+    (
+        (("policy/clip_fraction", "Clipped"),),
+        "Clipped updates", "Share of tokens clipped",
+        "A few per cent is healthy; above about 0.3 the steps are too large.",
+    ),
+    (
+        (("kl/beta", "KL coefficient"),),
+        "KL coefficient", "Coefficient β",
+        "What the controller charges for distance; it rises when the policy goes further than planned.",
+    ),
+)  # fmt: skip
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]], *, rest: bool, skip: Sequence[str] = ()
+) -> list[Chart]:
+    """Charts of the known metrics, and with ``rest`` of every other one."""
+    found: list[Chart | None] = []
+    used = {"step", "time", *skip}
+    for names, title, unit, see in KNOWN:
+        lines = [Line(label, *series(rows, name)) for name, label in names if name not in used]
+        used.update(name for name, _ in names)
+        found.append(line_chart(title, lines, STEP, unit, see))
+    if rest:
+        others = sorted({name for row in rows for name in row} - used)
+        for name in others[:24]:
+            see = f"{name} as recorded, in its own unit, over the run."
+            x, y = series(rows, name)
+            if any(value != y[0] for value in y):
+                found.append(line_chart(name, [Line(name, x, y)], STEP, name, see))
+    return [chart for chart in found if chart is not None]
