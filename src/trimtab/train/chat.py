@@ -29,7 +29,7 @@ def main(config: ChatConfig) -> None:
     tokenizer = load_tokenizer(config.model, config.chat_template)
     renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
     lm = LM.load(ModelSpec(path=config.model), train=False)
-    sampler = Sampler(lm.model, tokenizer)
+    sampler = Sampler(lm.model, tokenizer, stop_ids=renderer.stop_ids)
     turns: list[dict[str, str]] = []
     while True:
         try:
@@ -43,7 +43,7 @@ def main(config: ChatConfig) -> None:
         turns.append({"role": "user", "content": said})
         asked: str | list[dict[str, str]] = turns if tokenizer.chat_template else said
         group = renderer.prompt(
-            Example(id="chat", prompt=asked, answers=[], ranks=None, margins=None, extra={}, row=1)
+            Example("chat", asked, [])
         )
         if group is None:
             raise DataError("the conversation has grown beyond what the model can read; start anew")

@@ -95,7 +95,7 @@ def label(config: LabelConfig) -> dict[str, Any]:
     lm = LM.load(config.model, train=False)
     prompts = [g for g in (renderer.prompt(e) for e in examples) if g is not None]
     groups = collect(
-        Sampler(lm.model, tokenizer), renderer, prompts, config.sampling,
+        Sampler(lm.model, tokenizer, stop_ids=renderer.stop_ids), renderer, prompts, config.sampling,
         n=config.answers, key=(config.seed,), version=0,
     )  # fmt: skip
     people = annotators.panel()

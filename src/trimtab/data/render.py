@@ -1,0 +1,233 @@
+"""Text to tokens and masks, once: examples become groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from trimtab.data.formats import Example, Message, Text
+from trimtab.errors import ModelError
+from trimtab.types import Bools, Completion, Finish, Group, Ints
+
+PLAIN = (
+    "{{ bos_token if bos_token else '' }}"
+    "{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %}{{ '\\n\\nAssistant: ' + m['content'] + eos_token }}"
+    "{% elif m['role'] == 'user' %}{{ '\\n\\nHuman: ' + m['content'] }}"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n\\nAssistant: ' }}{% endif %}"
+)
+"""The built-in template "plain": the transcripts of hh-rlhf, each answer ended by EOS."""
+
+
+def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
+    """A tokenizer with an EOS, and a pad token that is not the EOS.
+
+    Args:
+        path: Folder or hub id.
+        chat_template: A Jinja file, or "plain", in place of the tokenizer's own.
+
+    Raises:
+        ModelError: there is no tokenizer, no EOS, or no such template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"no tokenizer at {path!r}: {str(error).splitlines()[0]} (name one with model.tokenizer)"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer at {path!r} has no end-of-sequence token, so a model would never learn to "
+            "stop; set eos_token in its tokenizer_config.json"
+        )
+    if chat_template == "plain":
+        tokenizer.chat_template = PLAIN
+    elif chat_template is not None:
+        file = Path(chat_template)
+        if not file.is_file():
+            raise ModelError(f"chat_template: {chat_template!r} is neither a file nor \"plain\"")
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = _pad(tokenizer)
+    return tokenizer
+
+
+def _pad(tokenizer: Any) -> str:
+    """A token other than EOS to pad with: masks never read it, saved classifiers do."""
+    eos = tokenizer.eos_token_id
+    for token, at in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True):
+        if at not in (eos, tokenizer.bos_token_id):
+            return cast(str, token)
+    # No spare special token: the rarest ordinary one, which BPE puts last.
+    rare = len(tokenizer) - 1
+    return cast(str, tokenizer.convert_ids_to_tokens(rare if rare != eos else rare - 1))
+
+
+class Renderer:
+    """Turns examples into groups with one tokenizer.
+
+    Args:
+        tokenizer: With an EOS (see ``load_tokenizer``).
+        max_prompt: Tokens; a longer prompt gives None.
+        max_tokens: Tokens; a longer completion is cut, without a false EOS.
+    """
+
+    def __init__(self, tokenizer: Any, *, max_prompt: int, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_prompt = max_prompt
+        self.max_tokens = max_tokens
+        self.eos = int(tokenizer.eos_token_id)
+        self.bos: int | None = tokenizer.bos_token_id
+        self.adds_bos = self.bos is not None and self._raw("a", True)[:1] == [self.bos]
+        self.special = {int(i) for i in tokenizer.all_special_ids}
+        self.stop_ids = self._stop_ids()
+
+    def _raw(self, text: str, special: bool = False) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def _stop_ids(self) -> tuple[int, ...]:
+        """EOS, and the token that ends a turn of the template when that is another."""
+        found = {self.eos}
+        if self.tokenizer.chat_template:
+            asked: list[Message] = [{"role": "user", "content": "a"}]
+            before = self._template(asked, True)
+            after = self._template([*asked, {"role": "assistant", "content": "a"}], False)
+            ends = [i for i in self._raw(after.removeprefix(before)) if i in self.special]
+            found.update(ends[-1:])
+        return tuple(sorted(found))
+
+    def _template(self, messages: list[Message], generate: bool) -> str:
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                f"the data is conversational but the tokenizer {self.tokenizer.name_or_path!r} has no chat "
+                "template; give one with model.chat_template (a Jinja file, or \"plain\")"
+            )
+        try:
+            return cast(
+                str,
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate),
+            )
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "jinja2":
+                raise
+            raise ModelError(f"the chat template refuses a conversation: {error}") from None
+
+    def _once(self, ids: list[int]) -> list[int]:
+        """Exactly one BOS in front, where the tokenizer has that habit."""
+        if self.bos is None:
+            return ids
+        while ids[:2] == [self.bos, self.bos]:
+            ids = ids[1:]
+        return ids if ids[:1] == [self.bos] or not self.adds_bos else [self.bos, *ids]
+
+    def _prompt_ids(self, prompt: Text) -> Ints | None:
+        if isinstance(prompt, list):
+            ids = self._once(self._raw(self._template(prompt, True)))
+        elif prompt:
+            ids = self._once(self._raw(prompt))
+        else:
+            ids = [self.bos if self.bos is not None else self.eos]
+        return np.array(ids, dtype=np.int64) if len(ids) <= self.max_prompt else None
+
+    def _answer_ids(self, prompt: Text, answer: Text) -> tuple[Ints, Bools]:
+        ids: list[int] = []
+        mask: list[bool] = []
+        if isinstance(answer, str) or isinstance(prompt, str):
+            text = answer if isinstance(answer, str) else answer[-1]["content"]
+            ids = [i for i in self._raw(text) if i != self.eos] + [self.eos]
+            mask = [True] * len(ids)
+        else:
+            done = list(prompt)
+            before = self._template(done, True)
+            for n, message in enumerate(answer):
+                done.append(message)
+                following = answer[n + 1]["role"] if n + 1 < len(answer) else ""
+                after = self._template(done, following == "assistant")
+                if not after.startswith(before):
+                    raise ModelError(
+                        "the chat template rewrites earlier turns when later ones are added, so the tokens of "
+                        "an answer cannot be told from its context; use another model.chat_template"
+                    )
+                part = self._raw(after[len(before) :])
+                mine = message["role"] == "assistant"
+                if mine:
+                    ends = [i for i, x in enumerate(part) if x in self.stop_ids]
+                    if ends:
+                        # What the template puts after the end token is context, not something said.
+                        cut = ends[-1] + 1
+                        ids += part[:cut]
+                        mask += [True] * cut
+                        if n + 1 < len(answer):
+                            ids += part[cut:]
+                            mask += [False] * (len(part) - cut)
+                    else:
+                        last = n + 1 == len(answer)
+                        ids += [*part, self.eos] if last else part
+                        mask += [True] * (len(part) + last)
+                else:
+                    ids += part
+                    mask += [False] * len(part)
+                before = after
+        return np.array(ids[: self.max_tokens], dtype=np.int64), np.array(mask[: self.max_tokens], dtype=bool)
+
+    def prompt(self, example: Example) -> Group | None:
+        """A group without completions; None when the prompt is over ``max_prompt``."""
+        ids = self._prompt_ids(example.prompt)
+        if ids is None:
+            return None
+        extra = dict(example.extra)
+        if isinstance(example.prompt, list):
+            extra["messages"] = example.prompt
+        return Group(example.id, ids, [], readable(example.prompt), extra)
+
+    def comparison(self, example: Example) -> Group | None:
+        """A group with every answer, ranked where the example is."""
+        group = self.prompt(example)
+        if group is None:
+            return None
+        for i, answer in enumerate(example.answers):
+            ids, mask = self._answer_ids(example.prompt, answer)
+            group.completions.append(
+                Completion(
+                    ids,
+                    mask,
+                    readable(answer),
+                    rank=example.ranks[i] if example.ranks is not None else None,
+                    margin=example.margins[i] if example.margins is not None else 0.0,
+                )
+            )
+        return group
+
+    def demonstration(self, example: Example) -> Group | None:
+        """A group with its one answer."""
+        return self.comparison(example)
+
+    def completion(self, ids: Ints, finish: Finish) -> Completion:
+        """What a sampler emitted, as it is."""
+        text = cast(str, self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+        return Completion(ids, np.ones(len(ids), dtype=bool), text.strip(), finish=finish)
+
+    def retokenise(self, group: Group) -> Group:
+        """The same texts in this renderer's tokens, for a model with another vocabulary."""
+        messages = group.extra.get("messages")
+        prompt: Text = cast("list[Message]", messages) if messages else group.text
+        answers: list[Text] = [
+            [{"role": "assistant", "content": c.text}] if messages else c.text for c in group.completions
+        ]
+        made = self.comparison(Example(group.id, prompt, answers))
+        assert made is not None, "retokenise needs a renderer without limits"
+        return made
+
+
+def readable(text: Text) -> str:
+    """Text as a person reads it; several turns with their roles."""
+    if isinstance(text, str):
+        return text
+    if len(text) == 1:
+        return text[0]["content"]
+    return "\n\n".join(f"{m['role']}: {m['content']}" for m in text)

@@ -1,0 +1,172 @@
+"""Reading rows: local files of the usual kinds, gz too, or a hub data set."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trimtab.errors import DataError
+
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Rows:
+    """Rows with their place in the file, for error messages."""
+
+    name: str
+    """What the user called it."""
+    rows: list[tuple[int, Row]]
+    """(row number from 1, columns)."""
+    strict: bool = True
+    """False: a bad row is dropped and told, not an error."""
+    dropped: list[str] = field(default_factory=list[str])
+    """ "row N: why" of each row dropped."""
+
+    def bad(self, number: int, why: str) -> None:
+        """A row that cannot be used: raises when strict, else remembers it.
+
+        Raises:
+            DataError: naming file and row, when strict.
+        """
+        if self.strict:
+            raise DataError(f"{self.name}: row {number}: {why}")
+        self.dropped.append(f"row {number}: {why}")
+
+
+def read(
+    path_or_id: str, *, split: str | None = None, limit: int | None = None, strict: bool = True
+) -> Rows:
+    """Rows of a local .jsonl, .json, .parquet, .csv or .txt (each also .gz), or of a hub data set.
+
+    Raises:
+        DataError: the file is missing, empty, of an unknown kind, not UTF-8 or not well formed;
+            the message names file and row.
+    """
+    path = Path(path_or_id)
+    rows = Rows(path_or_id, [], strict)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name a file in it")
+    if not path.is_file():
+        looks_local = path.suffix != "" or path_or_id.startswith((".", "/", "~"))
+        if looks_local:
+            raise DataError(f"{path}: no such file")
+        rows.rows = _hub(path_or_id, split)
+    else:
+        suffixes = [s for s in path.suffixes if s != ".gz"]
+        kind = suffixes[-1] if suffixes else ""
+        if kind not in READERS:
+            raise DataError(
+                f"{path}: kind {kind or '(none)'} is not read; use {', '.join(READERS)}, plain or .gz"
+            )
+        try:
+            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise DataError(f"{path}: not a whole gzip file: {error}") from None
+        READERS[kind](data, rows)
+    if limit is not None:
+        rows.rows = rows.rows[:limit]
+    if not rows.rows:
+        raise DataError(f"{path_or_id}: holds no rows" + (f" ({len(rows.dropped)} dropped)" if rows.dropped else ""))
+    return rows
+
+
+def _lines(data: bytes, rows: Rows) -> list[tuple[int, str]]:
+    found: list[tuple[int, str]] = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        if b"\0" in line:
+            rows.bad(number, "holds a NUL byte; the file is damaged or not text")
+            continue
+        try:
+            found.append((number, line.decode("utf-8").rstrip("\r")))
+        except UnicodeDecodeError as error:
+            rows.bad(number, f"not UTF-8 at byte {error.start} of the line; save the file as UTF-8")
+    return found
+
+
+def _jsonl(data: bytes, rows: Rows) -> None:
+    for number, line in _lines(data, rows):
+        try:
+            row: Any = json.loads(line)
+        except json.JSONDecodeError as error:
+            rows.bad(number, f"not valid JSON: {error}")
+            continue
+        if not isinstance(row, dict):
+            rows.bad(number, f"expected an object of columns, got {type(row).__name__}")
+            continue
+        rows.rows.append((number, cast(Row, row)))
+
+
+def _text(data: bytes, rows: Rows) -> None:
+    rows.rows = [(number, {"text": line}) for number, line in _lines(data, rows)]
+
+
+def _decoded(data: bytes, rows: Rows) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{rows.name}: row {line}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+
+
+def _json(data: bytes, rows: Rows) -> None:
+    try:
+        whole: Any = json.loads(_decoded(data, rows))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{rows.name}: line {error.lineno}: not valid JSON: {error.msg}") from None
+    if not isinstance(whole, list):
+        raise DataError(f"{rows.name}: expected a list of rows (one object a line is .jsonl)")
+    for number, row in enumerate(cast(list[Any], whole), 1):
+        if isinstance(row, dict):
+            rows.rows.append((number, cast(Row, row)))
+        else:
+            rows.bad(number, f"expected an object of columns, got {type(row).__name__}")
+
+
+def _csv(data: bytes, rows: Rows) -> None:
+    reader = csv.DictReader(io.StringIO(_decoded(data, rows), newline=""))
+    for number, row in enumerate(reader, 1):
+        if None in row or any(v is None for v in row.values()):
+            rows.bad(number, "has another number of fields than the header")
+            continue
+        rows.rows.append((number, dict(row)))
+
+
+def _parquet(data: bytes, rows: Rows) -> None:
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except pa.ArrowException as error:
+        raise DataError(f"{rows.name}: not a whole parquet file: {error}") from None
+    rows.rows = list(enumerate(cast(list[Row], table.to_pylist()), 1))
+
+
+def _hub(name: str, split: str | None) -> list[tuple[int, Row]]:
+    from datasets import load_dataset
+
+    try:
+        found: Any = load_dataset(name, split=split or "train")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{name}: neither a local file nor a hub data set that can be reached ({str(error).splitlines()[0]})"
+        ) from None
+    return [(i, dict(row)) for i, row in enumerate(found, 1)]
+
+
+READERS: dict[str, Callable[[bytes, Rows], None]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".txt": _text,
+}
