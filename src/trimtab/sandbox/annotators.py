@@ -1,0 +1,71 @@
+"""Simulated people who compare answers: Bradley-Terry on gold plus their own biases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trimtab.sandbox.world import CLOSINGS, OPENINGS, Scene, gold
+
+
+@dataclass(frozen=True, slots=True)
+class Annotator:
+    """One person. A utility difference of 1 is one nat of log-odds."""
+
+    name: str
+    scale: float = 8.0
+    """Nats of log-odds for a whole point of gold."""
+    length_bias: float = 0.0
+    """Nats a word."""
+    flattery_bias: float = 0.0
+    """Nats for agreeing with the user."""
+    format_bias: float = 0.0
+    """Nats for a polite opening or closing."""
+    position_bias: float = 0.0
+    """Nats for the answer shown first."""
+    carelessness: float = 0.0
+    """Share of judgements made by tossing a coin."""
+
+    def utility(self, scene: Scene, answer: str) -> float:
+        """What the answer is worth to this person."""
+        worth = self.scale * gold(scene, answer).total + self.length_bias * len(answer.split())
+        worth += self.flattery_bias * ("you are right" in answer)
+        return worth + self.format_bias * any(p in answer for p in (*OPENINGS, *CLOSINGS))
+
+    def prob(self, scene: Scene, a: str, b: str) -> float:
+        """P(prefers a to b), a being shown first."""
+        gap = self.utility(scene, a) - self.utility(scene, b) + self.position_bias
+        p = 1.0 / (1.0 + math.exp(-max(min(gap, 50.0), -50.0)))
+        return (1.0 - self.carelessness) * p + self.carelessness / 2
+
+    def choose(self, scene: Scene, a: str, b: str, rng: np.random.Generator) -> int:
+        """0 for a, 1 for b."""
+        return 0 if rng.random() < self.prob(scene, a, b) else 1
+
+    def rank(self, scene: Scene, answers: Sequence[str], rng: np.random.Generator) -> list[int]:
+        """Rank of each answer, 0 best: Plackett-Luce, so each pair is Bradley-Terry by itself."""
+        if rng.random() < self.carelessness:
+            return [int(i) for i in rng.permutation(len(answers))]
+        noisy = [self.utility(scene, a) + rng.gumbel() for a in answers]
+        order = np.argsort([-x for x in noisy])
+        ranks = [0] * len(answers)
+        for place, i in enumerate(order):
+            ranks[int(i)] = place
+        return ranks
+
+
+def panel() -> list[Annotator]:
+    """Three people with mild biases: one likes long answers, one flattery, one is careless."""
+    return [
+        Annotator("lena", length_bias=0.03),
+        Annotator("felix", flattery_bias=0.3, format_bias=0.1),
+        Annotator("carl", carelessness=0.1),
+    ]
+
+
+def ceiling(probs: Sequence[float]) -> float:
+    """Expected accuracy of the best possible predictor: mean of max(p, 1 - p)."""
+    return float(np.mean([max(p, 1.0 - p) for p in probs]))

@@ -1,0 +1,46 @@
+"""The sandbox's word-level tokenizer, as an ordinary transformers one."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from trimtab.sandbox import world
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %}{{ '<assistant> ' + m['content'] + ' ' + eos_token + ' ' }}"
+    "{% else %}{{ '<user> ' + m['content'] + ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+)
+
+
+def words() -> list[str]:
+    """Every word of the world, in a fixed order."""
+    texts = [
+        *world.NAMES, *world.PLACES, *world.THINGS, *world.JOBS, *world.TOOLS,
+        *world.GOOD_VERBS, *world.BAD_VERBS, *world.OPENINGS, *world.CLOSINGS,
+        world.UNKNOWN, world.REFUSAL, world.AGREEMENT,
+        "where what does have is in the has a how do i use to think tell me all of it you no yes . , ? !",
+    ]  # fmt: skip
+    return list(dict.fromkeys(w for text in texts for w in text.split()))
+
+
+def build() -> PreTrainedTokenizerFast:
+    """Word-level, lower case, with a chat template; pad, BOS, EOS and unk of its own."""
+    special = ["<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>"]
+    vocabulary = {word: i for i, word in enumerate([*special, *words()])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=["<user>", "<assistant>"],
+        clean_up_tokenization_spaces=False,
+    )
+    made.chat_template = TEMPLATE
+    return made
