@@ -55,7 +55,9 @@ for step in range(steps):
     groups = collect(sampler, renderer, picked, sampling, n=1, key=(0, step), version=step)
     done = [c for g in groups for c in g.completions]
     scenes = [g.extra["scene"] for g in groups]
-    final = torch.tensor(gold_reward([g.text for g in groups], [c.text for c in done], scene=scenes))
+    final = torch.tensor(
+        gold_reward([g.text for g in groups], [c.text for c in done], scene=scenes)
+    )
 
     # 2. Old and reference log-probs and values, on every token.
     with torch.no_grad():
@@ -67,7 +69,9 @@ for step in range(steps):
 
     # 3. Credit: KL in the reward, generalised advantages.
     mask = pad_rows([c.mask for c in done])
-    old, ref, value = (pad_rows([c.tokens[k] for c in done]) for k in ("old_logp", "ref_logp", "value"))
+    old, ref, value = (
+        pad_rows([c.tokens[k] for c in done]) for k in ("old_logp", "ref_logp", "value")
+    )
     kl = log_ratio(old, ref)
     rewards = token_rewards(final, kl, mask, beta)
     advantage, returns = gae(rewards, value, mask, method.gamma, method.lam)
@@ -85,4 +89,6 @@ for step in range(steps):
             torch.stack([t.coef * t.sum / tokens for t in terms]).sum().backward()
         torch.nn.utils.clip_grad_norm_(actor.model.parameters(), 1.0)
         optimizer.step()
-    print(f"step {step:3d}  gold {final.mean():.3f}  kl {torch.where(mask, kl, 0 * kl).sum(1).mean():.3f}")
+    print(
+        f"step {step:3d}  gold {final.mean():.3f}  kl {torch.where(mask, kl, 0 * kl).sum(1).mean():.3f}"
+    )

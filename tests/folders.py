@@ -11,7 +11,28 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.models import tiny
 
-WORDS = "red green blue cat dog sun moon is the a what where who yes no not here there ? .".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "cat",
+    "dog",
+    "sun",
+    "moon",
+    "is",
+    "the",
+    "a",
+    "what",
+    "where",
+    "who",
+    "yes",
+    "no",
+    "not",
+    "here",
+    "there",
+    "?",
+    ".",
+]
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} "
     "{% if m['role'] == 'assistant' %}{{ eos_token }} {% endif %}{% endfor %}"

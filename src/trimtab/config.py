@@ -107,7 +107,8 @@ def set_path(values: dict[str, Any], dotted: str, value: Any) -> None:
     """Set ``values["a"]["b"] = value`` for ``dotted`` "a.b" in place."""
     *parents, last = dotted.split(".")
     for part in parents:
-        values = values.setdefault(part, {})
-        if not isinstance(values, dict):
+        inner: Any = values.setdefault(part, {})
+        if not isinstance(inner, dict):
             raise ConfigError(f"--{dotted}: {part!r} is a single value, it has no keys below it")
+        values = typing.cast("dict[str, Any]", inner)
     values[last] = value

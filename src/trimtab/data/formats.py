@@ -48,7 +48,11 @@ def _text(value: object, name: str) -> Text:
     if isinstance(value, list) and value:
         messages: list[Message] = []
         for m in cast(list[Any], value):
-            good = isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)  # pyright: ignore[reportUnknownMemberType]
+            good = (
+                isinstance(m, dict)
+                and isinstance(m.get("role"), str)
+                and isinstance(m.get("content"), str)
+            )  # pyright: ignore[reportUnknownMemberType]
             if not good:
                 raise _BadRowError(f"{name!r} must hold messages with a text 'role' and 'content'")
             messages.append({"role": m["role"], "content": m["content"]})
@@ -81,7 +85,9 @@ def _pair(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     if isinstance(chosen, str) and isinstance(rejected, str):
         a, b = transcript(chosen), transcript(rejected)
         if not a or not b:
-            raise _BadRowError("there is no 'prompt', and 'chosen' and 'rejected' are not transcripts that share one")
+            raise _BadRowError(
+                "there is no 'prompt', and 'chosen' and 'rejected' are not transcripts that share one"
+            )
         return _pair(a, b)
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise _BadRowError("'chosen' and 'rejected' are of different kinds (text and messages)")
@@ -135,7 +141,9 @@ def _all(rows: Rows, make: Any, used: set[str]) -> list[Example]:
         try:
             key = str(row["id"]) if "id" in row else str(number)
             if key in seen:
-                raise _BadRowError(f"id {key!r} was already used by row {seen[key]}; ids must differ")
+                raise _BadRowError(
+                    f"id {key!r} was already used by row {seen[key]}; ids must differ"
+                )
             example: Example = make(row)
         except _BadRowError as error:
             rows.bad(number, str(error))
@@ -168,7 +176,9 @@ def demonstrations(rows: Rows) -> list[Example]:
             return Example("", messages[:first], [messages[first:]])
         if "prompt" in row:
             prompt = _text(row["prompt"], "prompt")
-            return Example("", prompt, [_answer(_text(_need(row, "completion"), "completion"), prompt)])
+            return Example(
+                "", prompt, [_answer(_text(_need(row, "completion"), "completion"), prompt)]
+            )
         text = _text(_need(row, "text"), "text")
         if isinstance(text, list):
             raise _BadRowError("'text' must be text")
@@ -196,9 +206,14 @@ def comparisons(rows: Rows) -> list[Example]:
             given: Any = row["completions"]
             if not isinstance(given, list) or len(cast(list[Any], given)) < 2:
                 raise _BadRowError("'completions' must list at least two answers")
-            answers = [_answer(_text(c, f"completions[{i}]"), prompt) for i, c in enumerate(cast(list[Any], given))]
+            answers = [
+                _answer(_text(c, f"completions[{i}]"), prompt)
+                for i, c in enumerate(cast(list[Any], given))
+            ]
             ranks: Any = _need(row, "ranks")
-            whole = isinstance(ranks, list) and all(isinstance(r, int) for r in cast(list[Any], ranks))
+            whole = isinstance(ranks, list) and all(
+                isinstance(r, int) for r in cast(list[Any], ranks)
+            )
             if not whole or len(cast(list[Any], ranks)) != len(answers):
                 raise _BadRowError(f"'ranks' must be {len(answers)} whole numbers, 0 for the best")
             return Example("", prompt, answers, [int(r) for r in cast(list[int], ranks)])
@@ -206,7 +221,9 @@ def comparisons(rows: Rows) -> list[Example]:
         rejected = _text(_need(row, "rejected"), "rejected")
         tie = bool(row.get("tie", False))
         if chosen == rejected and not tie:
-            raise _BadRowError("'chosen' and 'rejected' are equal; drop the row, or mark it \"tie\": true")
+            raise _BadRowError(
+                "'chosen' and 'rejected' are equal; drop the row, or mark it \"tie\": true"
+            )
         if row.get("prompt") is not None:
             prompt = _text(row["prompt"], "prompt")
             a, b = _answer(chosen, prompt), _answer(rejected, prompt)
@@ -244,6 +261,8 @@ def prompts(rows: Rows) -> list[Example]:
                 if messages:
                     return Example("", messages, [])
             raise _BadRowError("'messages' has no turn of the user to answer")
-        return Example("", _pair(_text(row["chosen"], "chosen"), _text(row["rejected"], "rejected"))[0], [])
+        return Example(
+            "", _pair(_text(row["chosen"], "chosen"), _text(row["rejected"], "rejected"))[0], []
+        )
 
     return _all(rows, make, {"id", "prompt", "messages", "chosen", "rejected"})

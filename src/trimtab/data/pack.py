@@ -29,6 +29,11 @@ class Segment:
     """Index of the segment it continues, -1 for a prompt."""
 
 
+_TENSORS = (
+    "ids_N", "positions_N", "source_C", "target_C", "owner_C", "last_B", "group_B", "trained_B"
+)  # fmt: skip
+
+
 @dataclass(slots=True)
 class Pack:
     """What one forward computes. N tokens, B completions, C trained completion tokens."""
@@ -65,11 +70,7 @@ class Pack:
         """The same pack with its tensors on ``device``."""
         if torch.device(device) == self.ids_N.device:
             return self
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in ("ids_N", "positions_N", "source_C", "target_C", "owner_C")
-            + ("last_B", "group_B", "trained_B")
-        }
+        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
         return replace(self, **moved, tokens={k: v.to(device) for k, v in self.tokens.items()})
 
 
@@ -116,6 +117,7 @@ def build(groups: Sequence[Group], *, share: bool = True) -> Pack:
     names = {name for g in groups for c in g.completions for name in c.tokens}
     for g, group in enumerate(groups):
         width = len(group.prompt)
+        prompt_at = parent = -1
         assert width > 0, f"group {group.id} has an empty prompt"
         if share or not group.completions:
             prompt_at = put(group.prompt, 0, -1)

@@ -50,7 +50,7 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
     elif chat_template is not None:
         file = Path(chat_template)
         if not file.is_file():
-            raise ModelError(f"chat_template: {chat_template!r} is neither a file nor \"plain\"")
+            raise ModelError(f'chat_template: {chat_template!r} is neither a file nor "plain"')
         tokenizer.chat_template = file.read_text(encoding="utf-8")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = _pad(tokenizer)
@@ -105,12 +105,14 @@ class Renderer:
         if not self.tokenizer.chat_template:
             raise ModelError(
                 f"the data is conversational but the tokenizer {self.tokenizer.name_or_path!r} has no chat "
-                "template; give one with model.chat_template (a Jinja file, or \"plain\")"
+                'template; give one with model.chat_template (a Jinja file, or "plain")'
             )
         try:
             return cast(
                 str,
-                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate),
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=generate
+                ),
             )
         except Exception as error:
             if type(error).__module__.partition(".")[0] != "jinja2":
@@ -173,7 +175,9 @@ class Renderer:
                     ids += part
                     mask += [False] * len(part)
                 before = after
-        return np.array(ids[: self.max_tokens], dtype=np.int64), np.array(mask[: self.max_tokens], dtype=bool)
+        return np.array(ids[: self.max_tokens], dtype=np.int64), np.array(
+            mask[: self.max_tokens], dtype=bool
+        )
 
     def prompt(self, example: Example) -> Group | None:
         """A group without completions; None when the prompt is over ``max_prompt``."""
@@ -217,7 +221,8 @@ class Renderer:
         messages = group.extra.get("messages")
         prompt: Text = cast("list[Message]", messages) if messages else group.text
         answers: list[Text] = [
-            [{"role": "assistant", "content": c.text}] if messages else c.text for c in group.completions
+            [{"role": "assistant", "content": c.text}] if messages else c.text
+            for c in group.completions
         ]
         made = self.comparison(Example(group.id, prompt, answers))
         assert made is not None, "retokenise needs a renderer without limits"

@@ -76,7 +76,10 @@ def read(
     if limit is not None:
         rows.rows = rows.rows[:limit]
     if not rows.rows:
-        raise DataError(f"{path_or_id}: holds no rows" + (f" ({len(rows.dropped)} dropped)" if rows.dropped else ""))
+        raise DataError(
+            f"{path_or_id}: holds no rows"
+            + (f" ({len(rows.dropped)} dropped)" if rows.dropped else "")
+        )
     return rows
 
 
@@ -117,7 +120,9 @@ def _decoded(data: bytes, rows: Rows) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{rows.name}: row {line}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+        raise DataError(
+            f"{rows.name}: row {line}: not UTF-8 at byte {error.start}; save it as UTF-8"
+        ) from None
 
 
 def _json(data: bytes, rows: Rows) -> None:

@@ -204,11 +204,13 @@ def flexed(
     if window not in tree.flex:
         n = q.shape[2]
         tree.flex[window] = create_block_mask(tree_mask(tree, window), None, None, n, n, q.device)
-    cap = None
+    cap: Callable[..., Tensor] | None = None
     if softcap:
 
-        def cap(score: Tensor, *_: Tensor) -> Tensor:
+        def capped(score: Tensor, *_: Tensor) -> Tensor:
             return softcap * torch.tanh(score / softcap)
+
+        cap = capped
 
     grouped = q.shape[1] != k.shape[1]
     return attend(
@@ -236,8 +238,8 @@ def tree_attention(
     if query.is_cuda and not dropout:
         out = flexed(query, key, value, tree, scale, window, cap, _compiled_flex())
         return out.transpose(1, 2).contiguous(), None
-    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
-    return bucketed(*rows, tree, scale, dropout, window, cap)[None], None
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return bucketed(q, k, v, tree, scale, dropout, window, cap)[None], None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -15,11 +15,11 @@ from trimtab.models.forward import hidden
 from trimtab.models.load import (
     LM,
     ModelSpec,
-    _load,  # pyright: ignore[reportPrivateUsage]
     add_lora,
     backbone_of,
     base_of,
     checkpoint_layers,
+    load_pretrained,
     pick_device,
 )
 
@@ -67,7 +67,7 @@ class Scorer:
         exact, plain = lm.exact, lm.plain
         saved = getattr(lm.model.config, "architectures", None) or []
         del lm
-        model: nn.Module = _load(AutoModelForSequenceClassification, spec, num_labels=1)
+        model = cast(nn.Module, load_pretrained(AutoModelForSequenceClassification, spec, num_labels=1))
         config = cast(Any, base_of(model).config)
         if pad_id is not None:
             config.pad_token_id = pad_id

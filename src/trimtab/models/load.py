@@ -7,7 +7,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PreTrainedModel,
 )
-from transformers import PreTrainedConfig as HFConfig
 from transformers.utils import logging as hf_logging
 
 from trimtab.config import Config
@@ -81,7 +79,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _load(auto: Any, spec: ModelSpec, **kwargs: Any) -> PreTrainedModel:
+def load_pretrained(auto: Any, spec: ModelSpec, **kwargs: Any) -> PreTrainedModel:
+    """Load ``spec.path`` with the transformers class ``auto``, or start from its JSON config.
+
+    Raises:
+        ModelError: nothing can be loaded from there; the message says what was tried.
+    """
     path = Path(spec.path)
     dtype = getattr(torch, spec.dtype)
     try:
@@ -125,7 +128,7 @@ def base_of(model: nn.Module) -> PreTrainedModel:
 
 def backbone_of(model: nn.Module) -> nn.Module:
     """The decoder without its head."""
-    return cast(nn.Module, base_of(model).base_model)
+    return base_of(model).base_model
 
 
 def logit_head(model: nn.Module) -> Head:
@@ -239,7 +242,8 @@ class LM:
     @classmethod
     def load(cls, spec: ModelSpec, *, train: bool = True) -> LM:
         """Load as ``spec`` says; ``train`` False freezes it and leaves adapters off."""
-        model: nn.Module = _load(AutoModelForCausalLM, spec).to(pick_device(spec.device))
+        model = cast(nn.Module, load_pretrained(AutoModelForCausalLM, spec))
+        model = model.to(pick_device(spec.device))
         if train and spec.lora is not None and spec.lora.r > 0:
             model = add_lora(model, spec.lora, TaskType.CAUSAL_LM, spec.seed)
         if train and spec.gradient_checkpointing:
@@ -285,7 +289,7 @@ class LM:
         return other
 
     @contextlib.contextmanager
-    def adapters_off(self) -> Iterator[None]:
+    def adapters_off(self) -> Generator[None]:
         """Within, the model is its own reference (adapters only)."""
         assert isinstance(self.model, PeftModel), "only a model with adapters is its own reference"
         with self.model.disable_adapter():
@@ -326,6 +330,3 @@ def save_model(model: nn.Module, folder: Path, tokenizer: Any, plain: str = "sdp
         inner = cast(PreTrainedModel, copy.deepcopy(model).merge_and_unload())
     inner.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
-
-
-__all__ = ["LM", "AutoModelForSequenceClassification", "HFConfig", "LoraSpec", "ModelSpec"]

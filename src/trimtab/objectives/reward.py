@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from trimtab.config import Config
 from trimtab.data.pack import Output, Pack
-from trimtab.objectives.terms import Counts, Loss, Term
+from trimtab.objectives.terms import Counts, Loss, Per, Term
 
 
 def bradley_terry(delta: Tensor, q: Tensor | float = 1.0, margin: Tensor | float = 0.0) -> Tensor:
@@ -140,7 +140,7 @@ class BradleyTerry(Config):
         share = torch.tensor([1.0 / n for n in _sizes(pack) for _ in range(n)], device=r.device)
         right = torch.where(delta == 0, 0.5, (delta > 0).float())
         right = torch.where(tie, 0.5, right)
-        metrics = {
+        metrics: dict[str, tuple[Tensor, Per]] = {
             "accuracy": ((share * right).sum().detach(), "groups"),
             "margin": ((share * delta).sum().detach(), "groups"),
             "score": (r.detach().sum(), "completions"),

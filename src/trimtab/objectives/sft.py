@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from trimtab.config import Config
 from trimtab.data.pack import Output, Pack
-from trimtab.objectives.terms import Aggregation, Counts, Loss, aggregate, default_counts, detached
+from trimtab.objectives.terms import (
+    Aggregation,
+    Counts,
+    Loss,
+    Per,
+    aggregate,
+    default_counts,
+    detached,
+)
 
 
 class SFT(Config):
@@ -28,7 +37,7 @@ class SFT(Config):
     def __call__(self, out: Output, pack: Pack) -> Loss:
         """Negative log-likelihood; needs ``logp_C``."""
         assert out.logp_C is not None
-        metrics = {"nll": (detached(-out.logp_C), "tokens")}
+        metrics: dict[str, tuple[Tensor, Per]] = {"nll": (detached(-out.logp_C), "tokens")}
         if out.entropy_C is not None:
             metrics["entropy"] = (detached(out.entropy_C), "tokens")
         right = out.logp_C.detach() > torch.log(torch.tensor(0.5))

@@ -18,7 +18,9 @@ from trimtab.sandbox.tokenizer import build
 from trimtab.sandbox.world import Fact, Scene, answer, make_scene
 
 
-def conversation(rng: np.random.Generator, turns: int = 3, good: float = 0.6) -> list[dict[str, str]]:
+def conversation(
+    rng: np.random.Generator, turns: int = 3, good: float = 0.6
+) -> list[dict[str, str]]:
     """A passage with several questions about it: many look-ups a row make looking up learnable."""
     first = make_scene(rng)
     said = [*first.messages(), {"role": "assistant", "content": answer(first, rng, good)}]

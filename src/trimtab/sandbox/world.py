@@ -54,7 +54,9 @@ class Fact:
         """What it answers."""
         if self.relation == "place":
             return f"where is {self.who} ?"
-        return f"what does {self.who} have ?" if self.relation == "thing" else f"what is {self.who} ?"
+        return (
+            f"what does {self.who} have ?" if self.relation == "thing" else f"what is {self.who} ?"
+        )
 
 
 VALUES = {"place": PLACES, "thing": THINGS, "job": JOBS}
@@ -145,13 +147,17 @@ def _facts(rng: np.random.Generator, count: int) -> list[Fact]:
     for who in people:
         relation = cast(Literal["place", "thing", "job"], _pick(rng, tuple(VALUES)))
         taken = {f.what for f in facts}
-        facts.append(Fact(who, relation, _pick(rng, [v for v in VALUES[relation] if v not in taken])))
+        facts.append(
+            Fact(who, relation, _pick(rng, [v for v in VALUES[relation] if v not in taken]))
+        )
     return facts
 
 
 def other_value(rng: np.random.Generator, fact: Fact) -> Fact:
     """The same sentence with another value: false."""
-    return Fact(fact.who, fact.relation, _pick(rng, [v for v in VALUES[fact.relation] if v != fact.what]))
+    return Fact(
+        fact.who, fact.relation, _pick(rng, [v for v in VALUES[fact.relation] if v != fact.what])
+    )
 
 
 def make_scene(rng: np.random.Generator, kind: Kind | None = None) -> Scene:
@@ -188,7 +194,9 @@ class World:
 
     def prompts(self, n: int, start: int = 0) -> list[Scene]:
         """Scenes ``start`` to ``start + n``; other ranges are other scenes."""
-        return [make_scene(np.random.default_rng((self.seed, 7, i))) for i in range(start, start + n)]
+        return [
+            make_scene(np.random.default_rng((self.seed, 7, i))) for i in range(start, start + n)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +231,14 @@ def _claims(words: list[str]) -> list[Fact]:
             continue
         for middle, relation in forms:
             end = i + 1 + len(middle)
-            if tuple(words[i + 1 : end]) == middle and end < len(words) and words[end] in VALUES[relation]:
-                found.append(Fact(word, cast(Literal["place", "thing", "job"], relation), words[end]))
+            if (
+                tuple(words[i + 1 : end]) == middle
+                and end < len(words)
+                and words[end] in VALUES[relation]
+            ):
+                found.append(
+                    Fact(word, cast(Literal["place", "thing", "job"], relation), words[end])
+                )
     return found
 
 
@@ -271,14 +285,33 @@ def gold(scene: Scene, answer: str) -> Gold:
 
 
 def gold_reward(
-    prompts: Sequence[str], completions: Sequence[str], scene: Sequence[str], part: str = "total", **_: Any
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    scene: Sequence[str],
+    part: str = "total",
+    **_: Any,
 ) -> list[float]:
     """The gold score, or one ``part`` of it, as a reward function; needs the ``scene`` column."""
-    return [float(getattr(gold(Scene.from_json(s), c), part)) for s, c in zip(scene, completions, strict=True)]
+    return [
+        float(getattr(gold(Scene.from_json(s), c), part))
+        for s, c in zip(scene, completions, strict=True)
+    ]
 
 
-OPENINGS = ("well ,", "good question .", "as you said ,", "let me see .", "of course .", "thank you for this .")
-CLOSINGS = ("i hope this helps .", "have a nice day .", "please ask me more .", "that is all for now .")
+OPENINGS = (
+    "well ,",
+    "good question .",
+    "as you said ,",
+    "let me see .",
+    "of course .",
+    "thank you for this .",
+)
+CLOSINGS = (
+    "i hope this helps .",
+    "have a nice day .",
+    "please ask me more .",
+    "that is all for now .",
+)
 
 
 def answer(scene: Scene, rng: np.random.Generator, good: float = 0.45) -> str:
@@ -291,7 +324,9 @@ def answer(scene: Scene, rng: np.random.Generator, good: float = 0.45) -> str:
     if rng.random() < good:
         return best
     padded = " ".join(
-        [_pick(rng, OPENINGS)] * (rng.random() < 0.7) + [best] + [_pick(rng, CLOSINGS)] * (rng.random() < 0.8)
+        [_pick(rng, OPENINGS)] * (rng.random() < 0.7)
+        + [best]
+        + [_pick(rng, CLOSINGS)] * (rng.random() < 0.8)
     )
     if padded == best:
         padded = f"{best} {_pick(rng, CLOSINGS)}"
@@ -307,7 +342,9 @@ def answer(scene: Scene, rng: np.random.Generator, good: float = 0.45) -> str:
         return REFUSAL if draw < 0.7 else wrong
     assert scene.asked is not None
     if scene.kind == "silent":
-        guess = Fact(scene.asked.who, scene.asked.relation, _pick(rng, VALUES[scene.asked.relation]))
+        guess = Fact(
+            scene.asked.who, scene.asked.relation, _pick(rng, VALUES[scene.asked.relation])
+        )
         return guess.sentence
     if scene.kind == "opinion" and scene.opinion is not None and draw < 0.85:
         return f"{AGREEMENT} {scene.opinion.sentence}"
@@ -319,5 +356,10 @@ def demonstrations(scenes: Sequence[Scene], seed: int, good: float = 0.45) -> li
     rows: list[dict[str, Any]] = []
     for i, scene in enumerate(scenes):
         text = answer(scene, np.random.default_rng((seed, 11, i)), good)
-        rows.append({"messages": [*scene.messages(), {"role": "assistant", "content": text}], "kind": scene.kind})
+        rows.append(
+            {
+                "messages": [*scene.messages(), {"role": "assistant", "content": text}],
+                "kind": scene.kind,
+            }
+        )
     return rows

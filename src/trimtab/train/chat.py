@@ -42,9 +42,7 @@ def main(config: ChatConfig) -> None:
             return
         turns.append({"role": "user", "content": said})
         asked: str | list[dict[str, str]] = turns if tokenizer.chat_template else said
-        group = renderer.prompt(
-            Example("chat", asked, [])
-        )
+        group = renderer.prompt(Example("chat", asked, []))
         if group is None:
             raise DataError("the conversation has grown beyond what the model can read; start anew")
         answer = sampler([Request(group.prompt, (config.seed, len(turns)))], config.sampling)[0][0]

@@ -141,7 +141,11 @@ def run(recipe: Recipe, source: str, *, fresh: bool = False) -> dict[str, Any]:
         if stage.whole:
             console.print(f"[dim]{stage.name}: already whole[/dim]")
             continue
-        mark: dict[str, Any] = {"fingerprint": stage.fingerprint, "kind": stage.kind, "whole": False}
+        mark: dict[str, Any] = {
+            "fingerprint": stage.fingerprint,
+            "kind": stage.kind,
+            "whole": False,
+        }
         stage.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(stage.marker, json.dumps(mark).encode())
         before = time.monotonic()

@@ -120,7 +120,9 @@ class RLStage:
             config.rewards, self.renderer.tokenizer, config.loop.token_budget, config.model.device
         )
         self.kl = KLController(config.method.kl)
-        self.sampler = Sampler(self.lm.model, self.renderer.tokenizer, stop_ids=self.renderer.stop_ids)
+        self.sampler = Sampler(
+            self.lm.model, self.renderer.tokenizer, stop_ids=self.renderer.stop_ids
+        )
         modules: dict[str, nn.Module] = {"policy": self.lm.model}
         self.critic: Scorer | None = None
         self.value_head: nn.Linear | None = None
