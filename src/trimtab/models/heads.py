@@ -67,7 +67,9 @@ class Scorer:
         exact, plain = lm.exact, lm.plain
         saved = getattr(lm.model.config, "architectures", None) or []
         del lm
-        model = cast(nn.Module, load_pretrained(AutoModelForSequenceClassification, spec, num_labels=1))
+        model = cast(
+            nn.Module, load_pretrained(AutoModelForSequenceClassification, spec, num_labels=1)
+        )
         config = cast(Any, base_of(model).config)
         if pad_id is not None:
             config.pad_token_id = pad_id
