@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -40,22 +42,31 @@ class _BadRowError(Exception):
     """Why a row cannot be used."""
 
 
+def _clean(text: str, name: str) -> str:
+    if "\0" in text:
+        raise _BadRowError(f"{name!r} holds a NUL character; the data is damaged")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _BadRowError(
+            f"{name!r} holds half a surrogate pair at character {error.start}; it is not UTF-8 text"
+        ) from None
+    return text
+
+
 def _text(value: object, name: str) -> Text:
     if isinstance(value, str):
         if not value.strip():
             raise _BadRowError(f"{name!r} is empty")
-        return value
+        return _clean(value, name)
     if isinstance(value, list) and value:
         messages: list[Message] = []
         for m in cast(list[Any], value):
-            good = (
-                isinstance(m, dict)
-                and isinstance(m.get("role"), str)
-                and isinstance(m.get("content"), str)
-            )  # pyright: ignore[reportUnknownMemberType]
-            if not good:
+            said = cast(dict[str, Any], m) if isinstance(m, dict) else {}
+            role, content = said.get("role"), said.get("content")
+            if not isinstance(role, str) or not isinstance(content, str):
                 raise _BadRowError(f"{name!r} must hold messages with a text 'role' and 'content'")
-            messages.append({"role": m["role"], "content": m["content"]})
+            messages.append({"role": role, "content": _clean(content, name)})
         if not messages[-1]["content"].strip():
             raise _BadRowError(f"{name!r} ends with an empty message")
         return messages
@@ -103,27 +114,74 @@ def _pair(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     prompt, a, b = chosen[:shared], chosen[shared:], rejected[shared:]
     if not prompt:
         raise _BadRowError("'chosen' and 'rejected' share no prompt")
-    for name, answer in (("chosen", a), ("rejected", b)):
-        if answer[0]["role"] != "assistant" or not answer[-1]["content"].strip():
-            raise _BadRowError(f"{name!r} does not end with an answer of the assistant")
-    return prompt, a, b
+    return prompt, _spoken(a, "chosen"), _spoken(b, "rejected")
 
 
-def _answer(value: Text, prompt: Text) -> Text:
+def _prompt(value: object) -> Text:
+    prompt = _text(value, "prompt")
+    if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
+        raise _BadRowError("'prompt' ends with the assistant; it must end with what is answered")
+    return prompt
+
+
+def _spoken(turns: list[Message], name: str) -> list[Message]:
+    """Turns that begin and end with the assistant, who says something in each of its own."""
+    if turns[0]["role"] != "assistant" or turns[-1]["role"] != "assistant":
+        raise _BadRowError(f"{name!r} does not begin and end with an answer of the assistant")
+    if any(m["role"] == "assistant" and not m["content"].strip() for m in turns):
+        raise _BadRowError(f"{name!r} has an empty answer of the assistant")
+    return turns
+
+
+def _answer(value: Text, prompt: Text, name: str) -> Text:
     """An answer of the prompt's kind: plain text after messages is an assistant's turn."""
-    if isinstance(prompt, list) and isinstance(value, str):
+    if isinstance(prompt, str):
+        if isinstance(value, list):
+            raise _BadRowError(f"'prompt' is text but {name!r} is messages; give both as messages")
+        return value
+    if isinstance(value, str):
         return [{"role": "assistant", "content": value}]
-    if isinstance(prompt, str) and isinstance(value, list):
-        raise _BadRowError("the prompt is text but an answer is messages; give both as messages")
-    return value
+    if len(value) > len(prompt) and value[: len(prompt)] == prompt:
+        # The whole conversation beside its prompt, as some data sets have it.
+        value = value[len(prompt) :]
+    return _spoken(value, name)
+
+
+def _split(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """What comes before the assistant's first turn, and from there to its last."""
+    spoke = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    if not spoke:
+        raise _BadRowError("has no turn of the assistant")
+    if spoke[0] == 0 or not messages[spoke[0] - 1]["content"].strip():
+        raise _BadRowError("has nothing for the assistant's first turn to answer")
+    return messages[: spoke[0]], _spoken(messages[spoke[0] : spoke[-1] + 1], "messages")
+
+
+def _number(value: object, name: str) -> float:
+    """A margin; csv gives it as text."""
+    try:
+        number = 0.0 if value is None or value == "" else float(cast(Any, value))
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number) or number < 0:
+        raise _BadRowError(f"{name!r} must be a number >= 0, got {value!r}")
+    return number
+
+
+def _tie(value: object) -> bool:
+    known = {"": False, "none": False, "false": False, "0": False, "true": True, "1": True}
+    key = str(value).lower()
+    if key not in known:
+        raise _BadRowError(f"'tie' must be true or false, got {value!r}")
+    return known[key]
 
 
 def _columns(rows: Rows, wanted: list[set[str]], task: str) -> None:
-    found = set(rows.rows[0][1])
-    if not any(w <= found for w in wanted):
+    if not any(w <= row.keys() for _, row in rows.rows for w in wanted):
+        found = sorted({name for _, row in rows.rows for name in row})
         options = "; or ".join("+".join(sorted(w)) for w in wanted)
         raise DataError(
-            f"{rows.name}: columns {', '.join(sorted(found))} do not fit {task}, which needs {options}; "
+            f"{rows.name}: columns {', '.join(found)} do not fit {task}, which needs {options}; "
             "rename the columns"
         )
 
@@ -134,17 +192,17 @@ def _need(row: Row, name: str) -> Any:
     return row[name]
 
 
-def _all(rows: Rows, make: Any, used: set[str]) -> list[Example]:
+def _all(rows: Rows, make: Callable[[Row], Example], used: set[str]) -> list[Example]:
     made: list[Example] = []
     seen: dict[str, int] = {}
     for number, row in rows.rows:
         try:
-            key = str(row["id"]) if "id" in row else str(number)
+            key = str(row["id"]) if row.get("id") is not None else str(number)
             if key in seen:
                 raise _BadRowError(
                     f"id {key!r} was already used by row {seen[key]}; ids must differ"
                 )
-            example: Example = make(row)
+            example = make(row)
         except _BadRowError as error:
             rows.bad(number, str(error))
             continue
@@ -170,25 +228,65 @@ def demonstrations(rows: Rows) -> list[Example]:
             messages = _text(row["messages"], "messages")
             if isinstance(messages, str):
                 raise _BadRowError("'messages' must be a list of messages")
-            first = next((i for i, m in enumerate(messages) if m["role"] == "assistant"), None)
-            if first is None:
-                raise _BadRowError("'messages' has no turn of the assistant")
-            return Example("", messages[:first], [messages[first:]])
+            prompt, answer = _split(messages)
+            return Example("", prompt, [answer])
         if "prompt" in row:
-            prompt = _text(row["prompt"], "prompt")
-            return Example(
-                "", prompt, [_answer(_text(_need(row, "completion"), "completion"), prompt)]
-            )
+            prompt = _prompt(row["prompt"])
+            completion = _text(_need(row, "completion"), "completion")
+            return Example("", prompt, [_answer(completion, prompt, "completion")])
         text = _text(_need(row, "text"), "text")
         if isinstance(text, list):
             raise _BadRowError("'text' must be text")
         turns = transcript(text)
         if turns and turns[-1]["role"] == "assistant":
-            first = next(i for i, m in enumerate(turns) if m["role"] == "assistant")
-            return Example("", turns[:first], [turns[first:]])
+            prompt, answer = _split(turns)
+            return Example("", prompt, [answer])
         return Example("", "", [text])
 
     return _all(rows, make, {"id", "messages", "prompt", "completion", "text"})
+
+
+def _beside(prompt: object, chosen: Text, rejected: Text) -> bool:
+    """Whole conversations that end their shared part with the text of ``prompt``."""
+    if not isinstance(prompt, str) or isinstance(chosen, str) or isinstance(rejected, str):
+        return False
+    return any(
+        m == n and m["role"] == "user" and m["content"] == prompt
+        for m, n in zip(chosen, rejected, strict=False)
+    )
+
+
+def _ranked(row: Row) -> Example:
+    prompt = _prompt(_need(row, "prompt"))
+    given: Any = row["completions"]
+    if not isinstance(given, list) or len(cast(list[Any], given)) < 2:
+        raise _BadRowError("'completions' must list at least two answers")
+    answers: list[Text] = []
+    for i, value in enumerate(cast(list[Any], given)):
+        name = f"completions[{i}]"
+        answers.append(_answer(_text(value, name), prompt, name))
+    raw: Any = _need(row, "ranks")
+    ranks = (
+        [r for r in cast(list[Any], raw) if type(r) is int and r >= 0]
+        if isinstance(raw, list)
+        else []
+    )
+    if len(ranks) != len(answers) or len(ranks) != len(raw):
+        raise _BadRowError(f"'ranks' must be {len(answers)} whole numbers, 0 for the best")
+    for j, answer in enumerate(answers):
+        i = answers.index(answer)
+        if ranks[i] != ranks[j]:
+            raise _BadRowError(
+                f"'completions' {i} and {j} are equal but ranked {ranks[i]} and {ranks[j]}; "
+                "drop one, or rank them equal"
+            )
+    margins: list[float] | None = None
+    if row.get("margin") is not None:
+        listed: Any = row["margin"]
+        if not isinstance(listed, list) or len(cast(list[Any], listed)) != len(answers):
+            raise _BadRowError(f"'margin' must be a list of {len(answers)} numbers >= 0")
+        margins = [_number(m, "margin") for m in cast(list[Any], listed)]
+    return Example("", prompt, answers, ranks, margins)
 
 
 def comparisons(rows: Rows) -> list[Example]:
@@ -202,41 +300,21 @@ def comparisons(rows: Rows) -> list[Example]:
 
     def make(row: Row) -> Example:
         if "completions" in row:
-            prompt = _text(_need(row, "prompt"), "prompt")
-            given: Any = row["completions"]
-            if not isinstance(given, list) or len(cast(list[Any], given)) < 2:
-                raise _BadRowError("'completions' must list at least two answers")
-            answers = [
-                _answer(_text(c, f"completions[{i}]"), prompt)
-                for i, c in enumerate(cast(list[Any], given))
-            ]
-            ranks: Any = _need(row, "ranks")
-            whole = isinstance(ranks, list) and all(
-                isinstance(r, int) for r in cast(list[Any], ranks)
-            )
-            if not whole or len(cast(list[Any], ranks)) != len(answers):
-                raise _BadRowError(f"'ranks' must be {len(answers)} whole numbers, 0 for the best")
-            return Example("", prompt, answers, [int(r) for r in cast(list[int], ranks)])
+            return _ranked(row)
         chosen = _text(_need(row, "chosen"), "chosen")
         rejected = _text(_need(row, "rejected"), "rejected")
-        tie = bool(row.get("tie", False))
-        if chosen == rejected and not tie:
+        tie = _tie(row.get("tie"))
+        if row.get("prompt") is None or _beside(row["prompt"], chosen, rejected):
+            prompt, a, b = _pair(chosen, rejected)
+        else:
+            prompt = _prompt(row["prompt"])
+            a, b = _answer(chosen, prompt, "chosen"), _answer(rejected, prompt, "rejected")
+        if a == b and not tie:
             raise _BadRowError(
                 "'chosen' and 'rejected' are equal; drop the row, or mark it \"tie\": true"
             )
-        if row.get("prompt") is not None:
-            prompt = _text(row["prompt"], "prompt")
-            a, b = _answer(chosen, prompt), _answer(rejected, prompt)
-            if isinstance(prompt, list) and isinstance(a, list) and a[: len(prompt)] == prompt:
-                # Whole conversations beside their prompt, as some data sets have them.
-                a = a[len(prompt) :]
-                b = b[len(prompt) :] if isinstance(b, list) else b
-        else:
-            prompt, a, b = _pair(chosen, rejected)
-        margin = row.get("margin") or 0.0
-        if not isinstance(margin, int | float) or margin < 0:
-            raise _BadRowError(f"'margin' must be a number >= 0, got {margin!r}")
-        return Example("", prompt, [a, b], [0, 0] if tie else [0, 1], [float(margin), 0.0])
+        margin = _number(row.get("margin"), "margin")
+        return Example("", prompt, [a, b], [0, 0] if tie else [0, 1], [margin, 0.0])
 
     used = {"id", "prompt", "chosen", "rejected", "completions", "ranks", "margin", "tie"}
     return _all(rows, make, used)
@@ -252,7 +330,7 @@ def prompts(rows: Rows) -> list[Example]:
 
     def make(row: Row) -> Example:
         if "prompt" in row:
-            return Example("", _text(row["prompt"], "prompt"), [])
+            return Example("", _prompt(row["prompt"]), [])
         if "messages" in row:
             messages = _text(row["messages"], "messages")
             if isinstance(messages, list):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from trimtab.data.formats import Example, Message, Text
-from trimtab.errors import ModelError
-from trimtab.types import Bools, Completion, Finish, Group, Ints
+from trimtab.errors import DataError, ModelError
+from trimtab.types import Completion, Finish, Group, Ints
 
 PLAIN = (
     "{{ bos_token if bos_token else '' }}"
@@ -23,14 +23,14 @@ PLAIN = (
 
 
 def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
-    """A tokenizer with an EOS, and a pad token that is not the EOS.
+    """A tokenizer with an EOS, and a pad token that is not the EOS; the vocabulary does not grow.
 
     Args:
         path: Folder or hub id.
         chat_template: A Jinja file, or "plain", in place of the tokenizer's own.
 
     Raises:
-        ModelError: there is no tokenizer, no EOS, or no such template.
+        ModelError: there is no tokenizer, no EOS, nothing to pad with, or no such template.
     """
     from transformers import AutoTokenizer
 
@@ -57,15 +57,36 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
     return tokenizer
 
 
+def _special(tokenizer: Any) -> dict[str, int]:
+    """Special tokens, those that have no role of their own (as <|eot_id|>) included."""
+    found = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    found.update({str(t): i for i, t in tokenizer.added_tokens_decoder.items() if t.special})
+    return cast(dict[str, int], found)
+
+
 def _pad(tokenizer: Any) -> str:
-    """A token other than EOS to pad with: masks never read it, saved classifiers do."""
-    eos = tokenizer.eos_token_id
-    for token, at in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True):
-        if at not in (eos, tokenizer.bos_token_id):
-            return cast(str, token)
-    # No spare special token: the rarest ordinary one, which BPE puts last.
-    rare = len(tokenizer) - 1
-    return cast(str, tokenizer.convert_ids_to_tokens(rare if rare != eos else rare - 1))
+    """A token of the vocabulary to pad with: masks never read it, saved classifiers do.
+
+    It becomes special, so decoding leaves it out: it must be one that text never holds.
+    """
+    used = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    template = tokenizer.chat_template or ""
+    spare = [t for t, i in _special(tokenizer).items() if i not in used and t not in template]
+    for sign in ("pad", "reserved", "unused", "unk"):
+        for token in spare:
+            if sign in token.lower():
+                return token
+    # The byte 0xFF, in the spelling of byte-fallback and of byte-level vocabularies: in no UTF-8.
+    for token in ("<0xFF>", "\u00ff"):
+        at = tokenizer.get_vocab().get(token)
+        if at is not None and tokenizer.decode([at]) == "\ufffd":
+            return token
+    if spare:
+        return spare[0]
+    raise ModelError(
+        f"the tokenizer {tokenizer.name_or_path!r} has no token to pad with other than its end of "
+        "sequence; add one to the vocabulary and set pad_token in its tokenizer_config.json"
+    )
 
 
 class Renderer:
@@ -75,16 +96,33 @@ class Renderer:
         tokenizer: With an EOS (see ``load_tokenizer``).
         max_prompt: Tokens; a longer prompt gives None.
         max_tokens: Tokens; a longer completion is cut, without a false EOS.
+        on_long: "error" makes either a DataError that names the row.
     """
 
-    def __init__(self, tokenizer: Any, *, max_prompt: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_prompt: int,
+        max_tokens: int,
+        on_long: Literal["drop", "error"] = "drop",
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_prompt = max_prompt
         self.max_tokens = max_tokens
+        self.on_long = on_long
+        self.dropped: list[str] = []
+        """ "row N: why" of each prompt left out."""
+        self.cut: list[str] = []
+        """ "row N: why" of each completion cut."""
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token; set eos_token"
+            )
         self.eos = int(tokenizer.eos_token_id)
         self.bos: int | None = tokenizer.bos_token_id
         self.adds_bos = self.bos is not None and self._raw("a", True)[:1] == [self.bos]
-        self.special = {int(i) for i in tokenizer.all_special_ids}
+        self.special = set(_special(tokenizer).values())
         self.stop_ids = self._stop_ids()
 
     def _raw(self, text: str, special: bool = False) -> list[int]:
@@ -127,16 +165,24 @@ class Renderer:
             ids = ids[1:]
         return ids if ids[:1] == [self.bos] or not self.adds_bos else [self.bos, *ids]
 
-    def _prompt_ids(self, prompt: Text) -> Ints | None:
+    def _prompt_ids(self, prompt: Text) -> list[int]:
         if isinstance(prompt, list):
             ids = self._once(self._raw(self._template(prompt, True)))
         elif prompt:
             ids = self._once(self._raw(prompt))
         else:
-            ids = [self.bos if self.bos is not None else self.eos]
-        return np.array(ids, dtype=np.int64) if len(ids) <= self.max_prompt else None
+            ids = []
+        # Never without a token: the first of the answer needs one to be predicted from.
+        return ids or [self.bos if self.bos is not None else self.eos]
 
-    def _answer_ids(self, prompt: Text, answer: Text) -> tuple[Ints, Bools]:
+    def _long(self, example: Example, what: str, length: int, limit: int, key: str) -> str:
+        why = f"row {example.row}: {what} has {length} tokens, over {limit}"
+        if self.on_long == "error":
+            name = example.source or "data"
+            raise DataError(f"{name}: {why}; shorten it, raise {key}, or leave long rows out")
+        return why
+
+    def _answer_ids(self, prompt: Text, answer: Text) -> tuple[list[int], list[bool]]:
         ids: list[int] = []
         mask: list[bool] = []
         if isinstance(answer, str) or isinstance(prompt, str):
@@ -175,14 +221,19 @@ class Renderer:
                     ids += part
                     mask += [False] * len(part)
                 before = after
-        return np.array(ids[: self.max_tokens], dtype=np.int64), np.array(
-            mask[: self.max_tokens], dtype=bool
-        )
+        return ids, mask
 
     def prompt(self, example: Example) -> Group | None:
-        """A group without completions; None when the prompt is over ``max_prompt``."""
-        ids = self._prompt_ids(example.prompt)
-        if ids is None:
+        """A group without completions; None when the prompt is over ``max_prompt``.
+
+        Raises:
+            DataError: it is, and ``on_long`` is "error".
+            ModelError: the chat template is missing or refuses the conversation.
+        """
+        ids = np.array(self._prompt_ids(example.prompt), dtype=np.int64)
+        if len(ids) > self.max_prompt:
+            why = self._long(example, "prompt", len(ids), self.max_prompt, "max_prompt")
+            self.dropped.append(why)
             return None
         extra = dict(example.extra)
         if isinstance(example.prompt, list):
@@ -195,7 +246,14 @@ class Renderer:
         if group is None:
             return None
         for i, answer in enumerate(example.answers):
-            ids, mask = self._answer_ids(example.prompt, answer)
+            all_ids, all_mask = self._answer_ids(example.prompt, answer)
+            ids = np.array(all_ids[: self.max_tokens], dtype=np.int64)
+            mask = np.array(all_mask[: self.max_tokens], dtype=bool)
+            if len(all_ids) > self.max_tokens:
+                key = "max_completion"
+                self.cut.append(
+                    self._long(example, "completion", len(all_ids), self.max_tokens, key)
+                )
             group.completions.append(
                 Completion(
                     ids,

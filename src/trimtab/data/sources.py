@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,15 +54,15 @@ def read(
         DataError: the file is missing, empty, of an unknown kind, not UTF-8 or not well formed;
             the message names file and row.
     """
-    path = Path(path_or_id)
+    path = Path(path_or_id).expanduser()
     rows = Rows(path_or_id, [], strict)
     if path.is_dir():
         raise DataError(f"{path}: is a folder; name a file in it")
     if not path.is_file():
-        looks_local = path.suffix != "" or path_or_id.startswith((".", "/", "~"))
-        if looks_local:
+        # A hub id may hold a dot, so only the endings read here make a path of it.
+        if path.suffix in (*READERS, ".gz") or path_or_id.startswith((".", "/", "~")):
             raise DataError(f"{path}: no such file")
-        rows.rows = _hub(path_or_id, split)
+        rows.rows = _hub(path_or_id, split, limit)
     else:
         suffixes = [s for s in path.suffixes if s != ".gz"]
         kind = suffixes[-1] if suffixes else ""
@@ -70,9 +72,13 @@ def read(
             )
         try:
             data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        except (gzip.BadGzipFile, EOFError) as error:
-            raise DataError(f"{path}: not a whole gzip file: {error}") from None
-        READERS[kind](data, rows)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(
+                f"{path}: not a whole gzip file ({error}); fetch or pack it again"
+            ) from None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        READERS[kind](data.removeprefix(codecs.BOM_UTF8), rows)
     if limit is not None:
         rows.rows = rows.rows[:limit]
     if not rows.rows:
@@ -102,7 +108,7 @@ def _jsonl(data: bytes, rows: Rows) -> None:
     for number, line in _lines(data, rows):
         try:
             row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             rows.bad(number, f"not valid JSON: {error}")
             continue
         if not isinstance(row, dict):
@@ -115,21 +121,18 @@ def _text(data: bytes, rows: Rows) -> None:
     rows.rows = [(number, {"text": line}) for number, line in _lines(data, rows)]
 
 
-def _decoded(data: bytes, rows: Rows) -> str:
+def _json(data: bytes, rows: Rows) -> None:
     try:
-        return data.decode("utf-8")
+        whole: Any = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(
-            f"{rows.name}: row {line}: not UTF-8 at byte {error.start}; save it as UTF-8"
+            f"{rows.name}: line {line}: not UTF-8 at byte {error.start} of the file; save it as UTF-8"
         ) from None
-
-
-def _json(data: bytes, rows: Rows) -> None:
-    try:
-        whole: Any = json.loads(_decoded(data, rows))
     except json.JSONDecodeError as error:
         raise DataError(f"{rows.name}: line {error.lineno}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{rows.name}: not valid JSON: {error}") from None
     if not isinstance(whole, list):
         raise DataError(f"{rows.name}: expected a list of rows (one object a line is .jsonl)")
     for number, row in enumerate(cast(list[Any], whole), 1):
@@ -140,31 +143,62 @@ def _json(data: bytes, rows: Rows) -> None:
 
 
 def _csv(data: bytes, rows: Rows) -> None:
-    reader = csv.DictReader(io.StringIO(_decoded(data, rows), newline=""))
-    for number, row in enumerate(reader, 1):
-        if None in row or any(v is None for v in row.values()):
-            rows.bad(number, "has another number of fields than the header")
-            continue
-        rows.rows.append((number, dict(row)))
+    # The csv module's own limit on a field is 131,072 characters; an answer may be longer.
+    csv.field_size_limit(max(csv.field_size_limit(), len(data)))
+    # Bytes that are not UTF-8 are kept, so that the row that holds them can be named.
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
+            if None in row or any(v is None for v in row.values()):
+                rows.bad(number, "has another number of fields than the header")
+            elif why := _damage(row):
+                rows.bad(number, why)
+            else:
+                rows.rows.append((number, dict(row)))
+    except csv.Error as error:
+        raise DataError(f"{rows.name}: row {len(rows.rows) + 1}: not valid CSV: {error}") from None
+
+
+def _damage(row: dict[str, str]) -> str:
+    for name, value in row.items():
+        if "\0" in value:
+            return f"{name!r} holds a NUL byte; the file is damaged or not text"
+        try:
+            value.encode("utf-8", "surrogateescape").decode("utf-8")
+        except UnicodeDecodeError as error:
+            return f"not UTF-8 at byte {error.start} of {name!r}; save the file as UTF-8"
+    return ""
 
 
 def _parquet(data: bytes, rows: Rows) -> None:
     try:
         table = pq.read_table(io.BytesIO(data))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{rows.name}: not a whole parquet file: {error}") from None
-    rows.rows = list(enumerate(cast(list[Row], table.to_pylist()), 1))
+    try:
+        rows.rows = list(enumerate(cast(list[Row], table.to_pylist()), 1))
+    except UnicodeDecodeError:
+        # Slow, but it finds the rows at fault.
+        for i in range(table.num_rows):
+            try:
+                rows.rows.append((i + 1, cast(Row, table.slice(i, 1).to_pylist()[0])))
+            except UnicodeDecodeError as error:
+                rows.bad(i + 1, f"not UTF-8 at byte {error.start} of a column; write it as UTF-8")
 
 
-def _hub(name: str, split: str | None) -> list[tuple[int, Row]]:
+def _hub(name: str, split: str | None, limit: int | None) -> list[tuple[int, Row]]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         found: Any = load_dataset(name, split=split or "train")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
-            f"{name}: neither a local file nor a hub data set that can be reached ({str(error).splitlines()[0]})"
+            f"{name}: neither a local file nor a hub data set that can be reached ({why})"
         ) from None
+    if limit is not None:
+        found = found.select(range(min(limit, len(found))))
     return [(i, dict(row)) for i, row in enumerate(found, 1)]
 
 
