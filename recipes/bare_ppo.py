@@ -36,7 +36,7 @@ prompts = prompt_groups(World(0).prompts(2000), renderer)
 actor = LM.load(base)
 critic = Scorer.load(base, zero=True)
 reference = actor.frozen_copy()
-sampler = Sampler(actor.model, tokenizer)
+sampler = Sampler(actor.plain_attention(), tokenizer)
 sampling = SamplingConfig(max_new_tokens=40)
 method = PPO(epochs=2)
 beta, batch, budget = 0.02, 128, 8192

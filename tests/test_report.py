@@ -154,7 +154,8 @@ def test_100_payloads_make_no_active_node(tmp_path):
         Run(root).summary({p: 1.0 for p in some})
         hostile(root / "ppo")
         rows = [{k: p for k in ("prompt", "kind", "base", "sft", "rl", "flaw")} for p in some]
-        pq.write_table(pa.Table.from_pylist(rows), root / "comparison.parquet")
+        (root / "compare").mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), root / "compare" / "comparison.parquet")
         check(report_pipeline(root).read_text())
 
 

@@ -91,7 +91,7 @@ def main(config: CompareConfig) -> dict[str, Any]:
         prompts = [g for g in asked if g is not None]
         # One key for all models: the same uniforms, so that differences are the models' own.
         groups = collect(
-            Sampler(lm.model, tokenizer, stop_ids=renderer.stop_ids), renderer, prompts, config.sampling,
+            Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids), renderer, prompts, config.sampling,
             n=1, key=(config.seed,), version=0,
         )  # fmt: skip
         Rewards(config.rewards, tokenizer, config.token_budget, config.device)(groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -157,7 +158,8 @@ def _choose(ranked: Sequence[dict[str, Any]], count: int) -> list[tuple[str, dic
 
 def report_pipeline(folder: str | Path) -> Path:
     """Write ``report.html`` of a pipeline folder (stages ``sft``, ``reward``, ``ppo``, ``flaw``,
-    ``comparison.parquet``, ``reward/calibration.json``, ``summary.json``); missing parts are left out.
+    ``compare/comparison.parquet``, ``reward/calibration.json``, ``summary.json``); missing parts are
+    left out.
 
     Raises:
         DataError: the folder is not there, or a file of it cannot be read.
@@ -247,13 +249,18 @@ def _real(
     verdicts: list[Verdict] = []
     proxy, gold = (_tail(*changes["sound", n]) for n in ("reward/mean", "reward/gold"))
     if proxy is not None and gold is not None:
-        real = proxy > 0 and gold > 0
+        noise = _noise(changes["sound", "reward/gold"][1])
+        real = proxy > 0 and gold > noise
         verdicts.append(
             Verdict(
                 "The sound run's reward is real" if real else "The sound run's reward needs a look",
                 f"Over the run the proxy (the reward model's score) changed by {proxy:+.2f} and gold "
                 f"by {gold:+.2f}: "
-                + ("they rose together." if real else "they did not rise together."),
+                + (
+                    "they rose together."
+                    if real
+                    else f"gold did not rise by more than its noise ({noise:.2f})."
+                ),
                 "good" if real else "bad",
             )
         )
@@ -317,6 +324,15 @@ def _tail(_: Sequence[float], values: Sequence[float]) -> float | None:
     """Mean of the last tenth."""
     tail = values[-max(1, len(values) // 10) :]
     return sum(tail) / len(tail) if len(values) >= 2 else None
+
+
+def _noise(values: Sequence[float]) -> float:
+    """Two standard errors of a tail's mean, from the steps' own jitter about their neighbours."""
+    gaps = [b - a for a, b in itertools.pairwise(values)]
+    if not gaps:
+        return 0.0
+    one = (sum(g * g for g in gaps) / len(gaps) / 2) ** 0.5
+    return 2 * one * (2 / max(1, len(values) // 10)) ** 0.5
 
 
 def _gold_parts(summary: Mapping[str, Any]) -> Section:
@@ -400,6 +416,11 @@ def _stages(folder: Path) -> Section:
         rows = read_metrics(folder / stage)
         for name, unit, see in (
             ("loss", "Loss (nats)", "Should fall and level off."),
+            (
+                "eval/nll",
+                "Held-out loss (nats a token)",
+                "A rise while the training loss falls is overfitting.",
+            ),
             ("accuracy", "Share of pairs right", "Should climb and level off."),
             (
                 "eval/loss",
@@ -416,7 +437,7 @@ def _stages(folder: Path) -> Section:
 
 
 def _side_by_side(folder: Path, count: int = 3) -> Section:
-    file = folder / "comparison.parquet"
+    file = folder / "compare" / "comparison.parquet"
     if not file.exists():
         return Section("")
     try:

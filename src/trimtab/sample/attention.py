@@ -131,10 +131,10 @@ def evaluating(model: Any) -> Generator[None, None, None]:
 
 
 @contextmanager
-def attached(model: Any) -> Generator[None, None, None]:
-    """The model attends through the slots; its own implementation is restored after."""
+def attached(model: Any, name: str = NAME) -> Generator[None, None, None]:
+    """The model attends through the slots, or as ``name`` says; what it had is restored after."""
     before = model.config._attn_implementation
-    model.config._attn_implementation = NAME
+    model.config._attn_implementation = name
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from trimtab.errors import ConfigError, ModelError
-from trimtab.sample.attention import KV, Slots, attached, evaluating
+from trimtab.sample.attention import KV, NAME, Slots, attached, evaluating
 from trimtab.sample.draw import SamplingConfig, draw, uniforms
 from trimtab.types import Floats, Ints
 
@@ -138,6 +138,7 @@ class Sampler:
         text = model.config.get_text_config()
         self.positions: int | None = getattr(text, "max_position_embeddings", None)
         self.vocab: int = text.vocab_size
+        self.own: str = model.config._attn_implementation
         self.exact = self._exact()
         if not self.exact:
             warnings.warn(
@@ -157,7 +158,8 @@ class Sampler:
         ids = ids.to(self.device)
         lengths = [9, 6]
         with evaluating(self.model):
-            plain = self.model(input_ids=ids, use_cache=False).logits.float()
+            with attached(self.model, self.own):
+                plain = self.model(input_ids=ids, use_cache=False).logits.float()
             slots = Slots(2, 12)
             try:
                 with attached(self.model):
@@ -239,12 +241,9 @@ class Sampler:
         book = _Book(requests, config, stop_ids, self.tokenizer, self.positions)
         if not book.owner:
             return book.results()
-        with evaluating(self.model):
-            if self.exact:
-                with attached(self.model):
-                    self._run(requests, book, on_progress)
-            else:
-                self._run_plain(requests, book, on_progress)
+        with evaluating(self.model), attached(self.model, NAME if self.exact else self.own):
+            run = self._run if self.exact else self._run_plain
+            run(requests, book, on_progress)
         return book.results()
 
     def _run(self, requests: Sequence[Request], book: _Book, progress: Progress | None) -> None:

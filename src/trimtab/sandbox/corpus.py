@@ -1,6 +1,6 @@
 """What the base model read: conversations of the world, good and bad alike.
 
-``python -m trimtab.sandbox.corpus OUT --rows N --seed S`` writes ``corpus.jsonl``, the tokenizer
+``python -m trimtab.sandbox.corpus OUT --rows N --turns T --seed S`` writes ``corpus.jsonl``, the tokenizer
 and ``config.json`` of the base model into OUT; ``docs/sandbox.md`` has the whole command.
 """
 
@@ -43,13 +43,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--turns", type=int, default=3, help="questions about each passage")
+    parser.add_argument("--good", type=float, default=0.6, help="share of faultless answers")
     parser.add_argument("--seed", type=int, default=1_000_003)
     args = parser.parse_args()
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     for i in range(args.rows):
-        row: dict[str, Any] = {"messages": conversation(np.random.default_rng((args.seed, i)))}
+        rng = np.random.default_rng((args.seed, i))
+        row: dict[str, Any] = {"messages": conversation(rng, args.turns, args.good)}
         lines.append(json.dumps(row) + "\n")
     write_atomic(out / "corpus.jsonl", "".join(lines).encode())
     tokenizer = build()

@@ -29,7 +29,7 @@ def main(config: ChatConfig) -> None:
     tokenizer = load_tokenizer(config.model, config.chat_template)
     renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
     lm = LM.load(ModelSpec(path=config.model), train=False)
-    sampler = Sampler(lm.model, tokenizer, stop_ids=renderer.stop_ids)
+    sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
     turns: list[dict[str, str]] = []
     while True:
         try:

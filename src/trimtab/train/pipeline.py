@@ -20,10 +20,12 @@ from trimtab.errors import ConfigError
 from trimtab.evaluate import policies
 from trimtab.report.page import report_pipeline
 from trimtab.runs import Run, read_summary, write_atomic
-from trimtab.train import policy, reward, sft, world
+from trimtab.train import policy, prepare, reward, sft, world
 from trimtab.train.step import console
 
 KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
+    "function": (prepare.FunctionConfig, prepare.function),
+    "scratch": (prepare.ScratchConfig, prepare.scratch),
     "world": (world.WorldConfig, world.world),
     "label": (world.LabelConfig, world.label),
     "sft": (sft.SFTConfig, sft.main),
@@ -40,9 +42,12 @@ class Recipe(Config):
     """What it does, in a line; ``trimtab recipes`` shows it."""
     out: str
     """Folder that holds a folder for each stage, ``summary.json`` and ``report.html``."""
+    inputs: dict[str, str] = Field(default_factory=dict[str, str])
+    """Files and folders from outside, by name: ``--inputs.NAME PATH`` changes one."""
     stages: dict[str, dict[str, Any]]
     """By name, in order. Each has ``kind`` and the keys of that kind's command; "@name" at the
-    start of a text stands for the folder of an earlier stage, "@sandbox" for the package's own."""
+    start of a text stands for the folder of an earlier stage or for an input, "@sandbox" for the
+    package's own."""
     figures: dict[str, str] = Field(default_factory=dict[str, str])
     """``summary.json``: dotted name -> "stage.dotted.name" of a stage's own summary."""
     expect: dict[str, Any] = Field(default_factory=dict[str, Any])
@@ -79,20 +84,18 @@ class Planned:
         return bool(mark.get("whole")) and mark.get("fingerprint") == self.fingerprint
 
 
-def _resolve(value: Any, out: Path, known: list[str], where: str) -> Any:
+def _resolve(value: Any, known: dict[str, Path], where: str) -> Any:
     if isinstance(value, dict):
-        return {k: _resolve(v, out, known, f"{where}.{k}") for k, v in value.items()}
+        return {k: _resolve(v, known, f"{where}.{k}") for k, v in value.items()}
     if isinstance(value, list):
-        return [_resolve(v, out, known, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [_resolve(v, known, f"{where}[{i}]") for i, v in enumerate(value)]
     if isinstance(value, str) and value.startswith("@"):
         name, _, rest = value[1:].partition("/")
-        if name == "sandbox":
-            return str(Path(trimtab.__file__).parent / "sandbox" / rest)
         if name not in known:
             raise ConfigError(
-                f"{where}: {value!r} names no earlier stage; earlier ones: {', '.join(known) or 'none'}"
+                f"{where}: {value!r} names no input and no earlier stage; there are {', '.join(known)}"
             )
-        return str(out / name / rest)
+        return str(known[name] / rest)
     return value
 
 
@@ -104,6 +107,13 @@ def plan(recipe: Recipe, source: str) -> list[Planned]:
     """
     out = Path(recipe.out)
     planned: list[Planned] = []
+    known = {"sandbox": Path(trimtab.__file__).parent / "sandbox"}
+    for name, path in recipe.inputs.items():
+        known[name] = Path(path).expanduser()
+        if not known[name].exists():
+            raise ConfigError(
+                f"{source}: inputs.{name}: {path} is not there; say where with --inputs.{name} PATH"
+            )
     for name, raw in recipe.stages.items():
         kind = raw.get("kind")
         if kind not in KINDS:
@@ -112,12 +122,13 @@ def plan(recipe: Recipe, source: str) -> list[Planned]:
             )
         where = f"stages.{name}"
         values = {k: v for k, v in raw.items() if k != "kind"}
-        values = _resolve(values, out, [p.name for p in planned], where)
+        values = _resolve(values, known, where)
         config = build(KINDS[kind][0], {"out": str(out / name), **values}, f"{source}: {where}")
         earlier = planned[-1].fingerprint if planned else trimtab.__version__
         text = json.dumps([kind, config.model_dump(mode="json"), earlier], sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         planned.append(Planned(name, kind, config, fingerprint, out / name))
+        known[name] = out / name
     return planned
 
 

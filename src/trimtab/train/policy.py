@@ -121,7 +121,7 @@ class RLStage:
         )
         self.kl = KLController(config.method.kl)
         self.sampler = Sampler(
-            self.lm.model, self.renderer.tokenizer, stop_ids=self.renderer.stop_ids
+            self.lm.plain_attention(), self.renderer.tokenizer, stop_ids=self.renderer.stop_ids
         )
         modules: dict[str, nn.Module] = {"policy": self.lm.model}
         self.critic: Scorer | None = None

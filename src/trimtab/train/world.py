@@ -20,6 +20,7 @@ from trimtab.sample.native import Sampler, SamplingConfig
 from trimtab.sandbox import annotators
 from trimtab.sandbox.world import Scene, World, demonstrations
 from trimtab.train.step import console
+from trimtab.types import Group
 
 
 class WorldConfig(Config):
@@ -41,6 +42,13 @@ def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
 def prompt_rows(scenes: Sequence[Scene]) -> list[dict[str, Any]]:
     """Prompt-only rows; the scene travels along, so that the gold score can be computed."""
     return [{"prompt": s.messages(), "kind": s.kind, "scene": s.to_json()} for s in scenes]
+
+
+def prompt_groups(scenes: Sequence[Scene], renderer: Renderer) -> list[Group]:
+    """The same as groups without completions, ready to be sampled from."""
+    rows = sources.Rows("scenes", list(enumerate(prompt_rows(scenes), 1)))
+    made = (renderer.prompt(e) for e in formats.prompts(rows))
+    return [g for g in made if g is not None]
 
 
 def world(config: WorldConfig) -> dict[str, Any]:
@@ -95,7 +103,7 @@ def label(config: LabelConfig) -> dict[str, Any]:
     lm = LM.load(config.model, train=False)
     prompts = [g for g in (renderer.prompt(e) for e in examples) if g is not None]
     groups = collect(
-        Sampler(lm.model, tokenizer, stop_ids=renderer.stop_ids), renderer, prompts, config.sampling,
+        Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids), renderer, prompts, config.sampling,
         n=config.answers, key=(config.seed,), version=0,
     )  # fmt: skip
     people = annotators.panel()
