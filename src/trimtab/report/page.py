@@ -281,32 +281,27 @@ def _real(
             )
         )  # fmt: skip
     golds = [v for (_, n), (_, ys) in changes.items() if n == "reward/gold" for v in ys]
-    proxies = [v for (_, n), (_, ys) in changes.items() if n == "reward/mean" for v in ys]
     widest = max((abs(v) for v in golds), default=0.0)
-    reach = max((abs(v) for v in proxies), default=0.0)
-    scaled = bool(golds) and widest > 0 and reach > 4 * widest
-    factor = widest / reach if scaled else 1.0
-    across = bounds([*golds, *(v * factor for v in proxies)], zero=True)
-    unit = "Change since the start (gold points)"
-    extra = f" Proxy divided by {1 / factor:.1f} to share the axis." if scaled else ""
-    charts = [
-        line_chart(
-            title,
-            [
-                Line("Proxy, what is trained on", x, [v * factor for v in y], 1),
-                Line("Gold, what is wanted", *changes[run, "reward/gold"], 0),
-            ],
-            STEP, unit, see + extra, across,
-        )
-        for run, title, see, (x, y) in (
-            ("sound", "Sound reward", "The two lines should climb together.", changes["sound", "reward/mean"]),
-            ("flaw", "Flawed reward", "A gap that opens between the lines is the hack: reward paid for nothing.",
-             changes["flaw", "reward/mean"]),
-        )
-    ]  # fmt: skip
+    charts: list[Chart | None] = []
+    across = bounds([*golds, widest, 0.0], zero=True)
+    for run, title, see in (
+        ("sound", "Sound reward", "The two lines should climb together."),
+        ("flaw", "Flawed reward", "A gap that opens between the lines is the hack: reward paid for nothing."),
+    ):  # fmt: skip
+        x, y = changes[run, "reward/mean"]
+        reach = max((abs(v) for v in y), default=0.0)
+        # The proxy has a unit of its own: it is shrunk to the reach of gold, never stretched.
+        factor = widest / reach if 0 < widest < reach else 1.0
+        extra = f" Proxy divided by {1 / factor:.1f} to share the axis." if factor < 1 else ""
+        lines = [
+            Line("Proxy, what is trained on", x, [v * factor for v in y], 1),
+            Line("Gold, what is wanted", *changes[run, "reward/gold"], 0),
+        ]
+        unit = "Change since the start (gold points)"
+        charts.append(line_chart(title, lines, STEP, unit, see + extra, across))
     lead = (
-        "Training only ever sees the proxy. The gold score is held back to check it: both charts "
-        "have the same axes, so a reward that pays for nothing shows as a gap."
+        "Training only ever sees the proxy. The gold score is held back to check it, so a reward "
+        "that pays for nothing shows as a gap. Both charts have the same gold axis."
     )
     return Section("Is the reward real?", lead, verdicts, charts=[c for c in charts if c])
 
