@@ -1,0 +1,592 @@
+"""The hand-worked numbers of the algorithm specification, oracles O0 to O7: values and gradients.
+
+Every expected number was computed apart from the code under test: from the specification's tables,
+or by hand from the formula where the table gives a value and no gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trimtab.data.pack import Output, Pack, build
+from trimtab.models.forward import token_logps
+from trimtab.objectives.advantage import gae, implicit_rewards, last_token, token_rewards
+from trimtab.objectives.kl import (
+    AdaptiveKL,
+    HalvingKL,
+    KLController,
+    RangeKL,
+    estimate,
+    log_ratio,
+)
+from trimtab.objectives.methods.ppo import PPO
+from trimtab.objectives.policy import clip_fraction, clipped, ratios
+from trimtab.objectives.process import aggregate_steps, step_advantages, step_differences
+from trimtab.objectives.reward import BradleyTerry, bradley_terry, ensemble, plackett_luce
+from trimtab.objectives.sft import SFT
+from trimtab.objectives.terms import Counts, Loss, aggregate
+from trimtab.objectives.value import value_loss
+from trimtab.stats.uncertainty import ece
+from trimtab.tensors import masked_mean, masked_sum, whiten
+from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer
+from trimtab.types import Completion, Group
+
+GARBAGE = [math.nan, math.inf, -math.inf, 1e30]
+
+
+def f64(*x: Any, grad: bool = False) -> Tensor:
+    return torch.tensor(x[0] if len(x) == 1 else x, dtype=torch.float64, requires_grad=grad)
+
+
+def near(got: Tensor | float, want: Any, tol: float = 1e-6) -> None:
+    """Within ``tol``; the tables give six decimals, so finer is not to be had from them."""
+    have = torch.as_tensor(got, dtype=torch.float64).detach()
+    torch.testing.assert_close(have, torch.as_tensor(want, dtype=torch.float64), atol=tol, rtol=0.0)
+
+
+def completion(length: int, *, mask: list[bool] | None = None, **kept: Any) -> Completion:
+    on = np.array(mask if mask is not None else [True] * length)
+    return Completion(ids=np.arange(3, 3 + length), mask=on, **kept)
+
+
+def group(*completions: Completion) -> Group:
+    return Group("g", np.array([1]), list(completions))
+
+
+def total(loss: Loss, counts: Counts) -> Tensor:
+    """The loss as the loop adds it up."""
+    parts = [t.coef * t.sum / counts[t.per] for t in loss.terms.values()]
+    return torch.stack(parts).sum()
+
+
+# O1 ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [0.0, 7.0, -300.0])
+@pytest.mark.parametrize(
+    ("tau", "logp", "entropy", "gradient"),
+    [
+        # At tau 1, p = (.665241, .244728, .090031), and the gradient is onehot - p.
+        (1.0, -0.407606, 0.832396, (0.334759, -0.244728, -0.090031)),
+        (2.0, -0.680270, 1.020191, (0.246760, -0.153598, -0.093162)),
+    ],
+)
+def test_O1_logp_and_entropy(
+    tau: float, logp: float, entropy: float, gradient: tuple[float, ...], shift: float
+) -> None:
+    z = (torch.tensor([[2.0, 1.0, 0.0]]) + shift).requires_grad_()
+    got, h = token_logps(z, torch.tensor([0]), lambda x: x, temperature=tau)
+    tol = 1e-5 if abs(shift) < 10 else 5e-5  # fp32 holds 300 to 3e-5
+    near(got[0], logp, tol)
+    near(h[0], entropy, tol)
+    got.sum().backward()
+    near(z.grad[0], gradient, tol)  # type: ignore[index]
+
+
+def test_O1_a_forbidden_token_has_no_gradient() -> None:
+    """(2, 1, -inf): p = (.731059, .268941), H = .582203, dH/dz = -p (log p + H)."""
+    z = torch.tensor([[2.0, 1.0, -math.inf]], requires_grad=True)
+    logp, h = token_logps(z, torch.tensor([0]), lambda x: x)
+    near(logp[0], -0.313262, 1e-6)
+    near(h[0], 0.582203, 1e-6)
+    h.sum().backward()
+    near(z.grad[0], (-0.196612, 0.196612, 0.0), 1e-6)  # type: ignore[index]
+
+
+def test_O1_chunks_and_temperature_leave_logits_alone() -> None:
+    z = torch.tensor([[2.0, 1.0, 0.0]]).repeat(5, 1).requires_grad_()
+    got, h = token_logps(z, torch.tensor([0, 1, 2, 0, 0]), lambda x: x, temperature=2.0, chunk=2)
+    near(got, [-0.680270, -1.180270, -1.680270, -0.680270, -0.680270], 1e-5)
+    near(h, [1.020191] * 5, 1e-5)
+    near(z[0], (2.0, 1.0, 0.0))
+    got.sum().backward()
+    near(z.grad[4], (0.246760, -0.153598, -0.093162), 1e-5)  # type: ignore[index]
+
+
+# O2 ------------------------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """Log-probs given with the data times a parameter of 1, whose gradient is then the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, pack: Pack) -> Output:
+        return Output(logp_C=self.scale * pack.tokens["given"])
+
+
+@pytest.mark.parametrize("budget", [1, 4, 1000])
+@pytest.mark.parametrize(
+    ("aggregation", "want"),
+    [("token-mean", 0.5), ("seq-mean-token-mean", (2 + 3 / 9) / 2), ("seq-mean-token-sum", 2.5)],
+)
+def test_O2_sums_of_micro_batches_over_tokens_of_the_step(
+    aggregation: Any, want: float, budget: int
+) -> None:
+    rows = [
+        completion(1, tokens={"given": np.full(1, -2.0, np.float32)}),
+        completion(9, tokens={"given": np.full(9, -1 / 3, np.float32)}),
+        completion(3, mask=[False] * 3, tokens={"given": np.full(3, np.nan, np.float32)}),
+    ]
+    model = Scaled()
+    trainer = Trainer({"m": model}, {"m": OptimSpec(clip=1e9)}, 1, LoopSpec(token_budget=budget))
+    objective = SFT(aggregation=aggregation)
+    metrics = trainer.update([Part([group(c) for c in rows], objective, model)])
+    near(metrics["loss"], want)
+    near(-model.scale.grad, -want)  # type: ignore[operator]
+    near(metrics["nll"], 0.5)
+
+
+def test_O2_all_masked_gives_zero_attached_to_the_graph() -> None:
+    pack = build([group(completion(3, mask=[False] * 3))])
+    z = torch.randn(pack.size, 8, requires_grad=True)
+    logp, _ = token_logps(z[pack.source_C], pack.target_C, lambda x: x)
+    loss = SFT()(Output(logp_C=logp), pack)
+    assert loss.terms["loss"].sum.item() == 0.0
+    loss.terms["loss"].sum.backward()
+    assert z.grad is not None
+    assert torch.equal(z.grad, torch.zeros_like(z))
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_O0_O2_logits_at_masked_positions(garbage: float) -> None:
+    """Tool tokens in the middle: nothing there is seen by the loss, nothing there moves."""
+    pack = build([group(completion(5, mask=[True, False, False, True, True]))])
+    clean = torch.zeros(pack.size, 8)
+    # One prompt token, then five: tokens 0, 3, 4 are predicted at positions 0, 3, 4.
+    used = torch.tensor([0, 3, 4])
+    clean[torch.arange(pack.size), torch.arange(pack.size)] = 1.0
+    dirty = torch.full_like(clean, garbage)
+    dirty[used] = clean[used]
+    z = dirty.requires_grad_()
+    logp, entropy = token_logps(z[pack.source_C], pack.target_C, lambda x: x)
+    loss = SFT()(Output(logp_C=logp, entropy_C=entropy), pack)
+    # Targets 3, 6, 7 at rows 0, 3, 4: none is a row's raised logit, so each is log(e + 7).
+    near(loss.terms["loss"].sum / 3, math.log(math.e + 7), 1e-5)
+    (loss.terms["loss"].sum / 3).backward()
+    grad = z.grad
+    assert grad is not None
+    p = 1 / (math.e + 7)
+    want = torch.full((3, 8), p / 3)
+    for row, (raised, target) in enumerate([(0, 3), (3, 6), (4, 7)]):
+        want[row, raised] = math.e * p / 3
+        want[row, target] = (p - 1) / 3
+    near(grad[used], want, 1e-6)
+    assert torch.equal(grad[[1, 2, 5]], torch.zeros(3, 8))
+
+
+# O3 ------------------------------------------------------------------------------------------
+
+BT = [
+    (1.0, 0.0, 0.474077, -0.377541),
+    (1.0, 1.0, 0.974077, -0.622459),
+    (0.9, 0.0, 0.524077, -0.277541),  # d/dr_w = -q s(-.5) + (1-q) s(.5)
+    (0.5, 0.0, 0.724077, 0.122459),
+]
+
+
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+@pytest.mark.parametrize(("q", "margin", "value", "slope"), BT)
+def test_O3a_bradley_terry(
+    q: float, margin: float, value: float, slope: float, shift: float
+) -> None:
+    r = f64(1.2 + shift, 0.7 + shift, grad=True)
+    loss = bradley_terry(r[0] - r[1], q, margin)
+    near(loss, value)
+    loss.backward()
+    near(r.grad, (slope, -slope))  # type: ignore[arg-type]
+
+
+def test_O3a_smoothed_minimum() -> None:
+    delta = f64(2.197225, grad=True)
+    bradley_terry(delta, 0.9).backward()
+    near(delta.grad, 0.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "ranks", "margin", "value", "gradient"),
+    [
+        ({}, (0, 1), 0.0, 0.474077, (-0.377541, 0.377541)),
+        ({}, (1, 0), 0.0, 0.974077, (0.622459, -0.622459)),
+        ({}, (0, 1), 1.0, 0.974077, (-0.622459, 0.622459)),
+        ({"margins": False}, (0, 1), 1.0, 0.474077, (-0.377541, 0.377541)),
+        ({"smoothing": 0.1}, (0, 1), 0.0, 0.524077, (-0.277541, 0.277541)),
+        ({}, (0, 0), 0.0, 0.724077, (0.122459, -0.122459)),
+        ({"smoothing": 0.1}, (0, 0), 3.0, 0.724077, (0.122459, -0.122459)),
+        # Centering adds 2 eta (r_w + r_l) = .038 to both.
+        ({"centering": 0.01}, (0, 1), 0.0, 0.474077 + 0.0361, (-0.339541, 0.415541)),
+        ({"loss": "plackett_luce"}, (0, 1), 0.0, 0.474077, (-0.377541, 0.377541)),
+    ],
+)
+def test_O3a_objective(
+    config: dict[str, Any],
+    ranks: tuple[int, int],
+    margin: float,
+    value: float,
+    gradient: tuple[float, float],
+) -> None:
+    objective = BradleyTerry(**config)
+    pack = build([group(*(completion(2, rank=k, margin=margin) for k in ranks))])
+    r = f64(1.2, 0.7, grad=True)
+    loss = total(objective(Output(score_B=r), pack), objective.counts(pack))
+    near(loss, value)
+    loss.backward()
+    near(r.grad, gradient)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("scores", "ranks", "want"),
+    [((1.2, 0.7), (0, 1), 1.0), ((0.7, 1.2), (0, 1), 0.0), ((1.0, 1.0), (0, 1), 0.5)],
+)
+def test_O3_accuracy_counts_a_half_for_equal_scores(
+    scores: tuple[float, float], ranks: tuple[int, int], want: float
+) -> None:
+    pack = build([group(*(completion(2, rank=k) for k in ranks))])
+    near(BradleyTerry()(Output(score_B=f64(*scores)), pack).metrics["accuracy"][0], want)
+
+
+KWISE = {
+    "pairwise": (0.251150, (-0.129381, 0.0, 0.129381)),
+    "plackett_luce": (0.720868, (-0.334759, -0.024213, 0.358972)),
+}
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "plackett_luce"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)])
+def test_O3b_k_ranked(kind: Any, order: tuple[int, int, int]) -> None:
+    """Beside a pair of another prompt: a mean over prompts, not over pairs."""
+    value, gradient = KWISE[kind]
+    objective = BradleyTerry(loss=kind)
+    unranked = completion(2)
+    pack = build(
+        [
+            group(completion(2, rank=0), completion(1, rank=1)),
+            group(unranked, *(completion(2, rank=k) for k in order)),
+            group(unranked),
+        ]
+    )
+    best_first = (2.0, 1.0, 0.0)
+    r = f64(1.2, 0.7, 9.0, *(best_first[k] for k in order), -9.0, grad=True)
+    counts = objective.counts(pack)
+    assert counts["groups"] == 2
+    loss = total(objective(Output(score_B=r), pack), counts)
+    near(loss, (0.474077 + value) / 2)
+    loss.backward()
+    want = [-0.377541, 0.377541, 0.0, *(gradient[k] for k in order), 0.0]
+    near(r.grad, [x / 2 for x in want])  # type: ignore[arg-type]
+
+
+def test_O3b_plackett_luce() -> None:
+    near(plackett_luce(f64(2.0, 1.0, 0.0)), 0.720868)
+    near(plackett_luce(f64(1.2, 0.7)), 0.474077)
+
+
+@pytest.mark.parametrize(
+    ("how", "weight", "want"),
+    [
+        ("mean", 0.5, 2.333333),
+        ("worst", 0.5, 1.0),
+        ("uncertainty", 0.5, 1.555556),
+        ("uncertainty", 0.0, 2.333333),
+    ],
+)
+def test_O3c_ensemble(how: Any, weight: float, want: float) -> None:
+    scores = torch.stack([f64(1.0, 5.0), f64(2.0, 5.0), f64(4.0, 5.0)])
+    near(ensemble(scores, how, weight), (want, 5.0))
+
+
+def test_O3c_ece() -> None:
+    near(ece([0.9, 0.9, 0.6, 0.6], [1, 0, 1, 1], [0.5, 0.75, 1.0]), 0.4, 1e-9)
+
+
+# O4 ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "want", "gradient"),
+    [
+        ("product", 0.36, (0.4, 0.72, 0.45)),
+        ("min", 0.5, (0.0, 1.0, 0.0)),
+        ("last", 0.8, (0.0, 0.0, 1.0)),
+        ("mean", 0.733333, (1 / 3, 1 / 3, 1 / 3)),
+    ],
+)
+def test_O4_aggregate(how: Any, want: float, gradient: tuple[float, ...]) -> None:
+    p = f64(0.9, 0.5, 0.8, grad=True)
+    out = aggregate_steps(p, how)
+    near(out, want)
+    out.backward()
+    near(p.grad, gradient)  # type: ignore[arg-type]
+
+
+def test_O4_step_credit() -> None:
+    near(step_advantages(f64(0.5, -1.0), torch.tensor([1, 3]), 4), (-0.5, -0.5, -1.0, -1.0))
+    near(step_differences(f64(0.9, 0.5, 0.8)), (0.9, -0.4, 0.3))
+
+
+# O5 ------------------------------------------------------------------------------------------
+
+PI, REF = (0.5, 0.3, 0.2), (0.4, 0.4, 0.2)
+TRUE = (0.098938, -0.093885, -0.005053)
+
+
+def _rho_k3(logp: Tensor, ref: Tensor) -> Tensor:
+    return ratios(logp, logp.detach()) * estimate(log_ratio(logp, ref), "k3")
+
+
+@pytest.mark.parametrize(
+    ("loss", "value", "gradient"),
+    [
+        (lambda a, b: estimate(log_ratio(a, b), "k1"), 0.025267, (0.0, 0.0, 0.0)),
+        (lambda a, b: estimate(log_ratio(a, b), "k2"), 0.024862, TRUE),
+        (lambda a, b: estimate(log_ratio(a, b), "k3"), 0.025267, (0.1, -0.1, 0.0)),
+        (lambda a, b: estimate(log_ratio(b, a), "k3"), 0.024733, (0.1, -0.09, -0.01)),
+        (_rho_k3, 0.025267, TRUE),
+        # k1 in the reward: -sg(r) logpi with r = -k1.
+        (lambda a, b: estimate(log_ratio(a, b), "k1").detach() * a, None, TRUE),
+    ],
+    ids=["k1", "k2", "k3", "flipped k3", "rho k3", "k1 in reward"],
+)
+def test_O5a_estimators_in_expectation(
+    loss: Callable[[Tensor, Tensor], Tensor], value: float | None, gradient: tuple[float, ...]
+) -> None:
+    z = f64([math.log(p) for p in PI]).requires_grad_()
+    expected = (f64(PI) * loss(torch.log_softmax(z, 0), f64(REF).log())).sum()
+    if value is not None:
+        near(expected, value)
+    expected.backward()
+    near(z.grad, gradient)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("how", "want"), [("reward-to-go", 0.185647), ("token k2", 0.097312), ("gamma 0", 0.097312)]
+)
+def test_O5b_reward_to_go_is_what_reaches_later_tokens(how: str, want: float) -> None:
+    first = f64([math.log(0.6), math.log(0.4)]).requires_grad_()
+    logp = torch.log_softmax(first, 0)
+    rows: list[Tensor] = []
+    weights: list[float] = []
+    for one, p_one in ((0, 0.6), (1, 0.4)):
+        for p_two in (0.9, 0.1) if one == 0 else (0.5, 0.5):
+            # Columns: logpi and logref of both tokens; the second step does not move.
+            rows.append(torch.stack([logp[one], f64(math.log(p_two))]))
+            weights.append(p_one * p_two)
+    on = torch.stack(rows)
+    ref = f64([[math.log(0.5)] * 2] * 4)
+    mask = torch.ones(4, 2, dtype=torch.bool)
+    ratio = log_ratio(on, ref)
+    if how == "token k2":
+        per_row = estimate(ratio, "k2").sum(1)
+    else:
+        rewards = token_rewards(torch.zeros(4), estimate(ratio, "k1").detach(), mask, 1.0)
+        gamma = 0.0 if how == "gamma 0" else 1.0
+        credit, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
+        per_row = -(credit * on).sum(1)
+    (f64(weights) * per_row).sum().backward()
+    near(first.grad[0], want)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("kl", "want"), [(9.0, 0.201024), (6.6, 0.200512), (0.0, 0.198976)])
+def test_O5c_adaptive(kl: float, want: float) -> None:
+    controller = KLController(AdaptiveKL(beta=0.2, target=6.0, horizon=10_000))
+    controller.update(kl, 256)
+    near(controller.beta, want, 1e-12)
+
+
+@pytest.mark.parametrize(("kl", "want"), [(3.9, 0.1), (4.1, 0.2), (8.9, 0.2), (9.1, 0.4)])
+def test_O5_halving(kl: float, want: float) -> None:
+    controller = KLController(HalvingKL(beta=0.2, target=6.0))
+    controller.update(kl, 1)
+    near(controller.beta, want, 1e-12)
+
+
+def test_O5_range_gives_up_after_patience_in_a_row() -> None:
+    controller = KLController(RangeKL(beta=1.0, low=1.0, high=2.0, factor=2.0, patience=2))
+    seen: list[tuple[float, bool]] = []
+    for kl in (3.0, 1.5, 0.5, 3.0, 3.0):
+        controller.update(kl, 1)
+        seen.append((controller.beta, controller.exhausted))
+    assert seen == [(2.0, False), (2.0, False), (1.0, False), (2.0, False), (4.0, True)]
+
+
+# O6 ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("garbage", [None, 9.0, *GARBAGE])
+@pytest.mark.parametrize(
+    ("lam", "advantages"),
+    [(0.95, (0.46575, 0.385, 0.3)), (1.0, (0.5, 0.4, 0.3)), (0.0, (0.1, 0.1, 0.3))],
+)
+def test_O6a_gae(lam: float, advantages: tuple[float, ...], garbage: float | None) -> None:
+    """With a gap before the third token, padding at the end, and garbage in both."""
+    values, rewards, mask = [0.5, 0.6, 0.7], [0.0, 0.0, 1.0], [True] * 3
+    if garbage is not None:
+        values = [0.5, 0.6, garbage, 0.7, garbage]
+        rewards = [0.0, 0.0, garbage, 1.0, garbage]
+        mask = [True, True, False, True, False]
+    on = torch.tensor([mask])
+    a, returns = gae(f64([rewards]), f64([values]), on, 1.0, lam)
+    near(a[on], advantages)
+    near(returns[on], [x + v for x, v in zip(advantages, (0.5, 0.6, 0.7), strict=True)])
+    assert (a[~on] == 0).all()
+    assert (returns[~on] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "old", "target", "clip", "loss", "slope"),
+    [
+        (1.0, 0.0, 0.9, 0.2, 0.245, 0.0),
+        (1.0, 0.0, 0.9, None, 0.005, 0.1),
+        (0.1, 0.0, 0.9, 0.2, 0.32, -0.8),
+    ],
+)
+def test_O6b_value_loss(
+    value: float, old: float, target: float, clip: float | None, loss: float, slope: float
+) -> None:
+    v = f64([value]).requires_grad_()
+    got = value_loss(v, f64([old]), f64([target]), clip).sum()
+    near(got, loss)
+    got.backward()
+    near(v.grad, [slope])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_O6c_token_rewards(garbage: float) -> None:
+    kl = f64([[0.2, -0.1, garbage, 0.3, garbage], [garbage] * 5])
+    mask = torch.tensor([[True, True, False, True, False], [False] * 5])
+    got = token_rewards(torch.tensor([1.0, 5.0]), kl, mask, 0.1)
+    near(got, [[-0.02, 0.01, 0.0, 0.97, 0.0], [0.0] * 5])
+    assert last_token(mask).tolist() == [3, 0]
+
+
+def test_O6c_implicit_rewards() -> None:
+    logp, ref = f64([[-1.0, -2.0, -0.5]]), f64([[-1.2, -1.9, -0.8]])
+    near(implicit_rewards(logp, ref, 0.1), [[0.02, -0.01, 0.03]])
+    assert (implicit_rewards(logp, logp, 0.1) == 0).all()
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_O0_masked_statistics(garbage: float) -> None:
+    """Population variance of (1, 2, 6) is 14/3; rewards keep their mean of 3."""
+    x = f64([1.0, garbage, 2.0, 6.0])
+    mask = torch.tensor([True, False, True, True])
+    near(masked_sum(x, mask), 9.0)
+    near(masked_mean(x, mask), 3.0)
+    unit = math.sqrt(14 / 3)
+    near(whiten(x, mask), [-2 / unit, 0.0, -1 / unit, 3 / unit])
+    near(whiten(x, mask, keep_mean=True)[mask], [3 - 2 / unit, 3 - 1 / unit, 3 + 3 / unit])
+    assert masked_mean(x, torch.zeros_like(mask)) == 0
+
+
+# O7 ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "dual", "loss", "slope", "hit"),
+    [
+        (1.5, 1.0, None, -1.2, 0.0, 1),
+        (0.5, 1.0, None, -0.5, -0.5, 0),
+        (1.5, -1.0, None, 1.5, 1.5, 0),
+        (0.5, -1.0, None, 0.8, 0.0, 1),
+        (5.0, -1.0, None, 5.0, 5.0, 0),
+        (5.0, -1.0, 3.0, 3.0, 0.0, 0),
+        (5.0, 1.0, 3.0, -1.2, 0.0, 1),
+    ],
+)
+def test_O7_clip(
+    ratio: float, advantage: float, dual: float | None, loss: float, slope: float, hit: int
+) -> None:
+    logp = f64([math.log(ratio) - 3.0]).requires_grad_()
+    rho = ratios(logp, f64([-3.0]))
+    a = f64([advantage])
+    got = clipped(rho, a, 0.2, 0.2, dual).sum()
+    near(got, loss)
+    got.backward()
+    near(logp.grad, [slope])  # type: ignore[arg-type]
+    assert clip_fraction(rho, a, 0.2, 0.2).item() == hit
+
+
+def test_O7_objective_adds_policy_value_and_entropy() -> None:
+    """Two completions, a gap in the first; the sum over three tokens is divided by three."""
+    nan = np.nan
+    first = {"old_logp": [-3.0, nan, -3.0], "advantage": [1.0, nan, -1.0]}
+    first |= {"value": [0.0, nan, 0.0], "return": [0.9, nan, 0.9]}
+    second = {"old_logp": [-3.0], "advantage": [-1.0], "value": [0.0], "return": [0.9]}
+    pack = build(
+        [
+            group(
+                completion(3, mask=[True, False, True], tokens=_rows(first)),
+                completion(1, tokens=_rows(second)),
+            )
+        ]
+    )
+    logp = torch.tensor([math.log(0.5), math.log(1.5), math.log(5.0)]) - 3.0
+    logp.requires_grad_()
+    value = torch.tensor([1.0, 0.1, 1.0], requires_grad=True)
+    entropy = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    method = PPO(value_coef=0.1, entropy_coef=0.01)
+    loss = method(Output(logp_C=logp, entropy_C=entropy, value_C=value), pack)
+    whole = total(loss, method.counts(pack))
+    # Policy -.5, 1.5, 5; value .245, .32, .245 (O6b and its unclipped neighbour); entropy 6.
+    near(whole, 6.0 / 3 + 0.1 * 0.81 / 3 - 0.01 * 6.0 / 3, 1e-5)
+    whole.backward()
+    near(logp.grad, [-0.5 / 3, 1.5 / 3, 5.0 / 3], 1e-5)  # type: ignore[arg-type]
+    near(value.grad, [0.0, -0.08 / 3, 0.0], 1e-6)  # type: ignore[arg-type]
+    near(entropy.grad, [-0.01 / 3] * 3, 1e-7)  # type: ignore[arg-type]
+    near(loss.metrics["policy/ratio"][0], 7.0, 1e-5)
+    assert loss.metrics["policy/ratio"][1] == "tokens"
+
+
+def _rows(columns: dict[str, list[float]]) -> dict[str, Any]:
+    return {k: np.array(v, np.float32) for k, v in columns.items()}
+
+
+def test_O7_ptx_gradient_is_additive() -> None:
+    """The gradient of a step with two parts is that of the first plus 27.8 times the second's."""
+
+    def slope(*parts: tuple[list[float], float]) -> float:
+        model = Scaled()
+        trainer = Trainer({"m": model}, {"m": OptimSpec(clip=1e9)}, 1, LoopSpec(token_budget=2))
+        made = [
+            Part(
+                [group(completion(len(x), tokens=_rows({"given": x})))],
+                SFT(), model, True, weight, f"{i}/",
+            )
+            for i, (x, weight) in enumerate(parts)
+        ]  # fmt: skip
+        trainer.update(made)
+        assert model.scale.grad is not None
+        return float(model.scale.grad)
+
+    # Means 1.5 and 4: one token count never divides the other part.
+    near(slope(([-1.0, -2.0], 1.0)), 1.5)
+    near(slope(([-1.0, -2.0], 1.0), ([-4.0], 27.8)), 1.5 + 27.8 * 4.0, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "want", "gradient"),
+    [
+        ("token-mean", 1.5, (0.25, 0.25, 0.25, 0.25)),
+        ("seq-mean-token-mean", 2.0, (1 / 2, 1 / 6, 1 / 6, 1 / 6)),
+        ("seq-mean-token-sum", 3.0, (0.5, 0.5, 0.5, 0.5)),
+        ("seq-mean-token-sum-norm", 0.3, (0.05, 0.05, 0.05, 0.05)),
+    ],
+)
+def test_O9e_aggregation(mode: Any, want: float, gradient: tuple[float, ...]) -> None:
+    """Here because every method of O2 and O7 rests on it. A fully masked row is not counted."""
+    pack = build([group(completion(1), completion(3), completion(2, mask=[False] * 2))])
+    losses = torch.tensor([3.0, 1.0, 1.0, 1.0], requires_grad=True)
+    term = aggregate(losses, pack, mode, 10)
+    got = term.sum / SFT().counts(pack)[term.per]
+    near(got, want)
+    got.backward()
+    near(losses.grad, gradient)  # type: ignore[arg-type]
