@@ -515,6 +515,23 @@ def test_O7_clip(
     assert clip_fraction(rho, a, 0.2, 0.2).item() == hit
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [(1.25, 1.0, -1.25, -1.25), (1.3, 1.0, -1.28, 0.0), (0.85, -1.0, 0.9, 0.0)],
+)
+def test_O7_clip_is_asymmetric(ratio: float, advantage: float, loss: float, slope: float) -> None:
+    logp = f64([math.log(ratio)]).requires_grad_()
+    got = clipped(ratios(logp, f64([0.0])), f64([advantage]), 0.1, 0.28).sum()
+    near(got, loss)
+    got.backward()
+    near(logp.grad, [slope])  # type: ignore[arg-type]
+
+
+def test_O7_log_ratios_are_clamped_to_20() -> None:
+    rho = ratios(f64(-1.0, -900.0, -1.0), f64(-900.0, -1.0, -20.5))
+    near(rho.log(), (20.0, -20.0, 19.5))
+
+
 def test_O7_objective_adds_policy_value_and_entropy() -> None:
     """Two completions, a gap in the first; the sum over three tokens is divided by three."""
     nan = np.nan
