@@ -65,9 +65,11 @@ def _logp_entropy(
     logits = head(hidden_CD).float() / temperature
     norm = torch.logsumexp(logits, -1)
     logp = logits.gather(-1, target_C[:, None])[:, 0] - norm
-    # p*z is 0 where p is 0, also for logits of -inf.
-    p = torch.exp(logits - norm[:, None])
-    entropy = norm - torch.where(p > 0, p * logits, torch.zeros_like(p)).sum(-1)
+    # From log p, not from z: norm - sum(p z) cancels when all logits are large.
+    log_p = logits - norm[:, None]
+    p = torch.exp(log_p)
+    # Chosen before the product, so that a logit of -inf gives 0 and a gradient of 0, not NaN.
+    entropy = -(p * torch.where(p > 0, log_p, torch.zeros_like(p))).sum(-1)
     return logp, entropy
 
 

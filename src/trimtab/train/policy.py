@@ -228,7 +228,7 @@ class RLStage:
             "objective/kl_reward": -self.kl.beta * float(summed.mean()),
             "reward/final": float(final.mean()),
             "value/mean": float(masked_mean(value, mask)),
-            "value/last": float(value[rows, last_token(mask)].mean()),
+            "value/last": float(masked_mean(value[rows, last_token(mask)], mask.any(1))),
             "value/explained_variance": fit,
             "sampler/drift_max": float(
                 torch.where(mask, drift, torch.zeros_like(drift)).abs().max()
