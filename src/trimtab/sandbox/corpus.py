@@ -15,7 +15,9 @@ import numpy as np
 
 from trimtab.runs import write_atomic
 from trimtab.sandbox.tokenizer import build
-from trimtab.sandbox.world import Fact, Scene, answer, make_scene
+from trimtab.sandbox.world import Fact, Kind, Relation, Scene, answer, make_scene
+
+OTHER: dict[Relation, Relation] = {"place": "thing", "thing": "job", "job": "place"}
 
 
 def conversation(
@@ -28,11 +30,10 @@ def conversation(
         return said
     for _ in range(turns - 1):
         asked = first.facts[int(rng.integers(len(first.facts)))]
-        kind = "ask"
+        kind: Kind = "ask"
         if rng.random() < 0.2:
-            relation = {"place": "thing", "thing": "job", "job": "place"}[asked.relation]
-            asked, kind = Fact(asked.who, relation, ""), "silent"  # pyright: ignore[reportArgumentType]
-        scene = Scene(kind, first.facts, asked=asked)  # pyright: ignore[reportArgumentType]
+            asked, kind = Fact(asked.who, OTHER[asked.relation], ""), "silent"
+        scene = Scene(kind, first.facts, asked=asked)
         said.append({"role": "user", "content": asked.question})
         said.append({"role": "assistant", "content": answer(scene, rng, good)})
     return said
@@ -52,7 +53,8 @@ def main() -> None:
     lines: list[str] = []
     for i in range(args.rows):
         rng = np.random.default_rng((args.seed, i))
-        row: dict[str, Any] = {"messages": conversation(rng, args.turns, args.good)}
+        said = conversation(rng, args.turns, args.good)
+        row: dict[str, Any] = {"messages": said}
         lines.append(json.dumps(row) + "\n")
     write_atomic(out / "corpus.jsonl", "".join(lines).encode())
     tokenizer = build()

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+_T = TypeVar("_T")
+
+Relation = Literal["place", "thing", "job"]
 Kind = Literal["ask", "silent", "summary", "refuse", "howto", "opinion"]
 KINDS: tuple[Kind, ...] = ("ask", "silent", "summary", "refuse", "howto", "opinion")
 
@@ -36,7 +39,7 @@ class Fact:
     """A sentence of a passage: who, which relation, what."""
 
     who: str
-    relation: Literal["place", "thing", "job"]
+    relation: Relation
     what: str
 
     @property
@@ -59,7 +62,8 @@ class Fact:
         )
 
 
-VALUES = {"place": PLACES, "thing": THINGS, "job": JOBS}
+RELATIONS: tuple[Relation, ...] = ("place", "thing", "job")
+VALUES: dict[Relation, tuple[str, ...]] = {"place": PLACES, "thing": THINGS, "job": JOBS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +141,15 @@ class Scene:
         return Scene(facts=facts, asked=asked, opinion=opinion, **raw)
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+def _pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
     return options[int(rng.integers(len(options)))]
 
 
 def _facts(rng: np.random.Generator, count: int) -> list[Fact]:
+    """Of ``count`` people, each with another relation: a model of four layers can look them up."""
     people = [NAMES[i] for i in rng.permutation(len(NAMES))[:count]]
-    facts: list[Fact] = []
-    for who in people:
-        relation = cast(Literal["place", "thing", "job"], _pick(rng, tuple(VALUES)))
-        taken = {f.what for f in facts}
-        facts.append(
-            Fact(who, relation, _pick(rng, [v for v in VALUES[relation] if v not in taken]))
-        )
-    return facts
+    relations = [RELATIONS[i] for i in rng.permutation(len(RELATIONS))[:count]]
+    return [Fact(w, r, _pick(rng, VALUES[r])) for w, r in zip(people, relations, strict=True)]
 
 
 def other_value(rng: np.random.Generator, fact: Fact) -> Fact:
@@ -169,12 +168,12 @@ def make_scene(rng: np.random.Generator, kind: Kind | None = None) -> Scene:
         return Scene(kind, tuple(facts), asked=known)
     if kind == "silent":
         if rng.random() < 0.5:
-            relation = _pick(rng, [r for r in VALUES if r != known.relation])
+            relation: Relation = _pick(rng, [r for r in RELATIONS if r != known.relation])
             who = known.who
         else:
             who = _pick(rng, [n for n in NAMES if all(f.who != n for f in facts)])
-            relation = _pick(rng, tuple(VALUES))
-        asked = Fact(who, cast(Literal["place", "thing", "job"], relation), "")
+            relation = _pick(rng, RELATIONS)
+        asked = Fact(who, relation, "")
         return Scene(kind, tuple(facts), asked=asked)
     if kind == "opinion":
         opinion = known if rng.random() < 0.3 else other_value(rng, known)
@@ -225,7 +224,11 @@ SPARE_WORDS = 8
 def _claims(words: list[str]) -> list[Fact]:
     """Every fact the words assert, wherever they stand."""
     found: list[Fact] = []
-    forms = ((("is", "in", "the"), "place"), (("has", "the"), "thing"), (("is", "a"), "job"))
+    forms: tuple[tuple[tuple[str, ...], Relation], ...] = (
+        (("is", "in", "the"), "place"),
+        (("has", "the"), "thing"),
+        (("is", "a"), "job"),
+    )
     for i, word in enumerate(words):
         if word not in NAMES:
             continue
@@ -236,9 +239,7 @@ def _claims(words: list[str]) -> list[Fact]:
                 and end < len(words)
                 and words[end] in VALUES[relation]
             ):
-                found.append(
-                    Fact(word, cast(Literal["place", "thing", "job"], relation), words[end])
-                )
+                found.append(Fact(word, relation, words[end]))
     return found
 
 

@@ -103,7 +103,7 @@ def scratch(config: ScratchConfig) -> dict[str, Any]:
 
 
 def _line(figures: dict[str, Any]) -> str:
-    return ", ".join(f"{v} {k.replace('_', ' ')}" for k, v in figures.items()) or "done"
+    return ", ".join(f"{v:.4g} {k.replace('_', ' ')}" for k, v in figures.items()) or "done"
 
 
 def _texts(value: Any) -> list[str]:
