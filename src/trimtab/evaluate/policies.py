@@ -20,6 +20,8 @@ from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.models.load import LM, ModelSpec
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.rollout.collect import collect
+from trimtab.runs import write_atomic
+from trimtab.runs.console import bar, console
 from trimtab.sample.native import Sampler, SamplingConfig
 from trimtab.stats.text import distinct_n
 from trimtab.stats.uncertainty import bootstrap_mean, win_rate
@@ -90,10 +92,12 @@ def main(config: CompareConfig) -> dict[str, Any]:
         asked = [renderer.prompt(e) for e in examples]
         prompts = [g for g in asked if g is not None]
         # One key for all models: the same uniforms, so that differences are the models' own.
-        groups = collect(
-            Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids), renderer, prompts, config.sampling,
-            n=1, key=(config.seed,), version=0,
-        )  # fmt: skip
+        sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
+        with bar(name) as show:
+            groups = collect(
+                sampler, renderer, prompts, config.sampling,
+                n=1, key=(config.seed,), version=0, on_progress=show,
+            )  # fmt: skip
         Rewards(config.rewards, tokenizer, config.token_budget, config.device)(groups)
         answers[name] = groups
         texts = [g.completions[0].text for g in groups]
@@ -133,7 +137,17 @@ def main(config: CompareConfig) -> dict[str, Any]:
                 row[f"{r.name}_{name}"] = c.scores[r.name].value
         table.append(row)
     pq.write_table(pa.Table.from_pylist(table), out / "comparison.parquet")
-    (out / "summary.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_atomic(out / "summary.json", json.dumps(figures, indent=1).encode())
+    for name in config.models:
+        mine = figures[name]
+        said = f"{name}: {first} {mine[first]['mean']:.3f}"
+        if name != config.baseline:
+            rate = mine["win_rate"]
+            said += (
+                f", beats {config.baseline} on {rate['mean']:.0%} of prompts"
+                f" [{rate['low']:.0%}, {rate['high']:.0%}], KL {mine['kl']:.2f} nats"
+            )
+        console.print(f"[bold]compare[/bold]: {said}")
     return figures
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from trimtab.data.render import Renderer
-from trimtab.sample.native import Request, Sampler, SamplingConfig
+from trimtab.sample.native import Progress, Request, Sampler, SamplingConfig
 from trimtab.types import Group
 
 
@@ -19,6 +19,7 @@ def collect(
     n: int,
     key: tuple[int, ...],
     version: int,
+    on_progress: Progress | None = None,
 ) -> list[Group]:
     """Sample ``n`` completions for each prompt.
 
@@ -31,13 +32,14 @@ def collect(
         key: Start of each stream's key; the prompt's place is appended, so that one prompt drawn
             twice in a batch is not answered twice alike.
         version: Optimiser steps behind the weights.
+        on_progress: Told how many of how many completions are done.
 
     Returns:
         New groups whose completions carry the sampler's ids, log-probs and finish reason.
     """
     requests = [Request(g.prompt, (*key, i), n) for i, g in enumerate(prompts)]
     groups: list[Group] = []
-    for prompt, answers in zip(prompts, sampler(requests, sampling), strict=True):
+    for prompt, answers in zip(prompts, sampler(requests, sampling, on_progress), strict=True):
         completions = [renderer.completion(a.ids, a.finish) for a in answers]
         for c, a in zip(completions, answers, strict=True):
             c.version = version

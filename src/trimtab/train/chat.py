@@ -7,8 +7,8 @@ from trimtab.data.formats import Example
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import DataError
 from trimtab.models.load import LM, ModelSpec
+from trimtab.runs.console import console
 from trimtab.sample.native import Request, Sampler, SamplingConfig
-from trimtab.train.step import console
 
 
 class ChatConfig(Config):

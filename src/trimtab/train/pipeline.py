@@ -20,8 +20,8 @@ from trimtab.errors import ConfigError
 from trimtab.evaluate import policies
 from trimtab.report.page import report_pipeline
 from trimtab.runs import Run, read_summary, write_atomic
+from trimtab.runs.console import console
 from trimtab.train import policy, prepare, reward, sft, world
-from trimtab.train.step import console
 
 KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
     "function": (prepare.FunctionConfig, prepare.function),

@@ -27,10 +27,11 @@ from trimtab.objectives.value import explained_variance
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.rollout.collect import collect
 from trimtab.runs import Run
+from trimtab.runs.console import console
 from trimtab.sample.native import Sampler, SamplingConfig
 from trimtab.tensors import masked_mean, pad_rows, unpad_rows, whiten
 from trimtab.train.sft import DataSpec, keep, open_rows, renderer_for
-from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, console, fit
+from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
 from trimtab.types import Completion, Floats, Group
 
 

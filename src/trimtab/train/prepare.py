@@ -14,7 +14,7 @@ from trimtab.data.render import PLAIN
 from trimtab.errors import DataError
 from trimtab.rewards.score import import_function
 from trimtab.runs import write_atomic
-from trimtab.train.step import console
+from trimtab.runs.console import console
 
 
 class FunctionConfig(Config):

@@ -18,9 +18,10 @@ from trimtab.models.heads import Scorer
 from trimtab.models.load import ModelSpec, save_model
 from trimtab.objectives.reward import BradleyTerry
 from trimtab.runs import Run, write_atomic
+from trimtab.runs.console import console
 from trimtab.stats.uncertainty import bootstrap_mean, calibration_bins, ece
 from trimtab.train.sft import DataSpec, keep, open_rows, renderer_for, split
-from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, console, fit
+from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
 from trimtab.types import Group
 
 

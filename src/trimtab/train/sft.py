@@ -17,7 +17,8 @@ from trimtab.errors import DataError
 from trimtab.models.load import LM, ModelSpec, save_model
 from trimtab.objectives.sft import SFT
 from trimtab.runs import Run
-from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, console, fit
+from trimtab.runs.console import console
+from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
 from trimtab.types import Group
 
 

@@ -20,8 +20,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from pydantic import Field
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from trimtab.config import Config
@@ -30,9 +28,8 @@ from trimtab.errors import UserError
 from trimtab.models import checkpoint
 from trimtab.objectives.terms import Counts, Loss
 from trimtab.runs import Run
+from trimtab.runs.console import bar, console
 from trimtab.types import Group
-
-console = Console(highlight=False)
 
 
 class OptimSpec(Config):
@@ -358,8 +355,7 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
 
     metrics: dict[str, float] = {}
     started = time.monotonic()
-    with _Stop() as stop, _bar(stage.name) as bar:
-        task = bar.add_task(stage.name, total=stage.steps, completed=first, note="")
+    with _Stop() as stop, bar(stage.name, stage.steps, first) as show:
         for index in range(first, stage.steps):
             before = time.monotonic()
             metrics = stage.step(index)
@@ -371,7 +367,7 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
             run.log(done, metrics)
             if loop.sample_every and (last or done % loop.sample_every == 0):
                 run.samples(done, stage.samples())
-            bar.update(task, completed=done, note=stage.line(metrics))
+            show(done, note=stage.line(metrics))
             if last or stop.asked or (loop.save_every and done % loop.save_every == 0):
                 save(done)
             if stop.asked and not last:
@@ -385,16 +381,3 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
     metrics["seconds"] = time.monotonic() - started
     run.summary({k.replace("/", "."): v for k, v in metrics.items()})
     return metrics
-
-
-def _bar(name: str) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

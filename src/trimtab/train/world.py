@@ -16,10 +16,10 @@ from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.models.load import LM, ModelSpec
 from trimtab.rollout.collect import collect
 from trimtab.runs import write_atomic
+from trimtab.runs.console import bar, console
 from trimtab.sample.native import Sampler, SamplingConfig
 from trimtab.sandbox import annotators
 from trimtab.sandbox.world import Scene, World, demonstrations
-from trimtab.train.step import console
 from trimtab.types import Group
 
 
@@ -102,10 +102,12 @@ def label(config: LabelConfig) -> dict[str, Any]:
     renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
     lm = LM.load(config.model, train=False)
     prompts = [g for g in (renderer.prompt(e) for e in examples) if g is not None]
-    groups = collect(
-        Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids), renderer, prompts, config.sampling,
-        n=config.answers, key=(config.seed,), version=0,
-    )  # fmt: skip
+    sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
+    with bar("label") as show:
+        groups = collect(
+            sampler, renderer, prompts, config.sampling,
+            n=config.answers, key=(config.seed,), version=0, on_progress=show,
+        )  # fmt: skip
     people = annotators.panel()
     rows: list[dict[str, Any]] = []
     for i, group in enumerate(groups):

@@ -1,0 +1,39 @@
+"""What a person sees in the terminal: lines, and a bar with the time left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def bar(name: str, total: int | None = None, done: int = 0) -> Generator[Callable[..., None]]:
+    """A bar, on terminals only; the function takes what is done, the total, and a note.
+
+    Args:
+        name: Shown before it.
+        total: None until the function is told.
+        done: Where it starts.
+    """
+    progress = Progress(
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with progress:
+        task = progress.add_task(name, total=total, completed=done, note="")
+
+        def update(done: int, total: int | None = total, note: str = "") -> None:
+            progress.update(task, completed=done, total=total, note=note)
+
+        yield update
