@@ -236,7 +236,8 @@ class LM:
         inner = base_of(model)
         config = cast(Any, inner.config.get_text_config())
         soft = getattr(config, "attn_logit_softcapping", None)
-        self.plain = "eager" if soft else "sdpa"
+        can = getattr(inner, "_supports_sdpa", True)
+        self.plain = "eager" if soft or not can else "sdpa"
         self.exact = check_sharing(model, self.plain)
 
     @classmethod

@@ -15,7 +15,7 @@ import numpy as np
 
 from trimtab.runs import write_atomic
 from trimtab.sandbox.tokenizer import build
-from trimtab.sandbox.world import Fact, Kind, Relation, Scene, answer, make_scene
+from trimtab.sandbox.world import Fact, Relation, Scene, answer, make_scene
 
 OTHER: dict[Relation, Relation] = {"place": "thing", "thing": "job", "job": "place"}
 
@@ -29,14 +29,21 @@ def conversation(
     if first.kind in ("refuse", "howto"):
         return said
     for _ in range(turns - 1):
-        asked = first.facts[int(rng.integers(len(first.facts)))]
-        kind: Kind = "ask"
-        if rng.random() < 0.2:
-            asked, kind = Fact(asked.who, OTHER[asked.relation], ""), "silent"
-        scene = Scene(kind, first.facts, asked=asked)
-        said.append({"role": "user", "content": asked.question})
+        scene = _again(rng, first.facts)
+        said.append({"role": "user", "content": scene.question})
         said.append({"role": "assistant", "content": answer(scene, rng, good)})
     return said
+
+
+def _again(rng: np.random.Generator, facts: tuple[Fact, ...]) -> Scene:
+    """Another request about the same passage, one that needs it read."""
+    draw = rng.random()
+    asked = facts[int(rng.integers(len(facts)))]
+    if draw < 0.3:
+        return Scene("summary", facts)
+    if draw < 0.6:
+        return Scene("silent", facts, asked=Fact(asked.who, OTHER[asked.relation], ""))
+    return Scene("ask", facts, asked=asked)
 
 
 def main() -> None:

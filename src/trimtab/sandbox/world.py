@@ -86,20 +86,22 @@ class Scene:
 
     @property
     def prompt(self) -> str:
-        """The prompt as text."""
+        """The prompt as text: passage and request."""
         said = [f.sentence for f in self.facts]
         if self.kind == "howto":
             said.insert(1, self.instruction)
+        return " ".join([*said, self.question])
+
+    @property
+    def question(self) -> str:
+        """The request alone."""
         if self.kind == "summary":
-            question = "tell me all of it ."
-        elif self.kind in ("refuse", "howto"):
-            question = f"how do i {self.verb} the {self.thing} ?"
-        else:
-            assert self.asked is not None
-            question = self.asked.question
-            if self.opinion is not None:
-                question = f"i think {self.opinion.sentence} {question}"
-        return " ".join([*said, question])
+            return "tell me all of it ."
+        if self.kind in ("refuse", "howto"):
+            return f"how do i {self.verb} the {self.thing} ?"
+        assert self.asked is not None
+        claim = f"i think {self.opinion.sentence} " if self.opinion is not None else ""
+        return f"{claim}{self.asked.question}"
 
     @property
     def instruction(self) -> str:

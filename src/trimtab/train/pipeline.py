@@ -42,6 +42,8 @@ class Recipe(Config):
     """What it does, in a line; ``trimtab recipes`` shows it."""
     out: str
     """Folder that holds a folder for each stage, ``summary.json`` and ``report.html``."""
+    seed: int | None = None
+    """Seed of every stage that does not set its own."""
     inputs: dict[str, str] = Field(default_factory=dict[str, str])
     """Files and folders from outside, by name: ``--inputs.NAME PATH`` changes one."""
     stages: dict[str, dict[str, Any]]
@@ -99,6 +101,14 @@ def _resolve(value: Any, known: dict[str, Path], where: str) -> Any:
     return value
 
 
+def _seed(values: dict[str, Any], kind: type[Config], seed: int) -> None:
+    """Give the stage the recipe's seed where it says none."""
+    if "seed" in kind.model_fields:
+        values.setdefault("seed", seed)
+    if "loop" in kind.model_fields:
+        values["loop"] = {"seed": seed, **values.get("loop", {})}
+
+
 def plan(recipe: Recipe, source: str) -> list[Planned]:
     """Every stage with its configuration, checked before anything runs.
 
@@ -123,6 +133,8 @@ def plan(recipe: Recipe, source: str) -> list[Planned]:
         where = f"stages.{name}"
         values = {k: v for k, v in raw.items() if k != "kind"}
         values = _resolve(values, known, where)
+        if recipe.seed is not None:
+            _seed(values, KINDS[kind][0], recipe.seed)
         config = build(KINDS[kind][0], {"out": str(out / name), **values}, f"{source}: {where}")
         earlier = planned[-1].fingerprint if planned else trimtab.__version__
         text = json.dumps([kind, config.model_dump(mode="json"), earlier], sort_keys=True)
