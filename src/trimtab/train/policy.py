@@ -30,7 +30,7 @@ from trimtab.runs import Run
 from trimtab.runs.console import console
 from trimtab.sample.native import Sampler, SamplingConfig
 from trimtab.tensors import masked_mean, pad_rows, unpad_rows, whiten
-from trimtab.train.sft import DataSpec, keep, open_rows, renderer_for
+from trimtab.train.sft import DataSpec, load_groups, renderer_for
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
 from trimtab.types import Completion, Floats, Group
 
@@ -104,8 +104,7 @@ class RLStage:
     def __init__(self, config: RLConfig) -> None:
         self.config = config
         self.renderer = renderer_for(config.model, config.data)
-        rows = open_rows(config.data)
-        self.prompts = keep([self.renderer.prompt(e) for e in formats.prompts(rows)], rows.name)
+        self.prompts = load_groups(config.data, formats.prompts, self.renderer.prompt)
         self.lm = LM.load(config.model)
         # Dropout off: old and new log-probs must come from the same function.
         for module in self.lm.model.modules():
@@ -141,9 +140,8 @@ class RLStage:
             modules["critic"] = self.value_head
         self.ptx: list[Group] = []
         if config.ptx is not None:
-            found = open_rows(config.ptx.data)
-            examples = formats.demonstrations(found)
-            self.ptx = keep([self.renderer.demonstration(e) for e in examples], found.name)
+            given = config.ptx.data
+            self.ptx = load_groups(given, formats.demonstrations, self.renderer.demonstration)
         self.steps = config.steps
         updates = config.steps * config.method.epochs * config.method.minibatches
         self.trainer = Trainer(

@@ -20,7 +20,7 @@ from trimtab.objectives.reward import BradleyTerry
 from trimtab.runs import Run, write_atomic
 from trimtab.runs.console import console
 from trimtab.stats.uncertainty import bootstrap_mean, calibration_bins, ece
-from trimtab.train.sft import DataSpec, keep, open_rows, renderer_for, split
+from trimtab.train.sft import DataSpec, load_groups, renderer_for, split
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
 from trimtab.types import Group
 
@@ -65,8 +65,7 @@ class RewardStage:
         c = self.config
 
         def load(spec: DataSpec) -> list[Group]:
-            rows = open_rows(spec)
-            return keep([self.renderer.comparison(e) for e in formats.comparisons(rows)], rows.name)
+            return load_groups(spec, formats.comparisons, self.renderer.comparison)
 
         train = load(c.data)
         return (train, load(c.eval_data)) if c.eval_data else split(train, c.holdout, c.data.path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,38 +58,38 @@ class SFTConfig(Config):
     loop: LoopSpec = LoopSpec()
 
 
-def open_rows(spec: DataSpec) -> sources.Rows:
-    """Read the rows of ``spec``, saying how many were dropped."""
+def load_groups(
+    spec: DataSpec,
+    make: Callable[[sources.Rows], list[formats.Example]],
+    render: Callable[[formats.Example], Group | None],
+) -> list[Group]:
+    """The rows of ``spec`` read by ``make`` and tokenised by ``render``; says what was left out.
+
+    Raises:
+        DataError: a row cannot be used (strict), or nothing is left.
+    """
     rows = sources.read(spec.path, split=spec.split, limit=spec.limit, strict=spec.strict)
+    made = make(rows)
     if rows.dropped:
         console.print(
             f"{rows.name}: {len(rows.dropped)} bad rows dropped, first: {rows.dropped[0]}"
         )
-    return rows
+    kept = [g for g in map(render, made) if g is not None]
+    if len(kept) < len(made):
+        console.print(
+            f"{rows.name}: {len(made) - len(kept)} of {len(made)} prompts over max_prompt, left out"
+        )
+    if not kept:
+        raise DataError(
+            f"{rows.name}: no row is left to train on; raise max_prompt, or look at the data"
+        )
+    return kept
 
 
 def renderer_for(model: ModelSpec, data: DataSpec) -> Renderer:
     """Tokenizer and template of ``model`` with the limits of ``data``."""
     tokenizer = load_tokenizer(model.tokenizer or model.path, model.chat_template)
     return Renderer(tokenizer, max_prompt=data.max_prompt, max_tokens=data.max_completion)
-
-
-def keep(groups: Sequence[Group | None], name: str) -> list[Group]:
-    """What the renderer did not drop, saying how many it did.
-
-    Raises:
-        DataError: nothing is left.
-    """
-    kept = [g for g in groups if g is not None]
-    if len(kept) < len(groups):
-        console.print(
-            f"{name}: {len(groups) - len(kept)} of {len(groups)} prompts over max_prompt, left out"
-        )
-    if not kept:
-        raise DataError(
-            f"{name}: no row is left to train on; raise max_prompt, or look at the data"
-        )
-    return kept
 
 
 def split(groups: list[Group], count: int, name: str) -> tuple[list[Group], list[Group]]:
@@ -118,10 +118,7 @@ class SFTStage:
         c = self.config
 
         def load(spec: DataSpec) -> list[Group]:
-            rows = open_rows(spec)
-            return keep(
-                [self.renderer.demonstration(e) for e in formats.demonstrations(rows)], rows.name
-            )
+            return load_groups(spec, formats.demonstrations, self.renderer.demonstration)
 
         train = load(c.data)
         return (train, load(c.eval_data)) if c.eval_data else split(train, c.holdout, c.data.path)
