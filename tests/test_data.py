@@ -182,7 +182,7 @@ def made(
 ) -> str:  # fmt: skip
     """A byte-fallback-free word tokenizer in a folder, with one habit at a time."""
     special = ["<pad>", "<bos>", "<eos>", "<unk>", "<|reserved_0|>", "Human:", "Assistant:"]
-    words = [*special, *"why ? so . no hi yes system s".split()]
+    words = [*special, *["why", "?", "so", ".", "no", "hi", "yes", "system", "s"]]
     inner: Any = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if adds:
