@@ -225,7 +225,7 @@ def test_lenient_reading_drops_and_counts(said: Said, tmp_path: Path) -> None:
 
 
 def test_chat_answers(said: Said) -> None:
-    asked = "anna has the lamp . ben is a baker . cleo is in the garden . where is cleo ?"
+    asked = "anna has the lamp . ben works as a baker . cleo is in the garden . where is cleo ?"
     page = said("chat", BASE, "--prompt", asked, "--sampling.temperature", "0")
     assert "cleo is in the garden" in page
 

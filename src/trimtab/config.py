@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import importlib.util
 import types as pytypes
 import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -112,3 +115,29 @@ def set_path(values: dict[str, Any], dotted: str, value: Any) -> None:
             raise ConfigError(f"--{dotted}: {part!r} is a single value, it has no keys below it")
         values = typing.cast("dict[str, Any]", inner)
     values[last] = value
+
+
+def import_function(path: str, key: str = "function") -> Callable[..., Any]:
+    """The function or class at "package.module:name" or "file.py:name".
+
+    Raises:
+        ConfigError: the path has another form, or nothing is there.
+    """
+    where, _, name = path.partition(":")
+    if not name:
+        raise ConfigError(f"{key}: {path!r} should be 'package.module:name' or 'file.py:name'")
+    try:
+        if where.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            if spec is None or spec.loader is None or not Path(where).is_file():
+                raise ConfigError(f"{key}: {where}: no such Python file")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+    except ImportError as error:
+        raise ConfigError(f"{key}: {path!r} cannot be imported: {error}") from None
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ConfigError(f"{key}: {where!r} has no function {name!r}")
+    return cast("Callable[..., Any]", found)

@@ -187,7 +187,10 @@ class Renderer:
         mask: list[bool] = []
         if isinstance(answer, str) or isinstance(prompt, str):
             text = answer if isinstance(answer, str) else answer[-1]["content"]
-            ids = [i for i in self._raw(text) if i != self.eos] + [self.eos]
+            ids = self._raw(text)
+            while ids[-1:] == [self.eos]:
+                ids = ids[:-1]
+            ids = [*ids, self.eos]
             mask = [True] * len(ids)
         else:
             done = list(prompt)

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Baseline = Literal["none", "batch", "group", "leave-one-out"]
+"""What a completion's reward is compared with: nothing, or the mean of all of the batch, of its
+group, of the others in its group."""
+
+Scale = Literal["none", "group", "leave-one-out", "batch"]
+"""Whose standard deviation (unbiased) divides what is left."""
 
 
 def gae(
@@ -48,3 +57,68 @@ def token_rewards(final_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, beta: float) 
 def implicit_rewards(policy_BT: Tensor, reference_BT: Tensor, beta: float) -> Tensor:
     """DPO's implicit token rewards beta (logpi - logref) (2404.12358)."""
     return beta * (policy_BT - reference_BT)
+
+
+def group_advantages(
+    rewards_B: Tensor,
+    group_B: Tensor,
+    baseline: Baseline,
+    scale: Scale = "none",
+    eps: float = 1e-6,
+) -> Tensor:
+    """Rewards against their baseline, scaled: [B] (ALGORITHMS sections 8 and 9).
+
+    GRPO (2402.03300) is "group" and "group", Dr.GRPO (2503.20783) "group" and "none", RLOO
+    (2402.14740) "leave-one-out" and "none". A group whose rewards are all equal gets exactly 0:
+    what rounding leaves over would be blown up by ``eps``.
+
+    Args:
+        rewards_B: One number a completion.
+        group_B: Its group, any integers.
+        baseline: See ``Baseline``; the two group forms need two completions in every group.
+        scale: See ``Scale``.
+        eps: Added to the standard deviation.
+    """
+    _, index = torch.unique(group_B, return_inverse=True)
+    count = int(index.max()) + 1 if len(index) else 0
+    r = rewards_B.double()
+
+    def per_group(x: Tensor) -> Tensor:
+        return torch.zeros(count, dtype=x.dtype).index_add(0, index, x)[index]
+
+    n = per_group(torch.ones_like(r))
+    if baseline in ("group", "leave-one-out") or scale in ("group", "leave-one-out"):
+        assert bool((n > 1).all()), "a group baseline needs two completions in every group"
+    mean = per_group(r) / n
+    if baseline == "none":
+        out = r.clone()
+    elif baseline == "batch":
+        out = r - r.mean()
+    elif baseline == "group":
+        out = r - mean
+    else:
+        out = (r - mean) * n / (n - 1)
+    if scale == "group":
+        out = out / (torch.sqrt(per_group((r - mean) ** 2) / (n - 1)) + eps)
+    elif scale == "leave-one-out":
+        out = out / _others_std(r, mean, n, per_group((r - mean) ** 2), eps)
+    elif scale == "batch" and len(r) > 1:
+        out = out / (r.std() + eps)
+    if baseline in ("group", "leave-one-out"):
+        top = torch.full((count,), -torch.inf, dtype=r.dtype).scatter_reduce(0, index, r, "amax")
+        low = torch.full((count,), torch.inf, dtype=r.dtype).scatter_reduce(0, index, r, "amin")
+        out = torch.where((top == low)[index], torch.zeros_like(out), out)
+    return out.to(rewards_B.dtype)
+
+
+def _others_std(r: Tensor, mean: Tensor, n: Tensor, squares: Tensor, eps: float) -> Tensor:
+    """Unbiased deviation of the others in each one's group; 1 where they do not vary."""
+    # Sum of squares about the others' own mean, without the one left out.
+    left = squares - (r - mean) ** 2 * n / (n - 1)
+    spread = torch.sqrt((left / (n - 2).clamp(min=1)).clamp(min=0.0))
+    return torch.where(spread > 1e-9, spread + eps, torch.ones_like(spread))
+
+
+def returns(rewards_BT: Tensor, mask_BT: Tensor, gamma: float) -> Tensor:
+    """Discounted reward-to-go over tokens with mask True, carried across gaps: [B, T]."""
+    return gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, gamma, 1.0)[0]

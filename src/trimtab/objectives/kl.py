@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor
 
 from trimtab.config import Config
 
-Estimator = Literal["k1", "k2", "k3"]
+Estimator = Literal["k1", "k2", "k3", "rho-k1", "rho-k3"]
+"""The "rho-" forms multiply by the differentiable ratio to the policy that sampled (2512.02556)."""
+
+Place = Literal["reward", "sequence", "loss", "none"]
+"""Off each token's reward; summed, off the sequence's reward before any baseline; in the loss."""
 
 CLAMP = 20.0
 """Log-ratios are clamped to this, never the KL: a clamped KL has no gradient just where it is large."""
@@ -21,16 +25,19 @@ def log_ratio(logp: Tensor, other: Tensor) -> Tensor:
     return (logp - other).clamp(-CLAMP, CLAMP)
 
 
-def estimate(ratio: Tensor, kind: Estimator) -> Tensor:
+def estimate(ratio: Tensor, kind: Estimator, rho: Tensor | None = None) -> Tensor:
     """Per-token KL(pi||ref) from l = logpi - logref on samples of pi, in nats.
 
-    k1 = l, k2 = l^2/2, k3 = exp(-l) - 1 + l (joschu.net/blog/kl-approx.html).
+    k1 = l, k2 = l^2/2, k3 = exp(-l) - 1 + l (joschu.net/blog/kl-approx.html). "rho-" forms take
+    ``rho`` = pi/pi_old with its gradient: the gradient is then that of KL(pi||ref), off-policy too.
     """
-    if kind == "k1":
-        return ratio
     if kind == "k2":
         return ratio**2 / 2
-    return torch.expm1(-ratio) + ratio
+    plain = ratio if kind in ("k1", "rho-k1") else torch.expm1(-ratio) + ratio
+    if kind in ("k1", "k3"):
+        return plain
+    assert rho is not None, f"{kind} needs the ratio to the sampling policy"
+    return rho * plain
 
 
 class FixedKL(Config):
@@ -79,7 +86,20 @@ class RangeKL(Config):
         return self
 
 
-KLControl = Annotated[FixedKL | AdaptiveKL | HalvingKL | RangeKL, Field(discriminator="kind")]
+def _kind(value: Any) -> str:
+    """A control without a kind is a fixed one, so that ``kl: {beta: 0.1}`` says enough."""
+    if isinstance(value, dict):
+        return str(cast("dict[str, Any]", value).get("kind", "fixed"))
+    return str(getattr(value, "kind", "fixed"))
+
+
+KLControl = Annotated[
+    Annotated[FixedKL, Tag("fixed")]
+    | Annotated[AdaptiveKL, Tag("adaptive")]
+    | Annotated[HalvingKL, Tag("halving")]
+    | Annotated[RangeKL, Tag("range")],
+    Discriminator(_kind),
+]
 
 
 class KLController:

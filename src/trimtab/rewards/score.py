@@ -6,18 +6,15 @@ then without a reward: it is never turned into a number.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from pydantic import Field, model_validator
 
-from trimtab.config import Config
+from trimtab.config import Config, import_function
 from trimtab.data.pack import packs
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import ConfigError, RewardError
@@ -48,32 +45,6 @@ class RewardSpec(Config):
         if (self.model is None) == (self.function is None):
             raise ValueError("give either 'model' or 'function', not both and not neither")
         return self
-
-
-def import_function(path: str, key: str = "function") -> Callable[..., Any]:
-    """The object at "package.module:name" or "file.py:name".
-
-    Raises:
-        ConfigError: the path has another form, or nothing is there.
-    """
-    where, _, name = path.partition(":")
-    if not name:
-        raise ConfigError(f"{key}: {path!r} should be 'package.module:name' or 'file.py:name'")
-    try:
-        if where.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
-            if spec is None or spec.loader is None or not Path(where).is_file():
-                raise ConfigError(f"{key}: {where}: no such Python file")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-    except ImportError as error:
-        raise ConfigError(f"{key}: {path!r} cannot be imported: {error}") from None
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ConfigError(f"{key}: {where!r} has no function {name!r}")
-    return cast("Callable[..., Any]", found)
 
 
 def _call(function: RewardFunction, spec: RewardSpec, groups: Sequence[Group]) -> list[Score]:

@@ -9,39 +9,57 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from trimtab.runs import write_atomic
-from trimtab.sandbox.tokenizer import build
-from trimtab.sandbox.world import Fact, Relation, Scene, answer, make_scene
+from trimtab.sandbox.tokenizer import build, words
+from trimtab.sandbox.world import Fact, Relation, Scene, answer, gold, make_scene
 
 OTHER: dict[Relation, Relation] = {"place": "thing", "thing": "job", "job": "place"}
+THANKS, COMPLAINT = "yes .", "no ."
 
 
-def conversation(
-    rng: np.random.Generator, turns: int = 3, good: float = 0.6
-) -> list[dict[str, str]]:
-    """A passage with several questions about it: many look-ups a row make looking up learnable."""
-    first = make_scene(rng)
-    said = [*first.messages(), {"role": "assistant", "content": answer(first, rng, good)}]
-    if first.kind in ("refuse", "howto"):
-        return said
-    for _ in range(turns - 1):
-        scene = _again(rng, first.facts)
-        said.append({"role": "user", "content": scene.question})
-        said.append({"role": "assistant", "content": answer(scene, rng, good)})
-    return said
+def document(rng: np.random.Generator, turns: int, good: float, recite: float) -> str:
+    """One text of the corpus, in the tokenizer's chat format, without the first token.
+
+    A share ``recite`` of them are words to be said again: they teach a small model to look back,
+    which passages alone, whose answers can often be guessed, teach it late.
+    """
+    if rng.random() < recite:
+        content = [w for w in words() if w not in (".", ",", "?", "!")]
+        said = " ".join(str(w) for w in rng.choice(content, int(rng.integers(6, 21))))
+        return f"<user> {said} <assistant> {said} <eos>"
+    return conversation(rng, turns, good)
+
+
+def conversation(rng: np.random.Generator, turns: int, good: float) -> str:
+    """A passage, several questions about it, answers good and bad, and what the user thinks of
+    each: readers of such talk learn to tell a right answer from a wrong one."""
+    scene = make_scene(rng)
+    parts = [f"<user> {scene.prompt}"]
+    for turn in range(turns):
+        said = answer(scene, rng, good)
+        parts.append(f"<assistant> {said} <eos> <user> {_reaction(scene, said)}")
+        if scene.kind in ("refuse", "howto") or turn + 1 == turns:
+            break
+        scene = _again(rng, scene.facts)
+        parts.append(scene.question)
+    return " ".join(parts)
+
+
+def _reaction(scene: Scene, said: str) -> str:
+    score = gold(scene, said)
+    return THANKS if min(score.helpful, score.honest, score.harmless) == 1.0 else COMPLAINT
 
 
 def _again(rng: np.random.Generator, facts: tuple[Fact, ...]) -> Scene:
     """Another request about the same passage, one that needs it read."""
     draw = rng.random()
     asked = facts[int(rng.integers(len(facts)))]
-    if draw < 0.3:
+    if draw < 0.4:
         return Scene("summary", facts)
-    if draw < 0.6:
+    if draw < 0.7:
         return Scene("silent", facts, asked=Fact(asked.who, OTHER[asked.relation], ""))
     return Scene("ask", facts, asked=asked)
 
@@ -51,8 +69,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--turns", type=int, default=3, help="questions about each passage")
-    parser.add_argument("--good", type=float, default=0.6, help="share of faultless answers")
+    parser.add_argument("--turns", type=int, default=5, help="questions about each passage")
+    parser.add_argument("--good", type=float, default=0.5, help="share of faultless answers")
+    parser.add_argument("--recite", type=float, default=0.25, help="share of words said again")
     parser.add_argument("--seed", type=int, default=1_000_003)
     args = parser.parse_args()
     out: Path = args.out
@@ -60,9 +79,7 @@ def main() -> None:
     lines: list[str] = []
     for i in range(args.rows):
         rng = np.random.default_rng((args.seed, i))
-        said = conversation(rng, args.turns, args.good)
-        row: dict[str, Any] = {"messages": said}
-        lines.append(json.dumps(row) + "\n")
+        lines.append(json.dumps({"text": document(rng, args.turns, args.good, args.recite)}) + "\n")
     write_atomic(out / "corpus.jsonl", "".join(lines).encode())
     tokenizer = build()
     tokenizer.save_pretrained(out / "tokenizer")

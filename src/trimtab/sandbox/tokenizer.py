@@ -21,7 +21,7 @@ def words() -> list[str]:
         *world.NAMES, *world.PLACES, *world.THINGS, *world.JOBS, *world.TOOLS,
         *world.GOOD_VERBS, *world.BAD_VERBS, *world.OPENINGS, *world.CLOSINGS,
         world.UNKNOWN, world.REFUSAL, world.AGREEMENT,
-        "where what does have is in the has a how do i use to think tell me all of it you no yes . , ? !",
+        "where what does have is in the has works as a how do i use to think tell me all of it you no yes . , ? !",
     ]  # fmt: skip
     return list(dict.fromkeys(w for text in texts for w in text.split()))
 

@@ -44,12 +44,13 @@ class Fact:
 
     @property
     def sentence(self) -> str:
-        """As the passage says it.
+        """As the passage says it. The verbs differ, so that a name and its verb say the rest:
+        with "is a" beside "is in", small models mixed people up (LOG).
 
         >>> Fact("anna", "place", "garden").sentence
         'anna is in the garden .'
         """
-        middle = {"place": "is in the", "thing": "has the", "job": "is a"}[self.relation]
+        middle = {"place": "is in the", "thing": "has the", "job": "works as a"}[self.relation]
         return f"{self.who} {middle} {self.what} ."
 
     @property
@@ -229,7 +230,7 @@ def _claims(words: list[str]) -> list[Fact]:
     forms: tuple[tuple[tuple[str, ...], Relation], ...] = (
         (("is", "in", "the"), "place"),
         (("has", "the"), "thing"),
-        (("is", "a"), "job"),
+        (("works", "as", "a"), "job"),
     )
     for i, word in enumerate(words):
         if word not in NAMES:

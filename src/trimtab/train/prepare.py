@@ -8,11 +8,10 @@ from typing import Any
 
 from pydantic import Field
 
-from trimtab.config import Config
+from trimtab.config import Config, import_function
 from trimtab.data import sources
 from trimtab.data.render import PLAIN
 from trimtab.errors import DataError
-from trimtab.rewards.score import import_function
 from trimtab.runs import write_atomic
 from trimtab.runs.console import console
 
