@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +16,12 @@ from torch import Tensor
 from tests.oracles import GARBAGE
 from trimtab.data.pack import Output, Pack, build
 from trimtab.objectives.advantage import gae, token_rewards
-from trimtab.objectives.kl import Estimator, FixedKL, KLController, estimate
+from trimtab.objectives.kl import Estimator, estimate
 from trimtab.objectives.methods.ppo import PPO
 from trimtab.objectives.policy import clipped, ratios
 from trimtab.objectives.reward import BradleyTerry, bradley_terry, plackett_luce
 from trimtab.tensors import pad_rows, unpad_rows, whiten
-from trimtab.train.policy import RLStage
+from trimtab.train.credit import assign
 from trimtab.types import Completion, Group
 
 seeds = st.integers(0, 2**32 - 1)
@@ -34,11 +33,9 @@ small = st.floats(-5, 5, width=32)
 
 
 def credit(done: list[Completion], **method: Any) -> dict[str, float]:
-    """``RLStage._credit`` without a model."""
-    config = SimpleNamespace(method=PPO(kl=FixedKL(beta=0.1), **method), reward_clip=None)
-    stage = SimpleNamespace(config=config, kl=KLController(config.method.kl))
-    stage._final = lambda c: RLStage._final(cast(Any, stage), c)  # pyright: ignore
-    return RLStage._credit(cast(Any, stage), done)  # pyright: ignore
+    """PPO's credit at beta 0.1, each completion under a prompt of its own."""
+    groups = [Group(str(i), np.array([1]), [c]) for i, c in enumerate(done)]
+    return assign(groups, PPO(**method), 0.1)
 
 
 def batch(seed: int, fill: float) -> list[Completion]:
@@ -60,18 +57,16 @@ def close(x: Any) -> Any:
 def test_credit_of_a_batch_by_hand() -> None:
     """O6c's rewards (-.02, .01, .97), a gap before the third: to go (.96, .98, .97), less V.
 
-    The second completion was cut: 0.4 off its reward of 2, and no part in the loss.
+    The second completion was cut, so it has no part in the loss.
     """
     one = Completion(np.arange(4), np.array([True, True, False, True]), reward=1.0)
-    two = Completion(np.arange(1), np.array([True]), reward=2.0, finish="length")
+    two = Completion(np.arange(1), np.array([True]), reward=1.6, finish="length")
     for c, value, kl in ((one, [0.5, 0.6, 9.0, 0.7], [0.2, -0.1, 9.0, 0.3]), (two, [1.0], [1.0])):
         c.tokens["value"] = np.array(value, np.float32)
         c.tokens["old_logp"] = np.array(kl, np.float32) - 3
         c.tokens["ref_logp"] = np.full(len(c), -3, np.float32)
         c.tokens["sampler_logp"] = c.tokens["old_logp"] + np.float32(0.25)
-    metrics = credit(
-        [one, two], whiten_advantages=False, lam=1.0, missing_eos_penalty=0.4, mask_truncated=True
-    )
+    metrics = credit([one, two], whiten_advantages=False, lam=1.0, mask_truncated=True)
     assert one.tokens["return"] == close([0.96, 0.98, 0.0, 0.97])
     assert one.tokens["advantage"] == close([0.46, 0.38, 0.0, 0.27])
     assert two.tokens["return"] == close([1.5])

@@ -154,6 +154,8 @@ def _model_of(annotation: Any, given: Any, default: Any) -> type[BaseModel] | No
         return type(default)
     arms = typing.get_args(annotation) or (annotation,)
     models = [a for a in arms if isinstance(a, type) and issubclass(a, BaseModel)]
+    if isinstance(given, dict) and "type" in given and hasattr(annotation, "named"):
+        return annotation.named(str(given["type"]))
     if typing.get_origin(annotation) in (tuple, list, dict) or not models:
         return None
     if isinstance(given, dict):

@@ -21,9 +21,7 @@ the completion's product of w, 0 above high; w where the completion's geometric 
 [low, high] and else 0."""
 
 
-def mismatch_weights(
-    log_C: Tensor, pack: Pack, mode: Mismatch, low: float, high: float
-) -> Tensor:
+def mismatch_weights(log_C: Tensor, pack: Pack, mode: Mismatch, low: float, high: float) -> Tensor:
     """Weight [C] of each trained token, off the graph.
 
     Args:

@@ -82,12 +82,12 @@ def clip_fraction(ratio: Tensor, advantage: Tensor, low: float, high: float) -> 
 class PolicyMethod(Config):
     """Every part of a policy-gradient method; a subclass is a method: the same with its defaults.
 
+    Each declares ``type: Literal["name"]``, which YAML names it by.
+
     L = aggregate(w * surrogate) + beta * aggregate(KL) + value_coef * value loss
         - entropy_coef * aggregate(H), where w corrects for the sampler's own log-probs.
     """
 
-    type: str
-    """The method's name, or "package.module:Class" or "file.py:Class" for one from outside."""
     advantage: str = "returns"
     """"gae": generalised advantages over a critic. "returns": reward-to-go of the baselined reward.
     "process": step rewards standardised over the group (2402.03300). Or a function by import path,
@@ -150,6 +150,22 @@ class PolicyMethod(Config):
     target_kl: float | None = Field(default=None, gt=0.0)
     """Skip the remaining updates on a batch once mean(rho - 1 - log rho) exceeds 1.5 times this."""
 
+    @classmethod
+    def named(cls, name: str) -> type[PolicyMethod]:
+        """The subclass, at any depth, whose type is ``name``; this one when there is none."""
+        todo: list[type[PolicyMethod]] = [cls]
+        while todo:
+            one = todo.pop()
+            if "type" in one.model_fields and one.model_fields["type"].default == name:
+                return one
+            todo += one.__subclasses__()
+        return cls
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return str(getattr(self, "type", type(self).__name__))
+
     @property
     def needs_critic(self) -> bool:
         """Whether a critic is trained."""
@@ -184,7 +200,7 @@ class PolicyMethod(Config):
     def _sense(self) -> PolicyMethod:
         for wrong, why in self._refusals():
             if wrong:
-                raise ValueError(f"{self.type}: {why}")
+                raise ValueError(f"{self.name}: {why}")
         return self
 
     def _refusals(self) -> list[tuple[bool, str]]:
@@ -207,7 +223,9 @@ class PolicyMethod(Config):
                 f"kl_estimator {self.kl_estimator} is for the loss; in the reward take k1 (or k3)",
             ),
             (
-                sequence and self.surrogate == "clipped" and max(self.clip_low, self.clip_high) > 0.05,
+                sequence
+                and self.surrogate == "clipped"
+                and max(self.clip_low, self.clip_high) > 0.05,
                 f"clip_low {self.clip_low} and clip_high {self.clip_high} never clip the ratio of a "
                 "whole sequence, whose logarithm is a mean; GSPO's are 3e-4 and 4e-4",
             ),
@@ -291,6 +309,7 @@ class PolicyMethod(Config):
             kl = estimate(to_ref, self.kl_estimator, ratios(logp, old))
             terms["policy/kl_loss"] = aggregate(kl, pack, self.aggregation, self.max_length)
             terms["policy/kl_loss"].coef = self.kl.beta
+            metrics["policy/kl"] = (detached(to_ref), "completions")
         if out.value_C is not None:
             tokens = pack.tokens
             critic = value_loss(out.value_C, tokens["value"], tokens["return"], self.value_clip)

@@ -1,4 +1,4 @@
-"""Online methods: sample, score, advantage, update. PPO with a critic is the first."""
+"""Online methods: sample, score, credit, update; every point of ``objectives.policy`` runs here."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from trimtab.errors import DataError
 from trimtab.models.forward import token_logps
 from trimtab.models.heads import Scorer
 from trimtab.models.load import LM, ModelSpec, logit_head, save_model
-from trimtab.objectives.advantage import gae, last_token, token_rewards
-from trimtab.objectives.kl import KLController, log_ratio
+from trimtab.objectives.kl import KLController
+from trimtab.objectives.methods import Method
 from trimtab.objectives.methods.ppo import PPO
+from trimtab.objectives.policy import PolicyMethod
 from trimtab.objectives.sft import SFT
-from trimtab.objectives.value import explained_variance
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.rollout.collect import collect
 from trimtab.runs import Run
 from trimtab.runs.console import console
 from trimtab.sample.native import Sampler, SamplingConfig
-from trimtab.tensors import masked_mean, pad_rows, unpad_rows, whiten
+from trimtab.train.credit import assign
 from trimtab.train.sft import DataSpec, load_groups, renderer_for
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
 from trimtab.types import Completion, Floats, Group
@@ -62,7 +62,8 @@ class RLConfig(Config):
     reference: ModelSpec | None = None
     """The frozen reference; the policy's own start when not given."""
     data: DataSpec
-    method: PPO = PPO()
+    method: Method = PPO()
+    """``type: NAME`` is the published method; every other key of it overrides a part."""
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
     reward_clip: float | None = Field(default=None, gt=0.0)
     """Bounds the weighted sum before penalties."""
@@ -73,8 +74,8 @@ class RLConfig(Config):
     """Batches of rollouts."""
     prompts: int = Field(default=64, gt=0)
     """Prompts a batch."""
-    group: int = Field(default=1, gt=0)
-    """Completions a prompt."""
+    group: int | None = Field(default=None, gt=0)
+    """Completions a prompt; when not given, 8 for methods with a group baseline and 1 for others."""
     optim: OptimSpec = OptimSpec(lr=1e-6)
     loop: LoopSpec = LoopSpec()
 
@@ -89,11 +90,24 @@ class RLConfig(Config):
                 "top_p, top_k and min_p cut the distribution that importance ratios are taken over; "
                 "for RL leave them at 1.0, 0 and 0"
             )
-        if self.group * self.prompts < self.method.minibatches:
+        method = self.method
+        if self.size * self.prompts < method.minibatches:
             raise ValueError("method.minibatches is more than the completions of a batch")
+        if method.needs_groups and self.size < 2:
+            raise ValueError(
+                f"group: {self.size} leaves {method.name} nothing to compare an answer with; its "
+                "baseline is the other answers to the same prompt, so give 2 or more"
+            )
+        if "critic" in self.model_fields_set and not method.needs_critic:
+            raise ValueError(f"{method.name} has no critic; remove the key critic")
         if all(r.weight == 0 for r in self.rewards):
             raise ValueError("every reward has weight 0: there is nothing to train on")
         return self
+
+    @property
+    def size(self) -> int:
+        """Completions a prompt."""
+        return self.method.default_group if self.group is None else self.group
 
 
 class RLStage:
@@ -110,11 +124,14 @@ class RLStage:
         for module in self.lm.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        if config.reference is not None:
-            self.reference: LM | None = LM.load(config.reference, train=False)
-        elif config.model.lora is not None:
-            self.reference = None
-        else:
+        method = config.method
+        self.method: PolicyMethod = method.model_copy(
+            update={"max_length": method.max_length or config.sampling.max_new_tokens}
+        )
+        self.reference: LM | None = None
+        if method.needs_reference and config.reference is not None:
+            self.reference = LM.load(config.reference, train=False)
+        elif method.needs_reference and config.model.lora is None:
             self.reference = self.lm.frozen_copy()
         self.rewards = Rewards(
             config.rewards, self.renderer.tokenizer, config.loop.token_budget, config.model.device
@@ -126,7 +143,9 @@ class RLStage:
         modules: dict[str, nn.Module] = {"policy": self.lm.model}
         self.critic: Scorer | None = None
         self.value_head: nn.Linear | None = None
-        if config.critic.kind == "separate":
+        if not method.needs_critic:
+            pass
+        elif config.critic.kind == "separate":
             start = config.critic.model or config.model.model_copy(update={"lora": None})
             self.critic = Scorer.load(
                 start, pad_id=int(self.renderer.tokenizer.pad_token_id), zero=True
@@ -143,9 +162,9 @@ class RLStage:
             given = config.ptx.data
             self.ptx = load_groups(given, formats.demonstrations, self.renderer.demonstration)
         self.steps = config.steps
-        updates = config.steps * config.method.epochs * config.method.minibatches
+        optim = {"policy": config.optim, "critic": config.critic.optim}
         self.trainer = Trainer(
-            modules, {"policy": config.optim, "critic": config.critic.optim}, updates, config.loop
+            modules, {n: optim[n] for n in modules}, config.steps * method.updates, config.loop
         )
         self.last: list[Group] = []
 
@@ -158,10 +177,10 @@ class RLStage:
         """Log-probs at the sampling temperature, entropies, values."""
         states = self.lm.states(pack)
         logp, entropy = self.lm.logps(states, pack, self.config.sampling.temperature)
+        value = None
         if self.critic is not None:
             value = self.critic.values(pack)
-        else:
-            assert self.value_head is not None
+        elif self.value_head is not None:
             value = self.value_head(states[pack.source_C])[:, 0].float()
         return Output(logp_C=logp, entropy_C=entropy, value_C=value)
 
@@ -179,109 +198,140 @@ class RLStage:
         return token_logps(states[pack.source_C], pack.target_C, head, temperature=tau)[0]
 
     @torch.no_grad()
-    def _annotate(self, groups: Sequence[Group]) -> float:
-        """Put old and reference log-probs and values on every token; mean entropy, nats."""
+    def _annotate(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Put what the method needs on every token: old and reference log-probs, values.
+
+        With one update a batch and no KL in the reward, the training forward gives the old
+        log-probs, and nothing is computed here but the reference's.
+        """
+        method = self.method
+        own = method.updates > 1 or method.needs_critic or method.kl_place in ("reward", "sequence")
+        if not own and not method.needs_reference:
+            return {}
         entropy = count = 0.0
         for pack in packs(groups, self.config.loop.token_budget, share=self.share):
             on = pack.to(self.lm.device)
-            out = self.forward(on)
-            assert out.logp_C is not None and out.value_C is not None and out.entropy_C is not None
-            columns = {
-                "old_logp": out.logp_C,
-                "value": out.value_C,
-                "ref_logp": self._reference(on),
-            }
-            entropy += float(out.entropy_C.sum())
-            count += len(out.entropy_C)
-            put(pack, {k: v.cpu().numpy() for k, v in columns.items()})
-        return entropy / max(1.0, count)
-
-    def _credit(self, done: list[Completion]) -> dict[str, float]:
-        """KL-penalised token rewards, advantages and returns; metrics."""
-        method = self.config.method
-        mask = pad_rows([c.mask for c in done])
-        value = pad_rows([c.tokens["value"] for c in done])
-        old = pad_rows([c.tokens["old_logp"] for c in done])
-        kl = log_ratio(old, pad_rows([c.tokens["ref_logp"] for c in done]))
-        final = torch.tensor([self._final(c) for c in done])
-        if method.whiten_rewards:
-            final = whiten(final, torch.ones_like(final, dtype=torch.bool), keep_mean=True)
-        rewards = token_rewards(final, kl, mask, self.kl.beta)
-        advantages, returns = gae(rewards, value, mask, method.gamma, method.lam)
-        fit = explained_variance(value[mask], returns[mask])
-        if method.whiten_advantages:
-            advantages = whiten(advantages, mask)
-        lengths = [len(c) for c in done]
-        for name, rows in (("advantage", advantages), ("return", returns)):
-            for c, row in zip(done, unpad_rows(rows, lengths), strict=True):
-                c.tokens[name] = row
-        if method.mask_truncated:
-            for c in done:
-                if c.finish == "length":
-                    c.mask = np.zeros_like(c.mask)
-        summed = torch.where(mask, kl, torch.zeros_like(kl)).sum(1)
-        drift = log_ratio(old, pad_rows([c.tokens["sampler_logp"] for c in done]))
-        rows = torch.arange(len(done))
-        return {
-            "objective/kl": float(summed.mean()),
-            "objective/kl_reward": -self.kl.beta * float(summed.mean()),
-            "reward/final": float(final.mean()),
-            "value/mean": float(masked_mean(value, mask)),
-            "value/last": float(masked_mean(value[rows, last_token(mask)], mask.any(1))),
-            "value/explained_variance": fit,
-            "sampler/drift_max": float(
-                torch.where(mask, drift, torch.zeros_like(drift)).abs().max()
-            ),
-        }
+            columns: dict[str, Tensor | None] = {}
+            if own:
+                out = self.forward(on)
+                assert out.entropy_C is not None
+                columns = {"old_logp": out.logp_C, "value": out.value_C}
+                entropy += float(out.entropy_C.sum())
+                count += len(out.entropy_C)
+            if method.needs_reference:
+                columns["ref_logp"] = self._reference(on)
+            put(pack, {k: v.cpu().numpy() for k, v in columns.items() if v is not None})
+        return {"objective/entropy": entropy / max(1.0, count)} if own else {}
 
     def _final(self, c: Completion) -> float:
         assert c.reward is not None
         reward, bound = c.reward, self.config.reward_clip
         if bound is not None:
             reward = min(max(reward, -bound), bound)
-        return reward - (self.config.method.missing_eos_penalty if c.finish == "length" else 0.0)
+        return reward - (self.method.missing_eos_penalty if c.finish == "length" else 0.0)
+
+    def _sample(self, index: int, attempt: int, count: int) -> tuple[list[Group], list[Completion]]:
+        """``count`` prompts of batch ``index`` sampled and scored, and all their completions."""
+        c = self.config
+        # Refills come from passes of their own over the prompts, so they follow from the step too.
+        seed = c.loop.seed + 7919 * attempt
+        picked = [self.prompts[i] for i in batch_indices(len(self.prompts), count, index, seed)]
+        key = (c.loop.seed, index, attempt) if attempt else (c.loop.seed, index)
+        groups = collect(
+            self.sampler, self.renderer, picked, c.sampling,
+            n=c.size, key=key, version=self.trainer.updates,
+        )  # fmt: skip
+        self.rewards(groups)
+        return groups, [x for g in groups for x in g.completions]
 
     def rollout(self, index: int) -> tuple[list[Group], dict[str, float]]:
-        """Sample and score batch ``index``.
+        """Sample and score batch ``index``; with dynamic sampling, until its prompts are found.
 
         Raises:
             DataError: no completion could be scored.
         """
-        c = self.config
-        picked = [
-            self.prompts[i] for i in batch_indices(len(self.prompts), c.prompts, index, c.loop.seed)
-        ]
-        groups = collect(
-            self.sampler, self.renderer, picked, c.sampling,
-            n=c.group, key=(c.loop.seed, index), version=self.trainer.updates,
-        )  # fmt: skip
-        self.rewards(groups)
-        everything = [x for g in groups for x in g.completions]
+        c, method = self.config, self.method
+        kept: list[Group] = []
+        everything: list[Completion] = []
+        seen = lone = uniform = tries = 0
+        while tries == 0 or (
+            method.dynamic_sampling and len(kept) < c.prompts and tries < method.max_tries
+        ):
+            groups, sampled = self._sample(index, tries, c.prompts)
+            everything += sampled
+            tries += 1
+            for g in groups:
+                seen += 1
+                g.completions = [x for x in g.completions if x.reward is not None]
+                if len(g.completions) < (2 if method.needs_groups else 1):
+                    lone += 1
+                elif method.needs_groups and self._uniform(g):
+                    uniform += 1
+                    if not method.dynamic_sampling:
+                        kept.append(g)
+                else:
+                    kept.append(g)
         metrics = describe(everything)
-        for g in groups:
-            g.completions = [x for x in g.completions if x.reward is not None]
-        groups = [g for g in groups if g.completions]
-        if not groups:
+        if lone == seen:
             failed = next(s for x in everything for s in x.scores.values() if not s.ok)
             raise DataError(
                 f"step {index}: no completion could be scored; the first failure was "
                 f"{failed.status}: {failed.detail}"
             )
-        return groups, metrics
+        if method.needs_groups:
+            metrics["group/uniform"] = uniform / seen
+            metrics["group/unscored"] = lone / seen
+            metrics["group/tries"] = float(tries)
+        return kept[: c.prompts], metrics
+
+    def _uniform(self, group: Group) -> bool:
+        """Whether the unshaped reward is the same for every completion."""
+        name = self.method.filter_on
+        if name is None:
+            values = {x.reward for x in group.completions}
+        else:
+            values = {x.scores[name].value for x in group.completions}
+        return len(values) < 2
 
     def step(self, index: int) -> dict[str, float]:
-        """One batch of rollouts and its updates."""
-        c, method = self.config, self.config.method
+        """One batch of rollouts and its updates; none where dynamic sampling found nothing."""
         groups, metrics = self.rollout(index)
         self.last = groups
-        metrics["objective/entropy"] = self._annotate(groups)
-        done = [x for g in groups for x in g.completions]
-        metrics.update(self._credit(done))
+        metrics["kl/beta"] = self.kl.beta
+        if not groups:
+            return metrics
+        metrics.update(self._annotate(groups))
+        for g in groups:
+            for x in g.completions:
+                x.reward = self._final(x)
+        beta = self.kl.beta if self.method.needs_reference else 0.0
+        metrics.update(assign(groups, self.method, beta))
+        taken = self._update(groups, index)
+        for name in taken[0]:
+            metrics[name] = float(np.mean([t[name] for t in taken]))
+        metrics["policy/updates"] = float(len(taken))
+        metrics.setdefault("objective/entropy", taken[0]["policy/entropy"])
+        if self.method.needs_reference:
+            # Before the first update of the batch, as where the KL is taken off the reward.
+            metrics.setdefault("objective/kl", taken[0].get("policy/kl", math.nan))
+            self.kl.update(metrics["objective/kl"], sum(len(g.completions) for g in groups))
+        if self.kl.exhausted:
+            raise DataError(
+                f"step {index}: KL stayed above method.kl.high for {self.kl.above} steps; lower the "
+                "learning rate or raise method.kl.beta (the last checkpoint is kept)"
+            )
+        return metrics
+
+    def _update(self, groups: list[Group], index: int) -> list[dict[str, float]]:
+        """The optimiser steps on one batch; what each of them said."""
+        c = self.config
+        method = self.method.model_copy(
+            update={"kl": self.method.kl.model_copy(update={"beta": self.kl.beta})}
+        )
         singles = [Group(g.id, g.prompt, [x]) for g in groups for x in g.completions]
         # A group's completions stay together where minibatches allow it, to share the prompt.
         units = groups if method.minibatches <= len(groups) else singles
         taken: list[dict[str, float]] = []
-        stopped = False
         for epoch in range(method.epochs):
             order = np.random.default_rng((c.loop.seed, index, epoch)).permutation(len(units))
             for number, part in enumerate(np.array_split(order, method.minibatches)):
@@ -298,21 +348,8 @@ class RLStage:
                 taken.append(self.trainer.update(parts))
                 limit = method.target_kl
                 if limit is not None and taken[-1]["policy/approx_kl"] > 1.5 * limit:
-                    stopped = True
-                    break
-            if stopped:
-                break
-        for name in taken[0]:
-            metrics[name] = float(np.mean([t[name] for t in taken]))
-        metrics["policy/updates"] = float(len(taken))
-        metrics["kl/beta"] = self.kl.beta
-        self.kl.update(metrics["objective/kl"], len(done))
-        if self.kl.exhausted:
-            raise DataError(
-                f"step {index}: KL stayed above method.kl.high for {self.kl.above} steps; lower the "
-                "learning rate or raise method.kl.beta (the last checkpoint is kept)"
-            )
-        return metrics
+                    return taken
+        return taken
 
     def evaluate(self, index: int) -> dict[str, float]:
         """See ``Stage``; comparing policies is a stage of its own."""
@@ -348,7 +385,8 @@ class RLStage:
 
     def line(self, metrics: dict[str, float]) -> str:
         """See ``Stage``."""
-        return f"reward {metrics['reward/mean']:+.3f}  kl {metrics['objective/kl']:.2f}"
+        kl = f"  kl {metrics['objective/kl']:.2f}" if "objective/kl" in metrics else ""
+        return f"reward {metrics['reward/mean']:+.3f}{kl}"
 
 
 def put(pack: Pack, columns: dict[str, Floats]) -> None:
@@ -388,7 +426,6 @@ def main(config: RLConfig) -> dict[str, float]:
     parts = ", ".join(
         f"{r.name} {figures.get(f'reward/{r.name}', math.nan):+.3f}" for r in config.rewards
     )
-    console.print(
-        f"[bold]rl[/bold]: {parts}, KL {figures.get('objective/kl', math.nan):.2f} nats -> {config.out}/model"
-    )
+    kl = f", KL {figures['objective/kl']:.2f} nats" if "objective/kl" in figures else ""
+    console.print(f"[bold]{config.method.name}[/bold]: {parts}{kl} -> {config.out}/model")
     return figures
