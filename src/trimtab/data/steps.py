@@ -125,4 +125,3 @@ class Steps:
         text = self.separator.join(str(s) for s in example.answers[:kept])
         group.completions.append(Completion(ids, mask, text, tokens={"step_label": label}))
         return group
-
