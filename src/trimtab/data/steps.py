@@ -37,7 +37,8 @@ class Steps:
             )
         tokenizer: Any = renderer.tokenizer
         texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-        self._closing = np.array([t.endswith(separator) for t in texts])
+        # A model may have more ids than its tokenizer has texts: those end nothing.
+        self._closing = np.flatnonzero([t.endswith(separator) for t in texts])
 
     def _raw(self, text: str) -> Ints:
         found = self.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -51,7 +52,7 @@ class Steps:
     def cuts(self, ids: Ints) -> Ints:
         """Index of the last token of each step that a separator closes; what follows is left."""
         width = len(self.ids)
-        closed = self._closing[ids]
+        closed = np.isin(ids, self._closing)
         for end in range(width - 1, len(ids)):
             if np.array_equal(ids[end - width + 1 : end + 1], self.ids):
                 closed[end] = True
