@@ -34,6 +34,7 @@ class Command:
 STAGES = {
     "sft": Command("trimtab.train.sft", "SFTConfig", "supervised fine-tuning on demonstrations"),
     "reward": Command("trimtab.train.reward", "RewardConfig", "reward model on comparisons"),
+    "process": Command("trimtab.train.process", "ProcessConfig", "process reward model on steps"),
     "rl": Command("trimtab.train.policy", "RLConfig", "PPO against rewards, with a critic and KL"),
 }
 

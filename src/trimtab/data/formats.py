@@ -30,6 +30,8 @@ class Example:
     """One for each answer: 0 best, equal ranks tie."""
     margins: list[float] | None = None
     """One for each answer: how much better than the next it was judged."""
+    labels: list[float] | None = None
+    """Of a solution whose answers are its steps: how correct each step is, in [0, 1]."""
     extra: dict[str, Any] = field(default_factory=dict[str, Any])
     """The row's other columns."""
     row: int = 1
@@ -344,3 +346,45 @@ def prompts(rows: Rows) -> list[Example]:
         )
 
     return _all(rows, make, {"id", "prompt", "messages", "chosen", "rejected"})
+
+
+_STEP_SIGNS = {"+": 1.0, "neutral": 1.0, "-": 0.0}
+"""Human signs of a step; neutral counts as correct (2305.20050)."""
+
+
+def _step_label(value: object, name: str) -> float:
+    if isinstance(value, str) and value in _STEP_SIGNS:
+        return _STEP_SIGNS[value]
+    if isinstance(value, bool | int | float) and 0.0 <= value <= 1.0:
+        return float(value)
+    raise _BadRowError(
+        f'{name} must be true or false, "+", "neutral" or "-", or a number from 0 to 1, got {value!r}'
+    )
+
+
+def steps(rows: Rows) -> list[Example]:
+    """``prompt``+``completions``+``labels`` rows: a solution's steps and how correct each is.
+
+    Labels are true or false, "+", "neutral" (counts as correct) or "-", or numbers in [0, 1].
+
+    Raises:
+        DataError: the columns do not fit, or (strict) a row cannot be used.
+    """
+    _columns(rows, [{"prompt", "completions", "labels"}], "stepwise supervision")
+
+    def make(row: Row) -> Example:
+        prompt = _prompt(_need(row, "prompt"))
+        given, labels = _need(row, "completions"), _need(row, "labels")
+        if not isinstance(given, list) or not given:
+            raise _BadRowError("'completions' must list the steps of one solution as texts")
+        texts: list[Text] = []
+        for i, value in enumerate(cast(list[Any], given)):
+            if not isinstance(value, str):
+                raise _BadRowError(f"'completions[{i}]' must be text, got {type(value).__name__}")
+            texts.append(_text(value, f"completions[{i}]"))
+        if not isinstance(labels, list) or len(cast(list[Any], labels)) != len(texts):
+            raise _BadRowError(f"'labels' must list {len(texts)} labels, one for each step")
+        known = [_step_label(x, f"'labels[{i}]'") for i, x in enumerate(cast(list[Any], labels))]
+        return Example("", prompt, texts, labels=known)
+
+    return _all(rows, make, {"id", "prompt", "completions", "labels"})

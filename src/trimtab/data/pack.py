@@ -86,6 +86,8 @@ class Output:
     """Critic's value of the state before each trained token."""
     score_B: Tensor | None = None
     """Scalar score at each completion's last token."""
+    step_C: Tensor | None = None
+    """Log-odds that the step ending at each trained token is correct."""
 
 
 def build(groups: Sequence[Group], *, share: bool = True) -> Pack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -62,34 +63,17 @@ class Scorer:
         Raises:
             ModelError: The architecture has no sequence classification form.
         """
-        # The check needs logits, which only the language model form gives.
-        lm = LM.load(spec.model_copy(update={"lora": None}), train=False)
-        exact, plain = lm.exact, lm.plain
-        saved = getattr(lm.model.config, "architectures", None) or []
-        del lm
-        model = cast(
-            nn.Module, load_pretrained(AutoModelForSequenceClassification, spec, num_labels=1)
+        found = load_classifier(
+            AutoModelForSequenceClassification,
+            spec,
+            TaskType.SEQ_CLS,
+            1,
+            train=train,
+            pad_id=pad_id,
         )
-        config = cast(Any, base_of(model).config)
-        if pad_id is not None:
-            config.pad_token_id = pad_id
-            config.get_text_config().pad_token_id = pad_id
-        head = score_layer(model)
-        if zero and not any("SequenceClassification" in str(name) for name in saved):
-            nn.init.zeros_(head.weight)
-        model = model.to(pick_device(spec.device))
-        if train and spec.lora is not None and spec.lora.r > 0:
-            model = add_lora(model, spec.lora, TaskType.SEQ_CLS, spec.seed)
-        else:
-            model.requires_grad_(train)
-        if train and spec.gradient_checkpointing:
-            checkpoint_layers(model)
-        model.train(train)
-        # Dropout off: it makes scores of equal answers differ.
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        return cls(model, spec, exact=exact, plain=plain)
+        if zero and found.fresh:
+            nn.init.zeros_(score_layer(found.model).weight)
+        return cls(found.model, spec, exact=found.exact, plain=found.plain)
 
     @property
     def device(self) -> torch.device:
@@ -119,8 +103,61 @@ class Scorer:
         config.reward_mean, config.reward_std = mean, std
 
 
+@dataclass(slots=True)
+class Classifier:
+    """A transformers classification model, ready for packs."""
+
+    model: nn.Module
+    exact: bool
+    """Whether packs share prompts."""
+    plain: str
+    """Attention to use outside packs."""
+    fresh: bool
+    """Whether the head is new."""
+
+
+def load_classifier(
+    auto: Any, spec: ModelSpec, task: TaskType, labels: int, *, train: bool, pad_id: int | None
+) -> Classifier:
+    """Load a folder of the form ``auto``, or a language model whose head is then new.
+
+    Raises:
+        ModelError: the architecture has no such form, or the folder has another kind of head.
+    """
+    # The check needs logits, which only the language model form gives.
+    lm = LM.load(spec.model_copy(update={"lora": None}), train=False)
+    exact, plain = lm.exact, lm.plain
+    saved = " ".join(getattr(lm.model.config, "architectures", None) or [])
+    had = int(cast(Any, lm.model.config).num_labels)
+    del lm
+    mine = str(auto.__name__).removeprefix("AutoModelFor")
+    if ("Classification" in saved) and (mine not in saved or had != labels):
+        raise ModelError(
+            f"{spec.path}: is a {saved} with {had} labels, but {mine} with {labels} is needed; "
+            "start from a language model, or from a folder that this stage saved"
+        )
+    model = cast(nn.Module, load_pretrained(auto, spec, num_labels=labels))
+    config = cast(Any, base_of(model).config)
+    if pad_id is not None:
+        config.pad_token_id = pad_id
+        config.get_text_config().pad_token_id = pad_id
+    model = model.to(pick_device(spec.device))
+    if train and spec.lora is not None and spec.lora.r > 0:
+        model = add_lora(model, spec.lora, task, spec.seed)
+    else:
+        model.requires_grad_(train)
+    if train and spec.gradient_checkpointing:
+        checkpoint_layers(model)
+    model.train(train)
+    # Dropout off: it makes scores of equal answers differ.
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return Classifier(model, exact, plain, mine not in saved)
+
+
 def score_layer(model: nn.Module) -> Any:
-    """The scalar head of a sequence classification model."""
+    """The linear head of a classification model."""
     inner = base_of(model)
     for name in ("score", "classifier"):
         layer = getattr(inner, name, None)

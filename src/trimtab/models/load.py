@@ -309,6 +309,8 @@ def add_lora(model: nn.Module, spec: LoraSpec, task: TaskType, seed: int) -> Pef
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
         target_modules=list(spec.targets) or "all-linear",
+        # peft trains a new head whole, but keeps adapters off it only for sequence classifiers.
+        exclude_modules=["score", "classifier"] if task == TaskType.TOKEN_CLS else None,
         task_type=task,
     )
     with torch.random.fork_rng():

@@ -27,6 +27,8 @@ class Request:
     prompt: Ints
     key: tuple[int, ...]
     n: int = 1
+    limit: int | None = None
+    """Tokens of a completion at most, where that is fewer than ``max_new_tokens``."""
 
 
 @dataclass(slots=True)
@@ -66,7 +68,8 @@ class _Book:
         self.logp = np.zeros((count, longest), np.float32)
         self.count = np.zeros(count, np.int64)
         self.stopped = np.zeros(count, np.bool_)
-        self.limit = np.full(count, longest)
+        own = [requests[r].limit for r, _ in self.owner]
+        self.limit = np.array([longest if n is None else min(n, longest) for n in own], np.int64)
         if positions is not None:
             # The last token is never fed back, so it needs no position.
             spare = [positions - len(requests[r].prompt) + 1 for r, _ in self.owner]
