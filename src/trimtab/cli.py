@@ -34,6 +34,9 @@ class Command:
 STAGES = {
     "sft": Command("trimtab.train.sft", "SFTConfig", "supervised fine-tuning on demonstrations"),
     "reward": Command("trimtab.train.reward", "RewardConfig", "reward model on comparisons"),
+    "dpo": Command(
+        "trimtab.train.preference", "PreferenceConfig", "DPO and its relatives, KTO too"
+    ),
     "rl": Command("trimtab.train.policy", "RLConfig", "PPO against rewards, with a critic and KL"),
 }
 

@@ -21,7 +21,7 @@ from trimtab.evaluate import policies
 from trimtab.report.page import report_pipeline
 from trimtab.runs import Run, read_summary, write_atomic
 from trimtab.runs.console import console
-from trimtab.train import policy, prepare, reward, sft, world
+from trimtab.train import policy, preference, prepare, reward, sft, world
 
 KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
     "function": (prepare.FunctionConfig, prepare.function),
@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
     "label": (world.LabelConfig, world.label),
     "sft": (sft.SFTConfig, sft.main),
     "reward": (reward.RewardConfig, reward.main),
+    "dpo": (preference.PreferenceConfig, preference.main),
     "rl": (policy.RLConfig, policy.main),
     "compare": (policies.CompareConfig, policies.main),
 }
