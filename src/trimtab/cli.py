@@ -35,7 +35,10 @@ STAGES = {
     "sft": Command("trimtab.train.sft", "SFTConfig", "supervised fine-tuning on demonstrations"),
     "reward": Command("trimtab.train.reward", "RewardConfig", "reward model on comparisons"),
     "process": Command("trimtab.train.process", "ProcessConfig", "process reward model on steps"),
-    "rl": Command("trimtab.train.policy", "RLConfig", "PPO against rewards, with a critic and KL"),
+    "dpo": Command(
+        "trimtab.train.preference", "PreferenceConfig", "DPO and its relatives, KTO too"
+    ),
+    "rl": Command("trimtab.train.policy", "RLConfig", "online methods: PPO, GRPO, DAPO and their relatives"),
 }
 
 OTHERS = {

@@ -322,6 +322,36 @@ def comparisons(rows: Rows) -> list[Example]:
     return _all(rows, make, used)
 
 
+def _label(value: object) -> bool:
+    """Whether an answer is good; csv gives it as text."""
+    known = {"true": True, "1": True, "false": False, "0": False}
+    key = str(value).lower()
+    if key not in known:
+        raise _BadRowError(f"'label' must be true (good) or false (bad), got {value!r}")
+    return known[key]
+
+
+def unpaired(rows: Rows) -> list[Example]:
+    """``prompt``+``completion``+``label`` rows, label true for a good answer, as one answer of
+    rank 0 (good) or 1 (bad); or comparisons, as they are.
+
+    Raises:
+        DataError: the columns fit neither, or (strict) a row cannot be used.
+    """
+    wanted = {"prompt", "completion", "label"}
+    if any({"chosen", "rejected"} <= row.keys() or "ranks" in row for _, row in rows.rows):
+        return comparisons(rows)
+    _columns(rows, [wanted, {"chosen", "rejected"}], "labelled answers")
+
+    def make(row: Row) -> Example:
+        prompt = _prompt(_need(row, "prompt"))
+        completion = _text(_need(row, "completion"), "completion")
+        label = _label(_need(row, "label"))
+        return Example("", prompt, [_answer(completion, prompt, "completion")], [int(not label)])
+
+    return _all(rows, make, {"id", *wanted})
+
+
 def prompts(rows: Rows) -> list[Example]:
     """``prompt`` rows, or ``messages`` that end with a turn of the user.
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from trimtab.data.pack import Pack
 
-Per = Literal["tokens", "completions", "groups"]
-"""Trained tokens; completions with at least one; groups that carry a training signal."""
+Per = Literal["tokens", "completions", "groups", "chosen", "rejected"]
+"""Trained tokens; completions with at least one; groups that carry a training signal; completions
+labelled good, and bad."""
 
 Counts = dict[Per, float]
 

@@ -21,7 +21,7 @@ from trimtab.evaluate import policies
 from trimtab.report.page import report_pipeline
 from trimtab.runs import Run, read_summary, write_atomic
 from trimtab.runs.console import console
-from trimtab.train import policy, prepare, process, reward, sft, step_labels, world
+from trimtab.train import policy, preference, prepare, process, reward, sft, step_labels, world
 
 KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
     "function": (prepare.FunctionConfig, prepare.function),
@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
     "reward": (reward.RewardConfig, reward.main),
     "process": (process.ProcessConfig, process.main),
     "step_labels": (step_labels.StepLabelsConfig, step_labels.main),
+    "dpo": (preference.PreferenceConfig, preference.main),
     "rl": (policy.RLConfig, policy.main),
     "compare": (policies.CompareConfig, policies.main),
 }

@@ -1,0 +1,117 @@
+"""Log-probs of a frozen reference: computed once for all data, kept on disk, never recomputed.
+
+A file is named by the fingerprint of everything the numbers depend on (weights, tokenizer, token
+ids, temperature), so a stale one is not found, and several runs may share a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from trimtab.data.pack import Pack, packs
+from trimtab.models.load import LM, base_of
+from trimtab.runs import write_atomic
+from trimtab.runs.console import console
+from trimtab.types import Group
+
+NAME = "ref_logp"
+TEMPERATURE = 1.0
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 of every weight but those of adapters, names and types included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base_of(model).state_dict().items()):
+        if "lora_" in name:
+            continue
+        digest.update(f"{name.replace('.base_layer', '')} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(memoryview(flat.numpy()))
+    return digest.hexdigest()
+
+
+def fingerprint(weights: str, tokenizer: Any, groups: Sequence[Group]) -> str:
+    """What the log-probs of ``groups`` depend on, as 32 hex digits."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items()))
+    digest = hashlib.sha256(f"{weights} {words} {TEMPERATURE}".encode())
+    for g in groups:
+        for part in (g.prompt, *(x for c in g.completions for x in (c.ids, c.mask))):
+            digest.update(f"{len(part)} ".encode())
+            digest.update(part.tobytes())
+    return digest.hexdigest()[:32]
+
+
+class Reference:
+    """Puts "ref_logp" on completions, from the cache where it can.
+
+    Args:
+        lm: The reference; with adapters, they are turned off. It may be freed afterwards.
+        tokenizer: What made the token ids.
+        folder: Where the cache is.
+        budget: Tokens of one forward.
+    """
+
+    def __init__(self, lm: LM, tokenizer: Any, folder: Path, budget: int) -> None:
+        self.lm, self.tokenizer, self.folder, self.budget = lm, tokenizer, folder, budget
+        self.weights = weights_hash(lm.model)
+        self.computed = 0
+
+    def annotate(self, groups: Sequence[Group]) -> None:
+        """Log-probs of the reference on every token of every completion (0 where not trained)."""
+        if not groups:
+            return
+        found = fingerprint(self.weights, self.tokenizer, groups)
+        path = self.folder / f"{found}.safetensors"
+        done = [c for g in groups for c in g.completions]
+        total = sum(len(c) for c in done)
+        flat = _read(path, total)
+        if flat is None:
+            self._compute(groups)
+            self.computed += len(done)
+            flat = np.concatenate([c.tokens[NAME] for c in done])
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, save({NAME: torch.from_numpy(flat)}, {"fingerprint": found}))
+            return
+        at = 0
+        for c in done:
+            c.tokens[NAME] = flat[at : at + len(c)]
+            at += len(c)
+
+    @torch.no_grad()
+    def _compute(self, groups: Sequence[Group]) -> None:
+        for pack in packs(groups, self.budget, share=self.lm.exact):
+            logps = self._logps(pack.to(self.lm.device)).cpu().numpy()
+            at = 0
+            for c in (c for g in pack.groups for c in g.completions):
+                row = np.zeros(len(c), dtype=np.float32)
+                row[c.mask] = logps[at : at + c.trained]
+                at += c.trained
+                c.tokens[NAME] = row
+
+    def _logps(self, pack: Pack) -> Tensor:
+        if isinstance(self.lm.model, PeftModel):
+            with self.lm.adapters_off():
+                return self.lm.logps(self.lm.states(pack), pack, TEMPERATURE)[0]
+        return self.lm.logps(self.lm.states(pack), pack, TEMPERATURE)[0]
+
+
+def _read(path: Path, total: int) -> np.ndarray | None:
+    if not path.is_file():
+        return None
+    try:
+        flat = load(path.read_bytes())[NAME]
+    except (SafetensorError, KeyError):
+        console.print(f"{path}: damaged; the reference's log-probs are computed again")
+        return None
+    return flat.numpy() if flat.shape == (total,) else None
