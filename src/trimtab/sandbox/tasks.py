@@ -104,9 +104,7 @@ class Problem:
         >>> Problem("anna", "coins", 5, (Change("+", 3), Change("*", 2))).question
         'anna has 5 coins . anna finds 3 more . anna then has 2 times as many . how many coins does anna have ?'
         """
-        told = [
-            f"{self.who} {TOLD[c.operation][c.told].format(c.number)} ." for c in self.changes
-        ]
+        told = [f"{self.who} {TOLD[c.operation][c.told].format(c.number)} ." for c in self.changes]
         first = f"{self.who} has {self.start} {self.goods} ."
         return " ".join([first, *told, f"how many {self.goods} does {self.who} have ?"])
 

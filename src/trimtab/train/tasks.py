@@ -49,9 +49,7 @@ def tasks(config: TasksConfig) -> dict[str, Any]:
     c, out = config, Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     used = sandbox.make_problems(c.difficulty, c.seed, c.demonstrations + c.prompts)
-    held = sandbox.make_problems(
-        c.difficulty, c.seed, c.heldout, start=sandbox.HELD_OUT, seen=used
-    )
+    held = sandbox.make_problems(c.difficulty, c.seed, c.heldout, start=sandbox.HELD_OUT, seen=used)
     shown = [
         sandbox.demonstration_row(p, c.seed, i, c.wrong)
         for i, p in enumerate(used[: c.demonstrations])
