@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -27,9 +29,15 @@ def words() -> list[str]:
 
 
 def build() -> PreTrainedTokenizerFast:
-    """Word-level, lower case, with a chat template; pad, BOS, EOS and unk of its own."""
+    """The tokenizer of the world."""
+    return word_level(words())
+
+
+def word_level(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token for each of ``words``, lower case, split at white space, with a chat template; pad,
+    BOS, EOS and unk of its own."""
     special = ["<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>"]
-    vocabulary = {word: i for i, word in enumerate([*special, *words()])}
+    vocabulary = {word: i for i, word in enumerate([*special, *words])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]

@@ -17,17 +17,18 @@ from pydantic import Field
 import trimtab
 from trimtab.config import Config, build
 from trimtab.errors import ConfigError
-from trimtab.evaluate import policies
+from trimtab.evaluate import policies, solved
 from trimtab.report.page import report_pipeline
 from trimtab.runs import Run, read_summary, write_atomic
 from trimtab.runs.console import console
-from trimtab.train import policy, preference, prepare, process, reward, sft, step_labels, world
+from trimtab.train import policy, preference, prepare, process, reward, sft, step_labels, tasks, world
 
 KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
     "function": (prepare.FunctionConfig, prepare.function),
     "scratch": (prepare.ScratchConfig, prepare.scratch),
     "world": (world.WorldConfig, world.world),
     "label": (world.LabelConfig, world.label),
+    "tasks": (tasks.TasksConfig, tasks.tasks),
     "sft": (sft.SFTConfig, sft.main),
     "reward": (reward.RewardConfig, reward.main),
     "process": (process.ProcessConfig, process.main),
@@ -35,6 +36,7 @@ KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
     "dpo": (preference.PreferenceConfig, preference.main),
     "rl": (policy.RLConfig, policy.main),
     "compare": (policies.CompareConfig, policies.main),
+    "solved": (solved.SolvedConfig, solved.main),
 }
 
 
