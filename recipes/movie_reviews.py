@@ -19,7 +19,7 @@ from trimtab.runs import write_atomic
 START = "review:"
 """Every prompt begins so; for RL and the comparison, a few words of a real review follow."""
 JUDGE, HELD = 2000, 300
-"""Rows a class for the judge alone, and for the comparison alone."""
+"""Rows a class for the judge alone, and for evaluation alone."""
 
 
 @lru_cache
@@ -38,7 +38,7 @@ def rows(data: str, seed: int = 0) -> dict[str, tuple[list[str], list[str]]]:
 def prepare(
     out: Path, data: str, words: int = 3, pairs: int = 3, seed: int = 0
 ) -> dict[str, float]:
-    """Write sentences.jsonl, pairs.jsonl, prompts.jsonl and heldout.jsonl.
+    """Write sentences.jsonl, pairs.jsonl, prompts.jsonl, heldpairs.jsonl and heldout.jsonl.
 
     Args:
         out: Folder.
@@ -67,6 +67,11 @@ def prepare(
     write("pairs.jsonl", ranked)
     write("prompts.jsonl", openings(good + bad))
     held = parts["held"]
+    # No sentence of these is in a training pair, and none comes twice: each is a draw of its own.
+    unseen = [
+        {"prompt": START, "chosen": f" {a}", "rejected": f" {b}"} for a, b in zip(*held, strict=True)
+    ]
+    write("heldpairs.jsonl", unseen)
     write("heldout.jsonl", openings(held[0] + held[1]))
     said = judge(data, seed).predict_proba(held[0] + held[1])[:, 1] > 0.5
     truth = np.arange(2 * HELD) < HELD
