@@ -12,7 +12,7 @@ from trimtab.config import Config
 from trimtab.data import sources
 from trimtab.data.render import PLAIN
 from trimtab.errors import DataError
-from trimtab.rewards.score import import_function
+from trimtab.rewards.functions import import_function
 from trimtab.runs import write_atomic
 from trimtab.runs.console import console
 
