@@ -69,7 +69,8 @@ def prepare(
     held = parts["held"]
     # No sentence of these is in a training pair, and none comes twice: each is a draw of its own.
     unseen = [
-        {"prompt": START, "chosen": f" {a}", "rejected": f" {b}"} for a, b in zip(*held, strict=True)
+        {"prompt": START, "chosen": f" {a}", "rejected": f" {b}"}
+        for a, b in zip(*held, strict=True)
     ]
     write("heldpairs.jsonl", unseen)
     write("heldout.jsonl", openings(held[0] + held[1]))

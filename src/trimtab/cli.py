@@ -38,7 +38,9 @@ STAGES = {
     "dpo": Command(
         "trimtab.train.preference", "PreferenceConfig", "DPO and its relatives, KTO too"
     ),
-    "rl": Command("trimtab.train.policy", "RLConfig", "online methods: PPO, GRPO, DAPO and their relatives"),
+    "rl": Command(
+        "trimtab.train.policy", "RLConfig", "online methods: PPO, GRPO, DAPO and their relatives"
+    ),
 }
 
 OTHERS = {

@@ -75,6 +75,12 @@ class Completion:
     """Reward parts by name, raw."""
     reward: float | None = None
     """The final sequence reward after weighting and shaping; None when it could not be scored."""
+    raw_reward: float | None = None
+    """The weighted sum before shaping: what filters look at. None until shaped."""
+    shaped_reward: float | None = None
+    """Whitened and clipped, before penalties."""
+    penalties: dict[str, float] = field(default_factory=dict[str, float])
+    """What shaping added, by name; negative lowers ``reward``."""
     tokens: dict[str, Floats] = field(default_factory=dict[str, Floats])
     """Per-token data, each [T] and aligned with ``ids``: "sampler_logp", "old_logp", "ref_logp",
     "value", "advantage", "return". Entries where ``mask`` is False are ignored."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from trimtab.config import Config
+from trimtab.config import Config, import_function
 from trimtab.data.formats import Example
 from trimtab.data.pack import packs
 from trimtab.data.render import Renderer, load_tokenizer
@@ -20,7 +20,6 @@ from trimtab.errors import RewardError
 from trimtab.models.load import ModelSpec
 from trimtab.models.step_scorer import StepScorer
 from trimtab.objectives.process import Aggregate, aggregate_steps, step_differences
-from trimtab.rewards.score import import_function
 from trimtab.types import Completion, Floats, Group, Score
 
 

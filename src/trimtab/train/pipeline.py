@@ -21,7 +21,17 @@ from trimtab.evaluate import policies, solved
 from trimtab.report.page import report_pipeline
 from trimtab.runs import Run, read_summary, write_atomic
 from trimtab.runs.console import console
-from trimtab.train import policy, preference, prepare, process, reward, sft, step_labels, tasks, world
+from trimtab.train import (
+    policy,
+    preference,
+    prepare,
+    process,
+    reward,
+    sft,
+    step_labels,
+    tasks,
+    world,
+)
 
 KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
     "function": (prepare.FunctionConfig, prepare.function),

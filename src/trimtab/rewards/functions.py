@@ -1,0 +1,156 @@
+"""Python functions as rewards: in this process, or under a deadline in one that can be killed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, cast
+
+from trimtab.config import import_function
+from trimtab.errors import RewardError
+from trimtab.rewards.child import Child, ChildDiedError, ChildTimeoutError
+from trimtab.types import Group, Score
+
+RewardFunction = Callable[..., object]
+Columns = dict[str, list[Any]]
+
+
+def number(x: object) -> Score:
+    """A finite number as a score; all else is "invalid"."""
+    if isinstance(x, bool | Real) and math.isfinite(cast(float, x)):
+        return Score(float(cast(float, x)))
+    return Score(None, "invalid", f"not a finite number: {x!r:.200}")
+
+
+def _takes(function: RewardFunction) -> list[str] | None:
+    """Names of the arguments it takes; None when it takes any."""
+    takes = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
+        return None
+    return list(takes)
+
+
+def _call(
+    function: RewardFunction,
+    options: dict[str, Any],
+    prompts: list[str],
+    completions: list[str],
+    columns: Columns,
+) -> list[Score] | str:
+    """Scores, or how the function broke its contract."""
+    try:
+        raw = function(prompts, completions, **columns, **options)
+    except Exception as error:  # noqa: BLE001  a user's function may raise anything; it becomes a status
+        why = f"{type(error).__name__}: {error}"
+        return [Score(None, "error", why) for _ in completions]
+    given: Any = raw
+    if hasattr(given, "tolist"):
+        given = given.tolist()
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        return type(raw).__name__
+    values = cast("Sequence[object]", given)
+    if len(values) != len(completions):
+        return f"{len(values)} values"
+    return [number(x) for x in values]
+
+
+def _texts(groups: Sequence[Group]) -> tuple[list[str], list[str], Columns]:
+    prompts: list[str] = []
+    completions: list[str] = []
+    columns: Columns = {k: [] for g in groups for k in g.extra}
+    for g in groups:
+        for c in g.completions:
+            prompts.append(g.text)
+            completions.append(c.text)
+            for key, column in columns.items():
+                column.append(g.extra.get(key))
+    return prompts, completions, columns
+
+
+def serve(path: str, key: str, options: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
+    """The child's side: what the function takes, and a handler of calls."""
+    function = import_function(path, key)
+
+    def handle(call: dict[str, Any]) -> Any:
+        found = _call(function, options, call["prompts"], call["completions"], call["columns"])
+        return found if isinstance(found, str) else [[s.value, s.status, s.detail] for s in found]
+
+    return _takes(function), handle
+
+
+class FunctionPart:
+    """A Python function as a part of the reward.
+
+    Args:
+        name: The part's name.
+        path: Where the function is (see ``import_function``).
+        options: Its keyword arguments.
+        timeout: Seconds for one call. Without it the function runs here, and hangs this process
+            when it hangs. With it the call travels as JSON to a child that is killed at the
+            deadline.
+
+    Raises:
+        ConfigError: the function cannot be imported.
+    """
+
+    def __init__(
+        self, name: str, path: str, options: dict[str, Any], timeout: float | None
+    ) -> None:
+        self.name, self.path, self.options, self.timeout = name, path, options, timeout
+        key = f"rewards.{name}.function"
+        self.function: RewardFunction | None = None
+        self.child: Child | None = None
+        if timeout is None:
+            self.function = import_function(path, key)
+            self.takes = _takes(self.function)
+        else:
+            given = {"path": path, "key": key, "options": options}
+            self.child = Child("trimtab.rewards.functions:serve", given, what=f"reward {name!r}")
+            self.takes = cast("list[str] | None", self.child.start())
+
+    def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
+        """A score for each completion, in order.
+
+        Raises:
+            RewardError: the function returned something other than one value a completion.
+        """
+        prompts, completions, columns = _texts(groups)
+        columns = {
+            k: v
+            for k, v in columns.items()
+            if k not in ("prompts", "completions") and (self.takes is None or k in self.takes)
+        }
+        if self.function is not None:
+            found = _call(self.function, self.options, prompts, completions, columns)
+        else:
+            found = self._remote(prompts, completions, columns)
+        if isinstance(found, str):
+            raise RewardError(
+                f"reward {self.name!r} ({self.path}) must return one number for each of the "
+                f"{len(completions)} completions, but returned {found}"
+            )
+        return {self.name: found}
+
+    def _remote(
+        self, prompts: list[str], completions: list[str], columns: Columns
+    ) -> list[Score] | str:
+        assert self.child is not None and self.timeout is not None
+        for key, column in columns.items():
+            try:
+                json.dumps(column)
+            except (TypeError, ValueError) as error:
+                raise RewardError(
+                    f"reward {self.name!r} has a timeout, so columns travel to it as JSON, and "
+                    f"{key!r} cannot: {error}; turn the column into text or numbers"
+                ) from None
+        call = {"prompts": prompts, "completions": completions, "columns": columns}
+        try:
+            answer = self.child.call(call, self.timeout)
+        except ChildTimeoutError as error:
+            return [Score(None, "timeout", str(error)) for _ in completions]
+        except ChildDiedError as error:
+            return [Score(None, "error", str(error)) for _ in completions]
+        return answer if isinstance(answer, str) else [Score(*s) for s in answer]

@@ -1,0 +1,236 @@
+"""Reward models as parts of the reward: one, an ensemble, an average of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from trimtab.data import formats, sources
+from trimtab.data.pack import packs
+from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.errors import DataError, ModelError
+from trimtab.models.heads import Scorer
+from trimtab.models.load import ModelSpec, base_of, load_pretrained
+from trimtab.objectives.reward import ensemble
+from trimtab.rewards.functions import number
+from trimtab.rewards.spec import RewardSpec
+from trimtab.stats.running import RunningFit
+from trimtab.types import Group, Score
+
+_NO_LIMIT = 1 << 20
+
+
+class Member:
+    """One reward model, and how its scores are put on the common scale.
+
+    Attributes:
+        mean, std: What ``standardise`` subtracts and divides by: the statistics saved with the
+            model, until ``refer`` sets others.
+    """
+
+    def __init__(self, path: str, scorer: Scorer, tokenizer: Any, budget: int) -> None:
+        self.path, self.scorer, self.budget = path, scorer, budget
+        self.mean, self.std = scorer.mean, scorer.std
+        own = load_tokenizer(path)
+        self.renderer: Renderer | None = None
+        if own.get_vocab() != tokenizer.get_vocab():
+            self.renderer = Renderer(own, max_prompt=_NO_LIMIT, max_tokens=_NO_LIMIT)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether its training saved a mean and a spread with it."""
+        return hasattr(base_of(self.scorer.model).config, "reward_std")
+
+    @torch.no_grad()
+    def scores(self, groups: Sequence[Group]) -> Tensor:
+        """Raw scores [B] of all completions, in order, on the CPU."""
+        seen = list(groups)
+        if self.renderer is not None:
+            seen = [self.renderer.retokenise(g) for g in groups]
+        where = {id(c): i for i, c in enumerate(c for g in seen for c in g.completions)}
+        values = torch.full((len(where),), math.nan)
+        for pack in packs(seen, self.budget, share=self.scorer.exact):
+            scores = self.scorer.scores(pack.to(self.scorer.device)).cpu()
+            flat = [c for g in pack.groups for c in g.completions]
+            values[[where[id(c)] for c in flat]] = scores
+        return values
+
+    def refer(self, scores: Tensor) -> None:
+        """Standardise from now on by the mean and spread of these raw scores [R].
+
+        Raises:
+            ModelError: they are all equal, or not all finite.
+        """
+        self.mean, self.std = float(scores.mean()), float(scores.std(correction=0))
+        if not (math.isfinite(self.std) and self.std > 0):
+            raise ModelError(
+                f"reward model {self.path!r} gives every row of the reference the same score, or "
+                "one that is no number; take other rows, or leave the model out"
+            )
+
+    def standardise(self, scores: Tensor) -> Tensor:
+        """(score - mean) / std."""
+        return (scores - self.mean) / self.std
+
+
+def average_weights(scorer: Scorer, paths: Sequence[str]) -> None:
+    """Give ``scorer`` the mean of the weights of all models at ``paths`` (WARM, 2401.12187).
+
+    ``scorer`` was loaded from the first. Sums are in fp32. The normalisation becomes the mean of
+    the members', which holds as far as the average's scores are the members' average.
+
+    Raises:
+        ModelError: a member is of another architecture or shape.
+    """
+    total = {
+        k: v.detach().float().clone() if v.is_floating_point() else v.clone()
+        for k, v in scorer.model.state_dict().items()
+    }
+    means, stds = [scorer.mean], [scorer.std]
+    for path in paths[1:]:
+        spec = scorer.spec.model_copy(update={"path": path, "device": "cpu"})
+        other = load_pretrained(AutoModelForSequenceClassification, spec, num_labels=1)
+        first_kind = type(base_of(scorer.model)).__name__
+        if type(other).__name__ != first_kind:
+            raise ModelError(
+                f"combine: average needs one architecture, but {paths[0]!r} is a {first_kind} and "
+                f"{path!r} a {type(other).__name__}; use combine: mean"
+            )
+        state = other.state_dict()
+        for k, mine in total.items():
+            if k not in state or state[k].shape != mine.shape:
+                has = list(state[k].shape) if k in state else "not there"
+                raise ModelError(
+                    f"combine: average needs equal shapes, but {k} is {list(mine.shape)} in "
+                    f"{paths[0]!r} and {has} in {path!r}; use combine: mean"
+                )
+            if mine.is_floating_point():
+                mine += state[k].float().to(mine.device)
+        means.append(float(getattr(other.config, "reward_mean", 0.0)))
+        stds.append(float(getattr(other.config, "reward_std", 1.0)))
+    scorer.model.load_state_dict(
+        {k: v / len(paths) if v.is_floating_point() else v for k, v in total.items()}
+    )
+    scorer.mean, scorer.std = sum(means) / len(means), sum(stds) / len(stds)
+
+
+class LearnedPart:
+    """A reward model, or an ensemble of them, as a part of the reward.
+
+    Beside the score under its own name it tells, watched with weight 0: "name/0", "name/1"... the
+    raw score of each member; "name/disagreement" the standard deviation of the standardised ones;
+    "name/with_length" the score before its slope on length is taken out.
+
+    Args:
+        spec: With ``model`` or ``models``.
+        tokenizer: The policy's; a model with the same vocabulary scores its token ids as they
+            are, another one scores the text in its own tokens.
+        budget: Tokens of one forward.
+        device: Where models are held.
+
+    Raises:
+        ModelError: a model cannot be loaded, or members have no common scale.
+        DataError: the reference cannot be read.
+    """
+
+    def __init__(self, spec: RewardSpec, tokenizer: Any, budget: int, device: str) -> None:
+        self.spec, self.name = spec, spec.name
+        paths = (spec.model,) if spec.model is not None else spec.models
+        self.average = bool(spec.models) and spec.combine == "average"
+        self.members: list[Member] = []
+        for path in paths[:1] if self.average else paths:
+            scorer = Scorer.load(ModelSpec(path=path, device=device), train=False)
+            if self.average:
+                _same_vocabulary(paths)
+                average_weights(scorer, paths)
+            self.members.append(Member(path, scorer, tokenizer, budget))
+        self.fit = RunningFit()
+        if spec.reference is not None:
+            self._refer(spec.reference, tokenizer)
+        elif len(self.members) > 1:
+            for m in self.members:
+                if not m.has_statistics:
+                    raise ModelError(
+                        f"reward {self.name!r}: {m.path!r} has no reward_mean and reward_std saved "
+                        "with it, and raw scores of two models have no common scale; train it with "
+                        "normalise: standard, or give 'reference', data to standardise on"
+                    )
+
+    def _refer(self, path: str, tokenizer: Any) -> None:
+        rows = sources.read(path)
+        ranked = any({"chosen", "completions"} & row.keys() for _, row in rows.rows)
+        examples = (formats.comparisons if ranked else formats.demonstrations)(rows)
+        renderer = Renderer(tokenizer, max_prompt=_NO_LIMIT, max_tokens=_NO_LIMIT)
+        made = [renderer.comparison(e) for e in examples]
+        groups = [g for g in made if g is not None]
+        lengths = _lengths(groups)
+        if len(lengths) < 2:
+            raise DataError(f"{path}: a reference needs at least two completions")
+        for m in self.members:
+            m.refer(m.scores(groups))
+        if self.spec.residual_length:
+            scores_KB = torch.stack([m.standardise(m.scores(groups)) for m in self.members])
+            self.fit.add(lengths, self._combine(scores_KB).tolist())
+
+    def _combine(self, scores_KB: Tensor) -> Tensor:
+        if len(self.members) == 1:
+            return scores_KB[0]
+        how = self.spec.combine
+        assert how != "average"
+        return ensemble(scores_KB.double(), how, self.spec.uncertainty_weight)
+
+    def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
+        """Scores by name, each in the order of the completions."""
+        raw_KB = torch.stack([m.scores(groups) for m in self.members])
+        scores_KB = torch.stack(
+            [m.standardise(r) for m, r in zip(self.members, raw_KB, strict=True)]
+        )
+        combined = [number(v) for v in self._combine(scores_KB).tolist()]
+        told = {self.name: combined}
+        if self.spec.residual_length:
+            told[self.name] = self._residual(combined, _lengths(groups))
+            told[f"{self.name}/with_length"] = combined
+        if len(self.members) > 1:
+            for i, raw in enumerate(raw_KB.tolist()):
+                told[f"{self.name}/{i}"] = [number(v) for v in raw]
+            spread = scores_KB.std(0, correction=0)
+            told[f"{self.name}/disagreement"] = [number(v) for v in spread.tolist()]
+        return told
+
+    def _residual(self, scores: Sequence[Score], lengths: Sequence[float]) -> list[Score]:
+        """score - slope * (length - mean length): as good as it is for its length."""
+        if self.spec.reference is None:
+            known = [(x, s.value) for x, s in zip(lengths, scores, strict=True) if s.ok]
+            self.fit.add([x for x, _ in known], [cast(float, y) for _, y in known])
+        slope, centre = self.fit.slope, self.fit.mean_x
+        return [
+            number(cast(float, s.value) - slope * (x - centre)) if s.ok else s
+            for x, s in zip(lengths, scores, strict=True)
+        ]
+
+    def state(self) -> dict[str, float]:
+        """The running fit on length."""
+        return self.fit.state()
+
+    def load(self, state: dict[str, float]) -> None:
+        """Go on from ``state``."""
+        self.fit = RunningFit.load(state)
+
+
+def _lengths(groups: Sequence[Group]) -> list[float]:
+    return [float(len(c)) for g in groups for c in g.completions]
+
+
+def _same_vocabulary(paths: Sequence[str]) -> None:
+    first = load_tokenizer(paths[0]).get_vocab()
+    for path in paths[1:]:
+        if load_tokenizer(path).get_vocab() != first:
+            raise ModelError(
+                f"combine: average needs one vocabulary, but the tokenizers of {paths[0]!r} and "
+                f"{path!r} differ; use combine: mean"
+            )

@@ -1,0 +1,274 @@
+"""Verifiers: rewards of 0 and 1 from a rule, without a model and without running any code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, Literal, cast
+
+import regex
+from pydantic import Field, field_validator, model_validator
+
+from trimtab.config import Config, build
+from trimtab.errors import DataError
+from trimtab.rewards.maths import MathVerify
+from trimtab.types import Group, Score
+
+VerifierName = Literal["exact", "regex", "numeric", "math"]
+
+PATTERN_S = 1.0
+"""Seconds one pattern may search one completion: some patterns never end on some texts."""
+
+
+def search(pattern: str, text: str) -> regex.Match[str] | None:
+    """The last match of ``pattern`` in ``text``.
+
+    Raises:
+        TimeoutError: it took longer than ``PATTERN_S``.
+    """
+    last = None
+    for found in regex.finditer(pattern, text, timeout=PATTERN_S, concurrent=True):
+        last = found
+    return last
+
+
+def check_pattern(pattern: str) -> str:
+    """The pattern, when it is one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return pattern
+
+
+class Answer(Config):
+    """Where the right answer is, and how an answer is found in a text."""
+
+    column: str = "answer"
+    """Column of the row with the right answer; a list holds several right ones."""
+    extract: str | None = None
+    """A pattern whose last match (its first group, where it has one) is the answer. A completion
+    without a match is wrong. Without a pattern: what follows the last "####" as in GSM8K, else
+    the whole text."""
+
+    @field_validator("extract")
+    @classmethod
+    def _pattern(cls, value: str | None) -> str | None:
+        return None if value is None else check_pattern(value)
+
+    def given(self, text: str) -> str | None:
+        """The answer a completion gives; None where ``extract`` does not match.
+
+        Raises:
+            TimeoutError: the pattern took too long.
+        """
+        if self.extract is None:
+            return after_hashes(text)
+        found = search(self.extract, text)
+        if found is None:
+            return None
+        return cast("str | None", found.group(1 if regex.compile(self.extract).groups else 0))
+
+    def gold(self, text: str) -> str:
+        """The answer in the column, which may hold the way there too."""
+        found = self.given(text)
+        return after_hashes(text) if found is None else found
+
+
+class Exact(Answer):
+    """Equal texts, runs of white space counting as one space."""
+
+    ignore_case: bool = False
+
+    def right(self, given: str, gold: str) -> bool:
+        """Whether ``given`` is ``gold``."""
+        a, b = " ".join(given.split()), " ".join(gold.split())
+        return a.casefold() == b.casefold() if self.ignore_case else a == b
+
+
+class Numeric(Answer):
+    """Equal numbers, exactly or within ``tolerance``."""
+
+    tolerance: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """Largest absolute difference that counts as equal."""
+
+    def right(self, given: str, gold: str) -> bool | None:
+        """Whether the last numbers of both are equal; None where ``gold`` has none."""
+        want, have = last_number(gold), last_number(given)
+        if want is None:
+            return None
+        return have is not None and abs(have - want) <= Fraction(self.tolerance)
+
+
+class Pattern(Config):
+    """A pattern found in the completion."""
+
+    pattern: str | None = None
+    """Searched in every completion, as the ``regex`` package reads it."""
+    column: str | None = None
+    """In its place: the column of the row that holds the pattern."""
+    full: bool = False
+    """The whole completion must match."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Pattern:
+        if (self.pattern is None) == (self.column is None):
+            raise ValueError("give 'pattern', or the 'column' of the row that holds it")
+        if self.pattern is not None:
+            check_pattern(self.pattern)
+        return self
+
+    def right(self, text: str, pattern: str) -> bool:
+        """Whether it is there."""
+        find = regex.fullmatch if self.full else regex.search
+        return find(pattern, text, timeout=PATTERN_S, concurrent=True) is not None
+
+
+class Maths(Answer):
+    """Equal as mathematics, through math-verify in a process under a deadline."""
+
+
+_OPTIONS: dict[str, type[Exact | Numeric | Pattern | Maths]] = {
+    "exact": Exact,
+    "numeric": Numeric,
+    "regex": Pattern,
+    "math": Maths,
+}
+
+
+def verifier_options(
+    verifier: VerifierName, options: dict[str, Any]
+) -> Exact | Numeric | Pattern | Maths:
+    """The verifier's keys, checked.
+
+    Raises:
+        ConfigError: one is unknown or wrong.
+    """
+    return build(_OPTIONS[verifier], options, f"options of {verifier!r}")
+
+
+_NUMBER = re.compile(
+    r"(?P<frac>(?<![\w)}])[-+−]?\s*\\[dt]?frac\{(?P<top>[-+]?\d+)\}\{(?P<under>[-+]?\d+)\})"
+    r"|(?P<sign>(?<![\w)}])[-+−])?\s*\$?"
+    r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<point>(?<=\d)\.\d+|\.\d+)?"
+    r"(?P<ten>(?<=\d)[eE][-+]?\d{1,3}(?!\d))?"
+    r"(?:\s*/\s*(?P<over>\d+))?"
+)
+_LONGEST = 300
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number in ``text``, exactly: signs, 1,234.5, 3/4, \\frac{3}{4}, 1e3; None without.
+
+    >>> last_number("She pays $1,234.50."), last_number("so -3/4"), last_number("none")
+    (Fraction(2469, 2), Fraction(-3, 4), None)
+    """
+    found: Fraction | None = None
+    for m in _NUMBER.finditer(text.replace("{,}", ",")):
+        if m["frac"] is None and m["whole"] is None and m["point"] is None:
+            continue
+        # int() of thousands of digits is slow by intent of whoever wrote them.
+        if len(m[0]) > _LONGEST:
+            found = None
+            continue
+        if m["frac"] is not None:
+            minus = m["frac"].lstrip()[0] in "-−"
+            top, under = int(m["top"]), int(m["under"])
+        else:
+            minus = m["sign"] in ("-", "−")
+            digits = (m["whole"] or "0").replace(",", "") + (m["point"] or "") + (m["ten"] or "")
+            top, under = Fraction(digits), int(m["over"] or 1)
+        value = Fraction(top) / under if under else None
+        found = -value if minus and value is not None else value
+    return found
+
+
+def after_hashes(text: str) -> str:
+    """What stands on the line after the last "####"; all of it where there is none.
+
+    >>> after_hashes("6 times 7 is 42\\n#### 42")
+    '42'
+    """
+    _, marked, tail = text.rpartition("####")
+    return (tail.strip().splitlines() or [""])[0].strip() if marked else text
+
+
+class VerifierPart:
+    """A verifier as a part of the reward: 1 right, 0 wrong.
+
+    A completion in which no answer can be read is not a right answer: 0. A row whose right answer
+    is missing or cannot be read says nothing about the completion: "invalid".
+    """
+
+    def __init__(
+        self, name: str, verifier: VerifierName, options: dict[str, Any], timeout: float | None
+    ) -> None:
+        self.name = name
+        self.rule = verifier_options(verifier, options)
+        self.check: Callable[[str, str], bool | Score | None]
+        if isinstance(self.rule, Maths):
+            self.check = MathVerify(name, timeout or 5.0).check
+        else:
+            self.check = self.rule.right
+
+    def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
+        """A score for each completion, in order.
+
+        Raises:
+            DataError: no row has the column of the right answer.
+        """
+        column = self.rule.column
+        if column is not None and groups and all(column not in g.extra for g in groups):
+            have = ", ".join(sorted(groups[0].extra)) or "none"
+            raise DataError(
+                f"reward {self.name!r} needs the right answer in column {column!r}, but the rows' "
+                f"columns beside the prompt are: {have}; name it with options.column"
+            )
+        return {self.name: [self._score(g, c.text) for g in groups for c in g.completions]}
+
+    def _golds(self, group: Group) -> list[str] | None:
+        if self.rule.column is None:
+            assert isinstance(self.rule, Pattern) and self.rule.pattern is not None
+            return [self.rule.pattern]
+        held: Any = group.extra.get(self.rule.column)
+        golds = cast("list[Any]", held) if isinstance(held, list) else [held]
+        if not golds or not all(type(x) in (str, int, float) and str(x).strip() for x in golds):
+            return None
+        return [str(x) for x in golds]
+
+    def _score(self, group: Group, text: str) -> Score:
+        golds = self._golds(group)
+        if golds is None:
+            held = group.extra.get(cast(str, self.rule.column))
+            return _invalid(group, f"{self.rule.column!r} holds {held!r:.100}")
+        try:
+            if isinstance(self.rule, Pattern):
+                given: str | None = text
+            else:
+                golds = [self.rule.gold(x) for x in golds]
+                given = self.rule.given(text)
+            if given is None:
+                return Score(0.0)
+            for gold in golds:
+                found = self.check(given, gold)
+                if found is None:
+                    return _invalid(group, f"no answer can be read in {gold!r:.100}")
+                if isinstance(found, Score):
+                    if found.value != 0.0:
+                        return found
+                elif found:
+                    return Score(1.0)
+        except TimeoutError:
+            return Score(None, "timeout", f"the pattern ran longer than {PATTERN_S:g} s")
+        except regex.error as error:
+            return _invalid(group, f"{golds[0]!r:.100} is not a regular expression: {error}")
+        return Score(0.0)
+
+
+def _invalid(group: Group, why: str) -> Score:
+    return Score(None, "invalid", f"row {group.id}: {why}")

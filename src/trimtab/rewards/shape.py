@@ -1,0 +1,213 @@
+"""From the weighted sum of the parts to the reward that is trained on (ALGORITHMS section 12).
+
+The order is fixed: running whitening, clip, additive penalties. There is no penalty that multiplies:
+a factor below 1 on a negative reward raises it, and so pays for being cut off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import regex
+from pydantic import Field, field_validator, model_validator
+
+from trimtab.config import Config
+from trimtab.rewards.rules import PATTERN_S, check_pattern
+from trimtab.stats.running import RunningFit
+from trimtab.types import Completion, Group, Ints, Score
+
+
+class Repetition(Config):
+    """-weight * (1 - different / all n-grams) of the completion's tokens."""
+
+    weight: float = Field(default=1.0, gt=0.0)
+    n: int = Field(default=3, gt=0)
+
+    def __call__(self, c: Completion, group: Group) -> float:
+        """0 without an n-gram."""
+        grams = n_grams(c.ids[c.mask], self.n)
+        return -self.weight * (1.0 - len(set(grams)) / len(grams)) if grams else 0.0
+
+
+class Copying(Config):
+    """-weight * max(0, share of the completion's n-grams that are in the prompt - threshold)."""
+
+    weight: float = Field(default=1.0, gt=0.0)
+    n: int = Field(default=3, gt=0)
+    threshold: float = Field(default=0.5, ge=0.0, le=1.0)
+
+    def __call__(self, c: Completion, group: Group) -> float:
+        """0 without an n-gram."""
+        grams = n_grams(c.ids[c.mask], self.n)
+        if not grams:
+            return 0.0
+        there = set(n_grams(group.prompt, self.n))
+        share = sum(g in there for g in grams) / len(grams)
+        return -self.weight * max(0.0, share - self.threshold)
+
+
+class Length(Config):
+    """-weight * max(0, tokens / target - 1)."""
+
+    weight: float = Field(default=1.0, gt=0.0)
+    target: int = Field(gt=0)
+    """Tokens that are free."""
+
+    def __call__(self, c: Completion, group: Group) -> float:
+        """0 up to the target."""
+        return -self.weight * max(0.0, len(c) / self.target - 1.0)
+
+
+class Overlong(Config):
+    """DAPO's soft punishment (2503.14476): from 0 at max_length - cache down to -1 at max_length."""
+
+    weight: float = Field(default=1.0, gt=0.0)
+    max_length: int = Field(gt=0)
+    """Tokens at which the whole punishment is reached; it does not grow beyond."""
+    cache: int = Field(gt=0)
+    """Tokens before it over which the punishment grows."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Overlong:
+        if self.cache > self.max_length:
+            raise ValueError(f"cache {self.cache} is above max_length {self.max_length}")
+        return self
+
+    def __call__(self, c: Completion, group: Group) -> float:
+        """Between -weight and 0."""
+        over = len(c) - (self.max_length - self.cache)
+        return -self.weight * min(1.0, max(0.0, over / self.cache))
+
+
+class Truncated(Config):
+    """-weight where the completion ran into the token limit and has no end of its own."""
+
+    weight: float = Field(default=1.0, gt=0.0)
+
+    def __call__(self, c: Completion, group: Group) -> float:
+        """-weight or 0."""
+        return -self.weight if c.finish == "length" else 0.0
+
+
+class Format(Config):
+    """``bonus`` where the pattern is found in the text, -``penalty`` where it is not."""
+
+    pattern: str
+    """As the ``regex`` package reads it; write ^ and $ to bind it, (?s) for . to match newlines."""
+    bonus: float = Field(default=1.0, ge=0.0)
+    penalty: float = Field(default=0.0, ge=0.0)
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        return check_pattern(value)
+
+    def __call__(self, c: Completion, group: Group) -> float:
+        """Raises TimeoutError where the pattern does not come to an end."""
+        found = regex.search(self.pattern, c.text, timeout=PATTERN_S, concurrent=True)
+        return self.bonus if found else -self.penalty
+
+
+class ShapeSpec(Config):
+    """What is done to the weighted sum of the rewards, from top to bottom. Nothing by default."""
+
+    whiten: bool = False
+    """(R - mean) / std with running statistics, which are saved with the run."""
+    clip: float | None = Field(default=None, gt=0.0)
+    """Bounds to +-clip, before penalties; 5 is usual with ``whiten``."""
+    repetition: Repetition | None = None
+    copying: Copying | None = None
+    length: Length | None = None
+    overlong: Overlong | None = None
+    truncated: Truncated | None = None
+    format: Format | None = None
+
+
+_PENALTIES = ("repetition", "copying", "length", "overlong", "truncated", "format")
+
+
+class Shaper:
+    """Shapes the rewards of groups in place and keeps what whitening needs.
+
+    Call it once for each batch of fresh rollouts, after ``Rewards`` and before any mask is
+    changed. Filters on variance or correctness read ``Completion.raw_reward``, which shaping does
+    not touch: a length penalty must not make equal answers look different.
+    """
+
+    def __init__(self, spec: ShapeSpec) -> None:
+        self.spec = spec
+        self.running = RunningFit()
+        found = [(name, getattr(spec, name)) for name in _PENALTIES]
+        self.penalties = [(name, p) for name, p in found if p is not None]
+
+    def __call__(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Read ``Completion.reward``; fill ``raw_reward``, ``shaped_reward``, ``penalties`` and
+        ``reward``. Completions without a reward stay without.
+
+        Returns:
+            Means over the scored completions: "reward/raw", "reward/shaped", "reward/final",
+            "reward/clipped" (share), "penalty/NAME"; with ``whiten`` the running mean and std.
+            Empty where nothing was scored.
+        """
+        done = [(c, g, c.reward) for g in groups for c in g.completions if c.reward is not None]
+        if self.spec.whiten:
+            raw = [reward for _, _, reward in done]
+            self.running.add(raw, raw)
+        clipped = 0
+        for c, g, reward in done:
+            value = reward
+            if self.spec.whiten:
+                value = (value - self.running.mean_y) / self.running.std_y
+            bound = self.spec.clip
+            if bound is not None:
+                clipped += abs(value) > bound
+                value = min(max(value, -bound), bound)
+            c.raw_reward, c.shaped_reward = reward, value
+            self._penalise(c, g)
+        kept = [c for c, _, _ in done if c.reward is not None]
+        if not kept:
+            return {}
+        metrics = {
+            "reward/raw": _mean([c.raw_reward for c in kept]),
+            "reward/shaped": _mean([c.shaped_reward for c in kept]),
+            "reward/final": _mean([c.reward for c in kept]),
+        }
+        for name, _ in self.penalties:
+            metrics[f"penalty/{name}"] = _mean([c.penalties[name] for c in kept])
+        if self.spec.clip is not None:
+            metrics["reward/clipped"] = clipped / len(done)
+        if self.spec.whiten:
+            metrics["reward/running_mean"] = self.running.mean_y
+            metrics["reward/running_std"] = self.running.std_y
+        return metrics
+
+    def _penalise(self, c: Completion, group: Group) -> None:
+        assert c.shaped_reward is not None
+        try:
+            c.penalties = {name: p(c, group) for name, p in self.penalties}
+        except TimeoutError:
+            c.scores["format"] = Score(None, "timeout", f"pattern ran over {PATTERN_S:g} s")
+            c.reward = None
+            return
+        c.reward = math.fsum([c.shaped_reward, *c.penalties.values()])
+
+    def state(self) -> dict[str, Any]:
+        """Running statistics, for JSON."""
+        return self.running.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``, to the last bit."""
+        self.running = RunningFit.load(state)
+
+
+def n_grams(ids: Ints, n: int) -> list[tuple[int, ...]]:
+    """All runs of ``n`` tokens, in order; none when there are fewer tokens."""
+    flat = ids.tolist()
+    return [tuple(flat[i : i + n]) for i in range(len(flat) - n + 1)]
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    return float(np.mean([v for v in values if v is not None]))

@@ -1,0 +1,57 @@
+"""The child's side of ``trimtab.rewards.child``: ``python -m trimtab.rewards.worker FD``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+def _leave_with(parent: int) -> None:
+    """Die when the parent has, even in the middle of work that hangs."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _begin(message: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
+    if message["memory_gb"] is not None:
+        limit = int(message["memory_gb"] * (1 << 30))
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    module, _, name = message["serve"].partition(":")
+    return getattr(importlib.import_module(module), name)(**message["given"])
+
+
+def _serve(connection: Connection) -> None:
+    handle: Callable[[Any], Any] | None = None
+    while True:
+        message = json.loads(connection.recv_bytes())
+        try:
+            if handle is None:
+                said, handle = _begin(message)
+            else:
+                said = handle(message)
+            answer = json.dumps({"answer": said})
+        except Exception as error:  # noqa: BLE001  whatever is wrong is the parent's to tell
+            answer = json.dumps({"error": f"{type(error).__name__}: {error}"})
+        connection.send_bytes(answer.encode())
+
+
+def main() -> None:
+    """Answer the first message with the factory, the others with its handler, until closed."""
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    with contextlib.suppress(EOFError):
+        _serve(Connection(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()
