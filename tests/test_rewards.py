@@ -187,7 +187,7 @@ def test_mathematics_outlives_an_answer_that_hangs() -> None:
     cases = [
         ("so $\\frac{1}{2}$", "0.5", "1.0"), ("\\boxed{x+1}", "1+x", "1.0"),
         ("I do not know", "42", "0.0"), ("43", "#### 42", "0.0"),
-        ("42", "hello there", "invalid"), ("$9^{9^{9^{9}}}$", "3", "timeout"),
+        ("42", "?", "invalid"), ("$9^{9^{9^{9}}}$", "3", "timeout"),
         ("42", "Then\n#### 42", "1.0"),
     ]  # fmt: skip
     for text, gold, want in cases:

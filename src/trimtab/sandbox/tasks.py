@@ -8,6 +8,7 @@ deterministic by (seed, index).
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -193,7 +194,8 @@ def _change(d: Difficulty, x: int, rng: np.random.Generator) -> Change:
     least: dict[Operation, int] = {"+": 1, "-": 1, "*": 2}
     possible = [o for o in d.operations if most[o] >= least[o]]
     # With one of the two alone, numbers may run out: the other then stands in for it.
-    options: list[Operation] = possible or [o for o in ("+", "-") if most[o] >= 1]
+    spare: tuple[Operation, ...] = ("+", "-")
+    options = possible or [o for o in spare if most[o] >= 1]
     operation = options[int(rng.integers(len(options)))]
     number = int(rng.integers(least[operation], most[operation] + 1))
     return Change(operation, number, int(rng.integers(len(TOLD[operation]))))
@@ -328,7 +330,7 @@ def effects(problem: Problem, text: str, wrong: float) -> list[float]:
         if read is not None:
             results.append(int(read[4]))
         values.append(chance(problem, results, wrong) if readable else 0.0)
-    return [after - before for before, after in zip(values, values[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(values)]
 
 
 def verifier_reward(

@@ -25,6 +25,7 @@ from trimtab.objectives.methods.ppo import PPO
 from trimtab.objectives.policy import PolicyMethod
 from trimtab.objectives.sft import SFT
 from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.shape import Overlong, Shaper, ShapeSpec, Truncated
 from trimtab.rollout.collect import collect
 from trimtab.runs import Run
 from trimtab.runs.console import console
@@ -65,8 +66,8 @@ class RLConfig(Config):
     method: Method = PPO()
     """``type: NAME`` is the published method; every other key of it overrides a part."""
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
-    reward_clip: float | None = Field(default=None, gt=0.0)
-    """Bounds the weighted sum before penalties."""
+    shape: ShapeSpec = ShapeSpec()
+    """Whitening, clip and penalties of the weighted sum; the method's own penalties join them."""
     sampling: SamplingConfig = SamplingConfig()
     critic: CriticSpec = CriticSpec()
     ptx: PtxSpec | None = None
@@ -136,6 +137,7 @@ class RLStage:
         self.rewards = Rewards(
             config.rewards, self.renderer.tokenizer, config.loop.token_budget, config.model.device
         )
+        self.shaper = Shaper(shape_of(config))
         self.kl = KLController(config.method.kl)
         self.sampler = Sampler(
             self.lm.plain_attention(), self.renderer.tokenizer, stop_ids=self.renderer.stop_ids
@@ -223,13 +225,6 @@ class RLStage:
             put(pack, {k: v.cpu().numpy() for k, v in columns.items() if v is not None})
         return {"objective/entropy": entropy / max(1.0, count)} if own else {}
 
-    def _final(self, c: Completion) -> float:
-        assert c.reward is not None
-        reward, bound = c.reward, self.config.reward_clip
-        if bound is not None:
-            reward = min(max(reward, -bound), bound)
-        return reward - (self.method.missing_eos_penalty if c.finish == "length" else 0.0)
-
     def _sample(self, index: int, attempt: int, count: int) -> tuple[list[Group], list[Completion]]:
         """``count`` prompts of batch ``index`` sampled and scored, and all their completions."""
         c = self.config
@@ -301,9 +296,7 @@ class RLStage:
         if not groups:
             return metrics
         metrics.update(self._annotate(groups))
-        for g in groups:
-            for x in g.completions:
-                x.reward = self._final(x)
+        metrics.update(self.shaper(groups))
         beta = self.kl.beta if self.method.needs_reference else 0.0
         metrics.update(assign(groups, self.method, beta))
         taken = self._update(groups, index)
@@ -372,12 +365,13 @@ class RLStage:
         ]
 
     def state(self) -> dict[str, Any]:
-        """The KL controller; all else follows from the step."""
-        return {"kl": self.kl.state()}
+        """The KL controller and the running statistics of rewards; all else follows from the step."""
+        return {"kl": self.kl.state(), "shaper": self.shaper.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """See ``Stage``."""
         self.kl.load(state["kl"])
+        self.shaper.load(state["shaper"])
 
     def export(self, folder: Path) -> None:
         """See ``Stage``."""
@@ -387,6 +381,18 @@ class RLStage:
         """See ``Stage``."""
         kl = f"  kl {metrics['objective/kl']:.2f}" if "objective/kl" in metrics else ""
         return f"reward {metrics['reward/mean']:+.3f}{kl}"
+
+
+def shape_of(config: RLConfig) -> ShapeSpec:
+    """The shaping of a run: its own, and the method's penalties where it says nothing of them."""
+    method, limit = config.method, config.sampling.max_new_tokens
+    added: dict[str, Any] = {}
+    if method.missing_eos_penalty and config.shape.truncated is None:
+        added["truncated"] = Truncated(weight=method.missing_eos_penalty)
+    if method.overlong and config.shape.overlong is None:
+        cache = max(1, round(method.overlong * limit))
+        added["overlong"] = Overlong(max_length=limit, cache=cache)
+    return config.shape.model_copy(update=added)
 
 
 def put(pack: Pack, columns: dict[str, Floats]) -> None:
