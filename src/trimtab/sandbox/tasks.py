@@ -192,10 +192,11 @@ def _change(d: Difficulty, x: int, rng: np.random.Generator) -> Change:
         "*": min(3, d.largest // x),
     }
     least: dict[Operation, int] = {"+": 1, "-": 1, "*": 2}
-    possible = [o for o in d.operations if most[o] >= least[o]]
+    possible: list[Operation] = [o for o in d.operations if most[o] >= least[o]]
     # With one of the two alone, numbers may run out: the other then stands in for it.
     spare: tuple[Operation, ...] = ("+", "-")
-    options = possible or [o for o in spare if most[o] >= 1]
+    fallback: list[Operation] = [o for o in spare if most[o] >= 1]
+    options = possible or fallback
     operation = options[int(rng.integers(len(options)))]
     number = int(rng.integers(least[operation], most[operation] + 1))
     return Change(operation, number, int(rng.integers(len(TOLD[operation]))))
