@@ -90,7 +90,8 @@ class PolicyMethod(Config):
 
     advantage: str = "returns"
     """"gae": generalised advantages over a critic. "returns": reward-to-go of the baselined reward.
-    "process": step rewards standardised over the group (2402.03300). Or a function by import path,
+    "process": step scores standardised over the group (2402.03300), beside the baselined reward
+    where rewards have weight. Or a function by import path,
     called as ``f(rewards_BT, mask_BT, final_B, group_B) -> advantages_BT``."""
     values: Literal["critic", "monte-carlo"] = "critic"
     """Where "gae" takes state values from: a trained critic, or continuations from each step of the

@@ -40,9 +40,11 @@ class ProcessSpec(Config):
     """Ends a step; must be the one that the model was trained with."""
     aggregate: Aggregate = "product"
     """How the steps make one sequence score."""
-    dense: Literal["difference", "raw"] = "difference"
+    dense: Literal["difference", "raw", "none"] = "difference"
     """Reward at the end of step k: p_k - p_(k-1), which adds up to the last p, or p_k itself,
-    which pays for more steps."""
+    which pays for more steps. "none": the aggregate joins the sequence reward instead."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Multiplies what it pays; 0 watches it without training on it."""
 
     @model_validator(mode="after")
     def _one(self) -> ProcessSpec:
@@ -102,8 +104,9 @@ class ProcessReward:
             ends = self.steps.ends(c.ids)
             p = torch.from_numpy(p_S.astype(np.float64))
             c.scores[self.spec.name] = Score(float(aggregate_steps(p, self.spec.aggregate)))
-            dense = step_differences(p) if self.spec.dense == "difference" else p
-            c.tokens["dense"][ends] = dense.numpy()
+            if self.spec.dense != "none":
+                dense = step_differences(p) if self.spec.dense == "difference" else p
+                c.tokens["dense"][ends] = dense.numpy()
             c.tokens["step_end"][ends] = 1.0
             c.tokens["step_score"][ends] = p_S
 

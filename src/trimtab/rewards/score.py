@@ -73,7 +73,7 @@ class Rewards:
         for c in done:
             parts = [(s.weight, c.scores[s.name]) for s in self.specs if s.weight != 0.0]
             if all(p.ok for _, p in parts):
-                c.reward = sum(w * cast(float, p.value) for w, p in parts)
+                c.reward = sum((w * cast(float, p.value) for w, p in parts), 0.0)
             else:
                 c.reward = None
 

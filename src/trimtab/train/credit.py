@@ -13,6 +13,7 @@ from trimtab.errors import ConfigError
 from trimtab.objectives.advantage import gae, group_advantages, last_token, returns, token_rewards
 from trimtab.objectives.kl import estimate, log_ratio
 from trimtab.objectives.policy import PolicyMethod
+from trimtab.objectives.process import group_process_advantages
 from trimtab.objectives.value import explained_variance
 from trimtab.tensors import masked_mean, pad_rows, unpad_rows, whiten
 from trimtab.types import Completion, Group
@@ -36,7 +37,7 @@ def assign(groups: Sequence[Group], method: PolicyMethod, beta: float) -> dict[s
     done = [c for g in groups for c in g.completions]
     owner = torch.tensor([i for i, g in enumerate(groups) for _ in g.completions])
     mask = pad_rows([c.mask for c in done])
-    final = torch.tensor([_reward(c) for c in done])
+    final = torch.tensor([_reward(c) for c in done], dtype=torch.float32)
     metrics = {"reward/final": float(final.mean())}
     if method.whiten_rewards:
         final = whiten(final, torch.ones_like(final, dtype=torch.bool), keep_mean=True)
@@ -50,12 +51,15 @@ def assign(groups: Sequence[Group], method: PolicyMethod, beta: float) -> dict[s
         metrics["objective/kl_reward"] = -beta * float(kl.sum(1).mean())
     if method.kl_place == "sequence":
         final = final - beta * kl.sum(1)
-    if method.advantage != "process":
-        final = group_advantages(final, owner, method.baseline, method.scale, method.scale_eps)
+    final = group_advantages(final, owner, method.baseline, method.scale, method.scale_eps)
     rewards = token_rewards(final, kl, mask, beta if method.kl_place == "reward" else 0.0)
     if all("dense" in c.tokens for c in done):
         rewards = rewards + torch.where(mask, pad_rows([c.tokens["dense"] for c in done]), 0.0)
-    advantages = _estimate(done, method, rewards, mask, final, owner, metrics)
+    if method.advantage == "process":
+        steps = [row for rows in group_process_advantages(groups) for row in rows]
+        advantages = torch.where(mask, final[:, None] + pad_rows(steps), 0.0)
+    else:
+        advantages = _estimate(done, method, rewards, mask, final, owner, metrics)
     if method.whiten_advantages:
         advantages = whiten(advantages, mask)
     _put(done, "advantage", advantages)
@@ -83,6 +87,13 @@ def _estimate(
     metrics: dict[str, float],
 ) -> Tensor:
     """Advantages [B, T] from token rewards [B, T]."""
+    if method.values == "monte-carlo":
+        # The states' values are of the raw reward: what was added to it since, and the KL, are
+        # credited as they come.
+        raw = torch.tensor([_raw(c) for c in done], dtype=torch.float32)
+        added = token_rewards(-raw, torch.zeros_like(rewards), mask, 0.0) + rewards
+        gains = pad_rows([c.tokens["state_advantage"] for c in done])
+        return torch.where(mask, gains, 0.0) + returns(added, mask, method.gamma)
     if method.advantage == "gae":
         value = pad_rows([c.tokens["value"] for c in done])
         advantages, target = gae(rewards, value, mask, method.gamma, method.lam)
@@ -109,6 +120,10 @@ def _estimate(
 def _reward(c: Completion) -> float:
     assert c.reward is not None, "completions that could not be scored are left out before"
     return c.reward
+
+
+def _raw(c: Completion) -> float:
+    return _reward(c) if c.raw_reward is None else c.raw_reward
 
 
 def _put(done: list[Completion], name: str, rows: Tensor) -> None:

@@ -24,7 +24,10 @@ from trimtab.objectives.methods import Method
 from trimtab.objectives.methods.ppo import PPO
 from trimtab.objectives.policy import PolicyMethod
 from trimtab.objectives.sft import SFT
-from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.implicit import ImplicitSpec
+from trimtab.rewards.process import ProcessSpec
+from trimtab.rewards.score import RewardSpec
+from trimtab.rewards.scoring import Scoring
 from trimtab.rewards.shape import Overlong, Shaper, ShapeSpec, Truncated
 from trimtab.rollout.collect import collect
 from trimtab.runs import Run
@@ -32,6 +35,7 @@ from trimtab.runs.console import console
 from trimtab.sample.native import Sampler, SamplingConfig
 from trimtab.train.credit import assign
 from trimtab.train.sft import DataSpec, load_groups, renderer_for
+from trimtab.train.state_values import MonteCarloSpec, MonteCarloValues
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
 from trimtab.types import Completion, Floats, Group
 
@@ -65,7 +69,14 @@ class RLConfig(Config):
     data: DataSpec
     method: Method = PPO()
     """``type: NAME`` is the published method; every other key of it overrides a part."""
-    rewards: tuple[RewardSpec, ...] = Field(min_length=1)
+    rewards: tuple[RewardSpec, ...] = ()
+    """Parts of the sequence reward, which comes at the last token."""
+    process: ProcessSpec | None = None
+    """Scores of steps, as rewards at their ends."""
+    implicit: ImplicitSpec | None = None
+    """A preference-trained policy as a reward on every token."""
+    monte_carlo: MonteCarloSpec = MonteCarloSpec()
+    """Continuations behind ``method.values: monte-carlo``."""
     shape: ShapeSpec = ShapeSpec()
     """Whitening, clip and penalties of the weighted sum; the method's own penalties join them."""
     sampling: SamplingConfig = SamplingConfig()
@@ -101,8 +112,23 @@ class RLConfig(Config):
             )
         if "critic" in self.model_fields_set and not method.needs_critic:
             raise ValueError(f"{method.name} has no critic; remove the key critic")
-        if all(r.weight == 0 for r in self.rewards):
+        if self.process is not None and self.implicit is not None:
+            raise ValueError("process and implicit both write dense rewards; give one of them")
+        dense = self.process or self.implicit
+        if dense is None and not self.rewards:
+            raise ValueError("there is no reward: give rewards, process or implicit")
+        if all(r.weight == 0 for r in (*self.rewards, *([dense] if dense else []))):
             raise ValueError("every reward has weight 0: there is nothing to train on")
+        if method.advantage == "process" and self.process is None:
+            raise ValueError("method.advantage: process needs the scores of steps; give process")
+        monte_carlo = method.values == "monte-carlo"
+        if monte_carlo and (dense is not None or all(r.weight == 0 for r in self.rewards)):
+            raise ValueError(
+                "method.values: monte-carlo estimates the sequence reward from each step; give "
+                "rewards, and neither process nor implicit"
+            )
+        if "monte_carlo" in self.model_fields_set and not monte_carlo:
+            raise ValueError("monte_carlo belongs to method.values: monte-carlo; remove the key")
         return self
 
     @property
@@ -134,14 +160,21 @@ class RLStage:
             self.reference = LM.load(config.reference, train=False)
         elif method.needs_reference and config.model.lora is None:
             self.reference = self.lm.frozen_copy()
-        self.rewards = Rewards(
-            config.rewards, self.renderer.tokenizer, config.loop.token_budget, config.model.device
-        )
+        self.scoring = Scoring(
+            config.rewards, config.process, config.implicit, self.renderer,
+            config.loop.token_budget, config.model.device,
+        )  # fmt: skip
         self.shaper = Shaper(shape_of(config))
         self.kl = KLController(config.method.kl)
         self.sampler = Sampler(
             self.lm.plain_attention(), self.renderer.tokenizer, stop_ids=self.renderer.stop_ids
         )
+        self.state_values: MonteCarloValues | None = None
+        if method.values == "monte-carlo":
+            self.state_values = MonteCarloValues(
+                config.monte_carlo, self.sampler, self.renderer, self.scoring.outcome,
+                config.sampling, config.loop.seed,
+            )  # fmt: skip
         modules: dict[str, nn.Module] = {"policy": self.lm.model}
         self.critic: Scorer | None = None
         self.value_head: nn.Linear | None = None
@@ -236,7 +269,7 @@ class RLStage:
             self.sampler, self.renderer, picked, c.sampling,
             n=c.size, key=key, version=self.trainer.updates,
         )  # fmt: skip
-        self.rewards(groups)
+        self.scoring(groups)
         return groups, [x for g in groups for x in g.completions]
 
     def rollout(self, index: int) -> tuple[list[Group], dict[str, float]]:
@@ -280,13 +313,18 @@ class RLStage:
         return kept[: c.prompts], metrics
 
     def _uniform(self, group: Group) -> bool:
-        """Whether the unshaped reward is the same for every completion."""
+        """Whether the unshaped reward is the same for every completion, its dense part included."""
         name = self.method.filter_on
-        if name is None:
-            values = {x.reward for x in group.completions}
-        else:
-            values = {x.scores[name].value for x in group.completions}
-        return len(values) < 2
+        if name is not None:
+            return len({x.scores[name].value for x in group.completions}) < 2
+        dense = self.config.process or self.config.implicit
+        watched = dense.name if dense is not None and dense.weight != 0.0 else None
+        return (
+            len(
+                {(x.reward, x.scores[watched].value if watched else 0.0) for x in group.completions}
+            )
+            < 2
+        )
 
     def step(self, index: int) -> dict[str, float]:
         """One batch of rollouts and its updates; none where dynamic sampling found nothing."""
@@ -296,6 +334,8 @@ class RLStage:
         if not groups:
             return metrics
         metrics.update(self._annotate(groups))
+        if self.state_values is not None:
+            metrics.update(self.state_values(groups, index))
         metrics.update(self.shaper(groups))
         beta = self.kl.beta if self.method.needs_reference else 0.0
         metrics.update(assign(groups, self.method, beta))
@@ -366,12 +406,17 @@ class RLStage:
 
     def state(self) -> dict[str, Any]:
         """The KL controller and the running statistics of rewards; all else follows from the step."""
-        return {"kl": self.kl.state(), "shaper": self.shaper.state()}
+        return {
+            "kl": self.kl.state(),
+            "shaper": self.shaper.state(),
+            "rewards": self.scoring.state(),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """See ``Stage``."""
         self.kl.load(state["kl"])
         self.shaper.load(state["shaper"])
+        self.scoring.load(state["rewards"])
 
     def export(self, folder: Path) -> None:
         """See ``Stage``."""
@@ -429,9 +474,9 @@ def main(config: RLConfig) -> dict[str, float]:
     """Run the stage; the policy is in ``out``/model."""
     run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
     figures = fit(RLStage(config), run, config.loop)
-    parts = ", ".join(
-        f"{r.name} {figures.get(f'reward/{r.name}', math.nan):+.3f}" for r in config.rewards
-    )
+    dense = config.process or config.implicit
+    names = [r.name for r in (*config.rewards, *([dense] if dense else []))]
+    parts = ", ".join(f"{n} {figures.get(f'reward/{n}', math.nan):+.3f}" for n in names)
     kl = f", KL {figures['objective/kl']:.2f} nats" if "objective/kl" in figures else ""
     console.print(f"[bold]{config.method.name}[/bold]: {parts}{kl} -> {config.out}/model")
     return figures

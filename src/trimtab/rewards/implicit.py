@@ -1,0 +1,82 @@
+"""DPO's implicit token reward: a preference-trained policy read as a reward for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.data.pack import Pack, packs
+from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.errors import ModelError
+from trimtab.models.load import LM, ModelSpec
+from trimtab.objectives.advantage import implicit_rewards
+from trimtab.types import Group, Score
+
+
+class ImplicitSpec(Config):
+    """r_t = beta (log pi_dpo - log pi_ref) on every token (2404.12358)."""
+
+    name: str = Field(default="implicit", min_length=1)
+    """Its name in metrics and samples: there, the sum over the completion."""
+    model: str
+    """Folder or hub id of the policy that was trained on preferences."""
+    reference: str
+    """What it was trained against."""
+    beta: float = Field(default=0.1, gt=0.0)
+    """The beta it was trained with."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Multiplies the rewards; 0 watches them without training on them."""
+
+
+class ImplicitReward:
+    """Writes the column "dense" [T] and the sequence's sum.
+
+    Args:
+        spec: The two models.
+        renderer: The policy's; both models must read its token ids.
+        token_budget: Tokens of one forward.
+        device: Where the models are held.
+
+    Raises:
+        ModelError: a model cannot be loaded, or has another vocabulary.
+    """
+
+    def __init__(
+        self, spec: ImplicitSpec, renderer: Renderer, token_budget: int, device: str = "auto"
+    ) -> None:
+        self.spec = spec
+        self.budget = token_budget
+        for key, path in (("model", spec.model), ("reference", spec.reference)):
+            if load_tokenizer(path).get_vocab() != renderer.tokenizer.get_vocab():
+                raise ModelError(
+                    f"implicit.{key}: {path} has another vocabulary than the policy, and token "
+                    "rewards are for the policy's own tokens; give a model with the same tokenizer"
+                )
+        self.trained, self.reference = (
+            LM.load(ModelSpec(path=p, device=device), train=False)
+            for p in (spec.model, spec.reference)
+        )
+
+    @torch.no_grad()
+    def __call__(self, groups: Sequence[Group]) -> None:
+        """Fill ``scores[name]`` with the sum, and the column "dense"."""
+        share = self.trained.exact and self.reference.exact
+        for pack in packs(groups, self.budget, share=share):
+            pair = [self._logps(lm, pack) for lm in (self.trained, self.reference)]
+            reward_C = implicit_rewards(pair[0], pair[1], self.spec.beta).numpy()
+            done = [c for g in pack.groups for c in g.completions]
+            at = np.cumsum([c.trained for c in done])[:-1]
+            for c, part in zip(done, np.split(reward_C, at), strict=True):
+                row = np.zeros(len(c), dtype=np.float32)
+                row[c.mask] = part
+                c.tokens["dense"] = row
+                c.scores[self.spec.name] = Score(float(part.sum()))
+
+    @staticmethod
+    def _logps(lm: LM, pack: Pack) -> torch.Tensor:
+        on = pack.to(lm.device)
+        return lm.logps(lm.states(on), on)[0].cpu()

@@ -1,0 +1,83 @@
+"""All that scores a rollout: the list of rewards, and rewards for steps or tokens beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trimtab.data.render import Renderer
+from trimtab.errors import ConfigError
+from trimtab.rewards.implicit import ImplicitReward, ImplicitSpec
+from trimtab.rewards.process import ProcessReward, ProcessSpec
+from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.types import Group
+
+
+class Scoring:
+    """Fills scores and rewards of completions, and the column "dense" where there is one.
+
+    Args:
+        rewards: The parts of the sequence reward; may be empty beside a dense reward.
+        process: Scores of steps, or None.
+        implicit: A preference-trained policy as token reward, or None.
+        renderer: The policy's.
+        token_budget: Tokens of one forward.
+        device: Where reward models are held.
+
+    Raises:
+        ConfigError: names repeat, or a function cannot be imported.
+        ModelError: a model cannot be loaded, or does not fit.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[RewardSpec],
+        process: ProcessSpec | None,
+        implicit: ImplicitSpec | None,
+        renderer: Renderer,
+        token_budget: int,
+        device: str = "auto",
+    ) -> None:
+        for key, spec in (("process", process), ("implicit", implicit)):
+            if spec is not None and spec.name in {r.name for r in rewards}:
+                raise ConfigError(
+                    f"{key}.name: {spec.name!r} is the name of a reward; give another"
+                )
+        self.rewards = Rewards(rewards, renderer.tokenizer, token_budget, device)
+        self.dense: ProcessReward | ImplicitReward | None = None
+        if process is not None:
+            self.dense = ProcessReward(process, renderer, token_budget, device)
+        elif implicit is not None:
+            self.dense = ImplicitReward(implicit, renderer, token_budget, device)
+
+    def outcome(self, groups: Sequence[Group]) -> None:
+        """The sequence reward alone, as the list of rewards gives it."""
+        self.rewards(groups)
+
+    def __call__(self, groups: Sequence[Group]) -> None:
+        """Both; a completion whose steps could not be scored is left without a reward.
+
+        The column "dense" is multiplied by its weight here. With ``dense: none`` a process
+        reward adds its weighted aggregate to the sequence reward instead.
+        """
+        self.rewards(groups)
+        if self.dense is None:
+            return
+        self.dense(groups)
+        spec = self.dense.spec
+        for c in (c for g in groups for c in g.completions):
+            score = c.scores[spec.name]
+            if spec.weight != 0.0 and not score.ok:
+                c.reward = None
+            c.tokens["dense"] = spec.weight * c.tokens["dense"]
+            if isinstance(spec, ProcessSpec) and spec.dense == "none" and c.reward is not None:
+                assert score.value is not None or spec.weight == 0.0
+                c.reward += spec.weight * (score.value or 0.0)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return self.rewards.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.rewards.load(state)

@@ -1,0 +1,84 @@
+"""Monte-Carlo state values in place of a critic (VinePPO, 2410.01679)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.data.render import Renderer
+from trimtab.data.steps import Steps
+from trimtab.objectives.process import state_advantages
+from trimtab.rollout.monte_carlo import monte_carlo_values
+from trimtab.sample.native import Sampler, SamplingConfig
+from trimtab.types import Group
+
+_STREAM = 1_000_003
+"""Sets these random streams apart from those of the rollouts."""
+
+
+class MonteCarloSpec(Config):
+    """How state values are estimated."""
+
+    k: int = Field(default=9, gt=0)
+    """Continuations from the end of each step."""
+    separator: str = "\n"
+    """Ends a step."""
+
+
+class MonteCarloValues:
+    """Puts V(after the step) - V(before it) on every token of a step.
+
+    Args:
+        spec: Continuations and separator.
+        sampler: Over the live policy.
+        renderer: The policy's.
+        rewards: Fills ``Completion.reward``.
+        sampling: The rollouts' own.
+        seed: Starts every stream.
+
+    Raises:
+        ConfigError: the separator has no token.
+    """
+
+    def __init__(
+        self,
+        spec: MonteCarloSpec,
+        sampler: Sampler,
+        renderer: Renderer,
+        rewards: Callable[[Sequence[Group]], None],
+        sampling: SamplingConfig,
+        seed: int,
+    ) -> None:
+        self.spec = spec
+        self.sampler = sampler
+        self.renderer = renderer
+        self.rewards = rewards
+        self.sampling = sampling
+        self.seed = seed
+        self.steps = Steps(renderer, spec.separator)
+
+    def __call__(self, groups: Sequence[Group], index: int) -> dict[str, float]:
+        """Fill the column "state_advantage"; a step between states without a value gets 0."""
+        found = monte_carlo_values(
+            self.sampler, self.renderer, groups, self.rewards, self.sampling,
+            self.steps.ends, self.spec.k, (self.seed, index, _STREAM),
+        )  # fmt: skip
+        starts: list[float] = []
+        drawn = 0
+        for group, values in zip(groups, found, strict=True):
+            for c, v in zip(group.completions, values, strict=True):
+                gains = state_advantages(
+                    torch.from_numpy(v.values), torch.from_numpy(v.ends), len(c)
+                )
+                c.tokens["state_advantage"] = torch.nan_to_num(gains, nan=0.0).numpy()
+                starts.append(float(v.values[0]))
+                drawn += sum(len(r) for r in v.returns[1:])
+            drawn += len(values[0].returns[0]) if values else 0
+        return {
+            "value/mean": float(np.nanmean(starts)) if starts else 0.0,
+            "value/continuations": float(drawn),
+        }
