@@ -1,0 +1,1 @@
+"""Does every method learn? ``python -m benchmarks.learning`` (``make learning``)."""

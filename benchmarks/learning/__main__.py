@@ -1,0 +1,123 @@
+"""Every method on real training: ``python -m benchmarks.learning --out runs/learning``.
+
+Writes ``docs/learning.md`` and ``docs/learning.json`` from what is in ``--out``; a stopped run goes
+on. ``--slice`` is what CI runs: two methods, one seed, a fifth of the samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.learning import credit, page, words
+from benchmarks.learning.jobs import Job, run
+from trimtab.objectives.methods import METHODS
+from trimtab.sandbox.tasks import END
+
+LEARN = "benchmarks.learning.words:learn"
+SEEDS = (0, 1, 2)
+SETTINGS = ((128, 2.5e-4), (256, 5e-4), (256, 1e-3))
+"""Other batches and learning rates than 128 and 5e-4, one seed each."""
+
+PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("grpo", {}),
+    ("no KL", {"kl_place": "none"}),
+    ("clip higher", {"clip_high": 0.28}),
+    ("token level", {"aggregation": "token-mean"}),
+    ("overlong", {"overlong": 0.2, "mask_truncated": False}),
+    ("dynamic sampling", {"dynamic_sampling": True}),
+)
+"""From GRPO to DAPO: each adds its part to those before."""
+
+
+def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
+    """All of ``rows``."""
+    base = {"start": str(start)}
+    found: list[Job] = []
+    if "words" in rows:
+        for name in sorted(METHODS):
+            given = {**base, "given": {"method": {"type": name}}}
+            found += [Job("words", name, s, LEARN, given) for s in SEEDS]
+    if "settings" in rows:
+        for name in sorted(METHODS):
+            for batch, lr in SETTINGS:
+                given = {**base, "given": {"method": {"type": name}}, "batch": batch, "lr": lr}
+                found.append(Job("settings", f"{name}@{batch},{lr:g}", 0, LEARN, given))
+    if "ablation" in rows:
+        method: dict[str, Any] = {"type": "grpo"}
+        for name, part in PARTS:
+            method = {**method, **part}
+            given = {**base, "given": {"method": method}}
+            found += [Job("ablation", name, s, LEARN, given) for s in SEEDS]
+    if "process" in rows:
+        model = out / "prm" / "model" / "model"
+        grpo = {"type": "grpo", "advantage": "process"}
+        variants: dict[str, dict[str, Any]] = {
+            "outcome": {"method": {"type": "grpo"}},
+            "process, learned": {
+                "method": grpo, "process": {"model": str(model), "separator": END}
+            },
+            "process, true": {
+                "method": grpo,
+                "process": {"function": "benchmarks.learning.credit:true_labels", "separator": END},
+            },
+        }  # fmt: skip
+        for name, given in variants.items():
+            found += [Job("process", name, s, LEARN, {**base, "given": given}) for s in SEEDS]
+    if "credit" in rows:
+        function = "benchmarks.learning.credit:correlation"
+        found += [Job("credit", "estimators", s, function, base) for s in SEEDS]
+    return found
+
+
+ROWS = ("words", "settings", "ablation", "process", "credit")
+
+
+def main() -> None:
+    """Run what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--slice", action="store_true", help="the small part that CI runs")
+    args = parser.parse_args()
+    out: Path = args.out
+    if args.slice:
+        small(out)
+        return
+    start = words.start(out / "start")
+    words.measure(start / "sft" / "model", start, start / "before")
+    if "process" in args.rows and not (out / "prm" / "model" / "model").is_dir():
+        credit.reward_model(out / "prm", start)
+    run(jobs(out, start, set(args.rows)), out, args.workers)
+    page.write(out, args.docs)
+
+
+def small(out: Path) -> None:
+    """Two methods, one seed, few samples: they must have begun to learn.
+
+    Raises:
+        SystemExit: one did not.
+    """
+    start = words.start(out / "start", size="small")
+    words.measure(start / "sft" / "model", start, start / "before", 100)
+    todo = [
+        Job(
+            "slice", name, 0, LEARN,
+            {"start": str(start), "samples": 3072, "limit": 100, "given": {"method": {"type": name}}},
+        )
+        for name in ("grpo", "ppo")
+    ]  # fmt: skip
+    run(todo, out, 2)
+    for job in todo:
+        result = json.loads((out / job.key / "result.json").read_text())
+        if result["gain"] < 0.05:
+            raise SystemExit(f"{job.name} gained {result['gain']:.3f} in pass@1, not 0.05")
+
+
+if __name__ == "__main__":
+    main()

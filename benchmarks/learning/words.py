@@ -1,0 +1,127 @@
+"""Word problems with a verifier: one SFT model, every online method, the same sample budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trimtab.config import build
+from trimtab.evaluate import solved
+from trimtab.runs import read_metrics
+from trimtab.train import policy, sft, tasks
+
+VERIFIER = {"name": "right", "function": "trimtab.sandbox.tasks:verifier_reward"}
+LIMIT = 32
+"""Tokens of a solution at most; right ones of two steps have 19."""
+WRONG = 0.35
+"""How often a demonstrator's step is wrong: two right steps then come 42 times in 100."""
+
+
+def start(out: Path, *, size: str = "full", moe: bool = False) -> Path:
+    """Data and the SFT model, made once: ``out``/tasks and ``out``/sft/model."""
+    few = size == "small"
+    given: dict[str, Any] = {"out": str(out / "tasks"), "wrong": WRONG, "hidden": 64, "layers": 2}
+    given |= {"difficulty": {"steps": 2, "largest": 15}}
+    given |= {"demonstrations": 8000 if few else 16_000, "prompts": 3000, "heldout": 300}
+    if not (out / "tasks" / "heldout.jsonl").is_file():
+        tasks.tasks(build(tasks.TasksConfig, given))
+    config = out / "tasks" / "config.json"
+    if moe:
+        config = _mixture(config)
+    sft.main(
+        build(
+            sft.SFTConfig,
+            {
+                "out": str(out / "sft"),
+                "model": {"path": str(config), "tokenizer": str(out / "tasks" / "tokenizer")},
+                "data": {"path": str(out / "tasks" / "demonstrations.jsonl")},
+                "epochs": 4, "batch": 64, "holdout": 200,
+                "optim": {"lr": 3e-3, "warmup": 0.05},
+            },
+        )
+    )  # fmt: skip
+    return out
+
+
+def _mixture(dense: Path) -> Path:
+    """The same width as a mixture of experts: four, two of them used by a token."""
+    import json
+
+    made = json.loads(dense.read_text())
+    made |= {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    made["intermediate_size"] = 96
+    path = dense.with_name("mixture.json")
+    path.write_text(json.dumps(made))
+    return path
+
+
+def measure(model: Path, start: Path, out: Path, limit: int | None = None) -> dict[str, Any]:
+    """pass@1, 4, 8 on held-out problems, from 8 samples each."""
+    return solved.main(
+        build(
+            solved.SolvedConfig,
+            {
+                "out": str(out), "model": {"path": str(model)}, "reward": VERIFIER, "n": 8,
+                "data": str(start / "tasks" / "heldout.jsonl"), "limit": limit,
+                "sampling": {"max_new_tokens": LIMIT},
+            },
+        )
+    )  # fmt: skip
+
+
+def settings(
+    out: Path, seed: int, start: Path, samples: int, batch: int, lr: float, given: dict[str, Any]
+) -> policy.RLConfig:
+    """RL on the verifier: ``batch`` completions a step, ``samples`` in all."""
+    values: dict[str, Any] = {
+        "out": str(out), "model": {"path": str(start / "sft" / "model")},
+        "data": {"path": str(start / "tasks" / "prompts.jsonl")}, "rewards": [VERIFIER],
+        "sampling": {"max_new_tokens": LIMIT}, "steps": samples // batch,
+        "optim": {"lr": lr, "warmup": 0.1, "schedule": "constant"}, "loop": {"seed": seed},
+        **given,
+    }  # fmt: skip
+    method = build(policy.RLConfig, {**values, "prompts": batch}).method
+    values["prompts"] = batch // values.get("group", method.default_group)
+    if method.needs_critic:
+        spec = {"lr": 1e-3, "warmup": 0.1, "schedule": "constant"}
+        values.setdefault("critic", {"optim": spec})
+    return build(policy.RLConfig, values)
+
+
+def learn(
+    out: Path,
+    seed: int,
+    *,
+    start: str,
+    samples: int = 10_240,
+    batch: int = 128,
+    lr: float = 5e-4,
+    given: dict[str, Any],
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Train and measure: start and end of pass@1 with its interval, pass@k, and the curve."""
+    origin = Path(start)
+    config = settings(out / "rl", seed, origin, samples, batch, lr, given)
+    policy.main(config)
+    rows = read_metrics(out / "rl")
+    before = measure(origin / "sft" / "model", origin, origin / "before", limit)
+    after = measure(out / "rl" / "model", origin, out / "after", limit)
+    drawn = [batch * float(r.get("group/tries", 1.0)) for r in rows]
+    end = after["pass@1"]
+    return {
+        "start": before["pass@1"]["mean"], "end": end["mean"], "low": end["low"], "high": end["high"],
+        "gain": end["mean"] - before["pass@1"]["mean"], "pass@4": after["pass@4"]["mean"],
+        "pass@8": after["pass@8"]["mean"], "pass@8_start": before["pass@8"]["mean"],
+        "samples": sum(drawn), "length": after["length"], "kl": rows[-1].get("objective/kl", 0.0),
+        "entropy": rows[-1]["objective/entropy"],
+        "curve": {"samples": _running(drawn), "reward": [r["reward/mean"] for r in rows]},
+    }  # fmt: skip
+
+
+def _running(values: list[float]) -> list[float]:
+    total = 0.0
+    found: list[float] = []
+    for v in values:
+        total += v
+        found.append(total)
+    return found
