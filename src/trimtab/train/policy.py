@@ -99,6 +99,8 @@ class RLConfig(Config):
                 f"group: {self.size} leaves {method.name} nothing to compare an answer with; its "
                 "baseline is the other answers to the same prompt, so give 2 or more"
             )
+        if self.size < 2 and any(r.judge is not None for r in self.rewards):
+            raise ValueError("a judge compares answers to one prompt: give group 2 or more")
         if "critic" in self.model_fields_set and not method.needs_critic:
             raise ValueError(f"{method.name} has no critic; remove the key critic")
         if all(r.weight == 0 for r in self.rewards):
@@ -241,7 +243,7 @@ class RLStage:
                     kept.append(g)
         metrics = describe(everything)
         if lone == seen:
-            raise nothing_scored(index, everything)
+            raise nothing_scored(f"step {index}", everything)
         if method.needs_groups:
             metrics["group/uniform"] = uniform / seen
             metrics["group/unscored"] = lone / seen

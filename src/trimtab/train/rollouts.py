@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from trimtab.models.load import LM
 from trimtab.rewards.score import Rewards
 from trimtab.rollout.collect import collect
 from trimtab.sample.native import Sampler, SamplingConfig
+from trimtab.stats.best_of_n import pick
 from trimtab.train.step import batch_indices
 from trimtab.types import Completion, Group
 
@@ -69,13 +70,22 @@ class Rollouts:
         return groups
 
 
-def nothing_scored(index: int, done: Sequence[Completion]) -> DataError:
-    """The error of a step whose completions all went without a reward."""
+def nothing_scored(where: str, done: Sequence[Completion]) -> DataError:
+    """The error of a step or stage whose completions all went without a reward."""
     failed = next(s for c in done for s in c.scores.values() if not s.ok)
     return DataError(
-        f"step {index}: no completion could be scored; the first failure was "
+        f"{where}: no completion could be scored; the first failure was "
         f"{failed.status}: {failed.detail}"
     )
+
+
+def extremes(done: Sequence[Completion]) -> tuple[Completion, Completion] | None:
+    """The best and the worst of scored answers to one prompt, of equal ones the first; None where
+    they tie: by their reward, or because they say the same."""
+    rewards = [cast(float, c.reward) for c in done]
+    best, worst = done[pick(rewards)], done[pick([-r for r in rewards])]
+    same = best.reward == worst.reward or np.array_equal(best.ids, worst.ids)
+    return None if same else (best, worst)
 
 
 def describe(done: Sequence[Completion]) -> dict[str, float]:
