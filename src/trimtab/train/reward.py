@@ -158,14 +158,19 @@ def main(config: RewardConfig) -> dict[str, float]:
     """Run the stage; the model is in ``out``/model."""
     run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
     told = fit(RewardStage(config), run, config.loop)
-    said = f"accuracy {told.get('eval/accuracy', told.get('accuracy', float('nan'))):.3f}"
-    if "eval/accuracy_low" in told:
-        said += f" [{told['eval/accuracy_low']:.3f}, {told['eval/accuracy_high']:.3f}] held out"
-        said += f", length alone {told['eval/length_only']:.3f}"
-    if "eval/ceiling" in told:
-        said += f", ceiling {told['eval/ceiling']:.3f}"
-    for name in config.evals:
-        if f"eval/{name}/accuracy" in told:
-            said += f", {name} {told[f'eval/{name}/accuracy']:.3f}"
+    sets = ["eval", *(f"eval/{name}" for name in config.evals)]
+    said = "; ".join(_said(told, name) for name in sets if f"{name}/accuracy" in told)
+    said = said or f"accuracy {told.get('accuracy', float('nan')):.3f} in training"
     console.print(f"[bold]reward[/bold]: {said} -> {config.out}/model")
     return told
+
+
+def _said(told: dict[str, float], name: str) -> str:
+    """The figures of a held-out set, "eval" or "eval/NAME", in words."""
+    at = {k.rpartition("/")[2]: v for k, v in told.items() if k.rpartition("/")[0] == name}
+    said = (
+        f"accuracy {at['accuracy']:.3f} [{at['accuracy_low']:.3f}, {at['accuracy_high']:.3f}] "
+        f"{name.removeprefix('eval/') if '/' in name else 'held out'}, "
+        f"length alone {at['length_only']:.3f}"
+    )
+    return said + (f", ceiling {at['ceiling']:.3f}" if "ceiling" in at else "")
