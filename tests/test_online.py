@@ -205,7 +205,7 @@ def test_a_resumed_run_is_byte_equal(base: Path, tmp_path: Path) -> None:
     def run(out: Path, steps: int, forget: bool = False) -> bytes:
         rewards = [{"name": "r", "function": "tests.test_online:scattered"}]
         shape = {"whiten": True, "clip": 0.1}
-        more = {"rewards": rewards, "shape": shape, "steps": 6, "answers": 3}
+        more = {"rewards": rewards, "shape": shape, "steps": 6, "prompts": 48}
         config = build(OnlineConfig, settings(base, out, **more))
         stage = OnlineStage(config)
         if forget:
@@ -216,7 +216,7 @@ def test_a_resumed_run_is_byte_equal(base: Path, tmp_path: Path) -> None:
 
     whole = run(tmp_path / "a", 6)
     for name, forget in (("b", False), ("c", True)):
-        run(tmp_path / name, 3)
+        run(tmp_path / name, 2)
         assert (run(tmp_path / name, 6, forget) == whole) != forget
 
 
