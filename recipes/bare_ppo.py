@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import trimtab
-from trimtab.data.pack import Output, Pack, packs
+from trimtab.data.pack import Output, Pack, packs, scatter
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.models.heads import Scorer
 from trimtab.models.load import LM, ModelSpec
@@ -24,7 +24,6 @@ from trimtab.rollout.collect import collect
 from trimtab.sample.native import Sampler, SamplingConfig
 from trimtab.sandbox.world import World, gold_reward
 from trimtab.tensors import pad_rows, unpad_rows, whiten
-from trimtab.train.policy import put
 from trimtab.train.world import prompt_groups
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 30
@@ -65,7 +64,7 @@ for step in range(steps):
             out = forward(pack)
             ref, _ = reference.logps(reference.states(pack), pack)
             columns = {"old_logp": out.logp_C, "value": out.value_C, "ref_logp": ref}
-            put(pack, {k: v.numpy() for k, v in columns.items() if v is not None})
+            scatter(pack, {k: v.numpy() for k, v in columns.items() if v is not None})
 
     # 3. Credit: KL in the reward, generalised advantages.
     mask = pad_rows([c.mask for c in done])

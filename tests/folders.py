@@ -111,3 +111,18 @@ def prompts(path: Path, n: int = 48) -> Path:
 def wordy(prompts: list[str], completions: list[str], **_: object) -> list[float]:
     """A reward: share of different words."""
     return [len(set(c.split())) / max(1, len(c.split())) for c in completions]
+
+
+def wordier(
+    prompts: list[str], pairs: list[list[str]], fail: bool = False, **_: object
+) -> list[float | None]:
+    """A judge: the answer with more different words is better."""
+    if fail:
+        return [None for _ in pairs]
+    a, b = ([len(set(p[k].split())) for p in pairs] for k in (0, 1))
+    return [0.5 if x == y else float(y > x) for x, y in zip(a, b, strict=True)]
+
+
+def first(prompts: list[str], pairs: list[list[str]], **_: object) -> list[float]:
+    """A judge that takes whatever it is shown first."""
+    return [0.0 for _ in pairs]

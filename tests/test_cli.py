@@ -11,7 +11,7 @@ import pytest
 
 import trimtab
 from tests import folders
-from trimtab.cli import main
+from trimtab.cli import STAGES, main
 
 BASE = str(Path(trimtab.__file__).parent / "sandbox" / "base")
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def sft(data: str, *more: str) -> tuple[str, ...]:
     return ("sft", "--model.path", BASE, "--model.device", "cpu", "--data.path", data, *more)
 
 
-@pytest.mark.parametrize("command", ["sft", "reward", "rl"])
+@pytest.mark.parametrize("command", ["sft", "reward", "rl", "online_dpo"])
 def test_help_shows_the_values_that_would_be_used(said: Said, command: str) -> None:
     page = said(command, "--help", "--optim.lr", "0.125")
     assert "--optim.lr" in page
@@ -67,9 +67,16 @@ def test_help_shows_the_values_that_would_be_used(said: Said, command: str) -> N
     assert "--loop.token_budget" in page
 
 
+@pytest.mark.parametrize("command", STAGES)
+def test_every_stage_has_help_and_defaults(said: Said, command: str) -> None:
+    page = said(command, "--help")
+    assert f"runs/{command}" in page
+    assert "(required)" in page
+
+
 def test_usage_names_every_command(said: Said) -> None:
     page = said()
-    for name in ("run", "sft", "reward", "rl", "chat", "report", "recipes"):
+    for name in ("run", *STAGES, "chat", "report", "recipes"):
         assert f"{name} " in page
     assert said("--version").strip() == trimtab.__version__
 

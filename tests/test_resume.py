@@ -32,6 +32,13 @@ def config(stage: str, base: Path, out: Path) -> dict[str, Any]:
             "out": str(out), "model": model, "data": {"path": str(base / "pairs.jsonl")},
             "epochs": 4, "batch": 8, "holdout": 8, "optim": {"lr": 1e-3}, "loop": loop,
         }  # fmt: skip
+    if stage == "online_dpo":
+        return {
+            "out": str(out), "model": model, "data": {"path": str(base / "prompts.jsonl")},
+            "steps": 24, "prompts": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3},
+            "loop": loop,
+            "rewards": [{"name": "j", "judge": f"{ROOT / 'tests' / 'folders.py'}:wordier"}],
+        }  # fmt: skip
     return {
         "out": str(out), "model": model, "data": {"path": str(base / "prompts.jsonl")}, "steps": 16,
         "prompts": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3}, "loop": loop,
@@ -42,7 +49,7 @@ def config(stage: str, base: Path, out: Path) -> dict[str, Any]:
 
 
 def start(stage: str, file: Path) -> subprocess.Popen[bytes]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "trimtab.cli", stage, str(file)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -72,7 +79,7 @@ def wait_for(out: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("no progress in 120 s")
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "rl"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "rl", "online_dpo"])
 def test_kill_and_resume_is_byte_equal(stage: str, base: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     files: dict[str, Path] = {}

@@ -35,6 +35,18 @@ def test_best_of_n_is_the_mean_over_all_draws(scores: list[float], n: int) -> No
     assert best_of_n(scores, n) == pytest.approx(float(np.mean(draws)), abs=1e-9)
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(-9, 9)), min_size=1, max_size=7), st.data())
+def test_best_of_n_by_another_measure_is_that_of_the_pick(
+    answers: list[tuple[int, float]], data: st.DataObject
+) -> None:
+    """Ties included: of equal scores the first drawn index is picked."""
+    scores, gold = [float(s) for s, _ in answers], [g for _, g in answers]
+    n = data.draw(st.integers(1, len(answers)))
+    draws = itertools.combinations(range(len(answers)), n)
+    picked = [gold[d[pick([scores[i] for i in d])]] for d in draws]
+    assert best_of_n(scores, n, gold) == pytest.approx(float(np.mean(picked)), abs=1e-9)
+
+
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 64))
 def test_ties_keep_the_kl_under_its_bound(counts: list[int], n: int) -> None:
     masses = np.array(counts) / sum(counts)

@@ -24,13 +24,12 @@ from transformers import AutoModelForSequenceClassification
 
 from tests.models import tiny
 from tests.oracles import GARBAGE
-from trimtab.data.pack import Output, Pack, build, packs
+from trimtab.data.pack import Output, Pack, build, packs, scatter
 from trimtab.models.heads import Scorer
 from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.methods.ppo import PPO
 from trimtab.objectives.reward import BradleyTerry
 from trimtab.objectives.sft import SFT
-from trimtab.train.policy import put
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer
 from trimtab.types import Completion, Group
 
@@ -405,6 +404,6 @@ def test_columns_come_back_to_their_tokens(
     assert sorted(g.id for p in made for g in p.groups) == sorted(g.id for g in groups)
     for pack in made:
         assert pack.size <= budget or len(pack.groups) == 1
-        put(pack, {"back": pack.tokens["at"].numpy()})
+        scatter(pack, {"back": pack.tokens["at"].numpy()})
     for _, c in each(groups):
         assert np.array_equal(c.tokens["back"], np.where(c.mask, c.tokens["at"], 0))

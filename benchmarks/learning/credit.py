@@ -85,7 +85,7 @@ def correlation(
                  "kl": {"kind": "fixed", "beta": 0.0}},
         monte_carlo={"k": 9, "separator": sandbox.END},
     )  # fmt: skip
-    groups = group._sample(10_000, 0, prompts)[0]  # pyright: ignore[reportPrivateUsage]
+    groups = group.rollouts(10_000, prompts, 8, 0)
     done = [c for g in groups for c in g.completions]
     truth = [
         effect

@@ -38,6 +38,18 @@ STAGES = {
     "dpo": Command(
         "trimtab.train.preference", "PreferenceConfig", "DPO and its relatives, KTO too"
     ),
+    "online_dpo": Command(
+        "trimtab.train.online",
+        "OnlineConfig",
+        "direct methods on pairs of the policy's own answers",
+    ),
+    "best_of_n": Command(
+        "trimtab.train.best_of_n", "BestOfNConfig", "best of n answers, as rows for sft and dpo"
+    ),
+    "accuracy": Command(
+        "trimtab.train.accuracy", "AccuracyConfig", "rewards against held-out comparisons"
+    ),
+    "mix": Command("trimtab.train.mix", "MixConfig", "rows of several files in one"),
     "rl": Command(
         "trimtab.train.policy", "RLConfig", "online methods: PPO, GRPO, DAPO and their relatives"
     ),
@@ -59,8 +71,8 @@ def usage() -> str:
         "usage: trimtab COMMAND ...",
         "",
     ]
-    lines += [f"  {name:<10}{text}" for name, text in OTHERS.items()]
-    lines += [f"  {name:<10}{c.about}" for name, c in STAGES.items()]
+    lines += [f"  {name:<12}{text}" for name, text in OTHERS.items()]
+    lines += [f"  {name:<12}{c.about}" for name, c in STAGES.items()]
     lines += [
         "",
         "A stage takes a YAML file, flags, or both: trimtab sft sft.yaml --optim.lr 1e-4",
@@ -187,7 +199,7 @@ def _given(places: list[str], flags: dict[str, Any], most: int = 1) -> dict[str,
 
 
 def stage(name: str, args: Sequence[str]) -> None:
-    """``trimtab sft | reward | rl``."""
+    """``trimtab sft | reward | rl``, or another of ``STAGES``."""
     command = STAGES[name]
     places, flags, switches = parse(args)
     values = _given(places, flags)

@@ -14,6 +14,12 @@ from trimtab.errors import DataError
 Message = dict[str, str]
 Text = str | list[Message]
 
+COLUMNS = frozenset(
+    ("id", "prompt", "messages", "text", "completion", "completions", "chosen", "rejected",
+     "ranks", "margin", "tie", "label", "labels", "probs")
+)  # fmt: skip
+"""Names with a meaning of their own; rows made from others must not carry them along."""
+
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 

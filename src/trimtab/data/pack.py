@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.types import Group
+from trimtab.types import Floats, Group
 
 
 @dataclass(slots=True, frozen=True)
@@ -192,3 +192,15 @@ def plan(groups: Sequence[Group], budget: int, *, share: bool = True) -> list[li
 def packs(groups: Sequence[Group], budget: int, *, share: bool = True) -> list[Pack]:
     """``groups`` as packs of at most ``budget`` tokens (a larger group stands alone)."""
     return [build(part, share=share) for part in plan(groups, budget, share=share)]
+
+
+def scatter(pack: Pack, columns: dict[str, Floats]) -> None:
+    """Write per-token data [C] back onto the completions of ``pack`` (0 where not trained)."""
+    counts = [int(n) for n in pack.trained_B.tolist()]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    done = [x for g in pack.groups for x in g.completions]
+    for name, data in columns.items():
+        for i, x in enumerate(done):
+            row = np.zeros(len(x), dtype=np.float32)
+            row[x.mask] = data[starts[i] : starts[i + 1]]
+            x.tokens[name] = row

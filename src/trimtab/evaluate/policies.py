@@ -54,6 +54,12 @@ class CompareConfig(Config):
             raise ValueError(
                 f"baseline {self.baseline!r} is not among models: {', '.join(self.models)}"
             )
+        for r in self.rewards:
+            if r.judge is not None:
+                raise ValueError(
+                    f"reward {r.name!r} is a judge of several answers of one model to one prompt, "
+                    "and here each gives one; score with a model, a function or a verifier"
+                )
         return self
 
 

@@ -325,6 +325,16 @@ def checkpoint_layers(model: nn.Module) -> None:
     inner.enable_input_require_grads()
 
 
+def dropout_off(model: nn.Module) -> None:
+    """Set every dropout rate to 0: of modules, and those kept as attributes."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 def save_model(model: nn.Module, folder: Path, tokenizer: Any, plain: str = "sdpa") -> None:
     """An HF folder that plain transformers loads; adapters are merged into the weights."""
     inner = base_of(model)

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
@@ -453,8 +453,14 @@ class KTOAt:
 AnyPreference = (
     DPO | CDPO | Robust | IPO | Hinge | SLiC | DPONorm | SimPO | ORPO | KTO
 )  # the registry
-Preference = Annotated[AnyPreference, Field(discriminator="type")]
-"""Every direct method by its ``type``."""
+
+
+def _named(value: Any) -> Any:
+    return {"type": "dpo", **value} if isinstance(value, dict) else value
+
+
+Preference = Annotated[AnyPreference, Field(discriminator="type"), BeforeValidator(_named)]
+"""Every direct method by its ``type``, "dpo" where none is given."""
 
 
 def strict_pairs(pack: Pack) -> tuple[list[list[tuple[int, int]]], int]:

@@ -37,7 +37,7 @@ def _call(
     function: RewardFunction,
     options: dict[str, Any],
     prompts: list[str],
-    completions: list[str],
+    completions: Sequence[Any],
     columns: Columns,
 ) -> list[Score] | str:
     """Scores, or how the function broke its contract."""
@@ -91,16 +91,25 @@ class FunctionPart:
         timeout: Seconds for one call. Without it the function runs here, and hangs this process
             when it hangs. With it the call travels as JSON to a child that is killed at the
             deadline.
+        kind: The key that names the function.
+        what: What it gives a number to.
 
     Raises:
         ConfigError: the function cannot be imported.
     """
 
     def __init__(
-        self, name: str, path: str, options: dict[str, Any], timeout: float | None
+        self,
+        name: str,
+        path: str,
+        options: dict[str, Any],
+        timeout: float | None,
+        kind: str = "function",
+        what: str = "completions",
     ) -> None:
         self.name, self.path, self.options, self.timeout = name, path, options, timeout
-        key = f"rewards.{name}.function"
+        self.what = what
+        key = f"rewards.{name}.{kind}"
         self.function: RewardFunction | None = None
         self.child: Child | None = None
         if timeout is None:
@@ -117,7 +126,14 @@ class FunctionPart:
         Raises:
             RewardError: the function returned something other than one value a completion.
         """
-        prompts, completions, columns = _texts(groups)
+        return {self.name: self.ask(*_texts(groups))}
+
+    def ask(self, prompts: list[str], completions: Sequence[Any], columns: Columns) -> list[Score]:
+        """What the function says of each completion, or of whatever stands in its place.
+
+        Raises:
+            RewardError: as for the call.
+        """
         columns = {
             k: v
             for k, v in columns.items()
@@ -130,12 +146,12 @@ class FunctionPart:
         if isinstance(found, str):
             raise RewardError(
                 f"reward {self.name!r} ({self.path}) must return one number for each of the "
-                f"{len(completions)} completions, but returned {found}"
+                f"{len(completions)} {self.what}, but returned {found}"
             )
-        return {self.name: found}
+        return found
 
     def _remote(
-        self, prompts: list[str], completions: list[str], columns: Columns
+        self, prompts: list[str], completions: Sequence[Any], columns: Columns
     ) -> list[Score] | str:
         assert self.child is not None and self.timeout is not None
         for key, column in columns.items():

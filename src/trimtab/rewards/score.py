@@ -1,4 +1,4 @@
-"""Rewards of completions: models, ensembles, Python functions and verifiers, in a weighted list.
+"""Rewards of completions: models, ensembles, functions, judges and verifiers, in a weighted list.
 
 Every part is kept raw under its name. A part that failed leaves a status, and the completion is
 then without a reward: it is never turned into a number.
@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 
 from trimtab.errors import ConfigError
 from trimtab.rewards.functions import FunctionPart
+from trimtab.rewards.judged import JudgedPart
 from trimtab.rewards.learned import LearnedPart
 from trimtab.rewards.rules import VerifierPart
 from trimtab.rewards.spec import RewardSpec
@@ -29,6 +30,8 @@ def make_part(spec: RewardSpec, tokenizer: Any, budget: int, device: str) -> Rew
     """The part that ``spec`` describes."""
     if spec.function is not None:
         return FunctionPart(spec.name, spec.function, spec.options, spec.timeout)
+    if spec.judge is not None:
+        return JudgedPart(spec.name, spec.judge, spec.options, spec.timeout)
     if spec.verifier is not None:
         return VerifierPart(spec.name, spec.verifier, spec.options, spec.timeout)
     return LearnedPart(spec, tokenizer, budget, device)

@@ -11,19 +11,19 @@ from trimtab.rewards.rules import VerifierName, verifier_options
 
 Combine = Literal["mean", "worst", "uncertainty", "average"]
 
-_KINDS = ("model", "models", "function", "verifier")
+_KINDS = ("model", "models", "function", "judge", "verifier")
 _ONLY: dict[str, tuple[str, ...]] = {
     "combine": ("models",),
     "uncertainty_weight": ("models",),
     "reference": ("model", "models"),
     "residual_length": ("model", "models"),
-    "timeout": ("function", "verifier"),
-    "options": ("function", "verifier"),
+    "timeout": ("function", "judge", "verifier"),
+    "options": ("function", "judge", "verifier"),
 }
 
 
 class RewardSpec(Config):
-    """One part of the reward: a model, an ensemble of models, a function or a verifier."""
+    """One part of the reward: a model, an ensemble of models, a function, a judge or a verifier."""
 
     name: str = Field(min_length=1, pattern=r"^[^/]+$")
     """Its name in metrics and samples; what is below it is told as "name/part"."""
@@ -34,6 +34,11 @@ class RewardSpec(Config):
     function: str | None = None
     """ "package.module:name" or "file.py:name", called as in TRL:
     ``f(prompts, completions, **columns) -> list of floats``; None marks "no score"."""
+    judge: str | None = None
+    """A function that compares two answers to one prompt, called as TRL's judges are:
+    ``f(prompts, pairs, **columns) -> list``, 0 where the first of a pair is better, 1 where the
+    second is, between them P(second is better), None for "no verdict". An answer's score is the
+    share of its comparisons that it won, so it takes two or more answers a prompt."""
     verifier: VerifierName | None = None
     """1 where the completion holds the answer of the row, 0 where it does not."""
     weight: float = Field(default=1.0, allow_inf_nan=False)

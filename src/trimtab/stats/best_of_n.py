@@ -19,19 +19,30 @@ def pick(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=lambda i: (scores[i], -i))
 
 
-def best_of_n(scores: Sequence[float], n: int) -> float:
+def best_of_n(scores: Sequence[float], n: int, values: Sequence[float] | None = None) -> float:
     """Unbiased expected maximum of n of N >= n scores: sum_i C(i-1,n-1)/C(N,n) R_(i), ascending.
+
+    Args:
+        scores: Of N answers to one prompt.
+        n: How many are drawn.
+        values: What the pick is worth by another measure, one for each score: picking by a proxy
+            score, this gives the expected gold. The scores themselves when not given.
 
     Raises:
         DataError: fewer scores than n.
 
     >>> round(best_of_n([1, 2, 3, 4], 2), 6)
     3.333333
+    >>> best_of_n([1, 2], 2, values=[0.0, 5.0])
+    5.0
     """
     if not 1 <= n <= len(scores):
         raise DataError(f"best of {n} needs n >= 1 and at least n scores, got {len(scores)}")
     total = math.comb(len(scores), n)
-    return sum(math.comb(i, n - 1) / total * r for i, r in enumerate(sorted(scores)))
+    worth = scores if values is None else values
+    # Of equal scores the lowest index is picked, so it stands last.
+    order = sorted(range(len(scores)), key=lambda i: (scores[i], -i))
+    return sum(math.comb(at, n - 1) / total * worth[i] for at, i in enumerate(order))
 
 
 def kl_bound(n: int) -> float:

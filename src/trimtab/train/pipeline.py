@@ -22,6 +22,10 @@ from trimtab.report.page import report_pipeline
 from trimtab.runs import Run, read_summary, write_atomic
 from trimtab.runs.console import console
 from trimtab.train import (
+    accuracy,
+    best_of_n,
+    mix,
+    online,
     policy,
     preference,
     prepare,
@@ -44,6 +48,10 @@ KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
     "process": (process.ProcessConfig, process.main),
     "step_labels": (step_labels.StepLabelsConfig, step_labels.main),
     "dpo": (preference.PreferenceConfig, preference.main),
+    "online_dpo": (online.OnlineConfig, online.main),
+    "best_of_n": (best_of_n.BestOfNConfig, best_of_n.main),
+    "accuracy": (accuracy.AccuracyConfig, accuracy.main),
+    "mix": (mix.MixConfig, mix.main),
     "rl": (policy.RLConfig, policy.main),
     "compare": (policies.CompareConfig, policies.main),
     "solved": (solved.SolvedConfig, solved.main),

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from trimtab.config import Config
 from trimtab.data import formats
-from trimtab.data.pack import Output, Pack, packs
+from trimtab.data.pack import Output, Pack, packs, scatter
 from trimtab.errors import DataError
-from trimtab.models.forward import token_logps
 from trimtab.models.heads import Scorer
-from trimtab.models.load import LM, ModelSpec, logit_head, save_model
+from trimtab.models.load import LM, ModelSpec, dropout_off, save_model
 from trimtab.objectives.kl import KLController
 from trimtab.objectives.methods import Method
 from trimtab.objectives.methods.ppo import PPO
@@ -29,15 +28,16 @@ from trimtab.rewards.process import ProcessSpec
 from trimtab.rewards.score import RewardSpec
 from trimtab.rewards.scoring import Scoring
 from trimtab.rewards.shape import Overlong, Shaper, ShapeSpec, Truncated
-from trimtab.rollout.collect import collect
 from trimtab.runs import Run
 from trimtab.runs.console import console
-from trimtab.sample.native import Sampler, SamplingConfig
+from trimtab.sample.native import SamplingConfig
 from trimtab.train.credit import assign
+from trimtab.train.reference import Anchor
+from trimtab.train.rollouts import Rollouts, describe, nothing_scored, sample_rows
 from trimtab.train.sft import DataSpec, load_groups, renderer_for
 from trimtab.train.state_values import MonteCarloSpec, MonteCarloValues
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
-from trimtab.types import Completion, Floats, Group
+from trimtab.types import Completion, Group
 
 
 class CriticSpec(Config):
@@ -110,6 +110,8 @@ class RLConfig(Config):
                 f"group: {self.size} leaves {method.name} nothing to compare an answer with; its "
                 "baseline is the other answers to the same prompt, so give 2 or more"
             )
+        if self.size < 2 and any(r.judge is not None for r in self.rewards):
+            raise ValueError("a judge compares answers to one prompt: give group 2 or more")
         if "critic" in self.model_fields_set and not method.needs_critic:
             raise ValueError(f"{method.name} has no critic; remove the key critic")
         if self.process is not None and self.implicit is not None:
@@ -145,34 +147,30 @@ class RLStage:
     def __init__(self, config: RLConfig) -> None:
         self.config = config
         self.renderer = renderer_for(config.model, config.data)
-        self.prompts = load_groups(config.data, formats.prompts, self.renderer.prompt)
-        self.lm = LM.load(config.model)
-        # Dropout off: old and new log-probs must come from the same function.
-        for module in self.lm.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        method = config.method
-        self.method: PolicyMethod = method.model_copy(
-            update={"max_length": method.max_length or config.sampling.max_new_tokens}
-        )
-        self.reference: LM | None = None
-        if method.needs_reference and config.reference is not None:
-            self.reference = LM.load(config.reference, train=False)
-        elif method.needs_reference and config.model.lora is None:
-            self.reference = self.lm.frozen_copy()
+        prompts = load_groups(config.data, formats.prompts, self.renderer.prompt)
         self.scoring = Scoring(
             config.rewards, config.process, config.implicit, self.renderer,
             config.loop.token_budget, config.model.device,
         )  # fmt: skip
+        self.lm = LM.load(config.model)
+        # Dropout off: old and new log-probs must come from the same function.
+        dropout_off(self.lm.model)
+        method = config.method
+        self.method: PolicyMethod = method.model_copy(
+            update={"max_length": method.max_length or config.sampling.max_new_tokens}
+        )
+        self.reference: Anchor | None = None
+        if method.needs_reference:
+            self.reference = Anchor(self.lm, config.reference, self.renderer.tokenizer)
         self.shaper = Shaper(shape_of(config))
         self.kl = KLController(config.method.kl)
-        self.sampler = Sampler(
-            self.lm.plain_attention(), self.renderer.tokenizer, stop_ids=self.renderer.stop_ids
+        self.rollouts = Rollouts(
+            prompts, self.lm, self.renderer, self.scoring, config.sampling, config.loop.seed
         )
         self.state_values: MonteCarloValues | None = None
         if method.values == "monte-carlo":
             self.state_values = MonteCarloValues(
-                config.monte_carlo, self.sampler, self.renderer, self.scoring.outcome,
+                config.monte_carlo, self.rollouts.sampler, self.renderer, self.scoring.outcome,
                 config.sampling, config.loop.seed,
             )  # fmt: skip
         modules: dict[str, nn.Module] = {"policy": self.lm.model}
@@ -223,15 +221,6 @@ class RLStage:
         logp, _ = self.lm.logps(self.lm.states(pack), pack)
         return Output(logp_C=logp)
 
-    def _reference(self, pack: Pack) -> Tensor:
-        tau = self.config.sampling.temperature
-        if self.reference is None:
-            with self.lm.adapters_off():
-                return self.lm.logps(self.lm.states(pack), pack, tau)[0]
-        states = self.reference.states(pack)
-        head = logit_head(self.reference.model)
-        return token_logps(states[pack.source_C], pack.target_C, head, temperature=tau)[0]
-
     @torch.no_grad()
     def _annotate(self, groups: Sequence[Group]) -> dict[str, float]:
         """Put what the method needs on every token: old and reference log-probs, values.
@@ -253,24 +242,10 @@ class RLStage:
                 columns = {"old_logp": out.logp_C, "value": out.value_C}
                 entropy += float(out.entropy_C.sum())
                 count += len(out.entropy_C)
-            if method.needs_reference:
-                columns["ref_logp"] = self._reference(on)
-            put(pack, {k: v.cpu().numpy() for k, v in columns.items() if v is not None})
+            if self.reference is not None:
+                columns["ref_logp"] = self.reference.logps(on, self.config.sampling.temperature)
+            scatter(pack, {k: v.cpu().numpy() for k, v in columns.items() if v is not None})
         return {"objective/entropy": entropy / max(1.0, count)} if own else {}
-
-    def _sample(self, index: int, attempt: int, count: int) -> tuple[list[Group], list[Completion]]:
-        """``count`` prompts of batch ``index`` sampled and scored, and all their completions."""
-        c = self.config
-        # Refills come from passes of their own over the prompts, so they follow from the step too.
-        seed = c.loop.seed + 7919 * attempt
-        picked = [self.prompts[i] for i in batch_indices(len(self.prompts), count, index, seed)]
-        key = (c.loop.seed, index, attempt) if attempt else (c.loop.seed, index)
-        groups = collect(
-            self.sampler, self.renderer, picked, c.sampling,
-            n=c.size, key=key, version=self.trainer.updates,
-        )  # fmt: skip
-        self.scoring(groups)
-        return groups, [x for g in groups for x in g.completions]
 
     def rollout(self, index: int) -> tuple[list[Group], dict[str, float]]:
         """Sample and score batch ``index``; with dynamic sampling, until its prompts are found.
@@ -285,8 +260,8 @@ class RLStage:
         while tries == 0 or (
             method.dynamic_sampling and len(kept) < c.prompts and tries < method.max_tries
         ):
-            groups, sampled = self._sample(index, tries, c.prompts)
-            everything += sampled
+            groups = self.rollouts(index, c.prompts, c.size, self.trainer.updates, tries)
+            everything += [x for g in groups for x in g.completions]
             tries += 1
             for g in groups:
                 seen += 1
@@ -301,11 +276,7 @@ class RLStage:
                     kept.append(g)
         metrics = describe(everything)
         if lone == seen:
-            failed = next(s for x in everything for s in x.scores.values() if not s.ok)
-            raise DataError(
-                f"step {index}: no completion could be scored; the first failure was "
-                f"{failed.status}: {failed.detail}"
-            )
+            raise nothing_scored(f"step {index}", everything)
         if method.needs_groups:
             metrics["group/uniform"] = uniform / seen
             metrics["group/unscored"] = lone / seen
@@ -390,19 +361,7 @@ class RLStage:
 
     def samples(self) -> list[dict[str, Any]]:
         """The last batch's prompts, completions, scores."""
-        return [
-            {
-                "prompt": g.text,
-                "completion": x.text,
-                "reward": x.reward,
-                "scores": {k: s.value if s.ok else s.status for k, s in x.scores.items()},
-                "finish": x.finish,
-                "tokens": len(x),
-                "version": x.version,
-            }
-            for g in self.last
-            for x in g.completions
-        ]
+        return sample_rows(self.last)
 
     def state(self) -> dict[str, Any]:
         """The KL controller and the running statistics of rewards; all else follows from the step."""
@@ -438,36 +397,6 @@ def shape_of(config: RLConfig) -> ShapeSpec:
         cache = max(1, round(method.overlong * limit))
         added["overlong"] = Overlong(max_length=limit, cache=cache)
     return config.shape.model_copy(update=added)
-
-
-def put(pack: Pack, columns: dict[str, Floats]) -> None:
-    """Write per-token data [C] back onto the completions of ``pack`` (0 where not trained)."""
-    counts = [int(n) for n in pack.trained_B.tolist()]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    done = [x for g in pack.groups for x in g.completions]
-    for name, data in columns.items():
-        for i, x in enumerate(done):
-            row = np.zeros(len(x), dtype=np.float32)
-            row[x.mask] = data[starts[i] : starts[i + 1]]
-            x.tokens[name] = row
-
-
-def describe(done: Sequence[Completion]) -> dict[str, float]:
-    """Rewards by part, lengths, finish reasons, failures."""
-    scored = [c.reward for c in done if c.reward is not None]
-    metrics = {
-        "reward/mean": float(np.mean(scored)) if scored else math.nan,
-        "reward/std": float(np.std(scored)) if scored else math.nan,
-        "reward/unscored": 1.0 - len(scored) / max(1, len(done)),
-        "completion/length": float(np.mean([len(c) for c in done])),
-        "completion/truncated": float(np.mean([c.finish == "length" for c in done])),
-    }
-    for name in done[0].scores:
-        values = [c.scores[name].value for c in done if c.scores[name].ok]
-        metrics[f"reward/{name}"] = (
-            float(np.mean([v for v in values if v is not None])) if values else math.nan
-        )
-    return metrics
 
 
 def main(config: RLConfig) -> dict[str, float]:

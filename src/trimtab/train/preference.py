@@ -9,19 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import nn
 
 from trimtab.config import Config
 from trimtab.data import formats
 from trimtab.data.pack import Output, Pack, packs
-from trimtab.data.render import load_tokenizer
-from trimtab.errors import DataError, ModelError
-from trimtab.models.load import LM, ModelSpec, save_model
+from trimtab.errors import DataError
+from trimtab.models.load import LM, ModelSpec, dropout_off, save_model
 from trimtab.objectives.preference import DPO, KTO, Preference, mismatched, summed
 from trimtab.runs import Run
 from trimtab.runs.console import console
 from trimtab.stats.uncertainty import bootstrap_mean
-from trimtab.train.reference import Reference
+from trimtab.train.reference import Reference, other_reference
 from trimtab.train.sft import DataSpec, load_groups, renderer_for, split
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
 from trimtab.types import Group
@@ -80,7 +78,7 @@ class PreferenceStage:
             self.held_others = mismatched(self.held)
         if c.reference is not None:
             # Before the policy is loaded: the two are never in memory together.
-            lm = self._other_reference(c.reference)
+            lm = other_reference(c.reference, self.renderer.tokenizer)
             self.computed = self._annotate(lm)
             del lm
         self.lm = LM.load(c.model)
@@ -111,16 +109,6 @@ class PreferenceStage:
         if isinstance(self.objective, KTO) and len({tuple(g.prompt) for g in both[0]}) < 2:
             raise DataError(f"{c.data.path}: kto needs at least two different prompts for its z0")
         return both
-
-    def _other_reference(self, spec: ModelSpec) -> LM:
-        mine = self.renderer.tokenizer.get_vocab()
-        theirs = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template).get_vocab()
-        if mine != theirs:
-            raise ModelError(
-                f"reference {spec.path!r} has another vocabulary than the model, so the two cannot "
-                "be compared token by token; use one with the same tokenizer"
-            )
-        return LM.load(spec, train=False)
 
     def _annotate(self, lm: LM) -> int:
         """Reference (or start) log-probs on all data; how many completions were not cached."""
@@ -212,16 +200,6 @@ class PreferenceStage:
     def line(self, metrics: dict[str, float]) -> str:
         """See ``Stage``."""
         return f"loss {metrics['loss']:.3f}  right {metrics.get('rewards/accuracies', 0.5):.2f}"
-
-
-def dropout_off(model: nn.Module) -> None:
-    """Set every dropout rate to 0: of modules, and those kept as attributes."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
 
 
 def margins(metrics: dict[str, float]) -> dict[str, float]:

@@ -1,11 +1,13 @@
-"""Log-probs of a frozen reference: computed once for all data, kept on disk, never recomputed.
+"""Log-probs of a frozen reference.
 
-A file is named by the fingerprint of everything the numbers depend on (weights, tokenizer, token
+On data that is given (``Reference``) they are computed once, kept on disk, never recomputed; on
+answers sampled as training goes (``Anchor``), as they come. A file is named by the fingerprint of everything the numbers depend on (weights, tokenizer, token
 ids, temperature), so a stale one is not found, and several runs may share a folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -19,8 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from trimtab.data.pack import Pack, packs
-from trimtab.models.load import LM, base_of
+from trimtab.data.pack import Pack, packs, scatter
+from trimtab.data.render import load_tokenizer
+from trimtab.errors import ModelError
+from trimtab.models.load import LM, ModelSpec, base_of
 from trimtab.runs import write_atomic
 from trimtab.runs.console import console
 from trimtab.types import Group
@@ -91,19 +95,60 @@ class Reference:
     @torch.no_grad()
     def _compute(self, groups: Sequence[Group]) -> None:
         for pack in packs(groups, self.budget, share=self.lm.exact):
-            logps = self._logps(pack.to(self.lm.device)).cpu().numpy()
-            at = 0
-            for c in (c for g in pack.groups for c in g.completions):
-                row = np.zeros(len(c), dtype=np.float32)
-                row[c.mask] = logps[at : at + c.trained]
-                at += c.trained
-                c.tokens[NAME] = row
+            on = pack.to(self.lm.device)
+            scatter(pack, {NAME: frozen_logps(self.lm, on, TEMPERATURE).cpu().numpy()})
 
-    def _logps(self, pack: Pack) -> Tensor:
-        if isinstance(self.lm.model, PeftModel):
-            with self.lm.adapters_off():
-                return self.lm.logps(self.lm.states(pack), pack, TEMPERATURE)[0]
-        return self.lm.logps(self.lm.states(pack), pack, TEMPERATURE)[0]
+
+def frozen_logps(lm: LM, pack: Pack, temperature: float) -> Tensor:
+    """Log-probs [C] of the model, of its base where it has adapters."""
+    with lm.adapters_off() if isinstance(lm.model, PeftModel) else contextlib.nullcontext():
+        return lm.logps(lm.states(pack), pack, temperature)[0]
+
+
+def other_reference(spec: ModelSpec, tokenizer: Any) -> LM:
+    """Another model than the policy, frozen.
+
+    Raises:
+        ModelError: its vocabulary is not the policy's.
+    """
+    theirs = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template).get_vocab()
+    if tokenizer.get_vocab() != theirs:
+        raise ModelError(
+            f"reference {spec.path!r} has another vocabulary than the model, so the two cannot "
+            "be compared token by token; use one with the same tokenizer"
+        )
+    return LM.load(spec, train=False)
+
+
+class Anchor:
+    """A fixed reference beside a policy that moves.
+
+    Args:
+        policy: As it is at its start, before any checkpoint is loaded into it.
+        spec: Another model as reference; without it, the policy's start: a frozen copy, or the
+            policy with its adapters off.
+        tokenizer: The policy's.
+
+    Raises:
+        ModelError: the other model's vocabulary is not the policy's.
+    """
+
+    def __init__(self, policy: LM, spec: ModelSpec | None, tokenizer: Any) -> None:
+        self.lm = policy
+        if spec is not None:
+            self.lm = other_reference(spec, tokenizer)
+        elif not isinstance(policy.model, PeftModel):
+            self.lm = policy.frozen_copy()
+
+    @torch.no_grad()
+    def logps(self, pack: Pack, temperature: float = TEMPERATURE) -> Tensor:
+        """Log-probs [C] on a pack."""
+        return frozen_logps(self.lm, pack, temperature)
+
+    def annotate(self, groups: Sequence[Group], budget: int) -> None:
+        """Put "ref_logp" on the tokens of every completion."""
+        for pack in packs(groups, budget, share=self.lm.exact):
+            scatter(pack, {NAME: self.logps(pack.to(self.lm.device)).cpu().numpy()})
 
 
 def _read(path: Path, total: int) -> np.ndarray | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trimtab.config import Config
 from trimtab.data import formats
@@ -19,7 +18,7 @@ from trimtab.models.load import ModelSpec, save_model
 from trimtab.objectives.reward import BradleyTerry
 from trimtab.runs import Run, write_atomic
 from trimtab.runs.console import console
-from trimtab.stats.uncertainty import bootstrap_mean, calibration_bins, ece
+from trimtab.train.accuracy import FIGURES, Name, figures
 from trimtab.train.sft import DataSpec, load_groups, renderer_for, split
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
 from trimtab.types import Group
@@ -34,6 +33,9 @@ class RewardConfig(Config):
     eval_data: DataSpec | None = None
     holdout: int = Field(default=0, ge=0)
     """Rows taken from the end of ``data`` when there is no ``eval_data``."""
+    evals: dict[Name, DataSpec] = Field(default_factory=dict[Name, DataSpec])
+    """More held-out comparisons by name, such as ``old`` and ``new``: each is told by itself, as
+    "eval/NAME/accuracy" and so on."""
     epochs: float = Field(default=1.0, gt=0.0)
     batch: int = Field(default=32, gt=0)
     """Prompts (groups) an optimiser step."""
@@ -42,6 +44,13 @@ class RewardConfig(Config):
     """What is subtracted and divided at inference: the statistics are saved with the model."""
     optim: OptimSpec = OptimSpec(lr=1e-5)
     loop: LoopSpec = LoopSpec()
+
+    @model_validator(mode="after")
+    def _names(self) -> RewardConfig:
+        taken = sorted(FIGURES & self.evals.keys())
+        if taken:
+            raise ValueError(f"evals: {', '.join(taken)} is the name of a figure; choose another")
+        return self
 
 
 class RewardStage:
@@ -53,6 +62,8 @@ class RewardStage:
         self.config = config
         self.renderer = renderer_for(config.model, config.data)
         self.train, self.held = self._data()
+        self.named = {name: self._load(spec) for name, spec in config.evals.items()}
+        self._tell_seen()
         pad = int(self.renderer.tokenizer.pad_token_id)
         self.scorer = Scorer.load(config.model, pad_id=pad)
         self.steps = max(1, round(config.epochs * len(self.train) / config.batch))
@@ -61,14 +72,23 @@ class RewardStage:
         )
         self.report: dict[str, Any] = {}
 
+    def _load(self, spec: DataSpec) -> list[Group]:
+        return load_groups(spec, formats.comparisons, self.renderer.comparison)
+
     def _data(self) -> tuple[list[Group], list[Group]]:
         c = self.config
+        train = self._load(c.data)
+        held = self._load(c.eval_data) if c.eval_data else []
+        return (train, held) if held else split(train, c.holdout, c.data.path)
 
-        def load(spec: DataSpec) -> list[Group]:
-            return load_groups(spec, formats.comparisons, self.renderer.comparison)
-
-        train = load(c.data)
-        return (train, load(c.eval_data)) if c.eval_data else split(train, c.holdout, c.data.path)
+    def _tell_seen(self) -> None:
+        """Held-out prompts that are also trained on make an accuracy that says too much."""
+        known = {g.prompt.tobytes() for g in self.train}
+        first = "eval_data" if self.config.eval_data else "holdout"
+        for name, held in {first: self.held, **self.named}.items():
+            seen = sum(g.prompt.tobytes() in known for g in held)
+            if seen:
+                console.print(f"{name}: {seen} of {len(held)} held-out prompts are trained on too")
 
     def forward(self, pack: Pack) -> Output:
         """Scores at last tokens."""
@@ -91,53 +111,19 @@ class RewardStage:
         return found
 
     def evaluate(self, index: int) -> dict[str, float]:
-        """Accuracy on held-out pairs with its interval, beside length alone and the noise ceiling.
-
-        The ceiling is known only where rows carry ``probs``, the labellers' own probability that
-        the earlier answer of each pair is better (the sandbox's do).
-        """
-        if not self.held:
-            return {}
-        right: list[float] = []
-        longer: list[float] = []
-        confidence: list[float] = []
-        ceiling: list[float] = []
-        owner: list[int] = []
-        for number, (group, scores) in enumerate(self._scores(self.held)):
-            probs = group.extra.get("probs")
-            for i, a in enumerate(group.completions):
-                for j in range(i + 1, len(group.completions)):
-                    b = group.completions[j]
-                    if a.rank is None or b.rank is None or a.rank == b.rank:
-                        continue
-                    delta = scores[i] - scores[j] if a.rank < b.rank else scores[j] - scores[i]
-                    gap = len(a) - len(b) if a.rank < b.rank else len(b) - len(a)
-                    right.append(0.5 if delta == 0 else float(delta > 0))
-                    longer.append(0.5 if gap == 0 else float(gap > 0))
-                    confidence.append(1 / (1 + math.exp(-min(abs(delta), 50.0))))
-                    owner.append(number)
-                    if probs is not None:
-                        p = float(probs[i][j])
-                        ceiling.append(max(p, 1 - p))
-        if not right:
-            return {}
-        mean, low, high = bootstrap_mean(right, clusters=owner)
-        length = float(np.mean(longer))
-        figures = {
-            "eval/accuracy": mean,
-            "eval/accuracy_low": low,
-            "eval/accuracy_high": high,
-            "eval/ece": ece(confidence, right),
-            "eval/length_only": max(length, 1 - length),
-            "eval/pairs": float(len(right)),
-        }
-        if ceiling:
-            figures["eval/ceiling"] = float(np.mean(ceiling))
-        self.report = {
-            "bins": calibration_bins(confidence, right),
-            **{k.removeprefix("eval/"): v for k, v in figures.items()},
-        }
-        return figures
+        """Accuracy on held-out pairs with its interval, beside length alone and the noise ceiling
+        (see ``accuracy.figures``); named sets each by itself."""
+        told: dict[str, float] = {}
+        self.report = {}
+        if self.held:
+            found, bins = figures(self._scores(self.held))
+            told = {f"eval/{k}": v for k, v in found.items()}
+            self.report = {"bins": bins, **found} if found else {}
+        for name, held in self.named.items():
+            found, bins = figures(self._scores(held))
+            told |= {f"eval/{name}/{k}": v for k, v in found.items()}
+            self.report.setdefault("evals", {})[name] = {"bins": bins, **found}
+        return told
 
     def samples(self) -> list[dict[str, Any]]:
         """See ``Stage``."""
@@ -171,14 +157,20 @@ class RewardStage:
 def main(config: RewardConfig) -> dict[str, float]:
     """Run the stage; the model is in ``out``/model."""
     run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
-    figures = fit(RewardStage(config), run, config.loop)
-    said = f"accuracy {figures.get('eval/accuracy', figures.get('accuracy', float('nan'))):.3f}"
-    if "eval/accuracy_low" in figures:
-        said += (
-            f" [{figures['eval/accuracy_low']:.3f}, {figures['eval/accuracy_high']:.3f}] held out"
-        )
-        said += f", length alone {figures['eval/length_only']:.3f}"
-    if "eval/ceiling" in figures:
-        said += f", ceiling {figures['eval/ceiling']:.3f}"
+    told = fit(RewardStage(config), run, config.loop)
+    sets = ["eval", *(f"eval/{name}" for name in config.evals)]
+    said = "; ".join(_said(told, name) for name in sets if f"{name}/accuracy" in told)
+    said = said or f"accuracy {told.get('accuracy', float('nan')):.3f} in training"
     console.print(f"[bold]reward[/bold]: {said} -> {config.out}/model")
-    return figures
+    return told
+
+
+def _said(told: dict[str, float], name: str) -> str:
+    """The figures of a held-out set, "eval" or "eval/NAME", in words."""
+    at = {k.rpartition("/")[2]: v for k, v in told.items() if k.rpartition("/")[0] == name}
+    said = (
+        f"accuracy {at['accuracy']:.3f} [{at['accuracy_low']:.3f}, {at['accuracy_high']:.3f}] "
+        f"{name.removeprefix('eval/') if '/' in name else 'held out'}, "
+        f"length alone {at['length_only']:.3f}"
+    )
+    return said + (f", ceiling {at['ceiling']:.3f}" if "ceiling" in at else "")

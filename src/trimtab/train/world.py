@@ -13,6 +13,7 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.data import formats, sources
 from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.errors import DataError
 from trimtab.models.load import LM, ModelSpec
 from trimtab.rollout.collect import collect
 from trimtab.runs import write_atomic
@@ -77,7 +78,10 @@ class LabelConfig(Config):
     """Whose answers are ranked."""
     data: str
     """Sandbox prompts."""
+    skip: int = Field(default=0, ge=0)
+    """Prompts passed over first: those that an earlier round has labelled."""
     limit: int | None = Field(default=None, gt=0)
+    """Prompts to label, after ``skip``."""
     answers: int = Field(default=4, ge=2, le=9)
     """Sampled for each prompt."""
     heldout: int = Field(default=200, gt=0)
@@ -95,7 +99,10 @@ def label(config: LabelConfig) -> dict[str, Any]:
     """
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    examples = formats.prompts(sources.read(config.data, limit=config.limit))
+    most = None if config.limit is None else config.skip + config.limit
+    examples = formats.prompts(sources.read(config.data, limit=most))[config.skip :]
+    if not examples:
+        raise DataError(f"{config.data}: skip {config.skip} leaves no prompt to label; lower it")
     tokenizer = load_tokenizer(
         config.model.tokenizer or config.model.path, config.model.chat_template
     )

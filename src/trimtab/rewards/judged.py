@@ -1,0 +1,91 @@
+"""Judges as a part of the reward: a function compares answers to one prompt, two at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from trimtab.rewards.functions import Columns, FunctionPart
+from trimtab.types import Group, Score
+
+TIE = 0.5
+
+
+def flipped(prompt: str, first: str, second: str) -> bool:
+    """Whether the second answer is shown first: a fair coin that depends on the texts alone, so
+    that a resumed run asks the same questions."""
+    text = "\0".join((prompt, first, second))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[0] % 2 == 1
+
+
+class JudgedPart:
+    """A pairwise judge as a part of the reward.
+
+    Every two answers to a prompt are compared once, in an order drawn by ``flipped``; two that say
+    the same are a tie without a question. An answer's score is the mean of its verdicts, 1 won and
+    0 lost. Comparisons that failed are left out of it; an answer without a verdict has the status
+    of its first failure.
+
+    Args:
+        name, path, options, timeout: As for ``FunctionPart``.
+
+    Raises:
+        ConfigError: the function cannot be imported.
+    """
+
+    def __init__(
+        self, name: str, path: str, options: dict[str, Any], timeout: float | None
+    ) -> None:
+        self.name = name
+        self.judge = FunctionPart(name, path, options, timeout, kind="judge", what="pairs")
+
+    def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
+        """A score for each completion, in order.
+
+        Raises:
+            RewardError: the function returned something other than one value a pair.
+        """
+        prompts: list[str] = []
+        pairs: list[list[str]] = []
+        columns: Columns = {k: [] for g in groups for k in g.extra}
+        asked: list[tuple[int, int]] = []
+        said: list[list[Score]] = []
+        for g in groups:
+            start = len(said)
+            said += [[] for _ in g.completions]
+            for i, j in itertools.combinations(range(len(g.completions)), 2):
+                a, b = g.completions[i].text, g.completions[j].text
+                if a == b:
+                    said[start + i].append(Score(TIE))
+                    said[start + j].append(Score(TIE))
+                    continue
+                swap = flipped(g.text, a, b)
+                prompts.append(g.text)
+                pairs.append([b, a] if swap else [a, b])
+                asked.append((start + j, start + i) if swap else (start + i, start + j))
+                for key, column in columns.items():
+                    column.append(g.extra.get(key))
+        verdicts = self.judge.ask(prompts, pairs, columns) if pairs else []
+        for (first, second), verdict in zip(asked, verdicts, strict=True):
+            p = verdict.value
+            if p is not None and not 0.0 <= p <= 1.0:
+                verdict = Score(None, "invalid", f"a verdict lies between 0 and 1, not {p!r}")
+            if verdict.value is None:
+                said[first].append(verdict)
+                said[second].append(verdict)
+            else:
+                said[first].append(Score(1.0 - verdict.value))
+                said[second].append(Score(verdict.value))
+        return {self.name: [_share(mine) for mine in said]}
+
+
+def _share(verdicts: Sequence[Score]) -> Score:
+    """The mean of the verdicts there are."""
+    won = [s.value for s in verdicts if s.value is not None]
+    if won:
+        return Score(sum(won) / len(won))
+    if verdicts:
+        return verdicts[0]
+    return Score(None, "invalid", "alone: a judge needs two or more answers to a prompt")
