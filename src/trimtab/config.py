@@ -10,7 +10,7 @@ import types as pytypes
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
@@ -33,12 +33,15 @@ class Kind(Config):
     type is the import path it was found at.
     """
 
+    usual: ClassVar[str] = ""
+    """The type where none is given."""
+
     @classmethod
     def named(cls, name: str) -> type[Self]:
         """The subclass, at any depth, whose type is ``name``, or the class at that import path;
         this one when there is none."""
         if ":" in name:
-            return _imported(cls, name, "type")
+            return _imported(cls, name)
         todo: list[type[Self]] = [cls]
         while todo:
             one = todo.pop()
@@ -57,24 +60,18 @@ C = TypeVar("C", bound=Config)
 K = TypeVar("K", bound=Kind)
 
 
-def by_type(base: type[K], known: Mapping[str, type[K]], default: str, key: str) -> BeforeValidator:
+def by_type(base: type[K], known: Mapping[str, type[K]]) -> BeforeValidator:
     """What turns ``{type: NAME, …}`` into the class of that name in ``known``, or the subclass of
     ``base`` at that import path ("package.module:Class" or "file.py:Class").
-
-    Args:
-        base: What every kind is.
-        known: The registry.
-        default: The type where none is given.
-        key: The configuration key, for messages.
     """
 
     def make(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         given = {str(k): v for k, v in cast("dict[Any, Any]", value).items()}
-        name = str(given.get("type", default))
+        name = str(given.get("type", base.usual))
         if ":" in name:
-            return _imported(base, name, f"{key}.type").model_validate(given)
+            return _imported(base, name).model_validate(given)
         if name not in known:
             raise ValueError(f"type {name!r} is none of {', '.join(known)}, and no import path")
         return known[name].model_validate(given)
@@ -82,16 +79,16 @@ def by_type(base: type[K], known: Mapping[str, type[K]], default: str, key: str)
     return BeforeValidator(make)
 
 
-def _imported(base: type[K], path: str, key: str) -> type[K]:
+def _imported(base: type[K], path: str) -> type[K]:
     """The subclass of ``base`` at ``path``, with the path as its type: what a resolved
     configuration says is what it reads back.
 
     Raises:
         ConfigError: nothing is there, or it is no such class.
     """
-    found = import_function(path, key)
+    found = import_function(path, "type")
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ConfigError(f"{key}: {path!r} is no {base.__name__}; subclass {base.__module__}'s")
+        raise ConfigError(f"type: {path!r} is no {base.__name__}; subclass {base.__module__}'s")
     whole: Any = create_model(found.__name__, __base__=found, type=(Literal[path], path))  # pyright: ignore[reportCallIssue, reportArgumentType, reportUnknownVariableType]
     return whole
 
@@ -114,7 +111,7 @@ def _keys_at(kind: type[BaseModel], path: tuple[Any, ...], values: Any) -> list[
         if isinstance(part, str) and part in keys:
             inner = keys[part]
             if isinstance(inner, type) and issubclass(inner, Kind) and isinstance(values, dict):
-                inner = inner.named(str(cast("dict[str, Any]", values).get("type", "")))
+                inner = inner.named(str(cast("dict[str, Any]", values).get("type", inner.usual)))
             keys = _fields(inner)
     return sorted(keys)
 

@@ -45,6 +45,8 @@ class Direct(Kind):
     tokens' "ref_logp".
     """
 
+    usual: ClassVar[str] = "dpo"
+
     rpo_alpha: float = Field(default=0.0, ge=0.0)
     """Weight of RPO's -W/n_w (published: 1)."""
     reference_free: bool = False

@@ -7,7 +7,7 @@ ALGORITHMS sections 7, 8, 9 and 16.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -87,6 +87,8 @@ class PolicyMethod(Kind):
     L = aggregate(w * surrogate) + beta * aggregate(KL) + value_coef * value loss
         - entropy_coef * aggregate(H), where w corrects for the sampler's own log-probs.
     """
+
+    usual: ClassVar[str] = "ppo"
 
     advantage: str = "returns"
     """"gae": generalised advantages over a critic. "returns": reward-to-go of the baselined reward.

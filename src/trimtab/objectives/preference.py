@@ -244,5 +244,5 @@ DIRECT: dict[str, type[Direct]] = {
     m.model_fields["type"].default: m for m in typing.get_args(AnyPreference)
 }
 
-Preference = Annotated[SerializeAsAny[Direct], by_type(Direct, DIRECT, "dpo", "objective")]
+Preference = Annotated[SerializeAsAny[Direct], by_type(Direct, DIRECT)]
 """A direct method as a key of a configuration: ``{type: NAME, …}``, NAME perhaps an import path."""

@@ -31,5 +31,5 @@ METHODS: dict[str, type[PolicyMethod]] = {
     m.model_fields["type"].default: m for m in typing.get_args(Methods)
 }
 
-Method = Annotated[SerializeAsAny[PolicyMethod], by_type(PolicyMethod, METHODS, "ppo", "method")]
+Method = Annotated[SerializeAsAny[PolicyMethod], by_type(PolicyMethod, METHODS)]
 """A method as a key of a configuration: ``{type: NAME, …}``, NAME perhaps an import path."""
