@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import sys
 import types as pytypes
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from trimtab.errors import ConfigError
 
@@ -25,7 +26,71 @@ class Config(BaseModel):
     )
 
 
+class Kind(Config):
+    """A configuration of several kinds told apart by ``type``; a kind is a subclass.
+
+    The subclass declares ``type: Literal["name"]``. One from outside the package need not: its
+    type is the import path it was found at.
+    """
+
+    usual: ClassVar[str] = ""
+    """The type where none is given."""
+
+    @classmethod
+    def named(cls, name: str) -> type[Self]:
+        """The subclass, at any depth, whose type is ``name``, or the class at that import path;
+        this one when there is none."""
+        if ":" in name:
+            return _imported(cls, name)
+        todo: list[type[Self]] = [cls]
+        while todo:
+            one = todo.pop()
+            if "type" in one.model_fields and one.model_fields["type"].default == name:
+                return one
+            todo += one.__subclasses__()
+        return cls
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return str(getattr(self, "type", type(self).__name__))
+
+
 C = TypeVar("C", bound=Config)
+K = TypeVar("K", bound=Kind)
+
+
+def by_type(base: type[K], known: Mapping[str, type[K]]) -> BeforeValidator:
+    """What turns ``{type: NAME, …}`` into the class of that name in ``known``, or the subclass of
+    ``base`` at that import path ("package.module:Class" or "file.py:Class").
+    """
+
+    def make(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        given = {str(k): v for k, v in cast("dict[Any, Any]", value).items()}
+        name = str(given.get("type", base.usual))
+        if ":" in name:
+            return _imported(base, name).model_validate(given)
+        if name not in known:
+            raise ValueError(f"type {name!r} is none of {', '.join(known)}, and no import path")
+        return known[name].model_validate(given)
+
+    return BeforeValidator(make)
+
+
+def _imported(base: type[K], path: str) -> type[K]:
+    """The subclass of ``base`` at ``path``, with the path as its type: what a resolved
+    configuration says is what it reads back.
+
+    Raises:
+        ConfigError: nothing is there, or it is no such class.
+    """
+    found = import_function(path, "type")
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigError(f"type: {path!r} is no {base.__name__}; subclass {base.__module__}'s")
+    whole: Any = create_model(found.__name__, __base__=found, type=(Literal[path], path))  # pyright: ignore[reportCallIssue, reportArgumentType, reportUnknownVariableType]
+    return whole
 
 
 def _fields(annotation: Any) -> dict[str, Any]:
@@ -39,11 +104,15 @@ def _fields(annotation: Any) -> dict[str, Any]:
     return found
 
 
-def _keys_at(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+def _keys_at(kind: type[BaseModel], path: tuple[Any, ...], values: Any) -> list[str]:
     keys: dict[str, Any] = _fields(kind)
     for part in path:
+        values = cast("dict[str, Any]", values).get(part) if isinstance(values, dict) else None
         if isinstance(part, str) and part in keys:
-            keys = _fields(keys[part])
+            inner = keys[part]
+            if isinstance(inner, type) and issubclass(inner, Kind) and isinstance(values, dict):
+                inner = inner.named(str(cast("dict[str, Any]", values).get("type", inner.usual)))
+            keys = _fields(inner)
     return sorted(keys)
 
 
@@ -60,7 +129,7 @@ def build(kind: type[C], values: dict[str, Any], source: str = "configuration") 
         for item in error.errors():
             path = ".".join(str(p) for p in item["loc"]) or "(top)"
             if item["type"] == "extra_forbidden":
-                known = _keys_at(kind, item["loc"][:-1])
+                known = _keys_at(kind, item["loc"][:-1], values)
                 near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
                 lines.append(f"{path}: unknown key; {hint}")
@@ -128,10 +197,14 @@ def import_function(path: str, key: str = "function") -> Callable[..., Any]:
         raise ConfigError(f"{key}: {path!r} should be 'package.module:name' or 'file.py:name'")
     try:
         if where.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            # Under its path, so that it hides no other module; known to ``sys.modules``, because
+            # the annotations of its classes are looked up there.
+            name_of = str(Path(where).resolve())
+            spec = importlib.util.spec_from_file_location(name_of, where)
             if spec is None or spec.loader is None or not Path(where).is_file():
                 raise ConfigError(f"{key}: {where}: no such Python file")
             module = importlib.util.module_from_spec(spec)
+            sys.modules[name_of] = module
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(where)

@@ -7,13 +7,13 @@ ALGORITHMS sections 7, 8, 9 and 16.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from trimtab.config import Config
+from trimtab.config import Kind
 from trimtab.data.pack import Output, Pack
 from trimtab.objectives.advantage import Baseline, Scale
 from trimtab.objectives.kl import CLAMP, Estimator, FixedKL, KLControl, Place, estimate, log_ratio
@@ -79,7 +79,7 @@ def clip_fraction(ratio: Tensor, advantage: Tensor, low: float, high: float) -> 
     return (((ratio > 1 + high) & (advantage > 0)) | ((ratio < 1 - low) & (advantage < 0))).float()
 
 
-class PolicyMethod(Config):
+class PolicyMethod(Kind):
     """Every part of a policy-gradient method; a subclass is a method: the same with its defaults.
 
     Each declares ``type: Literal["name"]``, which YAML names it by.
@@ -87,6 +87,8 @@ class PolicyMethod(Config):
     L = aggregate(w * surrogate) + beta * aggregate(KL) + value_coef * value loss
         - entropy_coef * aggregate(H), where w corrects for the sampler's own log-probs.
     """
+
+    usual: ClassVar[str] = "ppo"
 
     advantage: str = "returns"
     """"gae": generalised advantages over a critic. "returns": reward-to-go of the baselined reward.
@@ -150,22 +152,6 @@ class PolicyMethod(Config):
     """Optimiser steps a pass."""
     target_kl: float | None = Field(default=None, gt=0.0)
     """Skip the remaining updates on a batch once mean(rho - 1 - log rho) exceeds 1.5 times this."""
-
-    @classmethod
-    def named(cls, name: str) -> type[PolicyMethod]:
-        """The subclass, at any depth, whose type is ``name``; this one when there is none."""
-        todo: list[type[PolicyMethod]] = [cls]
-        while todo:
-            one = todo.pop()
-            if "type" in one.model_fields and one.model_fields["type"].default == name:
-                return one
-            todo += one.__subclasses__()
-        return cls
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return str(getattr(self, "type", type(self).__name__))
 
     @property
     def needs_critic(self) -> bool:

@@ -59,7 +59,7 @@ class OnlineConfig(Config):
 
     @model_validator(mode="after")
     def _sane(self) -> OnlineConfig:
-        name = self.objective.type
+        name = self.objective.name
         if isinstance(self.objective, KTO):
             raise ValueError(
                 "kto learns from labels of single answers, and here answers are compared; "
@@ -201,7 +201,7 @@ def main(config: OnlineConfig) -> dict[str, float]:
     kl = f", KL {figures['objective/kl']:.2f} nats" if "objective/kl" in figures else ""
     ties = figures.get("ties", math.nan)
     console.print(
-        f"[bold]online {config.objective.type}[/bold]: {parts}{kl}, {ties:.0%} of the last prompts "
+        f"[bold]online {config.objective.name}[/bold]: {parts}{kl}, {ties:.0%} of the last prompts "
         f"tied -> {config.out}/model"
     )
     return figures

@@ -50,7 +50,7 @@ class PreferenceConfig(Config):
 
     @model_validator(mode="after")
     def _sane(self) -> PreferenceConfig:
-        name = self.objective.type
+        name = self.objective.name
         if self.reference is not None and not self.objective.referenced:
             raise ValueError(f"objective {name} reads no reference here; drop the key reference")
         if isinstance(self.objective, KTO) and self.batch < 2:
@@ -221,5 +221,5 @@ def main(config: PreferenceConfig) -> dict[str, float]:
         )
     if "eval/logps/chosen_shift" in figures:
         said += f", chosen log-prob {figures['eval/logps/chosen_shift']:+.2f} nats from the start"
-    console.print(f"[bold]{config.objective.type}[/bold]: {said} -> {config.out}/model")
+    console.print(f"[bold]{config.objective.name}[/bold]: {said} -> {config.out}/model")
     return figures

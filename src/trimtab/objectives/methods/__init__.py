@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import typing
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import SerializeAsAny
 
-from trimtab.config import import_function
+from trimtab.config import by_type
 from trimtab.objectives.methods.cispo import CISPO
 from trimtab.objectives.methods.dapo import DAPO
 from trimtab.objectives.methods.dr_grpo import DrGRPO
@@ -31,29 +31,5 @@ METHODS: dict[str, type[PolicyMethod]] = {
     m.model_fields["type"].default: m for m in typing.get_args(Methods)
 }
 
-
-def method_class(name: str) -> type[PolicyMethod]:
-    """The method of that name, or at that import path.
-
-    Raises:
-        ValueError: there is none; the names there are, are listed.
-    """
-    if ":" in name:
-        found = import_function(name, "method.type")
-        if isinstance(found, type) and issubclass(found, PolicyMethod):
-            return found
-        raise ValueError(f"{name!r} is no PolicyMethod; subclass trimtab.objectives.policy's")
-    if name not in METHODS:
-        raise ValueError(f"type {name!r} is none of {', '.join(METHODS)}, and no import path")
-    return METHODS[name]
-
-
-def _made(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    given: dict[str, Any] = {str(k): v for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    return method_class(str(given.get("type", "ppo"))).model_validate(given)
-
-
-Method = Annotated[SerializeAsAny[PolicyMethod], BeforeValidator(_made)]
-"""A method as a key of a configuration: ``{type: NAME, …}``."""
+Method = Annotated[SerializeAsAny[PolicyMethod], by_type(PolicyMethod, METHODS)]
+"""A method as a key of a configuration: ``{type: NAME, …}``, NAME perhaps an import path."""
