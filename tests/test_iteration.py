@@ -314,3 +314,24 @@ def test_usable_answers() -> None:
     assert not best_of_n.usable(made(" ", "stop", 0.0))
     assert not best_of_n.usable(made("a", "length", 0.0))
     assert not best_of_n.usable(made("a", "stop", None))
+
+
+def test_the_recipe_in_small(tmp_path: Path) -> None:
+    """Every stage from the files of those before it, to the figures promised."""
+    recipe = str(Path(__file__).parents[1] / "recipes" / "sandbox-iterate.yaml")
+    small = {
+        "world.demonstrations": 64, "world.prompts": 96, "world.heldout": 24, "sft.holdout": 8,
+        "sft.epochs": 0.5, "sft.batch": 16, "label.limit": 40, "label.heldout": 8,
+        "relabel.limit": 40, "relabel.skip": 40, "relabel.heldout": 8, "best.data.limit": 16,
+        "best.n": 8, "raft.holdout": 2, "raft.batch": 8, "raft.epochs": 0.5,
+        **{f"{s}.epochs": 0.5 for s in ("reward", "reward2")},
+        **{f"{s}.steps": 1 for s in ("online", "ppo", "ppo_on", "ppo2")},
+        **{f"{s}.prompts": 8 for s in ("online", "ppo", "ppo_on", "ppo2")},
+    }  # fmt: skip
+    flags = [word for k, v in small.items() for word in (f"--{k}", str(v))]
+    cli(["run", recipe, "--out", str(tmp_path / "o"), *flags])
+    figures = json.loads((tmp_path / "o" / "summary.json").read_text())
+    assert set(figures["gold"]) >= {"sft", "raft", "online", "ppo", "ppo_on", "ppo2"}
+    assert 0 <= figures["reward_model"]["after"]["new"] <= 1
+    ids = [r["id"].partition("/")[0] for r in rows(tmp_path / "o" / "mix" / "rows.jsonl")]
+    assert set(ids) == {"old", "new"}

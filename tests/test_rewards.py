@@ -201,12 +201,12 @@ def test_mathematics_outlives_an_answer_that_hangs() -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ({}, "give one of model, models, function, verifier, not none"),
+        ({}, "give one of model, models, function, judge, verifier, not none"),
         ({"model": "a", "function": "b:c"}, "not model and function"),
         ({"models": ["a"]}, "two or more"),
         ({"models": ["a", "a"]}, "twice"),
         ({"model": "a", "combine": "worst"}, "'combine' belongs to models"),
-        ({"model": "a", "timeout": 3}, "'timeout' belongs to function or verifier"),
+        ({"model": "a", "timeout": 3}, "'timeout' belongs to function or judge or verifier"),
         ({"function": "b:c", "residual_length": True}, "'residual_length' belongs to model"),
         ({"verifier": "numeric", "options": {"colum": "x"}}, "did you mean 'column'"),
         ({"verifier": "exact", "options": {"extract": "("}}, "not a regular expression"),
