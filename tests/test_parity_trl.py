@@ -48,6 +48,7 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer  # noqa: E402
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
 
 VALUE, GRADIENT = 1e-5, 2e-5
+MINE = Path(__file__).parents[1] / "recipes" / "custom_method.py"
 DIRECT: TypeAdapter[AnyPreference] = TypeAdapter(Preference)
 ONLINE: TypeAdapter[PolicyMethod] = TypeAdapter(Method)
 
@@ -157,6 +158,7 @@ DPO_TYPES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"loss_type": ["ipo"]}, {"type": "ipo"}),
     ({"loss_type": ["robust"], "label_smoothing": 0.2}, {"type": "robust", "smoothing": 0.2}),
     ({"loss_type": ["sigmoid_norm"], "beta": 2.0}, {"type": "dpo_norm", "beta": 2.0}),
+    ({"loss_type": ["apo_zero"]}, {"type": f"{MINE}:APOZero"}),
 ]
 
 

@@ -184,13 +184,15 @@ def _tie(value: object) -> bool:
     return known[key]
 
 
-def _columns(rows: Rows, wanted: list[set[str]], task: str) -> None:
+def _columns(
+    rows: Rows, wanted: list[set[str]], task: str, way_out: str = "rename the columns"
+) -> None:
     if not any(w <= row.keys() for _, row in rows.rows for w in wanted):
         found = sorted({name for _, row in rows.rows for name in row})
         options = "; or ".join("+".join(sorted(w)) for w in wanted)
         raise DataError(
             f"{rows.name}: columns {', '.join(found)} do not fit {task}, which needs {options}; "
-            "rename the columns"
+            f"{way_out}"
         )
 
 
@@ -304,7 +306,10 @@ def comparisons(rows: Rows) -> list[Example]:
     Raises:
         DataError: the columns fit none of these, or (strict) a row cannot be used.
     """
-    _columns(rows, [{"chosen", "rejected"}, {"prompt", "completions", "ranks"}], "comparisons")
+    wanted = [{"chosen", "rejected"}, {"prompt", "completions", "ranks"}]
+    labelled = any({"completion", "label"} <= row.keys() for _, row in rows.rows)
+    way_out = "labelled answers are for type: kto" if labelled else "rename the columns"
+    _columns(rows, wanted, "comparisons", way_out)
 
     def make(row: Row) -> Example:
         if "completions" in row:

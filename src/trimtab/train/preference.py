@@ -15,7 +15,7 @@ from trimtab.data import formats
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.errors import DataError
 from trimtab.models.load import LM, ModelSpec, dropout_off, save_model
-from trimtab.objectives.preference import DPO, KTO, Preference, mismatched, summed
+from trimtab.objectives.preference import DPO, KTO, Preference, labels, mismatched, summed
 from trimtab.runs import Run
 from trimtab.runs.console import console
 from trimtab.stats.uncertainty import bootstrap_mean
@@ -106,8 +106,8 @@ class PreferenceStage:
 
         train = load(c.data)
         both = (train, load(c.eval_data)) if c.eval_data else split(train, c.holdout, c.data.path)
-        if isinstance(self.objective, KTO) and len({tuple(g.prompt) for g in both[0]}) < 2:
-            raise DataError(f"{c.data.path}: kto needs at least two different prompts for its z0")
+        if isinstance(self.objective, KTO):
+            balanced(both[0], self.objective, c.data.path)
         return both
 
     def _annotate(self, lm: LM) -> int:
@@ -200,6 +200,31 @@ class PreferenceStage:
     def line(self, metrics: dict[str, float]) -> str:
         """See ``Stage``."""
         return f"loss {metrics['loss']:.3f}  right {metrics.get('rewards/accuracies', 0.5):.2f}"
+
+
+def balanced(groups: Sequence[Group], objective: KTO, source: str) -> None:
+    """What KTO asks of its rows: both labels, and several prompts for z0. Says so where the
+    weights of the two sides are apart by more than the paper advises (its equation 8).
+
+    Raises:
+        DataError: a label or a second prompt is missing.
+    """
+    found = [x for g in groups for x in labels(g) if x is not None]
+    good, bad = sum(found), len(found) - sum(found)
+    if not good or not bad:
+        raise DataError(
+            f"{source}: all {len(found)} answers are {'good' if good else 'bad'}; kto learns from the "
+            "difference, so give rows of both labels (good answers alone are for sft)"
+        )
+    if len({tuple(g.prompt.tolist()) for g in groups}) < 2:
+        raise DataError(f"{source}: kto needs at least two different prompts for its z0")
+    share = objective.desirable * good / max(objective.undesirable * bad, 1e-9)
+    if not 0.75 <= share <= 4 / 3:
+        console.print(
+            f"{source}: {good} good answers of weight {objective.desirable:g} and {bad} bad ones of "
+            f"weight {objective.undesirable:g}; for balance set objective.undesirable to "
+            f"{objective.desirable * good / bad:.2g}"
+        )
 
 
 def margins(metrics: dict[str, float]) -> dict[str, float]:
