@@ -135,6 +135,9 @@ def build(kind: type[C], values: dict[str, Any], source: str = "configuration") 
                 lines.append(f"{path}: unknown key; {hint}")
             elif item["type"] == "missing":
                 lines.append(f"{path}: required, but not given")
+            elif item["type"] == "value_error":
+                # Our own words, which say what was given; pydantic puts its prefix before them.
+                lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')}")
             else:
                 lines.append(f"{path}: {item['msg']} (got {item['input']!r})")
         raise ConfigError(f"{source}: " + "\n  ".join(lines)) from None

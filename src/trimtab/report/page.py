@@ -349,7 +349,7 @@ def _gold_parts(summary: Mapping[str, Any]) -> Section:
         if (value := _figure(summary, f"gold.{key}")) is not None
     ]
     charts = [
-        bar_chart("Gold score", totals, "Mean gold score", "Each stage should stand above the one before."),
+        bar_chart("Gold score", totals, "Mean gold score", "RL should stand above SFT, and a flawed reward below it."),
         grouped_bars(
             "Gold by part", groups, "Mean score of the part",
             "Shows what a gain was paid with: no part should fall while the others rise.",
