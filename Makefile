@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test lint types layers check clean
+.PHONY: setup demo test lint types layers check learning clean
 
 setup: .venv/installed
 
@@ -20,8 +20,8 @@ test: setup
 	$(BIN)/python -m pytest -n 2 tests src
 
 lint: setup
-	$(BIN)/ruff check src tests recipes
-	$(BIN)/ruff format --check src tests recipes
+	$(BIN)/ruff check src tests recipes benchmarks
+	$(BIN)/ruff format --check src tests recipes benchmarks
 
 types: setup
 	$(BIN)/basedpyright
@@ -30,6 +30,10 @@ layers: setup
 	$(BIN)/lint-imports
 
 check: lint types layers test
+
+# Every online method on real training, three seeds; a stopped run goes on.
+learning: setup
+	$(BIN)/python -m benchmarks.learning --out runs/learning
 
 clean:
 	rm -rf .venv runs
