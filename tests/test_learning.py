@@ -1,4 +1,4 @@
-"""A slice of ``make learning``: two methods must begin to learn."""
+"""A slice of ``make learning``: PPO must begin to learn."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.timeout(900)
-def test_grpo_and_ppo_begin_to_learn(tmp_path: Path) -> None:
+def test_ppo_begins_to_learn(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.learning", "--slice", "--out", str(tmp_path)]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert "slice-grpo-0" in done.stdout
+    assert "slice-ppo-0" in done.stdout
     assert "gain" in done.stdout
