@@ -35,15 +35,16 @@ def prepare(out: Path, data: str, held: int = 312, seed: int = 0) -> dict[str, f
     def write(name: str, made: list[dict[str, Any]]) -> None:
         write_atomic(out / name, "".join(json.dumps(r) + "\n" for r in made).encode())
 
-    def prompt(row: dict[str, Any]) -> dict[str, Any]:
-        said = transcript(row["chosen"])
-        return {"prompt": said[:-1]}
+    def asked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Prompts; a few transcripts end with the person, and leave nothing to answer."""
+        turns = [transcript(r["chosen"])[:-1] for r in rows]
+        return [{"prompt": t} for t in turns if t and t[-1]["role"] == "user"]
 
     half = len(rest) // 2
     write("texts.jsonl", [{"messages": transcript(r["chosen"])} for r in rest])
     write("pairs.jsonl", rest[:half])
     write("judge.jsonl", rest[half:])
-    write("prompts.jsonl", [prompt(r) for r in rest[:half]])
+    write("prompts.jsonl", asked(rest[:half]))
     write("heldout.jsonl", kept)
-    write("questions.jsonl", [prompt(r) for r in kept])
+    write("questions.jsonl", asked(kept))
     return {"pairs": len(found), "dropped": len(rows.rows) - len(found), "held_out": len(kept)}
