@@ -1,4 +1,7 @@
-"""Process rewards: steps in data and in token ids, the model, its stage, and credit by steps."""
+"""Process rewards: steps in data and in token ids, the model, its stage, and credit by steps.
+
+Over 500 lines, since these share one tokenizer, one set of stepwise rows and one trained folder.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("no KL", {"kl_place": "none"}),
     ("clip higher", {"clip_high": 0.28}),
     ("token level", {"aggregation": "token-mean"}),
-    ("overlong", {"overlong": 0.2, "mask_truncated": False}),
+    ("overlong", {"overlong": 0.2, "mask_truncated": True}),
     ("dynamic sampling", {"dynamic_sampling": True}),
 )
 """From GRPO to DAPO: each adds its part to those before."""

@@ -72,11 +72,12 @@ class Direct(Kind):
         return self.rpo_alpha
 
     def loss(self, p: Pairs) -> Tensor:
-        """The formula, without the likelihood: [P]."""
+        """The formula, without the likelihood: [P]. Abstract: each method has its own."""
         raise NotImplementedError
 
     def implicit(self, p: Pairs) -> tuple[Tensor, Tensor]:
-        """Implicit rewards of the chosen and the rejected answers, on the loss's own scale."""
+        """Implicit rewards of the chosen and the rejected answers, on the loss's own scale.
+        Abstract."""
         raise NotImplementedError
 
     def usable(self, group: Group) -> bool:

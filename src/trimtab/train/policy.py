@@ -290,12 +290,7 @@ class RLStage:
             return len({x.scores[name].value for x in group.completions}) < 2
         dense = self.config.process or self.config.implicit
         watched = dense.name if dense is not None and dense.weight != 0.0 else None
-        return (
-            len(
-                {(x.reward, x.scores[watched].value if watched else 0.0) for x in group.completions}
-            )
-            < 2
-        )
+        return len({(x.reward, watched and x.scores[watched].value) for x in group.completions}) < 2
 
     def step(self, index: int) -> dict[str, float]:
         """One batch of rollouts and its updates; none where dynamic sampling found nothing."""
