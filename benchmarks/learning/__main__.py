@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning import credit, page, words
+from benchmarks.learning import credit, labels, page, words
 from benchmarks.learning.jobs import Job, run
 from trimtab.objectives.methods import METHODS
 from trimtab.sandbox.tasks import END
@@ -70,10 +70,21 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
     if "credit" in rows:
         function = "benchmarks.learning.credit:correlation"
         found += [Job("credit", "estimators", s, function, base) for s in SEEDS]
+    if "labels" in rows:
+        given = {"start": str(out / "labels")}
+        for name in labels.names():
+            function = "benchmarks.learning.labels:direct"
+            found += [Job("labels", name, s, function, {**given, "name": name}) for s in SEEDS]
+        found += [Job("labels", "ppo", s, "benchmarks.learning.labels:ppo", given) for s in SEEDS]
+    if "experts" in rows:
+        for name in ("grpo", "gspo", "gspo_token"):
+            given = {"start": str(out / "moe"), "method": {"type": name, "minibatches": 4}}
+            function = "benchmarks.learning.experts:learn"
+            found += [Job("experts", name, s, function, given) for s in SEEDS]
     return found
 
 
-ROWS = ("words", "settings", "ablation", "process", "credit")
+ROWS = ("words", "labels", "process", "credit", "ablation", "experts", "settings")
 
 
 def main() -> None:
@@ -93,6 +104,11 @@ def main() -> None:
     words.measure(start / "sft" / "model", start, start / "before")
     if "process" in args.rows and not (out / "prm" / "model" / "model").is_dir():
         credit.reward_model(out / "prm", start)
+    if "labels" in args.rows:
+        labels.start(out / "labels")
+    if "experts" in args.rows:
+        mixture = words.start(out / "moe", moe=True)
+        words.measure(mixture / "sft" / "model", mixture, mixture / "before")
     run(jobs(out, start, set(args.rows)), out, args.workers)
     page.write(out, args.docs)
 
