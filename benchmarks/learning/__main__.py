@@ -19,8 +19,8 @@ from trimtab.sandbox.tasks import END
 
 LEARN = "benchmarks.learning.words:learn"
 SEEDS = (0, 1, 2)
-SETTINGS = ((128, 2.5e-4), (256, 5e-4), (256, 1e-3))
-"""Other batches and learning rates than 128 and 5e-4, one seed each."""
+SETTINGS = ((64, 1e-4), (128, 2e-4), (128, 4e-4))
+"""Other batches and learning rates than 64 and 2e-4, one seed each."""
 
 PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("grpo", {}),

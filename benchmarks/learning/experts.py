@@ -17,6 +17,7 @@ from trimtab.types import Group
 
 EVERY = 4
 """Steps between two looks at the router."""
+BATCH = 64
 
 
 @torch.no_grad()
@@ -65,7 +66,7 @@ def learn(
 ) -> dict[str, Any]:
     """Train; pass@1 before and after, flips a batch, spread of ratios."""
     origin = Path(start)
-    config = words.settings(out / "rl", seed, origin, samples, 128, 5e-4, {"method": method})
+    config = words.settings(out / "rl", seed, origin, samples, BATCH, 2e-4, {"method": method})
     stage = RLStage(config)
     probe = stage.rollouts(50_000, 32, 4, 0)
     figures: dict[str, list[float]] = {"flips": [], "token": [], "sequence": []}
@@ -76,7 +77,7 @@ def learn(
         before = routes(stage, probe) if looked else []
         metrics = stage.step(index)
         rewards.append(metrics["reward/mean"])
-        drawn.append(128.0 * (index + 1))
+        drawn.append(float(BATCH) * (index + 1))
         if looked:
             figures["flips"].append(flips(before, routes(stage, probe)))
             token, sequence = spread(stage, stage.last)
