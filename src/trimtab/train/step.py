@@ -27,7 +27,7 @@ from trimtab.data.pack import Output, Pack, packs
 from trimtab.errors import UserError
 from trimtab.models import checkpoint
 from trimtab.objectives.terms import Counts, Loss
-from trimtab.runs import Run
+from trimtab.runs import Run, read_metrics
 from trimtab.runs.console import bar, console
 from trimtab.types import Group
 
@@ -376,7 +376,10 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
                 )
                 sys.exit(143)
     if first >= stage.steps:
-        metrics = stage.evaluate(stage.steps)
+        # Trained before, and perhaps killed before the export: its last record says how it ended.
+        rows = [r for r in read_metrics(run.path) if r["step"] == first]
+        metrics = {k: v for r in rows for k, v in r.items() if k not in ("step", "time")}
+        metrics = metrics or stage.evaluate(first)
     stage.export(run.path / "model")
     metrics["seconds"] = time.monotonic() - started
     run.summary({k.replace("/", "."): v for k, v in metrics.items()})
