@@ -20,7 +20,7 @@ from trimtab.sandbox.tasks import END
 LEARN = "benchmarks.learning.words:learn"
 SEEDS = (0, 1, 2)
 SETTINGS = ((64, 1e-4), (128, 2e-4), (128, 4e-4))
-"""Other batches and learning rates than 64 and 2e-4, one seed each."""
+"""Other batches and learning rates than 64 and 2e-4, one seed and half the samples each."""
 
 PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("grpo", {}),
@@ -41,11 +41,6 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
         for name in sorted(METHODS):
             given = {**base, "given": {"method": {"type": name}}}
             found += [Job("words", name, s, LEARN, given) for s in SEEDS]
-    if "settings" in rows:
-        for name in sorted(METHODS):
-            for batch, lr in SETTINGS:
-                given = {**base, "given": {"method": {"type": name}}, "batch": batch, "lr": lr}
-                found.append(Job("settings", f"{name}@{batch},{lr:g}", 0, LEARN, given))
     if "ablation" in rows:
         method: dict[str, Any] = {"type": "grpo"}
         for name, part in PARTS:
@@ -81,6 +76,12 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
             given = {"start": str(out / "moe"), "method": {"type": name, "minibatches": 4}}
             function = "benchmarks.learning.experts:learn"
             found += [Job("experts", name, s, function, given) for s in SEEDS]
+    if "settings" in rows:
+        for name in sorted(METHODS):
+            for batch, lr in SETTINGS:
+                given = {**base, "given": {"method": {"type": name}}, "batch": batch, "lr": lr}
+                given["samples"] = 5120
+                found.append(Job("settings", f"{name}@{batch},{lr:g}", 0, LEARN, given))
     return found
 
 

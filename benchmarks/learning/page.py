@@ -74,6 +74,7 @@ def write(out: Path, docs: Path) -> None:
             rows.append([name, batch, lr, f"{r['gain']:+.3f}", spark(r["curve"]["reward"])])
         parts += [
             "## Other batches and rates\n",
+            "Half the samples, one seed.\n",
             table(["method", "batch", "lr", "gain", "curve"], rows),
         ]
     if "ablation" in found:
