@@ -49,7 +49,9 @@ def curve(
         groups = list(labelled.values())
         got: list[float] = []
         for m in range(members):
-            draw = np.random.default_rng((seed, 41, size, m)).integers(len(groups), size=len(groups))
+            draw = np.random.default_rng((seed, 41, size, m)).integers(
+                len(groups), size=len(groups)
+            )
             mine = [groups[int(k)] for k in draw]
             scorer = bench.train(mine, seed=seed * 100 + m)
             got.append(accuracy(bench.scores(scorer, test_groups), tests))

@@ -88,7 +88,10 @@ class Bench:
         self.renderer = Renderer(self.tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
 
     def group(
-        self, q: Question, ranks: Sequence[int] | None = None, ratings: Sequence[float] | None = None
+        self,
+        q: Question,
+        ranks: Sequence[int] | None = None,
+        ratings: Sequence[float] | None = None,
     ) -> Group:
         """A question as a group, ranked or rated where it is."""
         example = Example(
