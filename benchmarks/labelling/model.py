@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 import trimtab
-from trimtab.config import Config
+from trimtab.data.formats import Example
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.data.render import Renderer, load_tokenizer
-from trimtab.data.formats import Example
 from trimtab.models.heads import Scorer
-from trimtab.models.load import ModelSpec
+from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.reward import BradleyTerry
-from trimtab.objectives.terms import Counts, Loss, Term
 from trimtab.sandbox.world import Scene, World, answer, gold
+from trimtab.stats.logistic import newton
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices
-from trimtab.types import Group, Score
+from trimtab.types import Group
 
+Floats = npt.NDArray[np.float64]
 BASE = Path(trimtab.__file__).parent / "sandbox" / "base"
 
 
@@ -57,27 +57,30 @@ def questions(seed: int, n: int, answers: int = 2, start: int = 0) -> list[Quest
     return found
 
 
-class Regression(Config):
-    """(r - s)^2 of each completion whose score "rating" is known."""
+class Probe:
+    """A linear head on the frozen base model: its state at an answer's last token, standardised."""
 
-    type: Literal["regression"] = "regression"
+    def __init__(self, bench: Bench, groups: Sequence[Group]) -> None:
+        states = bench.states(groups)
+        self.mean, self.std = states.mean(0), states.std(0) + 1e-6
+        self.ridge = 10.0
 
-    def counts(self, pack: Pack) -> Counts:
-        """Rated completions."""
-        rated = sum(1.0 for g in pack.groups for c in g.completions if "rating" in c.scores)
-        return {"completions": rated}
+    def features(self, bench: Bench, groups: Sequence[Group]) -> Floats:
+        """[G, K, D] of groups of K answers each."""
+        flat = (bench.states(groups) - self.mean) / self.std
+        return flat.reshape(len(groups), -1, flat.shape[-1])
 
-    def __call__(self, out: Output, pack: Pack) -> Loss:
-        """The sum of squares; needs ``score_B``."""
-        assert out.score_B is not None
-        wanted = [
-            c.scores["rating"].value if "rating" in c.scores else None
-            for g in pack.groups for c in g.completions
-        ]  # fmt: skip
-        keep = torch.tensor([w is not None for w in wanted])
-        goal = torch.tensor([w or 0.0 for w in wanted], device=out.score_B.device)
-        error = torch.where(keep, out.score_B - goal, 0.0)
-        return Loss({"loss": Term((error**2).sum(), "completions")})
+    def pairs(self, gap_ND: Floats, first_N: Floats, weight_KN: Floats | None = None) -> Floats:
+        """Heads [K, D] by Bradley-Terry on differences of features; ``first_N`` is 1 where the
+        first was preferred, one half for a tie."""
+        weight = np.ones((1, len(gap_ND))) if weight_KN is None else weight_KN
+        return newton(gap_ND, first_N, weight, np.full(gap_ND.shape[1], self.ridge))
+
+    def scores(self, x_ND: Floats, rating_N: Floats) -> Floats:
+        """A head [1, D] by least squares on ratings."""
+        y = rating_N - rating_N.mean()
+        a = x_ND.T @ x_ND + self.ridge * np.eye(x_ND.shape[1])
+        return np.linalg.solve(a, x_ND.T @ y)[None]
 
 
 class Bench:
@@ -100,15 +103,12 @@ class Bench:
         )  # fmt: skip
         made = self.renderer.comparison(example)
         assert made is not None
-        for c, r in zip(made.completions, ratings or (), strict=False):
-            c.scores["rating"] = Score(float(r))
         return made
 
     def train(
         self,
         groups: Sequence[Group],
         seed: int,
-        objective: Any = BradleyTerry(),
         epochs: float = 4,
         batch: int = 32,
         lr: float = 5e-4,
@@ -128,8 +128,19 @@ class Bench:
         for step in range(steps):
             picked = batch_indices(len(groups), min(batch, len(groups)), step, seed)
             mine = [groups[i] for i in picked]
-            trainer.update([Part(mine, objective, forward, scorer.exact)])
+            trainer.update([Part(mine, BradleyTerry(), forward, scorer.exact)])
         return scorer
+
+    @torch.no_grad()
+    def states(self, groups: Sequence[Group]) -> Floats:
+        """The base model's state [B, D] at the last token of every completion, in order."""
+        lm = LM.load(ModelSpec(path=str(BASE), device="cpu"), train=False)
+        found: dict[int, Floats] = {}
+        for pack in packs(list(groups), 8192, share=lm.exact):
+            rows = iter(lm.states(pack)[pack.last_B].double().numpy())
+            for g in pack.groups:
+                found[id(g)] = np.array([next(rows) for _ in g.completions])
+        return np.concatenate([found[id(g)] for g in groups])
 
     @torch.no_grad()
     def scores(self, scorer: Scorer, groups: Sequence[Group]) -> list[list[float]]:
@@ -142,7 +153,7 @@ class Bench:
         return [found[id(g)] for g in groups]
 
 
-def accuracy(scores: Sequence[Sequence[float]], asked: Sequence[Question]) -> float:
+def accuracy(scores: Sequence[Sequence[float]] | Floats, asked: Sequence[Question]) -> float:
     """Share of pairs whose gold differs that the scores order as gold does; equal scores half."""
     right: list[float] = []
     for mine, q in zip(scores, asked, strict=True):
@@ -171,6 +182,3 @@ def needed(sizes: Sequence[float], reached: Sequence[float], goal: float) -> flo
     low, high = best[at - 1], best[at]
     part = (goal - low) / (high - low)
     return float(round(np.exp(np.log(sizes[at - 1]) * (1 - part) + np.log(sizes[at]) * part), 6))
-
-
-Say = Callable[[str], None]

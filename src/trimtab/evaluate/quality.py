@@ -45,7 +45,7 @@ def accuracies(
     owner = np.array([items[u[0]] for u in shared])
     spread = np.array(
         [
-            dawid_skene(unit, rater, said, 3, weight[owner], steps=30, tol=1e-4).accuracy_R
+            dawid_skene(unit, rater, said, 3, weight[owner], steps=30, tol=1e-4).accuracy
             for weight in draws(len(items), n, seed)
         ]
     )
@@ -54,7 +54,7 @@ def accuracies(
     return (
         {
             name: {
-                "value": float(whole.accuracy_R[i]),
+                "value": float(whole.accuracy[i]),
                 "low": float(low[i]),
                 "high": float(high[i]),
             }

@@ -29,10 +29,11 @@ class Board:
         keys = {i: prompt_key(item) for i, item in records.items.items()}
         for v in cast:
             item, a, b = v.unit
-            models = (records.items[item].models or ())[a : b + 1 : max(1, b - a)]
-            if len(models) != 2 or None in models or models[0] == models[1]:
+            named = records.items[item].models
+            first, second = (named[a], named[b]) if named else (None, None)
+            if first is None or second is None or first == second:
                 continue
-            i, j = (place.setdefault(str(m), len(place)) for m in models)
+            i, j = (place.setdefault(m, len(place)) for m in (first, second))
             p = {FIRST: 1.0, TIE: 0.5}.get(v.said, 0.0)
             given = v.judgement.prob
             if soft and given is not None and len(v.judgement.ranks or ()) == 2:

@@ -148,7 +148,7 @@ class DawidSkene:
     """Of the data and the smoothing, after each step: never falls."""
 
     @property
-    def accuracy_R(self) -> Floats:
+    def accuracy(self) -> Floats:
         """P(annotator says the true class)."""
         return np.einsum("c,rcc->r", self.prior_C, self.confusion_RCC)
 

@@ -89,7 +89,7 @@ def _row(item: Item, j: Judgement, number: int) -> Row:
     foreign: Row = extra.pop("reward_bench", {})
     prompt = rest.readable(item.prompt)
     models = item.models or (None,) * len(item.answers)
-    ident = foreign["id"] if "id" in foreign else number
+    ident = foreign.get("id", number)
     second = len(item.answers) > 2 or bool(foreign.get("lists"))
     if second:
         row: Row = {
