@@ -18,7 +18,7 @@ from trimtab.evaluate.standing import strengths
 from trimtab.judgement import Judgement
 from trimtab.label import records as files
 from trimtab.label.records import Records
-from trimtab.label.votes import Unit, Vote, by_item, counts, gold_gaps, settled, votes
+from trimtab.label.votes import Unit, by_item, counts, gold_gaps, settled, votes
 from trimtab.runs import write_atomic
 from trimtab.runs.console import console
 from trimtab.stats import agreement as stats
@@ -248,6 +248,9 @@ def measure(
             "bias": swayed.get(name, {}),
             "rates": bias.rates(records, said, config.patterns),
         }
+    drifts = [m["drift"] for m in annotators.values() if m["drift"]]
+    for one in drifts:
+        one["found"] = one["p"] < bias.FAMILY / len(drifts)
     truth = audit.people_say(by_unit, people)
     told: dict[str, Any] = {}
     calibrators: dict[str, Calibrator] = {}
@@ -329,6 +332,3 @@ def main(config: AgreementConfig) -> dict[str, Any]:
         write_atomic(Path(config.calibrated), files.lines(better))
         console.print(f"{len(better)} calibrated judgements -> {config.calibrated}")
     return found
-
-
-__all__ = ["AgreementConfig", "Vote", "main", "measure"]

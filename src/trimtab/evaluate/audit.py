@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from trimtab.label.votes import FIRST, SECOND, TIE, Unit, Vote, majority
 from trimtab.stats.audit import checks_needed, error_bound
-from trimtab.stats.calibrate import Calibrator, Isotonic, Platt, held_out, isotonic, platt
+from trimtab.stats.calibrate import Calibrator, Platt, held_out, isotonic, platt
 from trimtab.stats.uncertainty import calibration_bins, ece
 
 Floats = npt.NDArray[np.float64]
@@ -144,6 +144,3 @@ def doubts(
         elif unit in posterior:
             found[unit] = 1 - float(posterior[unit][vote])
     return found
-
-
-__all__ = ["Isotonic", "Platt", "calibration", "doubts", "people_say", "plan", "probabilities"]

@@ -188,13 +188,13 @@ def _annotators(found: Found) -> list[Verdict]:
                 )
             )
         drift = mine["drift"]
-        if drift and (drift["high"] < 0 or drift["low"] > 0):
+        if drift and drift["found"]:
             way = "less" if drift["value"] < 0 else "more"
             out.append(
                 Verdict(
                     f"{name} agrees {way} with the others than at first",
-                    f"Later half minus earlier half: {span(drift)}. Nineteen of twenty steady "
-                    "annotators show no such change.",
+                    f"Later half minus earlier half: {span(drift)}. Ninety-nine of a hundred steady "
+                    "panels show no such change in anyone.",
                     "bad" if drift["value"] < 0 else "fair",
                 )
             )

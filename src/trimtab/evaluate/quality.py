@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr
 
 from trimtab.label.records import Records
 from trimtab.label.votes import FIRST, SECOND, TIE, Unit, Vote, majority, prompt_key
@@ -85,7 +86,7 @@ def against_others(
 
 
 def drift(seen: Sequence[tuple[str, float]], at_least: int = 20) -> dict[str, float] | None:
-    """Agreement with the others in the later half minus that in the earlier, 95 % interval.
+    """Agreement with the others in the later half minus that in the earlier, 95 % interval, and p.
 
     None with fewer than ``at_least`` judgements a half.
     """
@@ -105,6 +106,7 @@ def drift(seen: Sequence[tuple[str, float]], at_least: int = 20) -> dict[str, fl
         "value": float(late.mean() - early.mean()),
         "low": middle - 1.959964 * error,
         "high": middle + 1.959964 * error,
+        "p": float(2 * ndtr(-abs(middle) / error)),
     }
 
 

@@ -147,7 +147,7 @@ def encode(path: Path, rows: list[Row]) -> bytes:
             pq.write_table(pa.Table.from_pylist(rows), sink)
         except (pa.ArrowException, UnicodeEncodeError) as error:
             raise DataError(
-                f"{path}: rows of different shapes do not fit a table ({error}); write .jsonl"
+                f"{path}: these rows do not fit a table ({error}); write .jsonl"
             ) from None
         return sink.getvalue()
     raise ConfigError(f"to: {path}: kind {path.suffix or '(none)'} is not written; use .jsonl, .json "

@@ -178,8 +178,8 @@ def dawid_skene(
     """
     units, raters = int(unit_N.max()) + 1, int(rater_N.max()) + 1
     weight = np.ones(units) if weight_U is None else weight_U
-    votes = np.zeros((units, classes))
-    np.add.at(votes, (unit_N, said_N), 1.0)
+    votes = np.bincount(unit_N * classes + said_N, minlength=units * classes).reshape(units, -1)
+    cell = rater_N * classes + said_N
     posterior = votes / np.maximum(votes.sum(1, keepdims=True), 1e-300)
     diagonal = np.eye(classes)
     extra = smoothing * (0.5 * diagonal + 0.5 / classes)
@@ -188,12 +188,14 @@ def dawid_skene(
     for _ in range(steps):
         mass = posterior * weight[:, None]
         prior = (mass.sum(0) + smoothing / classes) / (mass.sum() + smoothing)
-        confusion = np.zeros((raters, classes, classes))
-        np.add.at(confusion, (rater_N, slice(None), said_N), mass[unit_N])
-        confusion += extra
+        for c in range(classes):
+            told = np.bincount(cell, weights=mass[unit_N, c], minlength=raters * classes)
+            confusion[:, c] = told.reshape(raters, classes) + extra[c]
         confusion /= confusion.sum(2, keepdims=True)
-        logs = np.tile(np.log(prior), (units, 1))
-        np.add.at(logs, unit_N, np.log(confusion[rater_N, :, said_N]))
+        logs = np.empty((units, classes))
+        for c in range(classes):
+            told = np.log(confusion[rater_N, c, said_N])
+            logs[:, c] = np.log(prior[c]) + np.bincount(unit_N, weights=told, minlength=units)
         top = logs.max(1, keepdims=True)
         evidence = top[:, 0] + np.log(np.exp(logs - top).sum(1))
         smooth = float((extra * np.log(confusion)).sum() + smoothing * np.log(prior).mean())

@@ -118,7 +118,9 @@ def _task(place: int, item: Item, mine: list[tuple[int, Judgement]]) -> Row:
                     "created_at": j.at, "lead_time": j.seconds, **theirs,
                 }
             )  # fmt: skip
-        hidden.append({"number": number, "by": j.annotator, **rest.rest(j, known)})
+        kept = rest.rest(j, known)
+        scored = {"scored": True} if "prob" in known else {}
+        hidden.append({"number": number, "by": j.annotator, **scored, **kept})
     text = rest.plain(item.prompt)
     answers = {f"answer_{k + 1}": a for k, a in enumerate(item.answers)}
     column = {
@@ -209,7 +211,8 @@ def _task_judgements(
         if machine:
             fields["who"] = "ai"
             score = given.get("score")
-            if isinstance(score, (int, float)) and kept and len(item.answers) == 2:
+            # A score of others is confidence in what they chose, or anything else.
+            if mine.pop("scored", False) and isinstance(score, (int, float)):
                 fields["prob"] = score
         else:
             fields |= {

@@ -48,20 +48,22 @@ def load(rows: sources.Rows) -> Records:
         all_, ranks = [*good, *poor], [0] * len(good) + [1] * len(poor)
         extra = {k: v for k, v in row.items() if k not in (*known, KEY)}
         if not kept:
-            extra["reward_bench"] = {"id": row.get("id")} | ({} if named else {"models": models})
+            theirs: Row = {"id": row.get("id")} | ({} if named else {"models": models})
+            extra["reward_bench"] = theirs | ({"order": order} if second else {})
         fields: Row = {
             "prompt": rest.question(rest.text(rows.name, number, row, "prompt")),
             "answers": [all_[k] for k in order],
             **({"models": [named[k] for k in order]} if named and any(named) else {}),
-            **({"extra": extra} if extra else {}),
+            **({} if kept else {"extra": extra}),
             **kept.get("item", {}),
         }  # fmt: skip
         if "id" not in fields and row.get("id") is not None:
             fields["id"] = f"{row.get('subset', 'rb')}/{row['id']}"
         item = rest.item(rows.name, number, fields)
         found.add(item)
-        said = {"annotator": NAME, "who": "gold", "ranks": [ranks[k] for k in order]}
-        mine = {**said, **kept.get("judgement", {}), "item": item.id}
+        said: Row = {"annotator": NAME, "who": "gold"}
+        mine = {**kept.get("judgement", said), "item": item.id}
+        mine.setdefault("ranks", [ranks[k] for k in order])
         found.judgements.append(rest.judgement(rows.name, number, mine))
     return found
 
@@ -83,14 +85,16 @@ def dump(records: Records) -> Dumped:
 
 def _row(item: Item, j: Judgement, number: int) -> Row:
     assert j.ranks is not None
-    good = [k for k, r in enumerate(j.ranks) if r == 0]
-    poor = [k for k, r in enumerate(j.ranks) if r != 0]
     extra = dict(item.extra)
     foreign: Row = extra.pop("reward_bench", {})
+    places: list[int] = foreign.get("order", list(range(len(item.answers))))
+    listed = sorted(range(len(item.answers)), key=lambda k: places[k])
+    good = [k for k in listed if j.ranks[k] == 0]
+    poor = [k for k in listed if j.ranks[k] != 0]
     prompt = rest.readable(item.prompt)
     models = item.models or (None,) * len(item.answers)
     ident = foreign.get("id", number)
-    second = len(item.answers) > 2 or bool(foreign.get("lists"))
+    second = len(item.answers) > 2 or "order" in foreign
     if second:
         row: Row = {
             "id": ident, "prompt": prompt, "chosen": [item.answers[k] for k in good],
@@ -110,5 +114,6 @@ def _row(item: Item, j: Judgement, number: int) -> Row:
         return whole
     order = [(*good, *poor).index(k) for k in range(len(item.answers))]
     known = ["answers"] + (["prompt"] if rest.plain(item.prompt) is not None else [])
-    hidden = {"item": rest.rest(item, known), "judgement": rest.rest(j, ("item",)), "order": order}
+    plain = ("item", "ranks") if set(j.ranks) == {0, 1} else ("item",)
+    hidden = {"item": rest.rest(item, known), "judgement": rest.rest(j, plain), "order": order}
     return {**whole, KEY: rest.packed(hidden)}
