@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trimtab import cli
 from trimtab.config import build
 from trimtab.data import sources
 from trimtab.errors import ConfigError, DataError
@@ -342,3 +345,40 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     own.write(tmp_path / "tie.jsonl", Records({item.id: item}, [tie]))
     with pytest.raises(DataError, match="nothing here fits trl"):
         run(tmp_path, "tie.jsonl", to="x.jsonl", write="trl")
+
+
+@pytest.mark.parametrize("command", ["agreement", "evaluate", "exchange"])
+def test_help_and_mistakes_of_the_commands(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cli.main([command, "--help"])
+    page = capsys.readouterr().out
+    assert "--files" in page
+    assert ("--to" if command == "exchange" else "--json ") in page
+    for words, message in (
+        ([command], "give the files"),
+        ([command, "x.jsonl", "--to", "y.jsonl", "--htlm", "p"], "unknown key"),
+        ([command, str(tmp_path / "none.jsonl"), *(["--to", "y.jsonl"] if command == "exchange" else [])], "no such file"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "mixed.jsonl").write_text(
+        '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"x": 1}\n'
+    )
+    with pytest.raises(DataError, match="row 2 is not trl, as row 1 is"):
+        exchange.read([str(tmp_path / "mixed.jsonl")])
+    with pytest.raises(DataError, match="row 1 is not argilla"):
+        exchange.read([str(tmp_path / "mixed.jsonl")], "argilla")
+
+
+def test_the_command_line_starts_fast_and_names_the_commands(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cli.main(["--help"])
+    page = capsys.readouterr().out
+    assert all(f"\n  {name} " in page for name in cli.FILES)
+    code = "import sys, trimtab.cli as c; c.main(['--help']); print(sorted({'numpy', 'scipy', 'torch', 'rich'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -16,6 +16,7 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate import audit, bias, quality
 from trimtab.evaluate.standing import strengths
 from trimtab.judgement import Judgement
+from trimtab.label import exchange
 from trimtab.label import records as files
 from trimtab.label.records import Records
 from trimtab.label.votes import Unit, by_item, counts, gold_gaps, settled, votes
@@ -39,7 +40,8 @@ class AgreementConfig(Config):
     """Configuration of ``trimtab agreement FILES``."""
 
     files: tuple[str, ...] = Field(min_length=1)
-    """Items and judgements, lines of JSON, in one file or several."""
+    """Items and judgements, in one file or several, or any format that ``trimtab exchange``
+    reads."""
     html: str | None = None
     """Write a page here."""
     json_: str | None = Field(default=None, alias="json")
@@ -224,6 +226,7 @@ def measure(
     steady, swapped = quality.steadiness(cast), quality.swaps(cast)
     loops = quality.cycles(records, cast, names)
     swayed = bias.biases(records, cast, gold, config.patterns)
+    shape = bias.shapes(records, config.patterns)
     annotators: dict[str, Any] = {}
     for name in names:
         mine = [j for j in standing if j.annotator == name]
@@ -246,7 +249,7 @@ def measure(
             "drift": quality.drift(seen),
             "cycles": loops["by"].get(name),
             "bias": swayed.get(name, {}),
-            "rates": bias.rates(records, said, config.patterns),
+            "rates": bias.rates(records, said, shape, list(config.patterns)),
         }
     drifts = [m["drift"] for m in annotators.values() if m["drift"]]
     for one in drifts:
@@ -311,7 +314,7 @@ def main(config: AgreementConfig) -> dict[str, Any]:
     """Read, measure, print a table; write the page and the JSON where asked."""
     from trimtab.evaluate import agreement_page
 
-    records = files.read(config.files)
+    records = exchange.read(config.files)
     if not records.judgements:
         raise ConfigError(f"{', '.join(config.files)}: items alone; give the judgements too")
     found, calibrators = measure(records, config)

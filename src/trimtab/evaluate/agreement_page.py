@@ -62,14 +62,19 @@ def kappa_pairs(found: Found, most: int = 15) -> Table:
     return Table(("Annotators", "Shared pairs", "Cohen kappa"), rows)
 
 
+def _kept(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    """Without the columns that none has anything in, and the rows that have nothing."""
+    kept = [i for i in range(len(head)) if i == 0 or any(r[i] for r in rows)]
+    full = [[r[i] for i in kept] for r in rows if any(r[1:])]
+    return Table([head[i] for i in kept], full)
+
+
 def annotator_table(found: Found) -> Table:
-    """One row an annotator; a column that none has anything in is left out."""
-    head = ("Annotator", "Judged", "Ties", "Seconds", "Accuracy", "With people", "Gold", "Repeats",
-            "Both orders", "Drift", "Circles")  # fmt: skip
-    rows: list[tuple[str, ...]] = []
-    for name, m in found["annotators"].items():
-        cycles, orders = m["cycles"], m["orders"]
-        rows.append(
+    """How much each did, and how well."""
+    head = ("Annotator", "Judged", "Ties", "Seconds", "Accuracy", "With people", "Gold")
+    return _kept(
+        head,
+        [
             (
                 f"{name} (judge)" if m["who"] == "judge" else name,
                 str(m["judgements"]),
@@ -78,14 +83,28 @@ def annotator_table(found: Found) -> Table:
                 span(m["accuracy"], True),
                 span(m["with_people"], True),
                 span(m["gold"], True),
-                span(m["steady"], True),
-                f"{orders['consistency']:.0%} same" if orders else "",
-                span(m["drift"]),
-                f"{cycles['cycles']:.0f}/{cycles['triples']:.0f}" if cycles and cycles["triples"] else "",
             )
-        )  # fmt: skip
-    kept = [i for i in range(len(head)) if i == 0 or any(r[i] for r in rows)]
-    return Table([head[i] for i in kept], [[r[i] for i in kept] for r in rows])
+            for name, m in found["annotators"].items()
+        ],
+    )
+
+
+def steady_table(found: Found) -> Table:
+    """How far each agrees with themselves."""
+    rows: list[tuple[str, ...]] = []
+    for name, m in found["annotators"].items():
+        cycles, orders, drift = m["cycles"], m["orders"], m["drift"]
+        circles = cycles and cycles["triples"]
+        rows.append(
+            (
+                name,
+                span(m["steady"], True),
+                f"{orders['consistency']:.0%} of {orders['n']:.0f}" if orders else "",
+                span(drift) + (" *" if drift["found"] else "") if drift else "",
+                f"{cycles['cycles']:.0f} of {cycles['triples']:.0f}" if circles else "",
+            )
+        )
+    return _kept(("Annotator", "Same again", "Same in both orders", "Drift", "Circles"), rows)
 
 
 def bias_table(found: Found) -> Table:
@@ -155,6 +174,7 @@ def show(found: Found) -> None:
     for title, table in (
         ("Agreement", agreement_table(found)), ("Kappa", kappa_table(found)),
         ("Annotators", annotator_table(found)),
+        ("Steadiness", steady_table(found)),
         ("Bias, nats of log-odds (* found)", bias_table(found)),
         ("Judges", judge_table(found)), ("Models", elo_table(found)),
     ):  # fmt: skip
@@ -260,7 +280,7 @@ def page(found: Found, records: Records) -> str:
                 "kappa with people is to be read beside that of people with each other.",
                 tables=[t for t in (agreement_table(found), kappa_table(found), kappa_pairs(found)) if t.rows]),
         Section("Annotators", "People are blue, judges orange.",
-                charts=[c for c in quality if c], tables=[annotator_table(found)]),
+                charts=[c for c in quality if c], tables=[t for t in (annotator_table(found), steady_table(found)) if t.rows]),
         Section("Biases", "What sways a choice beside quality. A star marks what would be found in "
                 "one of a hundred unbiased panels only.",
                 charts=[c for c in sways if c],

@@ -59,6 +59,11 @@ def features(item: Item, patterns: Mapping[str, Sequence[str]]) -> Floats:
     return np.array(found)
 
 
+def shapes(records: Records, patterns: Mapping[str, Sequence[str]]) -> dict[str, Floats]:
+    """``features`` of every item, by its id."""
+    return {i: features(item, patterns) for i, item in records.items.items()}
+
+
 def _own(vote: Vote, item: Item) -> float:
     """1 or -1: which of the two answers is by the annotator's own model; 0 where neither is."""
     _, a, b = vote.unit
@@ -82,7 +87,7 @@ def biases(
     ``high`` are its 95 % interval (score test); ``found`` says that it would exclude 0 also when corrected for
     everything tested here (Bonferroni, ``FAMILY``). ``control`` is "gold" or "others".
     """
-    shape = {i: features(item, patterns) for i, item in records.items.items()}
+    shape = shapes(records, patterns)
     by_name: dict[str, list[Vote]] = {}
     for v in cast:
         if v.judgement.who != "gold" and v.judgement.kind != "repeat":
@@ -176,7 +181,7 @@ def _against_others(
 
 
 def rates(
-    records: Records, mine: Sequence[Vote], patterns: Mapping[str, Sequence[str]] = PATTERNS
+    records: Records, mine: Sequence[Vote], shape: Mapping[str, Floats], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """How often, quality aside, the first, the longer, the flattering one wins; ties a half, with
     Wilson's interval. What is seen, not what causes it."""
@@ -184,9 +189,9 @@ def rates(
     for v in mine:
         item, a, b = v.unit
         score = {FIRST: 1.0, TIE: 0.5}.get(v.said, 0.0)
-        gap = features(records.items[item], patterns)
+        gap = shape[item]
         sides = {"position": 1.0 if v.led else -1.0}
-        sides |= dict(zip(("length", *patterns), gap[a] - gap[b], strict=True))
+        sides |= dict(zip(("length", *names), gap[a] - gap[b], strict=True))
         sides["self"] = _own(v, records.items[item])
         for name, side in sides.items():
             if side:

@@ -29,14 +29,17 @@ def span(found: Found | None, percent: bool = False) -> str:
 
     >>> span({"value": 0.5, "low": 0.4, "high": 0.6})
     '0.50 [0.40, 0.60]'
+    >>> span({"value": 0.5, "low": 0.4, "high": 0.6}, percent=True)
+    '50% [40, 60]'
     """
     if found is None:
         return ""
-    form = "{:.0%}" if percent else "{:.2f}"
-    value = form.format(found["value"])
-    if found.get("low") is None or found.get("high") is None:
-        return value
-    return f"{value} [{form.format(found['low'])}, {form.format(found['high'])}]"
+    size, form, unit = (100, "{:.0f}", "%") if percent else (1, "{:.2f}", "")
+    value, low, high = found["value"], found.get("low"), found.get("high")
+    text = form.format(size * value) + unit
+    if low is None or high is None:
+        return text
+    return f"{text} [{form.format(size * low)}, {form.format(size * high)}]"
 
 
 def verdicts(found: Found) -> list[Verdict]:

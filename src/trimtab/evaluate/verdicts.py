@@ -10,6 +10,7 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError, DataError
+from trimtab.evaluate.findings import span
 from trimtab.evaluate.standing import Board, table
 from trimtab.label import exchange
 from trimtab.label.votes import votes
@@ -87,11 +88,7 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def _percent(found: dict[str, float]) -> str:
-    return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
-
-
-HEAD = ("Model", "Win rate", "Length-controlled", "Won, tied, lost", "Words more", "Elo")
+HEAD = ("Model", "Win rate", "LC win rate", "Won, tied, lost", "Words", "Elo")
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -106,7 +103,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
             out.append((name, "", "", "", "", points))
         else:
             record = f"{mine['wins']}, {mine['ties']}, {mine['losses']}"
-            out.append((name, _percent(mine["win_rate"]), _percent(mine["length_controlled"]),
+            out.append((name, span(mine["win_rate"], percent=True), span(mine["length_controlled"], percent=True),
                         record, f"{mine['longer']:+.1f}", points))  # fmt: skip
     return out
 
@@ -128,14 +125,15 @@ def page(found: dict[str, Any]) -> str:
     ]  # fmt: skip
     lead = (
         f"{found['verdicts']} verdicts on {found['prompts']} prompts by "
-        f"{', '.join(found['annotators'])}. A tie is half a win; intervals are 95 %, by prompt."
+        f"{', '.join(found['annotators'])}. A tie is half a win; intervals are 95 %, by prompt. LC is "
+        "length-controlled: as if answers were equally long. Words are the mean difference."
     )
     sections = [
         Section("Leaderboard", lead, charts=[c for c in charts if c],
                 tables=[Table(HEAD, rows(found))]),
     ]  # fmt: skip
     return render(
-        sections, "Models compared", footer="Docs: docs/agreement.md says how each figure is made."
+        sections, "Models compared", footer="docs/agreement.md says how each figure is made."
     )
 
 

@@ -84,19 +84,23 @@ class ExchangeConfig(Config):
 
 
 def format_of(rows: sources.Rows) -> str:
-    """The name of the format that every row is of.
+    """The name of the format that the rows are of.
 
     Raises:
-        DataError: none is.
+        DataError: the first is of none, or another is not of the first one's.
     """
-    for name, form in FORMATS.items():
-        if all(form.sniff(row) for _, row in rows.rows):
-            return name
-    number, row = rows.rows[0]
-    raise DataError(
-        f"{rows.name}: row {number} has the columns {', '.join(list(row)[:12])}: no format known "
-        f"here ({', '.join(FORMATS)}); see docs/agreement.md, or name one with --read"
-    )
+    number, first = rows.rows[0]
+    name = next((n for n, form in FORMATS.items() if form.sniff(first)), None)
+    if name is None:
+        raise DataError(
+            f"{rows.name}: row {number} has the columns {', '.join(list(first)[:12])}: no format "
+            f"known here ({', '.join(FORMATS)}); docs/agreement.md says what each has"
+        )
+    for number, row in rows.rows:
+        # Our own reader says more of what is wrong with a row.
+        if name != "trimtab" and not FORMATS[name].sniff(row):
+            raise DataError(f"{rows.name}: row {number} is not {name}, as row 1 is")
+    return name
 
 
 def read(files: Sequence[str], form: str | None = None) -> Records:
@@ -112,7 +116,10 @@ def read(files: Sequence[str], form: str | None = None) -> Records:
             _merge(found, hub.pull(file))
             continue
         rows = sources.read(file)
-        name = form or format_of(rows)
+        name = format_of(rows) if form is None else form
+        for number, row in rows.rows if form is not None else ():
+            if not FORMATS[form].sniff(row):
+                raise DataError(f"{rows.name}: row {number} is not {form}; leave out --read")
         if name == "alpaca_outputs":  # models are compared across files
             outputs += rows.rows
         else:
