@@ -60,7 +60,8 @@ def settings(*files: Path, **given: Any) -> EvaluateConfig:
 
 def test_the_order_of_models_is_found(tmp_path: Path) -> None:
     told = evaluate(tmp_path, contest(300), baseline="base")
-    assert list(told["elo"])[0] == "mine" and list(told["elo"])[-1] == "poor"
+    order = list(told["elo"])
+    assert (order[0], order[-1]) == ("mine", "poor")
     assert told["elo"]["base"]["elo"] == 1000.0
     mine = told["elo"]["mine"]
     want = 1000 + 0.7 * 400 / np.log(10)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,8 +26,8 @@ from trimtab.label.records import Records
 class Hub(BaseHTTPRequestHandler):
     """Data sets in memory: create, commit, resolve."""
 
-    files: dict[str, bytes] = {}
-    private: dict[str, bool] = {}
+    files: ClassVar[dict[str, bytes]] = {}
+    private: ClassVar[dict[str, bool]] = {}
 
     def log_message(self, *_: Any) -> None:
         pass

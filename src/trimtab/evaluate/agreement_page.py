@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table as Shown
 
 from trimtab.evaluate.findings import SWAYS, span, verdicts
@@ -16,6 +17,8 @@ Found = dict[str, Any]
 NAMES = {"all": "everyone", "people": "people", "judges": "judges"}
 PAIRS = {"person-person": "person and person", "judge-person": "judge and person",
          "judge-judge": "judge and judge"}  # fmt: skip
+MOST = 6
+"""Bars in a chart; the tables have everyone."""
 FOOTER = (
     "Intervals are 95 %; those of agreement, kappa and accuracy are bootstraps over items. "
     "docs/agreement.md has every formula and its source."
@@ -168,8 +171,10 @@ def show(found: Found) -> None:
     data = found["data"]
     of = f", on {data['dimension']}" if data["dimension"] else ""
     console.print(
-        f"{data['items']} items, {data['judgements']} judgements by {data['people']} people and "
-        f"{data['judges']} judges{of}; {data['pairs']} pairs of answers"
+        plain(
+            f"{data['items']} items, {data['judgements']} judgements by {data['people']} people and "
+            f"{data['judges']} judges{of}; {data['pairs']} pairs of answers"
+        )
     )
     for title, table in (
         ("Agreement", agreement_table(found)), ("Kappa", kappa_table(found)),
@@ -185,29 +190,30 @@ def show(found: Found) -> None:
         for place, name in enumerate(table.head):
             shown.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
         for row in table.rows:
-            shown.add_row(*row)
+            shown.add_row(*map(plain, row))
         console.print(shown)
     told = verdicts(found)
     if told:
         console.print("\n[bold]What it means[/bold]")
     colour = {"good": "green", "bad": "red", "fair": "yellow"}
     for v in told:
-        console.print(f"[{colour[v.tone]}]•[/] [bold]{_plain(v.title)}.[/bold] {_plain(v.text)}")
+        console.print(f"[{colour[v.tone]}]•[/] [bold]{plain(v.title)}.[/bold] {plain(v.text)}")
     for name, judge in found["judges"].items():
         unsure = [r["item"] for r in judge["audit"]["doubtful"]][:5]
         drawn = [r["item"] for r in judge["audit"]["random"]][:5]
         if drawn:
             console.print(
-                f"\nCheck next of {_plain(name)}: at random {', '.join(drawn)} …"
-                + (f"; most doubtful {', '.join(unsure)} …" if unsure else "")
+                f"\nCheck next of {plain(name)}: at random {plain(', '.join(drawn))} …"
+                + (f"; most doubtful {plain(', '.join(unsure))} …" if unsure else "")
                 + " (all in --json)"
             )
     for row in found["contradictions"]["items"][:5]:
-        console.print(f"In {row['cycles']} circles: item {row['item']}")
+        console.print(f"In {row['cycles']} circles: item {plain(row['item'])}")
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+def plain(text: str) -> str:
+    """Text of others for a terminal: no markup, no control characters."""
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def page(found: Found, records: Records) -> str:
@@ -227,7 +233,7 @@ def page(found: Found, records: Records) -> str:
     annotators = found["annotators"]
 
     def bars(key: str) -> list[Bar]:
-        return [
+        found = [
             Bar(
                 name,
                 m[key]["value"],
@@ -238,6 +244,7 @@ def page(found: Found, records: Records) -> str:
             for name, m in annotators.items()
             if m[key]
         ]
+        return sorted(found, key=lambda b: b.value)[:MOST]
 
     quality = [
         bar_chart("Accuracy", bars("accuracy"), "P(says the true class)",
@@ -250,11 +257,7 @@ def page(found: Found, records: Records) -> str:
     kinds = list(dict.fromkeys(k for m in annotators.values() for k in m["bias"]))
     sways = [
         bar_chart(
-            f"Bias: {kind}",
-            [Bar(n, m["bias"][kind]["coef"], m["bias"][kind]["low"], m["bias"][kind]["high"],
-                 1 if m["bias"][kind]["found"] else 5)
-             for n, m in annotators.items() if kind in m["bias"]],
-            "Nats of log-odds",
+            f"Bias: {kind}", _sway(annotators, kind), "Nats of log-odds",
             f"Above 0: drawn to {SWAYS.get(kind, kind)}. Coloured: found; grey: it may be chance.",
         )
         for kind in kinds
@@ -279,7 +282,7 @@ def page(found: Found, records: Records) -> str:
         Section("Agreement", "Beyond what chance would give: 0 is chance, 1 is always. A judge's "
                 "kappa with people is to be read beside that of people with each other.",
                 tables=[t for t in (agreement_table(found), kappa_table(found), kappa_pairs(found)) if t.rows]),
-        Section("Annotators", "People are blue, judges orange.",
+        Section("Annotators", f"People are blue, judges orange; charts hold the {MOST} lowest.",
                 charts=[c for c in quality if c], tables=[t for t in (annotator_table(found), steady_table(found)) if t.rows]),
         Section("Biases", "What sways a choice beside quality. A star marks what would be found in "
                 "one of a hundred unbiased panels only.",
@@ -297,6 +300,15 @@ def page(found: Found, records: Records) -> str:
                 tables=[t for t in (elo_table(found),) if t.rows]),
     ]  # fmt: skip
     return render(sections, "How far the labels can be trusted", footer=FOOTER)
+
+
+def _sway(annotators: Found, kind: str) -> list[Bar]:
+    """The strongest, whichever way."""
+    told = [(name, m["bias"][kind]) for name, m in annotators.items() if kind in m["bias"]]
+    told.sort(key=lambda t: -abs(t[1]["coef"]))
+    return [
+        Bar(name, b["coef"], b["low"], b["high"], 1 if b["found"] else 5) for name, b in told[:MOST]
+    ]
 
 
 def _doubtful(found: Found, records: Records, most: int = 3) -> list[Pick]:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError, DataError
+from trimtab.evaluate.agreement_page import plain
 from trimtab.evaluate.findings import span
 from trimtab.evaluate.standing import Board, table
 from trimtab.label import exchange
@@ -146,11 +147,11 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     for name in HEAD:
         shown.add_column(name, overflow="fold")
     for row in rows(found):
-        shown.add_row(*row)
+        shown.add_row(*map(plain, row))
     console.print(shown)
     console.print(
         f"{found['verdicts']} verdicts on {found['prompts']} prompts by "
-        f"{', '.join(found['annotators'])}; 95 % intervals, by prompt"
+        f"{plain(', '.join(found['annotators']))}; 95 % intervals, by prompt"
     )
     if not found["connected"]:
         console.print(
