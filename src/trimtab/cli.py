@@ -55,6 +55,25 @@ STAGES = {
     ),
 }
 
+FILES = {
+    "agreement": Command(
+        "trimtab.evaluate.agreement",
+        "AgreementConfig",
+        "agreement FILES: how far annotators agree, how good and how biased each is",
+    ),
+    "evaluate": Command(
+        "trimtab.evaluate.verdicts",
+        "EvaluateConfig",
+        "evaluate FILES: win rates, length-controlled ones and Elo from verdicts",
+    ),
+    "exchange": Command(
+        "trimtab.label.exchange",
+        "ExchangeConfig",
+        "exchange FILES --to FILE: labels from and to other tools' formats and the hub",
+    ),
+}
+"""Commands over files of labels; a YAML file among them is their configuration."""
+
 OTHERS = {
     "run": "run RECIPE.yaml: every stage of a pipeline, each skipped when already whole",
     "chat": "chat MODEL: talk to a model folder",
@@ -72,7 +91,7 @@ def usage() -> str:
         "",
     ]
     lines += [f"  {name:<12}{text}" for name, text in OTHERS.items()]
-    lines += [f"  {name:<12}{c.about}" for name, c in STAGES.items()]
+    lines += [f"  {name:<12}{c.about}" for name, c in (FILES | STAGES).items()]
     lines += [
         "",
         "A stage takes a YAML file, flags, or both: trimtab sft sft.yaml --optim.lr 1e-4",
@@ -128,7 +147,8 @@ def _value(text: str) -> Any:
 
 def _rows(kind: type[BaseModel], values: Any, prefix: str = "") -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
-    for name, info in kind.model_fields.items():
+    for field, info in kind.model_fields.items():
+        name = info.alias or field
         path = f"{prefix}{name}"
         given: Any = values.get(name) if isinstance(values, dict) else None
         default = (
@@ -211,6 +231,30 @@ def stage(name: str, args: Sequence[str]) -> None:
     config = build(kind, values, places[0] if places else f"trimtab {name}")
     if "dry-run" in switches:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        return
+    module.main(config)
+
+
+def over_files(name: str, args: Sequence[str]) -> None:
+    """``trimtab agreement | evaluate | exchange FILES``; flags and a YAML file as for a stage."""
+    command = FILES[name]
+    places, flags, switches = parse(args)
+    settings = [p for p in places if p.endswith((".yaml", ".yml"))]
+    values = _given(settings, flags)
+    named = [p for p in places if p not in settings]
+    if named:
+        values["files"] = named
+    module = importlib.import_module(command.module)
+    kind: type[Config] = getattr(module, command.config)
+    if "help" in switches:
+        print(show_keys(f"{name} FILES", kind, values))
+        return
+    if "files" not in values:
+        raise ConfigError(f"give the files: trimtab {command.about.partition(':')[0]}")
+    config = build(kind, values, settings[0] if settings else f"trimtab {name}")
+    if "dry-run" in switches:
+        shown = config.model_dump(mode="json", by_alias=True)
+        print(yaml.safe_dump(shown, sort_keys=False))
         return
     module.main(config)
 
@@ -312,11 +356,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if name in STAGES:
             stage(name, rest)
+        elif name in FILES:
+            over_files(name, rest)
         elif name in others:
             others[name](rest)
         else:
             raise ConfigError(
-                f"{name!r} is not a command; there are {', '.join([*OTHERS, *STAGES])}"
+                f"{name!r} is not a command; there are {', '.join([*OTHERS, *FILES, *STAGES])}"
             )
     except UserError as error:
         print(f"trimtab: {error}", file=sys.stderr)

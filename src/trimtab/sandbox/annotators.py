@@ -28,6 +28,8 @@ class Annotator:
     """Nats for the answer shown first."""
     carelessness: float = 0.0
     """Share of judgements made by tossing a coin."""
+    severity: float = 0.0
+    """Nats taken off every absolute score. Comparisons do not know it."""
 
     def utility(self, scene: Scene, answer: str) -> float:
         """What the answer is worth to this person."""
@@ -44,6 +46,17 @@ class Annotator:
     def choose(self, scene: Scene, a: str, b: str, rng: np.random.Generator) -> int:
         """0 for a, 1 for b."""
         return 0 if rng.random() < self.prob(scene, a, b) else 1
+
+    def rate(self, scene: Scene, answer: str, rng: np.random.Generator, levels: int = 7) -> int:
+        """An absolute score from 1 to ``levels``, seen with the noise of a comparison.
+
+        The steps are equal, and the whole scale spans a point of gold.
+        """
+        if rng.random() < self.carelessness:
+            return int(rng.integers(1, levels + 1))
+        seen = self.utility(scene, answer) - self.severity + rng.gumbel() - np.euler_gamma
+        step = self.scale / (levels - 1)
+        return int(np.clip(round(1 + seen / step), 1, levels))
 
     def rank(self, scene: Scene, answers: Sequence[str], rng: np.random.Generator) -> list[int]:
         """Rank of each answer, 0 best: Plackett-Luce, so each pair is Bradley-Terry by itself."""
