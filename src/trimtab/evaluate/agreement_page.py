@@ -51,7 +51,9 @@ def agreement_table(found: Found) -> Table:
 def kappa_table(found: Found) -> Table:
     """Means over pairs of annotators."""
     rows = [
-        (PAIRS.get(k, k), str(v["pairs"]), span(v)) for k, v in found["kappa"]["means"].items() if v
+        (PAIRS.get(str(k), str(k)), str(v["pairs"]), span(v))
+        for k, v in found["kappa"]["means"].items()
+        if v
     ]
     return Table(("Between", "Pairs of annotators", "Cohen kappa, mean"), rows)
 

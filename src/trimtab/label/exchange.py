@@ -116,9 +116,9 @@ def read(files: Sequence[str], form: str | None = None) -> Records:
             _merge(found, hub.pull(file))
             continue
         rows = sources.read(file)
-        name = format_of(rows) if form is None else form
-        for number, row in rows.rows if form is not None else ():
-            if not FORMATS[form].sniff(row):
+        name = form or format_of(rows)
+        for number, row in rows.rows:
+            if form and not FORMATS[form].sniff(row):
                 raise DataError(f"{rows.name}: row {number} is not {form}; leave out --read")
         if name == "alpaca_outputs":  # models are compared across files
             outputs += rows.rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +80,7 @@ def majority(said: Sequence[int]) -> int | None:
 
 
 def counts(
-    by_unit: dict[Unit, dict[str, int]], names: set[str], at_least: int = 2
+    by_unit: Mapping[Unit, Mapping[str, int]], names: set[str], at_least: int = 2
 ) -> tuple[list[Unit], npt.NDArray[np.float64]]:
     """How many of ``names`` said each thing of each pair [U, 3]; pairs with too few left out."""
     units: list[Unit] = []

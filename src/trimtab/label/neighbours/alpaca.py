@@ -34,7 +34,7 @@ def _verdict(preference: Any) -> Row:
     """Fields of a judgement."""
     if not isinstance(preference, (int, float)) or math.isnan(preference):
         return {"status": "error"}
-    p = {0: 0.5}.get(preference, 2.0 - float(preference))
+    p = 2.0 - float(preference) if preference else 0.5
     ranks = [0, 0] if p == 0.5 else [0, 1] if p > 0.5 else [1, 0]
     return {"ranks": ranks} if p in (0.0, 0.5, 1.0) else {"ranks": ranks, "prob": p}
 
