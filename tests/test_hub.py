@@ -56,7 +56,9 @@ class Hub(BaseHTTPRequestHandler):
                 if given.get("organization")
                 else given["name"]
             )
-            self.private[name] = bool(given.get("private"))
+            # Newer clients say visibility, older ones private.
+            private = given.get("visibility") == "private" or given.get("private")
+            self.private[name] = bool(private)
             return self._send(
                 json.dumps({"url": f"http://{self.headers['Host']}/datasets/{name}"}).encode()
             )
