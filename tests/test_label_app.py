@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import signal
@@ -15,6 +16,7 @@ from tests.labelling import Client, Server, asked, many, write_rows
 from trimtab.cli import main
 from trimtab.data import formats, sources
 from trimtab.errors import DataError
+from trimtab.label import pages
 from trimtab.label.access import Access, read_secret
 
 
@@ -223,6 +225,7 @@ def test_sigterm_writes_the_files_and_the_same_command_goes_on(
     assert server.stop(signal.SIGTERM) == 143
     assert len((tmp_path / "out/comparisons.jsonl").read_text().splitlines()) == 1
     server.start()
+    ann.http.close()
     assert server.links == links, "links and sessions outlive the server"
     assert ann.judge("1")[0] == 200
     server.kill()
@@ -296,3 +299,9 @@ def test_help_and_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--overlap" in page and "--export" in page and "runs/label" in page
     main(["label", "a.jsonl", "--annotators", "ann, bob", "--dry-run"])
     assert "- bob" in capsys.readouterr().out
+
+
+def test_the_one_foreign_script_is_the_published_one() -> None:
+    """htmx.org 2.0.11 on npm, dist/htmx.min.js."""
+    digest = hashlib.sha256(pages.static("htmx.min.js")).hexdigest()
+    assert digest == "d6fdc75f204e6bdefa99b69bf1e6d4ac69b8a364f77929f45c13476b4000f717"

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -202,7 +203,7 @@ class Routes:
 def _refused(request: Request, error: Exception) -> Response:
     """An error, as words to htmx and as a page to others."""
     status, text = 507, str(error)
-    if isinstance(error, HTTPException):
+    if isinstance(error, AnyHTTPException):
         status, text = error.status_code, str(error.detail)
     if request.headers.get("hx-request"):
         return PlainTextResponse(text, status)
@@ -237,7 +238,5 @@ def make(made: Pages, store: Store, access: Access, here: str, hosts: Sequence[s
     ):
         app.add_api_route(path, handler, methods=[method], response_class=HTMLResponse)
     app.add_exception_handler(StoreError, _refused)
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(404, _refused)
-    app.add_exception_handler(405, _refused)
+    app.add_exception_handler(AnyHTTPException, _refused)
     return Guarded(TrustedHostMiddleware(app, allowed_hosts=list(hosts)))

@@ -132,7 +132,7 @@ def _entry(
     made = Item.of(asked, answers, **given)
     if example.id != str(example.row):
         made = made.model_copy(update={"id": example.id})
-    if not isinstance(score, float):
+    if not isinstance(score, float | int):
         score = tuple(tuple(score[i][j] for j in keep) for i in keep)
     ranks = dense([(example.ranks or [0])[i] for i in keep]) if gold else None
     return Entry(made, ranks, score)
@@ -170,7 +170,7 @@ def _column(value: Any, name: str, k: int) -> list[Any] | None:
 
 
 def _score(value: Any, k: int) -> float | tuple[tuple[float, ...], ...]:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float):
         return float(value)
     try:
         table = tuple(tuple(float(x) for x in row) for row in value)

@@ -50,12 +50,12 @@ def expand(entry: Entry, plan: Plan) -> list[Entry]:
     """What is asked of an entry: itself, or with ``ask: pairs`` every pair of its answers."""
     item, score = entry.item, entry.score
     k = len(item.answers)
-    flat = score if isinstance(score, float) else max(itertools.chain(*score), default=0.0)
+    flat = score if isinstance(score, float | int) else max(itertools.chain(*score), default=0.0)
     if plan.ask != "pairs" or k <= 2:
         return [Entry(item, entry.gold, flat)]
     made: list[Entry] = []
     for i, j in itertools.combinations(range(k), 2):
-        worth = score if isinstance(score, float) else score[i][j]
+        worth = score if isinstance(score, float | int) else score[i][j]
         gold = entry.gold
         known = None if gold is None else (int(gold[i] > gold[j]), int(gold[j] > gold[i]))
         made.append(Entry(pair(item, i, j), known, worth))
@@ -67,7 +67,9 @@ def place_in_order(entry: Entry, index: int, plan: Plan) -> tuple[float, float]:
     if plan.order == "given":
         return 0.0, float(index)
     first = (
-        -float(entry.score) if plan.order == "active" and isinstance(entry.score, float) else 0.0
+        -float(entry.score)
+        if plan.order == "active" and isinstance(entry.score, float | int)
+        else 0.0
     )
     return first, share(plan.seed, "order", entry.item.id)
 
