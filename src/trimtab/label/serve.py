@@ -134,7 +134,7 @@ def main(config: LabelConfig, sampled: Sampled | None = None) -> dict[str, int]:
     server = uvicorn.Server(
         uvicorn.Config(
             made, log_level="warning", access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=3, proxy_headers=False,
+            timeout_graceful_shutdown=3, timeout_keep_alive=75, proxy_headers=False,
         )
     )  # fmt: skip
     _tell(config, store, access, here)

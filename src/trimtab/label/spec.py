@@ -36,11 +36,17 @@ def _listed(value: Any) -> Any:
 class Rubric(Config):
     """What annotators are asked; a YAML file with these keys."""
 
-    question: str = "Which answer is better?"
+    question: str = ""
+    """Above every item; empty: what fits its answers."""
     guidelines: str = ""
     """Markdown, shown on a page of its own."""
     dimensions: dict[str, str] = Field(default_factory=dict[str, str])
     """Further verdicts, each by name with the question it asks."""
+
+    def asks(self, k: int) -> str:
+        """The question on ``k`` answers."""
+        usual = {1: "Is each step right?", 2: "Which answer is better?"}
+        return self.question or usual.get(k, "Which answers are better?")
 
 
 class Plan(Config):

@@ -12,8 +12,7 @@ from trimtab.label.items import Entry, messages
 from trimtab.label.spec import LabelConfig
 from trimtab.label.store import Store
 from trimtab.models.load import LM, ModelSpec
-from trimtab.rollout.collect import collect
-from trimtab.sample.native import Sampler, SamplingConfig
+from trimtab.sample.native import Request, Sampler, SamplingConfig
 
 BATCH = 8
 """Prompts answered at once: the first question is there after one batch."""
@@ -34,13 +33,15 @@ class _Writer:
         self.n = many + (index < rest)
 
     def __call__(self, examples: list[Example], key: tuple[int, ...]) -> list[list[str]]:
-        """Texts [n] of each example."""
+        """Texts [n] of each example; its row ends the key of its stream."""
         prompts = [self.renderer.prompt(e) for e in examples]
-        asked = [g for g in prompts if g is not None]
-        groups = collect(
-            self.sampler, self.renderer, asked, self.sampling, n=self.n, key=key, version=0
-        )
-        return [[c.text for c in g.completions] for g in groups]
+        asked = [
+            Request(g.prompt, (*key, e.row), self.n)
+            for e, g in zip(examples, prompts, strict=True)
+            if g is not None
+        ]
+        drawn = self.sampler(asked, self.sampling)
+        return [[self.renderer.completion(a.ids, a.finish).text for a in one] for one in drawn]
 
 
 def item_id(example: Example, config: LabelConfig) -> str:
@@ -71,8 +72,8 @@ def sampled(config: LabelConfig, examples: list[Example], store: Store) -> Itera
         batch = todo[start : start + BATCH]
         found: list[dict[str, str]] = [{} for _ in batch]
         for m, writer in enumerate(writers):
-            for i, (_, example) in enumerate(batch):
-                texts = writer([example], (config.seed, m, example.row))[0]
+            texts_of = writer([e for _, e in batch], (config.seed, m))
+            for i, texts in enumerate(texts_of):
                 for text in texts:
                     if text.strip():
                         found[i].setdefault(text, writer.path)
