@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -128,6 +129,22 @@ class Client:
     def judge(self, verdict: str, **more: object) -> tuple[int, str]:
         status, _, text = self.post("/verdict", **{**self.question(), "verdict": verdict, **more})
         return status, text
+
+
+def servers(folder: Path) -> Iterator[Callable[..., Server]]:
+    """For a fixture: starts servers, and ends them all."""
+    made: list[Server] = []
+
+    def start(rows: list[dict[str, Any]], *flags: str) -> Server:
+        data = write_rows(folder / f"a{len(made)}.jsonl", rows)
+        made.append(Server(data, folder / f"out{len(made)}", *flags))
+        return made[-1]
+
+    try:
+        yield start
+    finally:
+        for server in made:
+            server.kill()
 
 
 def asked(page: str) -> dict[str, str]:

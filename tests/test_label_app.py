@@ -9,10 +9,11 @@ import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.labelling import Client, Server, asked, many, write_rows
+from tests.labelling import Client, Server, asked, many, servers, write_rows
 from trimtab.cli import main
 from trimtab.data import formats, sources
 from trimtab.errors import DataError
@@ -28,6 +29,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     made = Server(data, where / "out", *flags)
     yield made
     made.kill()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Any]:
+    yield from servers(tmp_path)
 
 
 READ = ["/", "/guidelines", "/progress", "/links", "/export/judgements.jsonl",
@@ -170,24 +176,16 @@ def test_what_is_too_long_or_no_form_is_refused(server: Server) -> None:
     assert ann.question() == question
 
 
-def test_the_page_tells_no_names_of_models(tmp_path: Path) -> None:
+def test_the_page_tells_no_names_of_models(serve: Any) -> None:
     rows = [{**r, "models": ["secret-model-a", "secret-model-b"]} for r in many(2)]
-    server = Server(write_rows(tmp_path / "a.jsonl", rows), tmp_path / "out", "--annotators", "ann")
-    try:
-        page = server.join("ann").get("/")[2]
-        assert "answer 0" in page or "answer 1" in page
-        assert "secret-model" not in page
-        assert "chosen" not in page
-    finally:
-        server.kill()
+    page = serve(rows, "--annotators", "ann").join("ann").get("/")[2]
+    assert "answer 0" in page or "answer 1" in page
+    assert "secret-model" not in page
 
 
-def test_verdicts_progress_agreement_and_files(tmp_path: Path) -> None:
+def test_verdicts_progress_agreement_and_files(serve: Any) -> None:
     """Two people label; the owner sees how far and how alike; Ctrl-C writes what reward reads."""
-    server = Server(
-        write_rows(tmp_path / "a.jsonl", many(10)), tmp_path / "out",
-        "--annotators", "ann,bob", "--overlap", "2", "--repeat_share", "0",
-    )  # fmt: skip
+    server = serve(many(10), "--annotators", "ann,bob", "--overlap", "2", "--repeat_share", "0")
     ann, bob, owner = (server.join(n) for n in ("ann", "bob", "owner"))
     assert owner.get("/")[0] == 303
     for n in range(10):
@@ -205,9 +203,9 @@ def test_verdicts_progress_agreement_and_files(tmp_path: Path) -> None:
     assert len(rows) == 20
     assert server.stop() == 0
     assert "20 in" in server.said()
-    written = [json.loads(x) for x in (tmp_path / "out/comparisons.jsonl").read_text().splitlines()]
+    written = [json.loads(x) for x in (server.out / "comparisons.jsonl").read_text().splitlines()]
     assert written == rows
-    assert len(formats.comparisons(sources.read(str(tmp_path / "out/comparisons.jsonl")))) == 20
+    assert len(formats.comparisons(sources.read(str(server.out / "comparisons.jsonl")))) == 20
 
 
 def _csrf(client: Client) -> str:
@@ -215,23 +213,22 @@ def _csrf(client: Client) -> str:
 
 
 def test_sigterm_writes_the_files_and_the_same_command_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    serve: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = write_rows(tmp_path / "a.jsonl", many(5))
-    server = Server(data, tmp_path / "out", "--annotators", "ann")
+    server = serve(many(5), "--annotators", "ann")
     ann = server.join("ann")
     links = dict(server.links)
     ann.judge("0")
     assert server.stop(signal.SIGTERM) == 143
-    assert len((tmp_path / "out/comparisons.jsonl").read_text().splitlines()) == 1
+    assert len((server.out / "comparisons.jsonl").read_text().splitlines()) == 1
     server.start()
     ann.http.close()
     assert server.links == links, "links and sessions outlive the server"
     assert ann.judge("1")[0] == 200
     server.kill()
-    main(["label", "--export", "--out", str(tmp_path / "out")])
+    main(["label", "--export", "--out", str(server.out)])
     assert "2 in" in capsys.readouterr().out.replace("\n", "")
-    assert len((tmp_path / "out/judgements.jsonl").read_text().splitlines()) == 2
+    assert len((server.out / "judgements.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_secret_is_random_and_the_owners_alone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.labelling import Server, many, write_rows
+from tests.labelling import Server, many, servers
 from trimtab.label.serve import DATABASE
 from trimtab.label.store import Kept, Store
 
@@ -73,16 +73,7 @@ def kept(server: Server) -> list[Kept]:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Any]:
-    made: list[Server] = []
-
-    def start(rows: list[dict[str, Any]], *flags: str) -> Server:
-        data = write_rows(tmp_path / f"a{len(made)}.jsonl", rows)
-        made.append(Server(data, tmp_path / f"out{len(made)}", *flags))
-        return made[-1]
-
-    yield start
-    for server in made:
-        server.kill()
+    yield from servers(tmp_path)
 
 
 def test_a_comparison_takes_one_key(browser: Any, serve: Any) -> None:

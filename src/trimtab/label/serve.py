@@ -139,11 +139,13 @@ def main(config: LabelConfig, sampled: Sampled | None = None) -> dict[str, int]:
     )  # fmt: skip
     _tell(config, store, access, here)
     trouble: list[UserError] = []
+    feeder: threading.Thread | None = None
     if config.model:
         assert sampled is not None, "a model is named, so its answers must be sampled"
         pages.coming = True
-        feeder = (sampled, config, prompts, store, pages, server, trouble)
-        threading.Thread(target=_feed, args=feeder, daemon=True).start()
+        given = (sampled, config, prompts, store, pages, server, trouble)
+        feeder = threading.Thread(target=_feed, args=given, daemon=True)
+        feeder.start()
     if config.open and sys.stdout.isatty():
         first = f"{here}/join/{access.token(access.names()[0])}"
         threading.Timer(0.5, webbrowser.open, (first,)).start()
@@ -158,6 +160,9 @@ def main(config: LabelConfig, sampled: Sampled | None = None) -> dict[str, int]:
         pass
     finally:
         sock.close()
+        if feeder is not None:
+            # Left running, it would be torn down in the middle of torch.
+            feeder.join()
         written = _write(store, out)
         store.close()
     if trouble:
