@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+import pytest
+
 from tests.labelling import Server, asked, many, write_rows
 from trimtab.label.serve import DATABASE
 from trimtab.label.store import Store
@@ -126,13 +129,30 @@ def p99(seconds: list[float]) -> float:
     return statistics.quantiles(seconds, n=100)[98]
 
 
+def processor(server: Server) -> float:
+    """Seconds of processor time that the server has used."""
+    spent = psutil.Process(server.process.pid).cpu_times()
+    return spent.user + spent.system
+
+
+def skip_if_busy(found: list[float]) -> None:
+    """Where others hold the processors, seconds on the clock say nothing about the server."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    while time.process_time() - cpu < 0.2:
+        pass
+    share = 0.2 / (time.perf_counter() - wall)
+    if share < 0.8:
+        pytest.skip(f"others use this machine: {share:.0%} of a core is left; measured {found}")
+
+
 def test_a_verdict_takes_under_200_ms_with_twenty_annotators(tmp_path: Path) -> None:
     """To the next question on the page, while each of the twenty judges about twice a second."""
     data = write_rows(tmp_path / "a.jsonl", many(500))
     server = Server(data, tmp_path / "out", "--annotators", ",".join(PEOPLE), "--overlap", "20")
     found: list[float] = []
     try:
-        # A busy machine is not the server's fault: the best of three rounds.
+        begun = processor(server)
+        # The best of three rounds: a neighbour's burst is not the server's fault.
         for turn in range(1, 4):
             people = start(server, pause=0.5, most=8)
             for p in people:
@@ -142,8 +162,14 @@ def test_a_verdict_takes_under_200_ms_with_twenty_annotators(tmp_path: Path) -> 
             print(f"round {turn}: p99 of a verdict {1000 * found[-1]:.0f} ms")
             if found[-1] <= 0.2:
                 break
+        each = (processor(server) - begun) / (160 * len(found))
+        print(f"processor time: {1000 * each:.1f} ms a verdict")
+        # Twenty at once, the last of whom waits for the others.
+        assert 20 * each <= 0.4
     finally:
         server.kill()
+    if min(found) > 0.2:
+        skip_if_busy(found)
     assert min(found) <= 0.2, found
 
 
@@ -158,7 +184,11 @@ def test_from_the_command_to_a_page_in_three_seconds(tmp_path: Path) -> None:
             assert "answer" in server.join("ann").get("/")[2]
             if found[-1] <= 3.0:
                 break
+        print(f"from the command to the page: {min(found):.2f} s")
+        print(f"processor time: {processor(server):.2f} s")
+        assert processor(server) <= 3.0
     finally:
         server.kill()
-    print(f"from the command to the page: {min(found):.2f} s")
+    if min(found) > 3.0:
+        skip_if_busy(found)
     assert min(found) <= 3.0, found
