@@ -76,6 +76,7 @@ FILES = {
 
 OTHERS = {
     "run": "run RECIPE.yaml: every stage of a pipeline, each skipped when already whole",
+    "label": "label ANSWERS.jsonl: pages on which people compare answers",
     "chat": "chat MODEL: talk to a model folder",
     "report": "report RUN: write report.html of a run or pipeline folder",
     "recipes": "list the recipes",
@@ -110,7 +111,7 @@ def parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any], set[str]]:
     places: list[str] = []
     values: dict[str, Any] = {}
     switches: set[str] = set()
-    known = {"help", "dry-run", "fresh"}
+    known = {"help", "dry-run", "fresh", "export"}
     rest = list(args)
     while rest:
         word = rest.pop(0)
@@ -338,6 +339,40 @@ def chat(args: Sequence[str]) -> None:
     main(build(ChatConfig, {"model": places[0], **flags}, "trimtab chat"))
 
 
+def label(args: Sequence[str]) -> None:
+    """``trimtab label ANSWERS.jsonl | LABEL.yaml [--key value ...]``; ``--export`` writes files."""
+    from trimtab.label import serve
+    from trimtab.label.spec import LabelConfig
+
+    places, flags, switches = parse(args)
+    if places and Path(places[0]).suffix in (".yaml", ".yml"):
+        values = _given(places, flags)
+    else:
+        if len(places) > 1:
+            raise ConfigError(f"unexpected argument {places[1]!r}; flags are written --key value")
+        values = {**({"data": places[0]} if places else {}), **flags}
+    if "help" in switches:
+        print(show_keys("label ANSWERS.jsonl", LabelConfig, values))
+        print(f"  --{'export':<34} {'':<22} write the labels of --out as files and stop")
+        return
+    if "export" in switches:
+        out = values.get("out", LabelConfig.model_fields["out"].default)
+        serve.export_folder(Path(str(out)))
+        return
+    config = build(LabelConfig, values, places[0] if places else "trimtab label")
+    if "dry-run" in switches:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        return
+    serve.main(config, _sampled)
+
+
+def _sampled(*given: Any) -> Any:
+    # Imported in the thread that samples: the first page need not wait for it.
+    from trimtab.train.answers import sampled
+
+    return sampled(*given)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a user's error is one line on standard error and exit status 2."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -352,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(trimtab.__version__)
         return
     name, rest = args[0], args[1:]
-    others = {"run": run, "chat": chat, "report": report, "recipes": recipes}
+    others = {"run": run, "label": label, "chat": chat, "report": report, "recipes": recipes}
     try:
         if name in STAGES:
             stage(name, rest)
