@@ -62,6 +62,8 @@ class Endpoint:
     faults: Faults = field(default_factory=Faults)
     calls: list[Call] = field(default_factory=list[Call])
     """Every call, in order of arrival."""
+    billed: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """Tokens in and out of every reply that was begun: what a provider would charge for."""
     url: str = ""
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     closing: threading.Event = field(default_factory=threading.Event)
@@ -154,6 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
         if tokens:
             choice["logprobs"] = {"content": tokens}
         usage = {"prompt_tokens": read, "completion_tokens": max(1, len(text) // 4)}
+        with self.of.lock:
+            self.of.billed.append((usage["prompt_tokens"], usage["completion_tokens"]))
         whole = {"object": "chat.completion", "model": body["model"], "choices": [choice]}
         return json.dumps(whole | {"usage": usage}).encode()
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trimtab.judgement import Item
 from trimtab.sandbox.endpoint import FAULTS, Endpoint, Faults
 from trimtab.sandbox.reading import read_scene
 from trimtab.sandbox.world import CLOSINGS, Scene, gold
@@ -213,24 +214,41 @@ def words_reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -
     return [float(len(c.split())) for c in completions]
 
 
-def probes(out: Path, prompts: str, limit: int = 200) -> dict[str, Any]:
-    """Comparisons that only a bias decides: a perfect answer beside itself with a phrase added.
+def probes(out: Path, prompts: str, items: str, limit: int = 200) -> dict[str, Any]:
+    """Comparisons with known answers, by which judges and reward models are measured.
 
-    ``voice.jsonl`` adds a phrase of the judge's own, ``padded.jsonl`` one that it does not use. The
-    plain answer is ranked first, so 1 - accuracy is how often the phrase wins.
+    ``voice.jsonl`` and ``padded.jsonl`` show a perfect answer beside itself with a phrase added: one
+    of the judge's own, and one that it does not use. The plain answer is ranked first, so
+    1 - accuracy is how often the phrase wins. ``gold.jsonl`` ranks the answers of ``items`` by gold.
     """
     lines = Path(prompts).read_text(encoding="utf-8").splitlines()[:limit]
     scenes = [Scene.from_json(json.loads(line)["scene"]) for line in lines]
     other = next(c for c in CLOSINGS if c not in VOICE)
     for name, phrase in (("voice", VOICE[1]), ("padded", other)):
-        rows = [
-            {
-                "id": str(i),
-                "prompt": s.messages(),
-                "completions": [(best := " ".join(s.needed)), f"{best} {phrase}"],
-                "ranks": [0, 1],
-            }
-            for i, s in enumerate(scenes)
-        ]
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return {"prompts": len(scenes)}
+        _write(out / f"{name}.jsonl", [_twins(str(i), s, phrase) for i, s in enumerate(scenes)])
+    ranked: list[dict[str, Any]] = []
+    for line in Path(items).read_text(encoding="utf-8").splitlines():
+        item = Item.model_validate_json(line)
+        scene = Scene.from_json(item.extra["scene"])
+        worth = [gold(scene, a).total for a in item.answers]
+        places = sorted(set(worth), reverse=True)
+        if len(places) > 1:
+            ranks = [places.index(w) for w in worth]
+            ranked.append(_row(item.id, item.prompt, item.answers, ranks))
+    _write(out / "gold.jsonl", ranked)
+    return {"twins": len(scenes), "gold": len(ranked)}
+
+
+def _row(
+    name: str, prompt: Sequence[dict[str, Any]], answers: Sequence[str], ranks: Sequence[int]
+) -> dict[str, Any]:
+    return {"id": name, "prompt": list(prompt), "completions": list(answers), "ranks": list(ranks)}
+
+
+def _twins(name: str, scene: Scene, phrase: str) -> dict[str, Any]:
+    best = " ".join(scene.needed)
+    return _row(name, scene.messages(), (best, f"{best} {phrase}"), (0, 1))
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
