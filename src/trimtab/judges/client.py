@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, Protocol, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import httpx2
 from pydantic import BaseModel
@@ -23,7 +24,7 @@ from trimtab.config import import_function
 from trimtab.errors import ConfigError, JudgeError
 from trimtab.judges.cache import Cache
 from trimtab.judges.spec import ClientSpec
-from trimtab.runs.redact import redact
+from trimtab.runs.redact import HIDDEN, redact
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -123,6 +124,7 @@ class Client:
         self._answered = False
         self._flying = 0
         self._landed = asyncio.Condition()
+        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._http: httpx2.AsyncClient | None = None
         if "://" in spec.endpoint:
             self.identity = self.url = spec.endpoint.rstrip("/")
@@ -210,15 +212,17 @@ class Client:
         for attempt in range(self.spec.tries):
             body = self._body(messages, answer, unread)
             key = self._name(body, unread)
-            kept = self.cache.get(key)
             try:
-                if kept is not None:
-                    self.cached += 1
-                    reply = _reply(kept)
-                elif (worst := await self._book(body)) is None:
-                    return Failure("cap", self._capped())
-                else:
-                    reply = await self._paid_call(body, key, worst)
+                # Whoever asks the same at the same time waits, and finds the reply in the cache.
+                async with self._asking.setdefault(key, asyncio.Lock()):
+                    kept = self.cache.get(key)
+                    if kept is not None:
+                        self.cached += 1
+                        reply = _reply(kept)
+                    elif (worst := await self._book(body)) is None:
+                        return Failure("cap", self._capped())
+                    else:
+                        reply = await self._paid_call(body, key, worst)
                 self._answered = True
                 return Answer(read(reply), reply)
             except UnreadableError as error:
@@ -234,10 +238,14 @@ class Client:
                 pause = min(self.spec.backoff * 2**attempt, _LONGEST_WAIT)
                 pause *= random.uniform(0.5, 1.0)  # spreads the retries
                 await asyncio.sleep(max(fault.wait, pause))
-        detail = str(redact(fault.detail))
         if not self._answered and fault.status != "invalid":
-            raise JudgeError(f"{redact(self.url)}, model {self.spec.model!r}: {detail}")
-        return Failure(fault.status, detail)
+            said = f"{self.url}, model {self.spec.model!r}: {fault.detail}"
+            raise JudgeError(self._hide(said))
+        return Failure(fault.status, self._hide(fault.detail))
+
+    def _hide(self, text: str) -> str:
+        """Without the key, whatever its variable is called, and without other secrets."""
+        return str(redact(text.replace(self._key, HIDDEN) if self._key else text))
 
     def _body(
         self, messages: Sequence[Message], answer: type[BaseModel], unread: int
