@@ -44,8 +44,8 @@ def test_one_call_in_five_fails_and_hardly_a_label_is_lost(tmp_path: Path) -> No
     data = write_items(tmp_path / "items.jsonl", made)
     with endpoint() as one:
         main(config(one, data, tmp_path / "sound"))
-    with endpoint(rate=0.2, kinds=SIX, stall=20.0) as one:
-        told = main(config(one, data, tmp_path / "faulty", timeout=2.0, concurrency=32))
+    with endpoint(rate=0.2, kinds=SIX, stall=60.0) as one:
+        told = main(config(one, data, tmp_path / "faulty", timeout=5.0, concurrency=32))
         outcomes = Counter(c.outcome for c in one.calls)
     assert set(outcomes) == {"ok", *SIX}, outcomes
     sound = {j.item: j for j in read_judgements(tmp_path / "sound" / "judgements.jsonl")}
@@ -173,7 +173,8 @@ def test_no_text_gets_out_of_its_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     with endpoint(SimulatedJudge(obeys="outside")) as one:
         noise = moved(Judge(spec(one)), idle)
         assert moved(Judge(spec(one)), texts) - noise <= 0.01
-        # The check can fail: with a mark that the texts know, they do get out.
-        monkeypatch.setattr(question, "mark_of", lambda parts: "0000000000000000")
-        once = {"order": "given"}
-        assert moved(Judge(spec(one, **once)), texts) - moved(Judge(spec(one, **once)), idle) > 0.04
+        # The check can fail: where the mark is known, orders that quote it do get out.
+        known = "0000000000000000"
+        monkeypatch.setattr(question, "mark_of", lambda parts: known)
+        ends = [t for t in texts if f"[/answer B {known}]" in t]
+        assert moved(Judge(spec(one, order="given")), ends) - noise >= 0.3
