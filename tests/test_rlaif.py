@@ -89,7 +89,7 @@ def test_the_way_from_a_model_and_prompts_to_policies(tmp_path: Path) -> None:
         return main(build(kind, {"out": str(tmp_path / name), **over}))
 
     told = go(sample.SampleConfig, sample.main, "sample", model=model, data=prompts,
-              answers=3, sampling={"max_new_tokens": 8}, tries=8)  # fmt: skip
+              answers=3, sampling={"max_new_tokens": 48}, tries=8)  # fmt: skip
     assert told["items"] > 8
     found = str(tmp_path / "sample" / "items.jsonl")
     ai = {"endpoint": SERVE, "serve": {"length_bias": 1.0}, "model": "m", "concurrency": 16}
@@ -156,7 +156,7 @@ def test_a_revision_makes_answers_better_and_failures_no_rows(tmp_path: Path) ->
 
 
 def test_people_and_calibration_mend_a_biased_judge(tmp_path: Path) -> None:
-    made = items(400)
+    made = items(300)
     # Half of the worse answers speak in the judge's voice.
     bent = [
         i.model_copy(update={"answers": (i.answers[0], f"{i.answers[1]} {VOICE[1]}")})
