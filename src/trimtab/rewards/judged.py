@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
-from trimtab.rewards.functions import Columns, FunctionPart
+from trimtab.rewards.functions import Columns
 from trimtab.types import Group, Score
 
 TIE = 0.5
@@ -20,6 +20,16 @@ def flipped(prompt: str, first: str, second: str) -> bool:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[0] % 2 == 1
 
 
+class Asked(Protocol):
+    """What compares pairs: a function, or a model behind an endpoint."""
+
+    def ask(
+        self, prompts: list[str], completions: Sequence[Sequence[str]], columns: Columns
+    ) -> list[Score]:
+        """P(second is better) of each pair, or a status."""
+        ...
+
+
 class JudgedPart:
     """A pairwise judge as a part of the reward.
 
@@ -29,17 +39,12 @@ class JudgedPart:
     of its first failure.
 
     Args:
-        name, path, options, timeout: As for ``FunctionPart``.
-
-    Raises:
-        ConfigError: the function cannot be imported.
+        name: The part's name.
+        judge: Compares pairs.
     """
 
-    def __init__(
-        self, name: str, path: str, options: dict[str, Any], timeout: float | None
-    ) -> None:
-        self.name = name
-        self.judge = FunctionPart(name, path, options, timeout, kind="judge", what="pairs")
+    def __init__(self, name: str, judge: Asked) -> None:
+        self.name, self.judge = name, judge
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
         """A score for each completion, in order.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from trimtab.judgement import Item, Judgement
 from trimtab.sandbox.world import CLOSINGS, OPENINGS, Scene, gold
 
 
@@ -82,3 +86,33 @@ def panel() -> list[Annotator]:
 def ceiling(probs: Sequence[float]) -> float:
     """Expected accuracy of the best possible predictor: mean of max(p, 1 - p)."""
     return float(np.mean([max(p, 1.0 - p) for p in probs]))
+
+
+def label_items(out: Path, items: str, limit: int | None = None, seed: int = 0) -> dict[str, Any]:
+    """Have the panel judge sandbox items, each by one person: judgements.jsonl, and rows.jsonl to
+    train on.
+
+    Args:
+        out: The folder.
+        items: A file of items whose ``extra`` holds the scene.
+        limit: Judge the first ones only.
+        seed: Who judges what, and how.
+    """
+    lines = Path(items).read_text(encoding="utf-8").splitlines()[:limit]
+    people = panel()
+    judged: list[str] = []
+    rows: list[str] = []
+    for i, line in enumerate(lines):
+        item = Item.model_validate_json(line)
+        rng = np.random.default_rng((seed, 13, i))
+        person = people[int(rng.integers(len(people)))]
+        ranks = person.rank(Scene.from_json(item.extra["scene"]), item.answers, rng)
+        said = Judgement(
+            item=item.id, annotator=person.name, who="simulated", ranks=tuple(ranks), seed=seed
+        )
+        judged.append(said.model_dump_json(exclude_defaults=True))
+        row = {"id": item.id, "prompt": list(item.prompt), "completions": list(item.answers)}
+        rows.append(json.dumps({**row, "ranks": ranks, "annotator": person.name}))
+    (out / "judgements.jsonl").write_text("\n".join([*judged, ""]), encoding="utf-8")
+    (out / "rows.jsonl").write_text("\n".join([*rows, ""]), encoding="utf-8")
+    return {"items": len(lines), "people": len(people)}

@@ -110,7 +110,7 @@ class RLConfig(Config):
                 f"group: {self.size} leaves {method.name} nothing to compare an answer with; its "
                 "baseline is the other answers to the same prompt, so give 2 or more"
             )
-        if self.size < 2 and any(r.judge is not None for r in self.rewards):
+        if self.size < 2 and any(r.compares for r in self.rewards):
             raise ValueError("a judge compares answers to one prompt: give group 2 or more")
         if "critic" in self.model_fields_set and not method.needs_critic:
             raise ValueError(f"{method.name} has no critic; remove the key critic")
