@@ -26,7 +26,8 @@ class JudgedPart:
     Every two answers to a prompt are compared once, in an order drawn by ``flipped``; two that say
     the same are a tie without a question. An answer's score is the mean of its verdicts, 1 won and
     0 lost. Comparisons that failed are left out of it; an answer without a verdict has the status
-    of its first failure.
+    of its first failure. Beside it stands "NAME/first", the share of the answer's comparisons in
+    which whatever was shown first won: orders are drawn by a coin, so a fair judge has 1/2.
 
     Args:
         name, path, options, timeout: As for ``FunctionPart``.
@@ -52,9 +53,11 @@ class JudgedPart:
         columns: Columns = {k: [] for g in groups for k in g.extra}
         asked: list[tuple[int, int]] = []
         said: list[list[Score]] = []
+        place: list[list[Score]] = []
         for g in groups:
             start = len(said)
             said += [[] for _ in g.completions]
+            place += [[] for _ in g.completions]
             for i, j in itertools.combinations(range(len(g.completions)), 2):
                 a, b = g.completions[i].text, g.completions[j].text
                 if a == b:
@@ -78,7 +81,12 @@ class JudgedPart:
             else:
                 said[first].append(Score(1.0 - verdict.value))
                 said[second].append(Score(verdict.value))
-        return {self.name: [_share(mine) for mine in said]}
+                for one in (first, second):
+                    place[one].append(Score(1.0 - verdict.value))
+        return {
+            self.name: [_share(mine) for mine in said],
+            f"{self.name}/first": [_share(mine) for mine in place],
+        }
 
 
 def _share(verdicts: Sequence[Score]) -> Score:
