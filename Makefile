@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test lint types layers check learning clean
+.PHONY: setup demo test lint types layers check learning doctor-bench clean
 
 setup: .venv/installed
 
@@ -34,6 +34,10 @@ check: lint types layers test
 # Every online method on real training, three seeds; a stopped run goes on.
 learning: setup
 	$(BIN)/python -m benchmarks.learning --out runs/learning
+
+# The doctor on planted faults, healthy runs and hard negatives; a stopped benchmark goes on.
+doctor-bench: setup
+	$(BIN)/python -m benchmarks.doctor --seeds 10-29 --report 10-29 --out runs/doctor-bench --docs docs
 
 clean:
 	rm -rf .venv runs

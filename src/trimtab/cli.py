@@ -287,7 +287,9 @@ def doctor(args: Sequence[str]) -> None:
         return
     unknown = sorted(flags.keys() - {"from", "out", "fail_on"})
     if unknown or len(places) > 1:
-        raise ConfigError(f"doctor: unexpected {unknown[0] if unknown else places[1]!r}; see --help")
+        raise ConfigError(
+            f"doctor: unexpected {unknown[0] if unknown else places[1]!r}; see --help"
+        )
     fail, source = str(flags.get("fail_on", "any")), flags.get("from")
     if fail not in ("any", "critical", "never"):
         raise ConfigError(f"--fail-on: {fail!r} is none of any, critical, never")

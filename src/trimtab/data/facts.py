@@ -11,7 +11,9 @@ from trimtab.types import Completion, Group
 _NOT_WORDS = re.compile(r"\W+")
 
 
-def token_facts(groups: Sequence[Group], bos: int | None, stops: Collection[int]) -> dict[str, float]:
+def token_facts(
+    groups: Sequence[Group], bos: int | None, stops: Collection[int]
+) -> dict[str, float]:
     """Beginnings and ends: "prompts", the share with two BOS in front ("double_bos"), "answers", and
     of those not ended by the length limit the share whose last trained token is no stop token
     ("without_end"): a model trained on them never learns to stop.

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from trimtab.diagnose.finding import Finding, Nature, Tier
 from trimtab.diagnose.signals import Evidence, Rollout, spread
 
@@ -77,3 +79,34 @@ class Alarm:
                 "examples": shown[:5],
             }
         )
+
+
+def held_kl(e: Evidence, target: float, beta: float | None = None) -> str:
+    """YAML of a method whose KL is held at ``target`` nats, put in the loss where there is none."""
+    kl: dict[str, Any] = {"kind": "adaptive", "target": round(target, 2)}
+    if beta is not None:
+        kl["beta"] = float(f"{beta:.2g}")
+    method: dict[str, Any] = {"kl": kl}
+    if e.key("method.kl_place") == "none":
+        method = {"kl_place": "loss", "kl_estimator": "k3", **method}
+    return paste({"method": method})
+
+
+def paid(e: Evidence, **over: Any) -> str:
+    """YAML of the run's rewards with ``over`` in every one that takes it; empty where none does."""
+    takes = {"residual_length": ("model", "models"), "timeout": ("function", "judge")}
+    changed = False
+    found: list[dict[str, Any]] = []
+    for spec in e.config.get("rewards") or ():
+        mine = {k: v for k, v in dict(spec).items() if v not in (None, [], (), {}, False)}
+        for key, value in over.items():
+            if any(mine.get(kind) for kind in takes[key]):
+                mine[key] = value
+                changed = True
+        found.append(mine)
+    return paste({"rewards": found}) if changed else ""
+
+
+def paste(values: dict[str, Any]) -> str:
+    """YAML, short things on one line."""
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100).strip()

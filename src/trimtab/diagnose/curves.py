@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from trimtab.diagnose.alarm import Found
+from trimtab.diagnose.alarm import Found, held_kl, paid
 from trimtab.diagnose.signals import Evidence, Rollout, Unchecked, edge
 from trimtab.stats.change import onset, slope, two_rates
 
@@ -17,7 +17,11 @@ KL_TARGET = 6.0
 
 def _target(e: Evidence) -> float:
     kl = e.key("method.kl", {})
-    return float(kl.get("target") or kl.get("high") or KL_TARGET) if isinstance(kl, dict) else KL_TARGET
+    return (
+        float(kl.get("target") or kl.get("high") or KL_TARGET)
+        if isinstance(kl, dict)
+        else KL_TARGET
+    )
 
 
 def _unit(e: Evidence) -> float:
@@ -43,7 +47,9 @@ def runaway(e: Evidence) -> Found | None:
     crossed = int(np.argmax(kl > limit))
     crossed = max(2, min(crossed, n - 2))
     gain = (edge(reward[:crossed], True, 0.3) - edge(reward[:crossed], False, 0.3)) / unit
-    after = (edge(reward[crossed - 1 :], True, 0.3) - edge(reward[crossed - 1 :], False, 0.3)) / unit
+    after = (
+        edge(reward[crossed - 1 :], True, 0.3) - edge(reward[crossed - 1 :], False, 0.3)
+    ) / unit
     rate = gain / max(kl[crossed - 1] - kl[0], 1e-6)
     later = after / max(float(kl[crossed - 1 :].max() - kl[crossed - 1]), 1.0)
     if later > 0.5 * rate and later > 0.02:
@@ -57,8 +63,7 @@ def runaway(e: Evidence) -> Found | None:
         late, limit, "T0",
         f"the hold on KL is too weak for this learning rate (beta {beta:g}, lr {lr:g})",
         "Hold KL to a target, lower the learning rate, and start again from before the limit was passed.",
-        f"method: {{kl: {{kind: adaptive, beta: {max(10 * beta, 0.02):g}, target: {limit / 3:g}}}}}\n"
-        f"optim: {{lr: {lr / 5:g}}}",
+        f"{held_kl(e, limit / 3, max(10 * beta, 0.02))}\noptim: {{lr: {lr / 5:g}}}",
         onset(x, kl > limit),
         ("the reward pays for text that the reference never writes",),
         [r for r in reversed(e.rollouts) if r.kl is not None and r.kl > limit],
@@ -108,7 +113,9 @@ def _passed(e: Evidence) -> float:
     """Share of late rollouts near the best reward that was ever reached."""
     held = np.array([r.reward for r in e.rollouts if r.reward is not None])
     if len(held) < 32:
-        raise Unchecked("too few scored rollouts to know what the best reward is; set loop.sample_every")
+        raise Unchecked(
+            "too few scored rollouts to know what the best reward is; set loop.sample_every"
+        )
     steps = sorted({r.step for r in e.rollouts})
     tail = set(steps[-max(1, len(steps) // 5) :])
     late = np.array([r.reward for r in e.rollouts if r.reward is not None and r.step in tail])
@@ -194,7 +201,11 @@ def drift(e: Evidence) -> Found | None:
             "the sampler's distribution is another from the first step on: temperature, top-p, precision or "
             "weights differ" if at_once else "the sampler runs on old weights"
         )  # fmt: skip
-        others = ("the sampler runs on old weights",) if at_once else ("temperature or precision differ",)
+        others = (
+            ("the sampler runs on old weights",)
+            if at_once
+            else ("temperature or precision differ",)
+        )
         return Found(
             f"Sampler and trainer are {edge(kl, True, 0.25):.3f} nats a token apart and the effective sample "
             f"size is {share:.0%} of the batch: most of what is learned comes from few answers.",
@@ -224,7 +235,9 @@ def dead(e: Evidence) -> Found | None:
             share, 0.1, "T0", "a learning rate far too high, or broken rows", "Lower the learning rate; look at the rows of those steps.",
             f"optim: {{lr: {float(e.key('optim.lr', 1e-5)) / 10:g}}}", onset(x, skipped > 0, 1),
         )  # fmt: skip
-    x, uniform = e.want("group/uniform", why=": methods without groups have no such gradient to lose")
+    x, uniform = e.want(
+        "group/uniform", why=": methods without groups have no such gradient to lose"
+    )
     third = max(3, len(x) // 3)
     early, whole = float(uniform[:third].mean()), float(np.median(uniform))
     if early <= 0.5 or whole <= 0.5:
@@ -246,14 +259,14 @@ def dead(e: Evidence) -> Found | None:
 
 def pipe(e: Evidence) -> Found | None:
     """Rewards that are missing, constant, or replaced by one value from some step on."""
-    x, mean = e.want("reward/mean", 4)
+    _, mean = e.want("reward/mean", 4)
     _, gone = e.series("reward/unscored")
     if len(gone) and (share := float(gone.mean())) > 0.01:
         return Found(
             f"{share:.1%} of answers got no reward (worst step {gone.max():.0%}).", share, 0.01, "T0",
             "a reward function or judge fails or times out",
             "Read the statuses in samples/; give the reward a timeout and mend what fails. Unscored answers are left out, never counted as 0.",
-            "rewards: [{name: NAME, timeout: 30}]", onset(e.series("reward/unscored")[0], gone > 0.01, 1),
+            paid(e, timeout=30.0), onset(e.series("reward/unscored")[0], gone > 0.01, 1),
             shown=[r for r in e.rollouts if r.reward is None],
             note=lambda r: ", ".join(f"{k}: {v}" for k, v in r.scores.items() if isinstance(v, str)),
         )  # fmt: skip
@@ -280,7 +293,9 @@ def _fallback(e: Evidence) -> Found | None:
     for value, _ in counts.most_common(8):
         if value >= middle:
             continue
-        share = np.array([np.mean([round(r.reward or 0.0, 6) == value for r in steps[s]]) for s in order])
+        share = np.array(
+            [np.mean([round(r.reward or 0.0, 6) == value for r in steps[s]]) for s in order]
+        )
         for cut in range(1, len(order) - 1):
             before, after = share[:cut], share[cut:]
             if before.mean() > 0.02 or after.min() < 0.04 or after.mean() < 0.08:
@@ -289,7 +304,9 @@ def _fallback(e: Evidence) -> Found | None:
             z = two_rates(round(before.mean() * n1), n1, round(after.mean() * n2), n2)
             mine = [r for s in order[cut:] for r in steps[s] if round(r.reward or 0.0, 6) == value]
             # A failure does not look at the answer: the same text scores otherwise too.
-            said = {(r.prompt, r.answer): r.reward for r in every if round(r.reward or 0.0, 6) != value}
+            said = {
+                (r.prompt, r.answer): r.reward for r in every if round(r.reward or 0.0, 6) != value
+            }
             texts = {r.answer for r in every if round(r.reward or 0.0, 6) != value}
             known = np.mean([(r.prompt, r.answer) in said or r.answer in texts for r in mine])
             if z > 3 and known > 0.2:
@@ -299,7 +316,7 @@ def _fallback(e: Evidence) -> Found | None:
                     float(after.mean()), 0.08, "T0",
                     f"failures of the reward are turned into {value:g} (a judge that times out or is refused)",
                     "Let the reward return None where it failed; such answers are then left out.",
-                    "rewards: [{name: NAME, timeout: 30}]", order[cut], ("the reward changed under way",), mine,
+                    paid(e, timeout=30.0), order[cut], ("the reward changed under way",), mine,
                 )  # fmt: skip
     return None
 

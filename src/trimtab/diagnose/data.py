@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
-import numpy as np
 from scipy.stats import binomtest
 
 from trimtab.diagnose.alarm import Found
@@ -21,7 +19,9 @@ def weak(e: Evidence) -> Found | None:
     sources += [(path, s.get("eval")) for path, s in e.rewards.items()]
     probed = e.probe("reward", "accuracy")
     if not any(isinstance(s, dict) and "accuracy" in s for _, s in sources) and not probed:
-        raise Unchecked("no held-out accuracy of a reward model: give eval_data or holdout, or run 'trimtab probe'")
+        raise Unchecked(
+            "no held-out accuracy of a reward model: give eval_data or holdout, or run 'trimtab probe'"
+        )
     for name, found in sources:
         if not isinstance(found, dict) or "accuracy" not in found:
             continue
@@ -32,7 +32,9 @@ def weak(e: Evidence) -> Found | None:
             return _weak(name, mean, low, ruler, int(f.get("pairs", 0)))
     for p in probed:
         if p.low is not None and p.low <= max(0.5, p.baseline or 0.5):
-            return _weak(p.name or "the reward model", p.value, p.low, max(0.5, p.baseline or 0.5), p.n)
+            return _weak(
+                p.name or "the reward model", p.value, p.low, max(0.5, p.baseline or 0.5), p.n
+            )
     return None
 
 
@@ -55,7 +57,7 @@ def endless(e: Evidence) -> Found | None:
             f"{missing:.0%} of the answers trained on have no end token that counts.", missing, 0.5, "T0",
             "labels without EOS: the pad token is the EOS and masked out, or the template has no end",
             "Mend the template or the pad token; here masks come from lengths, so look at the data's own masks.",
-            "model: {chat_template: FILE}\ndata: {max_completion: 1024}",
+            "data: {max_completion: 1024}",
             others=("every answer is longer than data.max_completion",),
         )  # fmt: skip
     x, truncated = e.series("completion/truncated")
@@ -73,7 +75,7 @@ def endless(e: Evidence) -> Found | None:
             f"From the first step on only {start:.0%} of answers end by themselves.", start, 0.5, "T0",
             "the stop token is wrong, or the model never learnt to stop (labels without EOS)",
             "Compare the tokenizer's EOS and the template's end of turn with generation_config.json; train SFT with the end token.",
-            "sampling: {stop: [STOP]}", None, ("max_new_tokens is too small",), shown,
+            "", None, ("max_new_tokens is too small",), shown,
         )  # fmt: skip
     limit = int(e.key("sampling.max_new_tokens", 0))
     return Found(
@@ -94,13 +96,16 @@ def template(e: Evidence) -> Found | None:
         return Found(
             f"{doubled:.0%} of prompts begin with two BOS tokens.", doubled, 0.0, "T0",
             "the template writes a BOS and the tokenizer adds another", "Take the BOS out of one of them.",
-            "model: {chat_template: FILE}",
         )  # fmt: skip
     if gap is None or gap <= 0.5:
         return None
     listed = cast("list[dict[str, str]]", e.facts.get("template_examples") or [])
     shown = tuple(
-        Example(prompt=x["prompt"][:2000], answer=x["answer"][:2000], note="as written; then as the model knows it")
+        Example(
+            prompt=x["prompt"][:2000],
+            answer=x["answer"][:2000],
+            note="as written; then as the model knows it",
+        )
         for x in listed[:5]
     )
     return Found(
@@ -114,7 +119,11 @@ def template(e: Evidence) -> Found | None:
 
 def partial(e: Evidence) -> Found | None:
     """A judge that looks at the place, the length, or at nothing."""
-    judges = [str(r["name"]) for r in e.config.get("rewards") or () if isinstance(r, dict) and r.get("judge")]
+    judges = [
+        str(r["name"])
+        for r in e.config.get("rewards") or ()
+        if isinstance(r, dict) and r.get("judge")
+    ]
     seen = False
     for name in judges:
         x, first = e.series(f"reward/{name}/first")
@@ -132,23 +141,39 @@ def partial(e: Evidence) -> Found | None:
                 f"toss (p {p:.1g}): swapped, at least {2 * off:.0%} of verdicts would turn.",
                 k / n, 0.6 if k / n > 0.5 else 0.4, "T1", "the judge prefers a place",
                 "Ask in both orders and average; leave out pairs on which it disagrees with itself.",
-                "rewards: [{name: NAME, judge: FUNCTION, options: {both_orders: true}}]", None,
+                "", None,
                 ("the judge does not read the answers",), e.rollouts[::-1],
             )  # fmt: skip
     for p in e.probe("judge", "swap", "swap_consistency"):
         seen = True
         if p.value < 0.8:
-            return _judge(f"Swapping the two answers changes {1 - p.value:.0%} of {p.n} verdicts.", p.value, 0.8, p.examples)
+            return _judge(
+                f"Swapping the two answers changes {1 - p.value:.0%} of {p.n} verdicts.",
+                p.value,
+                0.8,
+                p.examples,
+            )
     for p in e.probe("judge", "canary"):
         seen = True
         if p.value > 0:
-            return _judge(f"{p.value:.1%} of {p.n} answers without content win.", p.value, 0.0, p.examples)
+            return _judge(
+                f"{p.value:.1%} of {p.n} answers without content win.", p.value, 0.0, p.examples
+            )
     for p in e.probe("judge", "length"):
         seen = True
         if p.low is not None and p.high is not None and not p.low <= 0 <= p.high:
-            return _judge(f"Length has a coefficient of {p.value:+.2f} [{p.low:+.2f}, {p.high:+.2f}] at equal content.", p.value, 0.0, p.examples)
+            return _judge(
+                f"Length has a coefficient of {p.value:+.2f} [{p.low:+.2f}, {p.high:+.2f}] at equal content.",
+                p.value,
+                0.0,
+                p.examples,
+            )
     if not seen:
-        raise Unchecked("no judge in this run, and no probe of one" if not judges else "the judge's places were not recorded")
+        raise Unchecked(
+            "no judge in this run, and no probe of one"
+            if not judges
+            else "the judge's places were not recorded"
+        )
     return None
 
 
@@ -167,40 +192,56 @@ def bad_pairs(e: Evidence) -> Found | None:
         raise Unchecked("no comparisons were counted in facts.json")
     f = cast("dict[str, float]", facts)
     odd = cast("list[dict[str, str]]", e.facts.get("odd") or [])
-    shown = tuple(Example(prompt=x["prompt"][:2000], answer=x["answer"][:2000], note="chosen both ways") for x in odd[:5])
+    shown = tuple(
+        Example(prompt=x["prompt"][:2000], answer=x["answer"][:2000], note="chosen both ways")
+        for x in odd[:5]
+    )
     n = int(f["pairs"])
     if f["contradicted"] > 0.05:
         # Of what was asked twice, how often the second answer is the first: two fair coins get half.
         twice = max(f["repeated"], 1e-9)
         return _data(
-            f"{f['contradicted']:.1%} of {n} pairs are contradicted by another pair, of {twice:.1%} that were judged more than once.",
+            e, f"{f['contradicted']:.1%} of {n} pairs are contradicted by another pair, of {twice:.1%} that were judged more than once.",
             f["contradicted"], 0.05, "annotators disagree, or rows were swapped", ("columns chosen and rejected are mixed up in some source",), shown,
         )  # fmt: skip
     leak = e.fact("leaked") or 0.0
     if leak > 0.05:
-        return _data(f"{leak:.1%} of held-out rows are also trained on.", leak, 0.05,
+        return _data(e, f"{leak:.1%} of held-out rows are also trained on.", leak, 0.05,
                      "the split was made after rows were repeated", ("near-duplicates in the source",), ())  # fmt: skip
     if f["same"] > 0.05:
-        return _data(f"{f['same']:.1%} of {n} pairs compare a text with itself.", f["same"], 0.05, "duplicates in the source", (), ())
-    for key, count, words in (("chosen_first", "placed", "shown first"), ("chosen_longer", "sized", "longer")):
+        return _data(
+            e,
+            f"{f['same']:.1%} of {n} pairs compare a text with itself.",
+            f["same"],
+            0.05,
+            "duplicates in the source",
+            (),
+            (),
+        )
+    for key, count, words in (
+        ("chosen_first", "placed", "shown first"),
+        ("chosen_longer", "sized", "longer"),
+    ):
         if key in f and f[count] >= 50:
             k = round(f[key] * f[count])
             p = binomtest(k, int(f[count]), 0.5).pvalue
             limit = 0.65 if key == "chosen_first" else 0.85
             if max(f[key], 1 - f[key]) > limit and p < 1e-3:
-                return _data(f"The answer {words} is chosen in {f[key]:.0%} of {f[count]:.0f} pairs (p {p:.1g}).",
+                return _data(e, f"The answer {words} is chosen in {f[key]:.0%} of {f[count]:.0f} pairs (p {p:.1g}).",
                              f[key], limit, f"labels follow {'the order shown' if key == 'chosen_first' else 'length'}", (), ())  # fmt: skip
     return None
 
 
-def _data(message: str, number: float, limit: float, cause: str, others: tuple[str, ...], shown: tuple[Example, ...]) -> Found:
+def _data(
+    e: Evidence, message: str, number: float, limit: float, cause: str, others: tuple[str, ...], shown: tuple[Example, ...]
+) -> Found:  # fmt: skip
+    change = (
+        "objective: {type: cdpo, smoothing: 0.1}"
+        if e.stage == "dpo"
+        else "objective: {smoothing: 0.1}"
+    )
     return Found(
         message, number, limit, "T0", cause,
         "Look at the rows, have the disputed ones labelled again, drop duplicates before the split.",
-        "objective: {type: cdpo, smoothing: 0.1}", None, others, examples=shown,
+        change, None, others, examples=shown,
     )  # fmt: skip
-
-
-def sound(value: float | None) -> bool:
-    """Whether a figure is there and a number."""
-    return value is not None and math.isfinite(value) and not np.isnan(value)

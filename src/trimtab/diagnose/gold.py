@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from trimtab.diagnose.alarm import Found
+from trimtab.diagnose.alarm import Found, held_kl
 from trimtab.diagnose.finding import Audited
 from trimtab.diagnose.signals import Evidence, Unchecked, edge
 from trimtab.errors import DataError
@@ -52,7 +52,9 @@ def _audited(e: Evidence) -> Found | None:
     proxies = [a.proxy for a in e.audit]
     third = max(4, len(proxies) // 3)
     rise = two_means(proxies[:third], proxies[-third:])
-    early, late = (float(np.mean([a.gold for a in part])) for part in (e.audit[:third], e.audit[-third:]))
+    early, late = (
+        float(np.mean([a.gold for a in part])) for part in (e.audit[:third], e.audit[-third:])
+    )
     if not ps or ps[-1] >= 0.01 or rise <= 2:
         return None
     began = next((s for s, p in zip(at, ps, strict=True) if p < 0.01), at[-1])
@@ -70,7 +72,7 @@ def _audited(e: Evidence) -> Found | None:
         ps[-1], 0.01, "T2", "the reward model is trusted further than it was trained",
         f"Go back to the best audited checkpoint (about step {best:.0f}) and hold KL near {target:.1f} nats; refresh the reward "
         "model with labelled rollouts of now.",
-        f"method: {{kl: {{kind: adaptive, target: {target:.2g}}}}}", min(began, int(e.audit[-1].step)),
+        held_kl(e, target), min(began, int(e.audit[-1].step)),
         ("too few or too noisy labels (alarm 6)", "beta is too low"), shown,
     )  # fmt: skip
 
@@ -130,7 +132,7 @@ def _second(e: Evidence, names: list[str]) -> Found | None:
                 f"best ({m:+.2g} a step).",
                 fell, 1.5 * noise, "T1", "the reward model is trusted further than it was trained",
                 "Have some rollouts judged (trimtab audit), and go back to where the second reward was best.",
-                "method: {kl: {kind: adaptive, target: 6.0}}",
+                held_kl(e, 6.0),
                 onset(at, np.arange(len(at)) >= top + window // 2, 1), ("too few or too noisy labels (alarm 6)",),
                 sorted((r for r in e.rollouts if r.reward is not None), key=lambda r: -r.step),
             )  # fmt: skip

@@ -43,8 +43,23 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 _OURS = {theirs: ours for ours, names in NAMES.items() for theirs in names}
 _STEPS = ("step", "_step", "global_step", "Step", "train/global_step")
-_PROMPTS, _ANSWERS = ("prompt", "prompts", "input", "query"), ("completion", "completions", "response", "output", "answer")
-_NOT_SCORES = {*_STEPS, *_PROMPTS, *_ANSWERS, "advantage", "advantages", "reward", "score", "id", "index", "finish", "tokens"}
+_PROMPTS, _ANSWERS = (
+    ("prompt", "prompts", "input", "query"),
+    ("completion", "completions", "response", "output", "answer"),
+)
+_NOT_SCORES = {
+    *_STEPS,
+    *_PROMPTS,
+    *_ANSWERS,
+    "advantage",
+    "advantages",
+    "reward",
+    "score",
+    "id",
+    "index",
+    "finish",
+    "tokens",
+}
 
 
 def renamed(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +111,9 @@ def bring(path: str | Path, source: Source, out: str | Path) -> Path:
     reader = {"trl": _trl, "wandb": _wandb, "jsonl": _jsonl}[source]
     metrics, rollouts = reader(path)
     if not metrics and not rollouts:
-        raise DataError(f"{path}: neither metrics nor completions of {source} are in it; see docs/doctor.md")
+        raise DataError(
+            f"{path}: neither metrics nor completions of {source} are in it; see docs/doctor.md"
+        )
     by: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in rollouts:
         by[int(row.get("step") or 0)].append(row)
@@ -115,7 +132,9 @@ def bring(path: str | Path, source: Source, out: str | Path) -> Path:
     return run.path
 
 
-def _merged(metrics: Iterable[tuple[int, dict[str, Any]]], by: Mapping[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _merged(
+    metrics: Iterable[tuple[int, dict[str, Any]]], by: Mapping[int, list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
     """One line a step; means and spreads of rollouts where the metrics say nothing of them."""
     rows: dict[int, dict[str, Any]] = {}
     for step, found in metrics:
@@ -146,16 +165,26 @@ Parts = tuple[list[tuple[int, dict[str, Any]]], list[dict[str, Any]]]
 
 def _trl(path: Path) -> Parts:
     folder = path.parent if path.is_file() else path
-    states = [path] if path.is_file() else [folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")]
+    states = (
+        [path]
+        if path.is_file()
+        else [folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")]
+    )
     states = [s for s in states if s.is_file()]
     metrics: list[tuple[int, dict[str, Any]]] = []
     if states:
         last = max(states, key=lambda s: int(_json(s).get("global_step") or 0))
         for row in cast("list[dict[str, Any]]", _json(last).get("log_history") or []):
-            if isinstance(row, dict) and _number(row.get("step")) is not None and "train_runtime" not in row:
+            if (
+                isinstance(row, dict)
+                and _number(row.get("step")) is not None
+                and "train_runtime" not in row
+            ):
                 metrics.append((int(row["step"]), renamed(row)))
     rollouts: list[dict[str, Any]] = []
-    for file in sorted((folder / "completions").glob("*.parquet")) or sorted(folder.glob("completions*.parquet")):
+    for file in sorted((folder / "completions").glob("*.parquet")) or sorted(
+        folder.glob("completions*.parquet")
+    ):
         try:
             rows = pq.read_table(file).to_pylist()
         except (pa.ArrowException, OSError) as error:
@@ -175,7 +204,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _wandb(path: Path) -> Parts:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".csv", ".jsonl", ".json"))
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.rglob("*") if p.suffix in (".csv", ".jsonl", ".json"))
+    )
     metrics: list[tuple[int, dict[str, Any]]] = []
     rollouts: list[dict[str, Any]] = []
     for file in files:
@@ -191,7 +224,11 @@ def _wandb(path: Path) -> Parts:
                     if step is None:
                         raise DataError(f"{file}: no column of steps ({', '.join(_STEPS)})")
                     # The web page's export writes "run - metric", with its bounds beside it.
-                    plain = {k.rpartition(" - ")[2]: v for k, v in row.items() if k and not k.endswith(("__MIN", "__MAX"))}
+                    plain = {
+                        k.rpartition(" - ")[2]: v
+                        for k, v in row.items()
+                        if k and not k.endswith(("__MIN", "__MAX"))
+                    }
                     metrics.append((int(step), renamed(plain)))
         elif file.suffix == ".jsonl":
             more, texts = _lines(file)
@@ -228,7 +265,9 @@ def _lines(path: Path) -> Parts:
             continue
         step = next((_number(row[k]) for k in _STEPS if k in row), None)
         if step is None:
-            raise DataError(f"{path}, line {number}: no step ({', '.join(_STEPS)}) and no completion")
+            raise DataError(
+                f"{path}, line {number}: no step ({', '.join(_STEPS)}) and no completion"
+            )
         metrics.append((int(step), renamed(row)))
     return metrics, rollouts
 
@@ -237,9 +276,13 @@ def _rollout(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     prompt = next((row[k] for k in _PROMPTS if k in row), None)
     answer = next((row[k] for k in _ANSWERS if k in row), None)
     if prompt is None or answer is None:
-        raise DataError(f"{where}: a rollout needs a prompt and a completion; the columns are {', '.join(row)}")
+        raise DataError(
+            f"{where}: a rollout needs a prompt and a completion; the columns are {', '.join(row)}"
+        )
     step = next((_number(row[k]) for k in _STEPS if k in row), None)
-    scores = {k: n for k, v in row.items() if k not in _NOT_SCORES and (n := _number(v)) is not None}
+    scores = {
+        k: n for k, v in row.items() if k not in _NOT_SCORES and (n := _number(v)) is not None
+    }
     given = next((_number(row[k]) for k in ("reward", "score") if k in row), None)
     # TRL writes a column for each reward function, and no sum.
     reward = given if given is not None else sum(scores.values()) if scores else None
@@ -254,5 +297,7 @@ def _text(value: Any) -> str:
     """Text, or the last message of a conversation."""
     if isinstance(value, list):
         messages = cast("list[Any]", value)
-        return "\n".join(str(m.get("content", "")) if isinstance(m, dict) else str(m) for m in messages)
+        return "\n".join(
+            str(m.get("content", "")) if isinstance(m, dict) else str(m) for m in messages
+        )
     return str(value)

@@ -33,7 +33,9 @@ def write(folder: str | Path, diagnosis: Diagnosis) -> Path:
         _first(diagnosis, evidence),
         *(_finding(f) for f in diagnosis.findings),
         Section("Gold and proxy", _GOLD, charts=[c for c in _golden(evidence) if c]),
-        Section("Curves", "What was recorded, step by step.", charts=curves(evidence.rows, rest=False)),
+        Section(
+            "Curves", "What was recorded, step by step.", charts=curves(evidence.rows, rest=False)
+        ),
         _checks(diagnosis),
     ]
     title = "Is the reward real?"
@@ -65,12 +67,20 @@ def _finding(f: Finding) -> Section:
     since = f"since step {f.step}" if f.step is not None else "from the start"
     others = f" Other causes: {'; '.join(f.others)}." if f.others else ""
     verdicts = [
-        Verdict(f"{f.figure[0].upper()}{f.figure[1:]}: {number(f.number)} (limit {number(f.limit)})", f.message, "bad"),
+        Verdict(
+            f"{f.figure[0].upper()}{f.figure[1:]}: {number(f.number)} (limit {number(f.limit)})",
+            f.message,
+            "bad",
+        ),
         Verdict("Likeliest cause", f"{f.cause}.{others}", "fair"),
         Verdict("What to do", f.remedy, "good", f.change),
     ]
     picks = [
-        Pick(x.prompt, [Answer("Answer", x.answer, x.note)], f"Step {x.step}" if x.step is not None else "From the data")
+        Pick(
+            x.prompt,
+            [Answer("Answer", x.answer, x.note)],
+            f"Step {x.step}" if x.step is not None else "From the data",
+        )
         for x in f.examples
     ]
     lead = f"Alarm {f.alarm}, {f.name}, {since}. Rests on {TIERS[f.tier]} ({f.tier})."

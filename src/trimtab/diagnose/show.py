@@ -36,7 +36,10 @@ def _finding(f: Finding) -> list[str]:
     for x in f.examples:
         step = f"step {x.step}: " if x.step is not None else ""
         # Text of a model may hold anything; a terminal must not obey it.
-        lines.append(textwrap.shorten(f"   > {step}{_safe(x.prompt)} => {_safe(x.answer)}", WIDTH) + f" ({_safe(x.note)})")
+        lines.append(
+            textwrap.shorten(f"   > {step}{_safe(x.prompt)} => {_safe(x.answer)}", WIDTH)
+            + f" ({_safe(x.note)})"
+        )
     return lines
 
 

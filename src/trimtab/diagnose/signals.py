@@ -51,7 +51,9 @@ class Rollout:
     def example(self, note: str = "") -> Example:
         """To show."""
         shown = note or (f"reward {self.reward:.3g}" if self.reward is not None else "not scored")
-        return Example(prompt=self.prompt[:2000], answer=self.answer[:2000], note=shown, step=self.step)
+        return Example(
+            prompt=self.prompt[:2000], answer=self.answer[:2000], note=shown, step=self.step
+        )
 
 
 @dataclass
@@ -126,7 +128,9 @@ class Evidence:
         early = [r for r in self.rollouts if r.step in head]
         late = [r for r in self.rollouts if r.step in tail]
         if min(len(early), len(late)) < 16:
-            raise Unchecked("fewer than 16 rollouts at the start or end; log more (loop.sample_every)")
+            raise Unchecked(
+                "fewer than 16 rollouts at the start or end; log more (loop.sample_every)"
+            )
         return early, late
 
     def by_step(self) -> dict[int, list[Rollout]]:
@@ -149,7 +153,9 @@ class Evidence:
         """A number among the facts."""
         place: Any = self.facts
         for part in path:
-            place = cast("Mapping[str, Any]", place).get(part) if isinstance(place, Mapping) else None
+            place = (
+                cast("Mapping[str, Any]", place).get(part) if isinstance(place, Mapping) else None
+            )
         return float(place) if isinstance(place, (int, float)) else None
 
     def probe(self, of: str, *names: str) -> list[Probe]:
@@ -189,7 +195,9 @@ def read(folder: str | Path) -> Evidence:
     found.probes = _probes(path / "probes.json")
     found.audit = _audit(path / "audit.jsonl")
     for spec in found.config.get("rewards") or ():
-        for model in [spec.get("model"), *(spec.get("models") or ())] if isinstance(spec, dict) else ():
+        for model in (
+            [spec.get("model"), *(spec.get("models") or ())] if isinstance(spec, dict) else ()
+        ):
             if model and Path(str(model)).name == "model":
                 beside = read_summary(Path(str(model)).parent)
                 if beside:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import binomtest
 
-from trimtab.diagnose.alarm import Found
+from trimtab.diagnose.alarm import Found, held_kl, paid
 from trimtab.diagnose.signals import Array, Evidence, Rollout, Unchecked
 from trimtab.stats.change import onset, slope, two_means, two_rates
 
@@ -57,7 +57,9 @@ def lengthened(e: Evidence) -> Found | None:
     z = two_means(_lengths(early), _lengths(late))
     grown = float(_lengths(late).mean() - _lengths(early).mean())
     before = float(_lengths(early).mean())
-    gain = float(np.mean([r.reward or 0.0 for r in late]) - np.mean([r.reward or 0.0 for r in early]))
+    gain = float(
+        np.mean([r.reward or 0.0 for r in late]) - np.mean([r.reward or 0.0 for r in early])
+    )
     if z <= 3 or grown < 0.2 * before or gain <= 0:
         return None
     share = _explained(e, grown, gain)
@@ -65,9 +67,12 @@ def lengthened(e: Evidence) -> Found | None:
         return None
     common = stock([*early, *late])
     # Growth in different word pairs of the answer's own, against growth in words.
-    fresh = float(np.mean([_own(r, common) for r in late]) - np.mean([_own(r, common) for r in early]))
+    fresh = float(
+        np.mean([_own(r, common) for r in late]) - np.mean([_own(r, common) for r in early])
+    )
     words = float(
-        np.mean([len(r.answer.split()) for r in late]) - np.mean([len(r.answer.split()) for r in early])
+        np.mean([len(r.answer.split()) for r in late])
+        - np.mean([len(r.answer.split()) for r in early])
     )
     if fresh > 0.45 * words:
         return None  # longer because it says more
@@ -84,14 +89,18 @@ def lengthened(e: Evidence) -> Found | None:
         "pair of their own, the rest is filling.",
         share, 0.6, "T2" if rose is not None else "T1",
         "the reward pays for length", "Take length out of the reward, or charge for it.",
-        f"rewards: [{{name: NAME, residual_length: true}}]\nshape: {{length: {{weight: 1.0, target: {target}}}}}",
+        f"{paid(e, residual_length=True)}\nshape: {{length: {{weight: 1.0, target: {target}}}}}".strip(),
         began, ("people who labelled prefer long answers", "answers do not stop (alarm 9)"),
         sorted(late, key=lambda r: -r.tokens), note=_length_note,
     )  # fmt: skip
 
 
 def _length_note(r: Rollout) -> str:
-    return f"{r.tokens} tokens, reward {r.reward:.3g}" if r.reward is not None else f"{r.tokens} tokens"
+    return (
+        f"{r.tokens} tokens, reward {r.reward:.3g}"
+        if r.reward is not None
+        else f"{r.tokens} tokens"
+    )
 
 
 def _explained(e: Evidence, grown: float, gain: float) -> float:
@@ -143,12 +152,18 @@ def flatters(e: Evidence) -> Found | None:
     moved = _flips(e)
     opined = [r for r in e.rollouts if stance(r.prompt)]
     if moved is None and len(opined) < 32:
-        raise Unchecked("no probes.json, and too few prompts in which a person says what they think")
+        raise Unchecked(
+            "no probes.json, and too few prompts in which a person says what they think"
+        )
     shown: Sequence[Rollout] = [r for r in reversed(opined) if agrees(r)]
     if moved is None:
         return _by_words(e, opined, shown)
     rate, base, n, reward_rate, reward_base = moved
-    p = binomtest(round(rate * n), n, min(max(base, 1e-3), 0.999), alternative="greater").pvalue if n else 1.0
+    p = (
+        binomtest(round(rate * n), n, min(max(base, 1e-3), 0.999), alternative="greater").pvalue
+        if n
+        else 1.0
+    )
     # The reward's own swap rate names the cause; without a probe of it the policy's is enough.
     paid = reward_rate is None or reward_rate - (reward_base or 0.0) > 0.1
     if rate - base <= 0.1 or p >= 0.01 or not paid:
@@ -195,7 +210,9 @@ def _by_words(e: Evidence, opined: Sequence[Rollout], shown: Sequence[Rollout]) 
     early = [agrees(r) for r in opined if r.step in steps[:n]]
     late = [agrees(r) for r in opined if r.step in steps[-n:]]
     if min(len(early), len(late)) < 8:
-        raise Unchecked("too few prompts in which a person says what they think; run 'trimtab probe'")
+        raise Unchecked(
+            "too few prompts in which a person says what they think; run 'trimtab probe'"
+        )
     a, b = float(np.mean(early)), float(np.mean(late))
     z = two_rates(sum(early), len(early), sum(late), len(late))
     paid = _paid_for_agreeing(opined)
@@ -222,11 +239,13 @@ def _paid_for_agreeing(opined: Sequence[Rollout]) -> float:
     return float(np.mean(gaps)) if gaps else 0.0
 
 
-def _sycophant(message: str, number: float, limit: float, step: int | None, shown: Sequence[Rollout]) -> Found:
+def _sycophant(
+    message: str, number: float, limit: float, step: int | None, shown: Sequence[Rollout]
+) -> Found:
     return Found(
         message, number, limit, "T1", "the reward pays for agreeing with the person",
         "Add belief-swapped pairs to the comparisons and refresh the reward model; go on from before it began.",
-        "rewards: [{name: NAME, models: [A, B, C], combine: worst}]", step,
+        "", step,
         ("people who labelled prefer to be agreed with",), shown,
     )  # fmt: skip
 
@@ -255,14 +274,16 @@ def collapsed(e: Evidence) -> Found | None:
         return None
     by = e.by_step()
     began = onset(
-        list(by), [np.mean([opening(r.answer) == first[0] for r in rs]) > was + 0.3 for rs in by.values()], 2
+        list(by),
+        [np.mean([opening(r.answer) == first[0] for r in rs]) > was + 0.3 for rs in by.values()],
+        2,
     )
     return Found(
         f"Different answers over {n} rollouts to different prompts fell from {a:.0%} to {b:.0%}; "
         f"{began_so:.0%} now begin “{first[0]}” ({was:.0%} at the start).",
         b / max(a, 1e-9), 0.5, "T1", "the reward loves one template",
         "Keep KL to the reference, add an entropy bonus, and look at what the reward gives the template on prompts it does not fit.",
-        "method: {kl: {kind: adaptive, target: 6.0}, entropy_coef: 0.01}", began,
+        held_kl(e, 6.0), began,
         ("the learning rate is too high", "the reward does not read the prompt"),
         [r for r in reversed(late) if opening(r.answer) == first[0]],
     )  # fmt: skip
@@ -312,7 +333,7 @@ def degenerate(e: Evidence) -> Found | None:
         + f". The commonest word is “{words[0]}”.",
         rep_b if repeats else odd_b, 0.15 if repeats else 0.5, "T1", "the reward pays for a word or pattern",
         "Charge for repetition, hold KL to the reference, and mend the reward.",
-        "shape: {repetition: {weight: 1.0, n: 3}}\nmethod: {kl: {kind: adaptive, target: 6.0}}", began,
+        f"shape: {{repetition: {{weight: 1.0, n: 3}}}}\n{held_kl(e, 6.0)}", began,
         ("temperature or learning rate too high",),
         sorted(late, key=lambda r: -repetition(r.answer)),
         note=lambda r: f"repeats {repetition(r.answer):.0%}" + (f", reward {r.reward:.3g}" if r.reward is not None else ""),

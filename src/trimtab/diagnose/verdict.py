@@ -156,16 +156,28 @@ def _verdict(found: tuple[Finding, ...], clean: list[str], e: Evidence) -> tuple
         began = f" since step {first.step}" if first.step is not None else ""
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         head = "The reward is not to be trusted" if word == "not real" else "The training is broken"
-        return word, f"{head}: {first.title[0].lower()}{first.title[1:]}{began}{more}. Likeliest cause: {first.cause}."
+        return (
+            word,
+            f"{head}: {first.title[0].lower()}{first.title[1:]}{began}{more}. Likeliest cause: {first.cause}.",
+        )
     golds = [a.gold for a in e.audit]
     if len(golds) >= gold.LEAST:
         third = len(golds) // 3
         early, late = float(np.mean(golds[:third])), float(np.mean(golds[-third:]))
         if two_means(golds[:third], golds[-third:]) > 1.645:
-            return "real", f"The reward is real: audited gold rose from {early:.3f} to {late:.3f} over {len(golds)} rollouts, and no alarm rings."
-        return "not proven", f"No alarm rings, but over {len(golds)} audited rollouts gold did not clearly rise ({early:.3f} to {late:.3f})."
+            return (
+                "real",
+                f"The reward is real: audited gold rose from {early:.3f} to {late:.3f} over {len(golds)} rollouts, and no alarm rings.",
+            )
+        return (
+            "not proven",
+            f"No alarm rings, but over {len(golds)} audited rollouts gold did not clearly rise ({early:.3f} to {late:.3f}).",
+        )
     if e.stage in _RL or e.has("reward/mean"):
-        return "not proven", f"No alarm rings in {len(clean)} checks; that the reward is real is not proven without a gold audit."
+        return (
+            "not proven",
+            f"No alarm rings in {len(clean)} checks; that the reward is real is not proven without a gold audit.",
+        )
     return "not proven", f"No alarm rings in {len(clean)} checks of this run."
 
 
@@ -194,4 +206,6 @@ def attend(folder: str | Path, total: int) -> None:
     evidence.facts = {**evidence.facts, "steps": total}
     for finding in write(folder, diagnose(evidence).findings):
         since = f" since step {finding.step}" if finding.step is not None else ""
-        console.print(f"doctor: {finding.title}{since}. {finding.message}", style="yellow", markup=False)
+        console.print(
+            f"doctor: {finding.title}{since}. {finding.message}", style="yellow", markup=False
+        )

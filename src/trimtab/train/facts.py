@@ -62,12 +62,17 @@ def template_facts(
     said = sampler([Request(g.prompt, (0, i)) for i, g in enumerate(twins)], greedy)
     answers = [theirs.completion(s[0].ids, s[0].finish) for s in said]
     nll = [
-        _nll(lm, [replace(g, completions=[c]) for g, c in zip(groups, answers, strict=True)], budget)
+        _nll(
+            lm, [replace(g, completions=[c]) for g, c in zip(groups, answers, strict=True)], budget
+        )
         for groups in (shown, twins)
     ]
     facts["nll_gap"] = nll[0] - nll[1]
     facts["template_examples"] = [
-        {"prompt": renderer.tokenizer.decode(a.prompt.tolist()), "answer": own.decode(b.prompt.tolist())}
+        {
+            "prompt": renderer.tokenizer.decode(a.prompt.tolist()),
+            "answer": own.decode(b.prompt.tolist()),
+        }
         for a, b in list(zip(shown, twins, strict=True))[:5]
     ]
     return facts
