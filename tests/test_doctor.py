@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from scipy.stats import ttest_ind
 
 from tests import folders
 from trimtab import cli
 from trimtab.config import build, merge
 from trimtab.data.facts import leaked, odd_pairs, pair_facts, token_facts
-from trimtab.diagnose import gold, importer, texts, verdict
+from trimtab.diagnose import gold, importer, show, texts, verdict
+from trimtab.diagnose.alarm import held_kl, paid
 from trimtab.diagnose.finding import Audited, Finding
 from trimtab.diagnose.signals import Evidence, Rollout, read
 from trimtab.errors import DataError
@@ -56,8 +58,6 @@ def test_onset_and_welch() -> None:
     assert onset([1, 2, 3], [True, False, True], 2) is None
     assert two_means([0.0, 0.0], [1.0, 1.0]) == math.inf
     a, b = [1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 9.0]
-    from scipy.stats import ttest_ind
-
     assert two_means(a, b) == pytest.approx(ttest_ind(b, a, equal_var=False).statistic)
 
 
@@ -243,7 +243,9 @@ def test_command(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["doctor", str(trained), "--json", "--html"])
     assert end.value.code == 1
     said = json.loads(capsys.readouterr().out)
-    assert said["findings"][0]["name"] == "reward-pipe" and said["verdict"] == "broken"
+    # A random model ends few answers of eight tokens, which is true and upstream.
+    assert {f["name"] for f in said["findings"]} == {"reward-pipe", "endless"}
+    assert said["verdict"] == "broken" and [f["rank"] for f in said["findings"]] == [1, 2]
     assert set(said["clean"]) | set(said["unchecked"]) | {f["name"] for f in said["findings"]} == {
         a.name for a in verdict.ALARMS
     }
@@ -263,10 +265,10 @@ def test_command(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_to_be_pasted_is_read_back(trained: Path) -> None:
     config = yaml.safe_load((trained / "config.yaml").read_text())
+    for key in ("critic", "monte_carlo"):  # a method without them refuses the keys
+        del config[key]
     for name in ("length", "hack"):
         evidence = Evidence(trained, config=config)
-        from trimtab.diagnose.alarm import held_kl, paid
-
         change = held_kl(evidence, 4.0, 0.02) if name == "length" else paid(evidence, timeout=3.0)
         build(policy.RLConfig, merge(config, yaml.safe_load(change)))
     for f in verdict.examine(trained).findings:
@@ -310,8 +312,6 @@ def test_hostile_text_is_inert(tmp_path: Path, trained: Path) -> None:
 
 
 def test_terminal_gets_no_control_characters(tmp_path: Path) -> None:
-    from trimtab.diagnose import show
-
     finding = Finding(alarm=4, name="x", nature="alignment", title="t", message=HOSTILE, figure="f", number=1, limit=0, tier="T1", cause="c", remedy="r", change="", rank=1)  # fmt: skip
     said = show.text(
         verdict.Diagnosis(

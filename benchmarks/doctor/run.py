@@ -24,7 +24,7 @@ from trimtab.train import policy, preference, reward, sft
 from trimtab.train.step import fit
 from trimtab.train.world import prompt_groups
 
-AUDIT = 60
+AUDIT = 120
 """Rollouts with a gold score."""
 STAGES: dict[str, tuple[Any, Any]] = {
     "rl": (policy.RLConfig, policy.RLStage),
@@ -76,7 +76,7 @@ def make(spec: Spec, out: Path) -> dict[str, Any]:
     run = Run(folder, config.model_dump(mode="json"))
     fit(stage.recorded(run), run, config.loop)
     run.close()
-    truth: dict[str, Any] = {"sort": recipe.sort, "alarm": recipe.alarm, "recipe": recipe.name, "seed": spec.seed, "task": spec.task, "also": list(recipe.also)}  # fmt: skip
+    truth: dict[str, Any] = {"sort": recipe.sort, "alarm": recipe.alarm, "recipe": recipe.name, "seed": spec.seed, "task": spec.task, "also": list(recipe.also), "causes": list(recipe.causes)}  # fmt: skip
     if recipe.stage in ("rl", "rm"):
         truth |= _gold(folder, spec)
         if any(k in spec.task for k in ("opinion", "believed", "facts", "all")):
@@ -105,8 +105,8 @@ def _usual(spec: Spec, data: Path, out: Path) -> dict[str, Any]:
             ]
         return {
             "model": model, "data": {"path": str(prompts(data / "prompts.jsonl", shown(spec)))},
-            "method": {"type": "grpo"}, "rewards": rewards, "steps": 24, "prompts": 12, "group": 4,
-            "sampling": {"max_new_tokens": 40}, "optim": {"lr": 3e-4, "schedule": "constant"}, "loop": loop,
+            "method": {"type": "grpo"}, "rewards": rewards, "steps": 20, "prompts": 12, "group": 4,
+            "sampling": {"max_new_tokens": 36}, "optim": {"lr": 3e-4, "schedule": "constant"}, "loop": loop,
         }  # fmt: skip
     if recipe.stage == "sft":
         rows = demonstrations(shown(spec), seed)

@@ -119,8 +119,8 @@ def odd_pairs(groups: Sequence[Group], most: int = 5) -> list[dict[str, str]]:
                 if a.rank == b.rank or a.text == b.text:
                     continue
                 assert a.rank is not None and b.rank is not None
-                up, down = (a.text, b.text) if a.rank < b.rank else (b.text, a.text)
-                x, y = min(up, down), max(up, down)
+                up = a.text if a.rank < b.rank else b.text
+                x, y = sorted((a.text, b.text), key=normal)
                 key = (normal(g.text), normal(x), normal(y))
                 said[key].add(up == x)
                 if len(said[key]) == 2 and len(found) < most:

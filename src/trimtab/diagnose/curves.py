@@ -33,38 +33,38 @@ def _unit(e: Evidence) -> float:
 
 
 def runaway(e: Evidence) -> Found | None:
-    """KL above three times its target to the end, while a nat buys ever less reward."""
+    """KL above three times its target, while a nat buys ever less reward."""
     x, kl = e.want("objective/kl")
     _, reward = e.want("reward/mean")
     limit = 3 * _target(e)
-    late = edge(kl, last=True)
-    if late <= limit or kl[-1] <= limit:
-        return None
     n = min(len(kl), len(reward))
     kl, reward, x = kl[-n:], reward[-n:], x[-n:]
+    crossed = onset(x, kl > limit, 2)
+    if crossed is None:
+        return None
+    at = int(np.searchsorted(x, crossed))
     unit = _unit(e)
-    # Reward a nat up to where the limit was passed, and from there on.
-    crossed = int(np.argmax(kl > limit))
-    crossed = max(2, min(crossed, n - 2))
-    gain = (edge(reward[:crossed], True, 0.3) - edge(reward[:crossed], False, 0.3)) / unit
-    after = (
-        edge(reward[crossed - 1 :], True, 0.3) - edge(reward[crossed - 1 :], False, 0.3)
-    ) / unit
-    rate = gain / max(kl[crossed - 1] - kl[0], 1e-6)
-    later = after / max(float(kl[crossed - 1 :].max() - kl[crossed - 1]), 1.0)
+    late = edge(kl, last=True)
+    before = (float(reward[: at + 1].max()) - edge(reward[: at + 1], False, 0.3)) / unit
+    after = (edge(reward, True) - float(reward[max(0, at - 1) : at + 2].mean())) / unit
+    # Back below the limit, it did harm only where the reward did not come back.
+    if late <= limit and after > -0.5:
+        return None
+    rate = before / max(float(kl[at] - kl[0]), 1e-6)
+    later = after / max(float(kl[at:].max() - limit), 1.0)
     if later > 0.5 * rate and later > 0.02:
         return None
     beta = e.key("method.kl.beta", 0.0)
     lr = e.key("optim.lr", 0.0)
     return Found(
-        f"KL to the reference is {late:.1f} nats an answer at the end, over three times the target of "
-        f"{limit / 3:g}; since it passed {limit:g} each nat has bought {later:+.3f} standard "
+        f"KL to the reference went to {kl.max():.1f} nats an answer ({late:.1f} at the end), over three times the "
+        f"target of {limit / 3:g}; since it passed {limit:g} each nat has bought {later:+.3f} standard "
         f"deviations of reward, before {rate:+.3f}.",
         late, limit, "T0",
         f"the hold on KL is too weak for this learning rate (beta {beta:g}, lr {lr:g})",
         "Hold KL to a target, lower the learning rate, and start again from before the limit was passed.",
         f"{held_kl(e, limit / 3, max(10 * beta, 0.02))}\noptim: {{lr: {lr / 5:g}}}",
-        onset(x, kl > limit),
+        crossed,
         ("the reward pays for text that the reference never writes",),
         [r for r in reversed(e.rollouts) if r.kl is not None and r.kl > limit],
         note=_kl_note,
@@ -79,8 +79,10 @@ def frozen(e: Evidence) -> Found | None:
     """No reward gained and no distance gone, though answers still differ in reward."""
     x, reward = e.want("reward/mean")
     _, kl = e.want("objective/kl")
-    limit = 0.05
-    moved = edge(np.abs(kl), last=True)
+    # Of one answer; a longer one goes as far by noise alone.
+    _, length = e.series("completion/length")
+    limit = max(0.3, 0.01 * edge(length, last=True)) if len(length) else 0.3
+    moved = edge(kl, last=True, share=0.34)
     _, low, high = slope(x, reward)
     if moved > limit or not low <= 0 <= high:
         return None
@@ -240,7 +242,7 @@ def dead(e: Evidence) -> Found | None:
     )
     third = max(3, len(x) // 3)
     early, whole = float(uniform[:third].mean()), float(np.median(uniform))
-    if early <= 0.5 or whole <= 0.5:
+    if min(early, float(uniform[:3].mean())) <= 0.5 or whole <= 0.5:
         return None  # groups that become equal later are solved ones, or alarms 7 and 8
     _, reward = e.series("reward/mean")
     rewards = np.array([r.reward for r in e.rollouts if r.reward is not None])
@@ -271,7 +273,7 @@ def pipe(e: Evidence) -> Found | None:
             note=lambda r: ", ".join(f"{k}: {v}" for k, v in r.scores.items() if isinstance(v, str)),
         )  # fmt: skip
     _, std = e.series("reward/std")
-    if len(std) and float(np.median(std)) < 1e-9:
+    if len(std) and float(np.median(std)) < 1e-9 and edge(std, last=False) < 1e-9:
         return Found(
             f"Every answer gets the same reward ({mean[-1]:.3g}).", 0.0, 1e-9, "T0",
             "the reward does not look at the answer", "Call the reward by hand on two different answers.",

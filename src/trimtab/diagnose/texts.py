@@ -49,6 +49,12 @@ def _own(r: Rollout, common: set[tuple[str, ...]]) -> float:
     return float(len({(words[i], words[i + 1]) for i in range(len(words) - 1)} - common))
 
 
+def _paid(early: Sequence[Rollout], late: Sequence[Rollout]) -> bool:
+    """Whether the reward rose, or nothing was scored."""
+    a, b = ([r.reward for r in part if r.reward is not None] for part in (early, late))
+    return not a or not b or float(np.mean(b)) > float(np.mean(a))
+
+
 def lengthened(e: Evidence) -> Found | None:
     """Answers grow, length explains the gain, and what was added says nothing new."""
     early, late = (_rewarded(x) for x in e.thirds)
@@ -258,6 +264,8 @@ def opening(answer: str, words: int = 6) -> str:
 def collapsed(e: Evidence) -> Found | None:
     """Different prompts get the same answer."""
     early, late = e.thirds
+    if not _paid(early, late):
+        return None  # wrecked, not bought: alarms 2 and 7
     n = min(len(early), len(late), 200)
     a, b = _distinct(early, n), _distinct(late, n)
     top, count = Counter(r.answer.strip().lower() for r in late).most_common(1)[0]
@@ -310,6 +318,8 @@ def repetition(answer: str, n: int = 3) -> float:
 def degenerate(e: Evidence) -> Found | None:
     """Answers that repeat themselves, or that the reference finds impossible."""
     early, late = e.thirds
+    if not _paid(early, late):
+        return None
     a = np.array([repetition(r.answer) for r in early])
     b = np.array([repetition(r.answer) for r in late])
     rep_a, rep_b = float((a > 0.3).mean()), float((b > 0.3).mean())
@@ -336,8 +346,14 @@ def degenerate(e: Evidence) -> Found | None:
         f"shape: {{repetition: {{weight: 1.0, n: 3}}}}\n{held_kl(e, 6.0)}", began,
         ("temperature or learning rate too high",),
         sorted(late, key=lambda r: -repetition(r.answer)),
+        # Filling repeats itself too: there length is what is paid for.
+        severity="critical" if _one_token(late) > 0.2 or not _grew(early, late) else "warning",
         note=lambda r: f"repeats {repetition(r.answer):.0%}" + (f", reward {r.reward:.3g}" if r.reward is not None else ""),
     )  # fmt: skip
+
+
+def _grew(early: Sequence[Rollout], late: Sequence[Rollout]) -> bool:
+    return float(_lengths(late).mean()) > 1.2 * float(_lengths(early).mean())
 
 
 def _outliers(early: Sequence[Rollout], late: Sequence[Rollout]) -> tuple[float, float, float]:

@@ -138,6 +138,8 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 def _order(finding: Finding, found: list[Finding], evidence: Evidence) -> float:
     """Place in the order of causes: what is so before the first step causes what comes later."""
     place = float(UPSTREAM.index(finding.alarm))
+    if finding.severity == "warning":
+        return place + len(UPSTREAM)
     if finding.alarm == 9 and finding.step is None:
         return 0.5  # a wrong stop token, not something learnt
     if finding.alarm == 2:
