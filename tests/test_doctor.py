@@ -27,7 +27,7 @@ from trimtab.diagnose.finding import Audited, Finding
 from trimtab.diagnose.signals import Evidence, Rollout, read
 from trimtab.errors import DataError
 from trimtab.runs import Run, read_findings
-from trimtab.stats.change import anytime_p, onset, slope, two_means
+from trimtab.stats.change import fallen, onset, slope, two_means
 from trimtab.train import policy
 from trimtab.types import Completion, Group
 
@@ -45,13 +45,19 @@ def test_slope_agrees_with_numpy_and_covers() -> None:
     assert slope([1, 1, 1], [1, 2, 3]) == (0.0, -math.inf, math.inf)
 
 
-def test_anytime_p_holds_at_every_look_and_has_power() -> None:
+def test_a_fall_is_seen_and_never_made_up_by_looking_often() -> None:
     rng = np.random.default_rng(1)
-    ever = sum(min(anytime_p(rng.uniform(-1, 1, 300).tolist())) < 0.05 for _ in range(400))
-    assert ever / 400 < 0.075, "looked at 300 times, it may be wrong one time in twenty"
-    seen = sum(anytime_p((rng.normal(0.3, 0.3, 60)).tolist())[-1] < 0.01 for _ in range(100))
-    assert seen > 95
-    assert anytime_p([-0.5] * 50)[-1] == 1.0
+    null = [
+        fallen(rng.normal(0, 1, 20).tolist(), rng.normal(0, 1, 300).tolist()) for _ in range(600)
+    ]
+    ever = sum(min(p for _, p in looks) < 0.05 for looks in null)
+    assert 0 < ever / 600 < 0.06, "looked at all along, it may be wrong one time in twenty"
+    drop = [
+        fallen(rng.normal(1, 1, 20).tolist(), rng.normal(0, 1, 100).tolist())[-1][1] < 0.01
+        for _ in range(100)
+    ]
+    assert sum(drop) > 70
+    assert fallen([1.0] * 9, [0.0] * 9)[-1][1] == 0.0 and fallen([0.0] * 9, [1.0] * 9)[-1][1] == 1.0
 
 
 def test_onset_and_welch() -> None:

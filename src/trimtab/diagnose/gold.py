@@ -10,7 +10,7 @@ from trimtab.diagnose.alarm import Found, held_kl
 from trimtab.diagnose.finding import Audited
 from trimtab.diagnose.signals import Evidence, Unchecked, edge
 from trimtab.errors import DataError
-from trimtab.stats.change import anytime_p, onset, slope, two_means
+from trimtab.stats.change import fallen, onset, slope, two_means
 from trimtab.stats.overoptimisation import Overoptimisation, fit_overoptimisation
 
 LEAST = 12
@@ -28,36 +28,41 @@ def overoptimised(e: Evidence) -> Found | None:
     return _audited(e) if len(e.audit) >= LEAST else _second(e, watched)
 
 
-def gaps(audit: list[Audited]) -> tuple[list[float], list[int], float]:
-    """Gold of early rollouts less that of later ones, in [-1, 1] of gold's range, pairing each later
-    rollout with an early one; the steps of the later ones; and the step up to which is early."""
-    golds = np.array([a.gold for a in audit])
-    width = float(golds.max() - golds.min()) or 1.0
-    steps = np.array([a.step for a in audit])
-    # Early is up to the best stretch, so that a rise before the fall does not hide it.
-    cut = len(audit) // 3
-    best, at = -math.inf, cut
-    for end in range(cut, max(cut + 1, 2 * len(audit) // 3)):
-        mean = float(golds[max(0, end - cut) : end].mean())
-        if mean > best:
-            best, at = mean, end
-    early, late = golds[max(0, at - cut) : at], golds[at:]
-    pairs = [(float(early[i % len(early)]) - float(g)) / width for i, g in enumerate(late)]
-    return pairs, [int(s) for s in steps[at:]], float(steps[at - 1])
+def fall(audit: list[Audited]) -> tuple[float, int, int]:
+    """p that gold has fallen neither below its start nor below its peak; the step at which that was
+    clear; the step of the peak.
+
+    The peak is looked for among the even rollouts and tested on the odd ones, so that choosing it
+    costs nothing; the two questions share the level.
+    """
+    n = max(6, len(audit) // 6)
+    chosen, asked = audit[::2], audit[1::2]
+    width = max(3, n // 2)
+    means = np.convolve([a.gold for a in chosen], np.ones(width) / width, mode="valid")
+    top = int(np.argmax(means[: max(1, 2 * len(means) // 3)]))
+    low, high = chosen[top].step, chosen[top + width - 1].step
+    peak = [a for a in asked if low <= a.step <= high]
+    best = (1.0, audit[-1].step)
+    for early, late in ((audit[:n], audit[n:]), (peak, [a for a in asked if a.step > high])):
+        if len(early) < 3:
+            continue
+        looks = fallen([a.gold for a in early], [a.gold for a in late])
+        p = 2 * min((p for _, p in looks), default=1.0)
+        clear = next((late[k - 1].step for k, q in looks if 2 * q < 0.01), audit[-1].step)
+        best = min(best, (p, clear))
+    return min(1.0, best[0]), best[1], (low + high) // 2
 
 
 def _audited(e: Evidence) -> Found | None:
-    pairs, at, best = gaps(e.audit)
-    ps = anytime_p(pairs)
+    p, began, best = fall(e.audit)
     proxies = [a.proxy for a in e.audit]
     third = max(4, len(proxies) // 3)
     rise = two_means(proxies[:third], proxies[-third:])
     early, late = (
         float(np.mean([a.gold for a in part])) for part in (e.audit[:third], e.audit[-third:])
     )
-    if not ps or ps[-1] >= 0.01 or rise <= 2:
+    if p >= 0.01 or rise <= 2:
         return None
-    began = next((s for s, p in zip(at, ps, strict=True) if p < 0.01), at[-1])
     fit = fitted(e)
     past = ""
     if fit is not None and math.isfinite(fit.peak):
@@ -67,12 +72,12 @@ def _audited(e: Evidence) -> Found | None:
     shown = [r for r in reversed(e.rollouts) if r.reward is not None]
     shown.sort(key=lambda r: -(r.reward or 0.0))
     return Found(
-        f"Over the audit of {len(e.audit)} rollouts the proxy rose (t {rise:.1f}) while gold fell from its best; "
-        f"first third {early:.3f}, last third {late:.3f}, anytime-valid p {ps[-1]:.1g}.{past}",
-        ps[-1], 0.01, "T2", "the reward model is trusted further than it was trained",
+        f"Over the audit of {len(e.audit)} rollouts the proxy rose (t {rise:.1f}) while gold fell below its "
+        f"start or its peak (first third {early:.3f}, last third {late:.3f}; p {p:.1g}, valid at any look).{past}",
+        p, 0.01, "T2", "the reward model is trusted further than it was trained",
         f"Go back to the best audited checkpoint (about step {best:.0f}) and hold KL near {target:.1f} nats; refresh the reward "
         "model with labelled rollouts of now.",
-        held_kl(e, target), min(began, int(e.audit[-1].step)),
+        held_kl(e, target), began,
         ("too few or too noisy labels (alarm 6)", "beta is too low"), shown,
     )  # fmt: skip
 

@@ -118,7 +118,7 @@ class Evidence:
         return max(done, int(planned)) if isinstance(planned, (int, float)) else done
 
     @cached_property
-    def thirds(self) -> tuple[list[Rollout], list[Rollout]]:
+    def ends(self) -> tuple[list[Rollout], list[Rollout]]:
         """Rollouts of the first and of the last fifth of the sampled steps, at least one step each."""
         steps = sorted({r.step for r in self.rollouts})
         if len(steps) < 2:

@@ -57,7 +57,7 @@ def _paid(early: Sequence[Rollout], late: Sequence[Rollout]) -> bool:
 
 def lengthened(e: Evidence) -> Found | None:
     """Answers grow, length explains the gain, and what was added says nothing new."""
-    early, late = (_rewarded(x) for x in e.thirds)
+    early, late = (_rewarded(x) for x in e.ends)
     if min(len(early), len(late)) < 16:
         raise Unchecked("fewer than 16 scored rollouts at the start or end")
     z = two_means(_lengths(early), _lengths(late))
@@ -263,7 +263,7 @@ def opening(answer: str, words: int = 6) -> str:
 
 def collapsed(e: Evidence) -> Found | None:
     """Different prompts get the same answer."""
-    early, late = e.thirds
+    early, late = e.ends
     if not _paid(early, late):
         return None  # wrecked, not bought: alarms 2 and 7
     n = min(len(early), len(late), 200)
@@ -317,7 +317,7 @@ def repetition(answer: str, n: int = 3) -> float:
 
 def degenerate(e: Evidence) -> Found | None:
     """Answers that repeat themselves, or that the reference finds impossible."""
-    early, late = e.thirds
+    early, late = e.ends
     if not _paid(early, late):
         return None
     a = np.array([repetition(r.answer) for r in early])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from trimtab.stats.uncertainty import Estimate
 
@@ -73,27 +73,26 @@ def two_means(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     return gap / error if error > 0 else math.copysign(math.inf, gap) if gap else 0.0
 
 
-def anytime_p(gaps: Sequence[float], bound: float = 1.0) -> list[float]:
-    """p-values of "the mean of these gaps is 0 or less" after each of them, valid at every look.
+def fallen(
+    before: Sequence[float], after: Sequence[float], least: int = 8
+) -> list[tuple[int, float]]:
+    """Whether a mean has fallen, looked at as values come in: (values seen, p) at every look.
 
-    A bet on each gap, sized by those before it, against odds that are fair under the hypothesis:
-    wealth is a supermartingale, so by Ville's inequality 1/wealth at its highest is a p-value
-    whenever it is read (Waudby-Smith and Ramdas, 2010.09686).
+    The looks are after ``least``, 2 ``least``, 4 ``least``… values of ``after`` and after the last;
+    Welch's one-sided p of the i-th is multiplied by i(i+1), so that by the union bound the chance of
+    ever being wrong, however often it is read, is at most the level.
 
-    Args:
-        gaps: In the order seen; each in [-bound, bound].
-        bound: Known before the first is seen.
+    >>> [n for n, _ in fallen([1.0, 2.0, 1.0], [1.0] * 20)]
+    [8, 16, 20]
     """
-    wealth = best = 0.0  # logarithms
-    total, squares = 0.0, 0.25
-    found: list[float] = []
-    for i, gap in enumerate(gaps):
-        x = min(max(gap / bound, -1.0), 1.0)
-        mean = total / (i + 1)
-        stake = min(max(mean / (squares / (i + 1)), 0.0), 0.75)
-        wealth += math.log1p(stake * x)
-        best = max(best, wealth)
-        found.append(math.exp(-best))
-        total += x
-        squares += x * x
+    x = np.asarray(before, np.float64)
+    looks = [n for i in range(32) if (n := least << i) < len(after)]
+    found: list[tuple[int, float]] = []
+    for i, n in enumerate([*looks, len(after)] if len(after) >= least else [], 1):
+        y = np.asarray(after[:n], np.float64)
+        t = two_means(y, x)
+        a, b = float(x.var(ddof=1)) / len(x), float(y.var(ddof=1)) / n
+        freedom = (a + b) ** 2 / (a * a / (len(x) - 1) + b * b / (n - 1)) if a + b > 0 else 1.0
+        p = float(stdtr(freedom, -t)) if math.isfinite(t) else float(t < 0)
+        found.append((n, min(1.0, p * i * (i + 1))))
     return found
