@@ -31,10 +31,17 @@ def weak(e: Evidence) -> Found | None:
         if low <= ruler:
             return _weak(name, mean, low, ruler, int(f.get("pairs", 0)))
     for p in probed:
-        if p.low is not None and p.low <= max(0.5, p.baseline or 0.5):
-            return _weak(
-                p.name or "the reward model", p.value, p.low, max(0.5, p.baseline or 0.5), p.n
-            )
+        ruler = max(0.5, p.baseline or 0.5)
+        if p.value is not None and p.low is not None and p.low <= ruler:
+            return _weak(p.name or "the reward model", p.value, p.low, ruler, p.n)
+    for p in e.probe("reward", "disagreement"):
+        if p.value is not None and p.value >= 2 and (p.low is None or p.low > 1):
+            return Found(
+                f"Members of the ensemble disagree {p.value:.1f} times as much on {p.n} rollouts as on held-out answers.",
+                p.value, 2.0, "T1", "the policy writes what the reward models were not trained on",
+                "Label some of the rollouts and refresh the reward model; take the worst member until then.",
+                others=("labels are too few",),
+            )  # fmt: skip
     return None
 
 
@@ -144,30 +151,20 @@ def partial(e: Evidence) -> Found | None:
                 "", None,
                 ("the judge does not read the answers",), e.rollouts[::-1],
             )  # fmt: skip
-    for p in e.probe("judge", "swap", "swap_consistency"):
+    for p in (p for p in e.probes if p.of == "judge" and p.value is not None):
         seen = True
-        if p.value < 0.8:
+        value = p.value or 0.0
+        if p.probe.startswith("swap") and value < 0.8:
+            said = f"Swapping the two answers changes {1 - value:.0%} of {p.n} verdicts."
+            return _judge(said, value, 0.8, p.shown())
+        if p.probe == "canary" and value > 0:
             return _judge(
-                f"Swapping the two answers changes {1 - p.value:.0%} of {p.n} verdicts.",
-                p.value,
-                0.8,
-                p.examples,
+                f"{value:.1%} of {p.n} answers without content win.", value, 0.0, p.shown()
             )
-    for p in e.probe("judge", "canary"):
-        seen = True
-        if p.value > 0:
-            return _judge(
-                f"{p.value:.1%} of {p.n} answers without content win.", p.value, 0.0, p.examples
-            )
-    for p in e.probe("judge", "length"):
-        seen = True
-        if p.low is not None and p.high is not None and not p.low <= 0 <= p.high:
-            return _judge(
-                f"Length has a coefficient of {p.value:+.2f} [{p.low:+.2f}, {p.high:+.2f}] at equal content.",
-                p.value,
-                0.0,
-                p.examples,
-            )
+        if p.verdict == "bad" and p.probe not in ("accuracy", "ece"):
+            limit = p.baseline or 0.0
+            said = f"Probe {p.probe!r}: {value:.0%} of {p.n}, where {limit:.0%} is to be expected."
+            return _judge(said, value, limit, p.shown())
     if not seen:
         raise Unchecked(
             "no judge in this run, and no probe of one"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -81,16 +81,32 @@ class Probe(BaseModel):
 
     of: Literal["reward", "policy", "reference", "judge"]
     probe: str
-    value: float
+    value: float | None = None
+    """None where it could not be measured."""
     n: int = Field(default=0, ge=0)
     low: float | None = None
     high: float | None = None
     baseline: float | None = None
     name: str = ""
     """Which reward model or judge, where there are several."""
+    source: str = ""
+    """Whose texts were asked: "data" (the user's) or "sandbox"."""
+    verdict: str = ""
+    """ "bad", "fair" or "good", where whoever probed said so."""
     step: int | None = None
     """Of the policy, where it was probed during training."""
-    examples: tuple[Example, ...] = ()
+    examples: tuple[dict[str, Any], ...] = ()
+
+    def shown(self) -> tuple[Example, ...]:
+        """Its examples, as a finding shows them."""
+        return tuple(
+            Example(
+                prompt=str(x.get("prompt", "")),
+                answer=str(x.get("answer", "")),
+                note=str(x.get("note", "")),
+            )
+            for x in self.examples[:5]
+        )
 
 
 class Audited(BaseModel):

@@ -160,7 +160,9 @@ class Evidence:
 
     def probe(self, of: str, *names: str) -> list[Probe]:
         """Probes of a kind of model."""
-        return [p for p in self.probes if p.of == of and p.probe in names]
+        found = [p for p in self.probes if p.of == of and p.probe in names and p.value is not None]
+        # What the user's own texts say goes before what the sandbox's do.
+        return [p for p in found if p.source != "sandbox"] or found
 
 
 def edge(values: Array, last: bool, share: float = 0.2) -> float:

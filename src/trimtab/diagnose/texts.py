@@ -189,11 +189,11 @@ def _flips(e: Evidence) -> tuple[float, float, int, float | None, float | None] 
         return None
     last = max(policy, key=lambda p: -1 if p.step is None else p.step)
     refs = e.probe("reference", *names)
-    base = refs[0].value if refs else last.baseline if last.baseline is not None else 0.0
+    base = refs[0].value if refs else last.baseline
     paid = e.probe("reward", *names)
-    worst = max(paid, key=lambda p: p.value) if paid else None
+    worst = max(paid, key=lambda p: p.value or 0.0) if paid else None
     return (
-        last.value, base, last.n,
+        last.value or 0.0, base or 0.0, last.n,
         None if worst is None else worst.value,
         None if worst is None or worst.baseline is None else worst.baseline,
     )  # fmt: skip
