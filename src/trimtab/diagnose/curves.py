@@ -60,7 +60,7 @@ def runaway(e: Evidence) -> Found | None:
         f"KL to the reference went to {kl.max():.1f} nats an answer ({late:.1f} at the end), over three times the "
         f"target of {limit / 3:g}; since it passed {limit:g} each nat has bought {later:+.3f} standard "
         f"deviations of reward, before {rate:+.3f}.",
-        late, limit, "T0",
+        float(kl.max()), limit, "T0",
         f"the hold on KL is too weak for this learning rate (beta {beta:g}, lr {lr:g})",
         "Hold KL to a target, lower the learning rate, and start again from before the limit was passed.",
         f"{held_kl(e, limit / 3, max(10 * beta, 0.02))}\noptim: {{lr: {lr / 5:g}}}",
@@ -305,12 +305,12 @@ def _fallback(e: Evidence) -> Found | None:
             n1, n2 = (sum(len(steps[s]) for s in part) for part in (order[:cut], order[cut:]))
             z = two_rates(round(before.mean() * n1), n1, round(after.mean() * n2), n2)
             mine = [r for s in order[cut:] for r in steps[s] if round(r.reward or 0.0, 6) == value]
-            # A failure does not look at the answer: the same text scores otherwise too.
-            said = {
-                (r.prompt, r.answer): r.reward for r in every if round(r.reward or 0.0, 6) != value
-            }
-            texts = {r.answer for r in every if round(r.reward or 0.0, 6) != value}
-            known = np.mean([(r.prompt, r.answer) in said or r.answer in texts for r in mine])
+            # A failure does not look at the answer: to the same prompts, or to the very same answer,
+            # other rewards were given too. New prompts that earn little are no failure.
+            others = [r for r in every if round(r.reward or 0.0, 6) != value]
+            said = {(r.prompt, r.answer) for r in others}
+            asked = {r.prompt for r in others if r.step < order[cut]}
+            known = np.mean([(r.prompt, r.answer) in said or r.prompt in asked for r in mine])
             if z > 3 and known > 0.2:
                 return Found(
                     f"From step {order[cut]} on {after.mean():.0%} of answers get exactly {value:g}, which "

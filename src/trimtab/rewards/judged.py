@@ -61,8 +61,9 @@ class JudgedPart:
             for i, j in itertools.combinations(range(len(g.completions)), 2):
                 a, b = g.completions[i].text, g.completions[j].text
                 if a == b:
-                    said[start + i].append(Score(TIE))
-                    said[start + j].append(Score(TIE))
+                    for one in (start + i, start + j):
+                        said[one].append(Score(TIE))
+                        place[one].append(Score(TIE))
                     continue
                 swap = flipped(g.text, a, b)
                 prompts.append(g.text)
@@ -76,8 +77,9 @@ class JudgedPart:
             if p is not None and not 0.0 <= p <= 1.0:
                 verdict = Score(None, "invalid", f"a verdict lies between 0 and 1, not {p!r}")
             if verdict.value is None:
-                said[first].append(verdict)
-                said[second].append(verdict)
+                for one in (first, second):
+                    said[one].append(verdict)
+                    place[one].append(verdict)
             else:
                 said[first].append(Score(1.0 - verdict.value))
                 said[second].append(Score(verdict.value))

@@ -97,11 +97,6 @@ def reversed_reward(
     ]  # fmt: skip
 
 
-def speaks_reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
-    """1 for an answer that ends in a full stop: almost every one, so a task too easy to learn from."""
-    return [float(c.strip().endswith(".")) for c in completions]
-
-
 def swayed_judge(
     prompts: Sequence[str],
     pairs: Sequence[Sequence[str]],
