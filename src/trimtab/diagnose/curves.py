@@ -237,6 +237,8 @@ def dead(e: Evidence) -> Found | None:
             share, 0.1, "T0", "a learning rate far too high, or broken rows", "Lower the learning rate; look at the rows of those steps.",
             f"optim: {{lr: {float(e.key('optim.lr', 1e-5)) / 10:g}}}", onset(x, skipped > 0, 1),
         )  # fmt: skip
+    if _constant(e):
+        return None  # alarm 14
     x, uniform = e.want(
         "group/uniform", why=": methods without groups have no such gradient to lose"
     )
@@ -259,6 +261,12 @@ def dead(e: Evidence) -> Found | None:
     )  # fmt: skip
 
 
+def _constant(e: Evidence) -> bool:
+    """Whether every answer got one reward from the start."""
+    _, std = e.series("reward/std")
+    return len(std) > 0 and float(np.median(std)) < 1e-9 and edge(std, last=False) < 1e-9
+
+
 def pipe(e: Evidence) -> Found | None:
     """Rewards that are missing, constant, or replaced by one value from some step on."""
     _, mean = e.want("reward/mean", 4)
@@ -272,8 +280,7 @@ def pipe(e: Evidence) -> Found | None:
             shown=[r for r in e.rollouts if r.reward is None],
             note=lambda r: ", ".join(f"{k}: {v}" for k, v in r.scores.items() if isinstance(v, str)),
         )  # fmt: skip
-    _, std = e.series("reward/std")
-    if len(std) and float(np.median(std)) < 1e-9 and edge(std, last=False) < 1e-9:
+    if _constant(e):
         return Found(
             f"Every answer gets the same reward ({mean[-1]:.3g}).", 0.0, 1e-9, "T0",
             "the reward does not look at the answer", "Call the reward by hand on two different answers.",

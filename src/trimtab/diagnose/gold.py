@@ -37,7 +37,7 @@ def fall(audit: list[Audited]) -> tuple[float, int, int]:
     """
     n = max(6, len(audit) // 6)
     chosen, asked = audit[::2], audit[1::2]
-    width = max(3, n // 2)
+    width = max(3, len(chosen) // 4)
     means = np.convolve([a.gold for a in chosen], np.ones(width) / width, mode="valid")
     top = int(np.argmax(means[: max(1, 2 * len(means) // 3)]))
     low, high = chosen[top].step, chosen[top + width - 1].step

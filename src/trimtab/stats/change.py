@@ -78,15 +78,15 @@ def fallen(
 ) -> list[tuple[int, float]]:
     """Whether a mean has fallen, looked at as values come in: (values seen, p) at every look.
 
-    The looks are after ``least``, 2 ``least``, 4 ``least``… values of ``after`` and after the last;
+    The looks are after ``least``, 4 ``least``, 16 ``least``… values of ``after`` and after the last;
     Welch's one-sided p of the i-th is multiplied by i(i+1), so that by the union bound the chance of
     ever being wrong, however often it is read, is at most the level.
 
     >>> [n for n, _ in fallen([1.0, 2.0, 1.0], [1.0] * 20)]
-    [8, 16, 20]
+    [8, 20]
     """
     x = np.asarray(before, np.float64)
-    looks = [n for i in range(32) if (n := least << i) < len(after)]
+    looks = [n for i in range(32) if (n := least << 2 * i) < len(after)]
     found: list[tuple[int, float]] = []
     for i, n in enumerate([*looks, len(after)] if len(after) >= least else [], 1):
         y = np.asarray(after[:n], np.float64)
