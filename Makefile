@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM = false
 
 VLLM ?= .vllm
 
-.PHONY: setup vllm-env demo test lint types layers check learning clean
+.PHONY: setup vllm-env demo test lint types layers check learning doctor-bench bench-env bench clean
 
 setup: .venv/installed
 
@@ -49,6 +49,10 @@ check: lint types layers test
 # Every online method on real training, three seeds; a stopped run goes on.
 learning: setup
 	$(BIN)/python -m benchmarks.learning --out runs/learning
+
+# The doctor on planted faults, healthy runs and hard negatives; a stopped benchmark goes on.
+doctor-bench: setup
+	$(BIN)/python -m benchmarks.doctor --seeds 10-29 --report 10-29 --out runs/doctor-bench --docs docs
 
 clean:
 	rm -rf .venv runs

@@ -96,6 +96,7 @@ OTHERS = {
     "label": "label ANSWERS.jsonl: pages on which people compare answers",
     "chat": "chat MODEL: talk to a model folder",
     "report": "report RUN: write report.html of a run or pipeline folder",
+    "doctor": "doctor RUN: is the reward real? what is wrong, since when, why, and what to change",
     "recipes": "list the recipes",
 }
 
@@ -119,8 +120,11 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any], set[str]]:
-    """Arguments as positionals, nested values of ``--a.b value``, and bare switches.
+def parse(
+    args: Sequence[str], more: frozenset[str] = frozenset()
+) -> tuple[list[str], dict[str, Any], set[str]]:
+    """Arguments as positionals, nested values of ``--a.b value``, and bare switches: the usual
+    ones and ``more``.
 
     Raises:
         ConfigError: a flag lacks its value.
@@ -128,7 +132,7 @@ def parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any], set[str]]:
     places: list[str] = []
     values: dict[str, Any] = {}
     switches: set[str] = set()
-    known = {"help", "dry-run", "fresh", "export"}
+    known = {"help", "dry-run", "fresh", "export", *more}
     rest = list(args)
     while rest:
         word = rest.pop(0)
@@ -330,6 +334,50 @@ def report(args: Sequence[str]) -> None:
     print(report_pipeline(folder) if nested else report_run(folder))
 
 
+DOCTOR = """trimtab doctor RUN [--json] [--html] [--from trl|wandb|jsonl] [--out DIR] [--fail-on any|critical|never]
+
+  RUN         a run folder; with --from, files of another library
+  --json      the diagnosis as JSON on standard output, and nothing else there
+  --html      also write RUN/doctor.html, one self-contained page
+  --from      import first: TRL's output folder, a W&B export, or jsonl of metrics and rollouts
+  --out       where the imported run folder goes (RUN-doctor)
+  --fail-on   exit status 1 when there is such a finding (any); 0 otherwise, 2 for a bad RUN
+
+Findings go to RUN/findings.jsonl. While training: --loop.doctor-every N on any training stage."""
+
+
+def doctor(args: Sequence[str]) -> None:
+    """``trimtab doctor RUN``."""
+    places, flags, switches = parse(args, frozenset({"json", "html"}))
+    if "help" in switches or not places:
+        print(DOCTOR)
+        return
+    unknown = sorted(flags.keys() - {"from", "out", "fail_on"})
+    if unknown or len(places) > 1:
+        raise ConfigError(
+            f"doctor: unexpected {unknown[0] if unknown else places[1]!r}; see --help"
+        )
+    fail, source = str(flags.get("fail_on", "any")), flags.get("from")
+    if fail not in ("any", "critical", "never"):
+        raise ConfigError(f"--fail-on: {fail!r} is none of any, critical, never")
+    if source not in (None, "trl", "wandb", "jsonl"):
+        raise ConfigError(f"--from: {source!r} is none of trl, wandb, jsonl")
+    from trimtab.diagnose import importer, page, show, verdict
+
+    folder = Path(places[0])
+    if source is not None:
+        folder = importer.bring(folder, source, str(flags.get("out") or f"{folder}-doctor"))
+    found = verdict.examine(folder)
+    verdict.write(folder, found.findings)
+    if "html" in switches:
+        where = page.write(folder, found)
+        print(where, file=sys.stderr if "json" in switches else sys.stdout)
+    print(found.model_dump_json(indent=1) if "json" in switches else show.text(found))
+    bad = [f for f in found.findings if fail == "any" or f.severity == fail]
+    if bad:
+        raise SystemExit(1)
+
+
 def recipes(args: Sequence[str]) -> None:
     """``trimtab recipes``."""
     beside = Path(trimtab.__file__).parents[2] / "recipes"
@@ -406,7 +454,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(trimtab.__version__)
         return
     name, rest = args[0], args[1:]
-    others = {"run": run, "label": label, "chat": chat, "report": report, "recipes": recipes}
+    others = {
+        "run": run, "label": label, "chat": chat, "report": report, "doctor": doctor,
+        "recipes": recipes,
+    }  # fmt: skip
     try:
         if name in STAGES:
             stage(name, rest)

@@ -24,6 +24,8 @@ class Verdict:
     title: str
     text: str
     tone: str = "fair"
+    code: str = ""
+    """Something to copy, line for line."""
 
 
 @dataclass(frozen=True, slots=True)

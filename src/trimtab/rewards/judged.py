@@ -36,7 +36,8 @@ class JudgedPart:
     Every two answers to a prompt are compared once, in an order drawn by ``flipped``; two that say
     the same are a tie without a question. An answer's score is the mean of its verdicts, 1 won and
     0 lost. Comparisons that failed are left out of it; an answer without a verdict has the status
-    of its first failure.
+    of its first failure. Beside it stands "NAME/first", the share of the answer's comparisons in
+    which whatever was shown first won: orders are drawn by a coin, so a fair judge has 1/2.
 
     Args:
         name: The part's name.
@@ -57,14 +58,17 @@ class JudgedPart:
         columns: Columns = {k: [] for g in groups for k in g.extra}
         asked: list[tuple[int, int]] = []
         said: list[list[Score]] = []
+        place: list[list[Score]] = []
         for g in groups:
             start = len(said)
             said += [[] for _ in g.completions]
+            place += [[] for _ in g.completions]
             for i, j in itertools.combinations(range(len(g.completions)), 2):
                 a, b = g.completions[i].text, g.completions[j].text
                 if a == b:
-                    said[start + i].append(Score(TIE))
-                    said[start + j].append(Score(TIE))
+                    for one in (start + i, start + j):
+                        said[one].append(Score(TIE))
+                        place[one].append(Score(TIE))
                     continue
                 swap = flipped(g.text, a, b)
                 prompts.append(g.text)
@@ -78,12 +82,18 @@ class JudgedPart:
             if p is not None and not 0.0 <= p <= 1.0:
                 verdict = Score(None, "invalid", f"a verdict lies between 0 and 1, not {p!r}")
             if verdict.value is None:
-                said[first].append(verdict)
-                said[second].append(verdict)
+                for one in (first, second):
+                    said[one].append(verdict)
+                    place[one].append(verdict)
             else:
                 said[first].append(Score(1.0 - verdict.value))
                 said[second].append(Score(verdict.value))
-        return {self.name: [_share(mine) for mine in said]}
+                for one in (first, second):
+                    place[one].append(Score(1.0 - verdict.value))
+        return {
+            self.name: [_share(mine) for mine in said],
+            f"{self.name}/first": [_share(mine) for mine in place],
+        }
 
 
 def _share(verdicts: Sequence[Score]) -> Score:

@@ -19,6 +19,7 @@ from trimtab.objectives.preference import DPO, KTO, Preference, labels, mismatch
 from trimtab.runs import Run
 from trimtab.runs.console import console
 from trimtab.stats.uncertainty import bootstrap_mean
+from trimtab.train.facts import record
 from trimtab.train.reference import Reference, other_reference
 from trimtab.train.sft import DataSpec, load_groups, renderer_for, split
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
@@ -126,6 +127,11 @@ class PreferenceStage:
     def _batch(self, index: int) -> list[Group]:
         c = self.config
         return [self.train[i] for i in batch_indices(len(self.train), c.batch, index, c.loop.seed)]
+
+    def recorded(self, run: Run) -> PreferenceStage:
+        """Itself, with ``facts.json`` written."""
+        record(run, self.name, self.renderer, self.train, self.held)
+        return self
 
     def forward(self, pack: Pack) -> Output:
         """Log-probs of the trained tokens."""
@@ -237,7 +243,7 @@ def margins(metrics: dict[str, float]) -> dict[str, float]:
 def main(config: PreferenceConfig) -> dict[str, float]:
     """Run the stage; the model is in ``out``/model."""
     run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
-    figures = fit(PreferenceStage(config), run, config.loop)
+    figures = fit(PreferenceStage(config).recorded(run), run, config.loop)
     said = f"loss {figures.get('loss', float('nan')):.3f}"
     if "eval/accuracy" in figures:
         said += (

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from trimtab.config import Config
 from trimtab.data.pack import Output, Pack, packs
+from trimtab.diagnose.verdict import attend
 from trimtab.errors import UserError
 from trimtab.models import checkpoint
 from trimtab.objectives.terms import Counts, Loss
@@ -65,6 +66,8 @@ class LoopSpec(Config):
     """Steps between evaluations; 0 evaluates at the end alone."""
     sample_every: int = Field(default=0, ge=0)
     """Steps between logged samples; 0 logs none."""
+    doctor_every: int = Field(default=0, ge=0)
+    """Steps between looks of the doctor at the run so far; 0 leaves it out."""
     max_skips: int = Field(default=5, gt=0)
     """Non-finite steps in a row after which training stops."""
     tracker: Literal["none", "wandb", "trackio", "tensorboard", "mlflow"] = "none"
@@ -367,6 +370,8 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
             run.log(done, metrics)
             if loop.sample_every and (last or done % loop.sample_every == 0):
                 run.samples(done, stage.samples())
+            if loop.doctor_every and (last or done % loop.doctor_every == 0):
+                attend(run.path, stage.steps)
             show(done, note=stage.line(metrics))
             if last or stop.asked or (loop.save_every and done % loop.save_every == 0):
                 save(done)
