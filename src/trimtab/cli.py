@@ -29,6 +29,8 @@ class Command:
     module: str
     config: str
     about: str
+    place: str = ""
+    """The key that words without a flag fill, unless the first is a YAML file."""
 
 
 STAGES = {
@@ -48,6 +50,12 @@ STAGES = {
     ),
     "accuracy": Command(
         "trimtab.train.accuracy", "AccuracyConfig", "rewards against held-out comparisons"
+    ),
+    "probe": Command(
+        "trimtab.diagnose.probes",
+        "ProbeConfig",
+        "probe REWARD_MODEL: what a reward pays for beside the content, before any RL",
+        "reward",
     ),
     "mix": Command("trimtab.train.mix", "MixConfig", "rows of several files in one"),
     "rl": Command(
@@ -202,6 +210,9 @@ def stage(name: str, args: Sequence[str]) -> None:
     """``trimtab sft | reward | rl``, or another of ``STAGES``."""
     command = STAGES[name]
     places, flags, switches = parse(args)
+    if command.place and places and not places[0].endswith((".yaml", ".yml")):
+        flags.setdefault(command.place, places[0] if len(places) == 1 else places)
+        places = []
     values = _given(places, flags)
     module = importlib.import_module(command.module)
     kind: type[Config] = getattr(module, command.config)
