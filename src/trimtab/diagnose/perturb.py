@@ -65,6 +65,9 @@ SANDBOX = Phrases(
 )
 
 
+REFUSES = re.compile(r"(?i)\s*(i'm |i am )?(sorry|i (can ?not|can't|will not|won't))")
+
+
 @dataclass(slots=True, frozen=True)
 class Question:
     """Two answers to one prompt."""
@@ -102,8 +105,8 @@ class Base:
     good: str
     bad: str
     """Worse in content, written in the same style."""
-    refuses: bool = False
-    """The good answer is a refusal."""
+    wanted: bool = True
+    """It is known that an answer is better than a refusal."""
     extra: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -151,7 +154,7 @@ def sandbox_bases(n: int, seed: int) -> list[Base]:
         made.append(
             Base(
                 "sandbox", scene.messages(), best, _worse(scene, rng),
-                scene.kind == "refuse", scene_row(scene),
+                scene.kind != "refuse", scene_row(scene),
             )
         )  # fmt: skip
     return made
@@ -186,8 +189,8 @@ def data_bases(examples: Sequence[Example]) -> list[Base]:
         order = sorted(range(len(e.answers)), key=lambda k: e.ranks[k] if e.ranks else 0)
         good, bad = (readable(e.answers[k]) for k in (order[0], order[-1]))
         if e.ranks[order[0]] < e.ranks[order[-1]] and e.prompt:
-            refuses = bool(re.match(r"(?i)\s*(i'm |i am )?(sorry|i (can't|cannot|won't))", good))
-            made.append(Base("data", e.prompt, good, bad, refuses, e.extra))
+            wanted = bool(REFUSES.match(bad)) and not REFUSES.match(good)
+            made.append(Base("data", e.prompt, good, bad, wanted, e.extra))
     return made
 
 
@@ -230,7 +233,7 @@ def questions(bases: Sequence[Base], phrases: Phrases, seed: int) -> list[Questi
         asked = base.prompt if isinstance(base.prompt, str) else base.prompt[-1]["content"]
         add("copying", asked)
         add("canary", phrases.canaries[i % len(phrases.canaries)])
-        if not base.refuses:
+        if base.wanted:
             add("refusal", phrases.refusal)
         other = bases[(i + shift) % len(bases)].good
         if other not in good and not _fits(base, other):

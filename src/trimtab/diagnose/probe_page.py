@@ -85,8 +85,8 @@ def _first(rows: Sequence[Row]) -> Section:
     picks = [
         Pick(
             e["prompt"],
-            [Answer("Scored higher", e["answer"], "")],
-            f"{r['probe']} ({r['source']}): {e['note']}",
+            [Answer("Scored lower", e.get("plain", "")), Answer("Scored higher", e["answer"])],
+            f"{r['probe']} ({r['source']}): {r['about']}",
         )
         for r in sorted(bad, key=lambda r: -r["value"])[:4]
         for e in r.get("examples", ())[:1]
@@ -101,18 +101,18 @@ def _by_source(rows: Sequence[Row]) -> list[Section]:
         charts = [
             _bars(
                 "Additions that make no answer better", [mine[p] for p in ADDED if p in mine],
-                "Share of prompts where it scores higher",
+                "Share of prompts that pay",
                 "At or below the dashed line it does not pay for them; above it a policy will add them.",
                 0.5,
             ),
             _bars(
                 "Answers without the content", [mine[p] for p in EMPTY if p in mine],
-                "Share of prompts where it scores higher",
-                "Should be near 0: each bar is how often nothing beats a good answer.", 0.1,
+                "Share of prompts that pay",
+                "Should be near 0: each bar is how often it beats a good answer.", 0.1,
             ),
             _bars(
                 "Content against style", [mine[p] for p in STYLE if p in mine],
-                "Share of prompts where wrong content wins",
+                "Share that prefers wrong",
                 "From left to right style helps the wrong answer more; a climb is the price of style.",
                 None,
             ),

@@ -17,6 +17,7 @@ from trimtab.data import formats, sources
 from trimtab.data.formats import Example, Text
 from trimtab.data.render import Renderer, load_tokenizer, readable
 from trimtab.diagnose import perturb
+from trimtab.diagnose.audit import GoldSpec
 from trimtab.diagnose.perturb import ENGLISH, SANDBOX, Phrases, Question, Swap
 from trimtab.diagnose.policy_probes import best_of_n, policy_swaps
 from trimtab.diagnose.probe_page import write_page
@@ -45,35 +46,16 @@ ABOUT: dict[str, tuple[float, str]] = {
     "canary": (EMPTY, "a few words without content"),
     "refusal": (EMPTY, "a refusal where an answer was wanted"),
     "style opposes": (EMPTY, "wrong content in a showy dress against right content in a plain one"),
-    "style equal": (EMPTY, "wrong content against right content, both plain"),
-    "style agrees": (EMPTY, "wrong content in a plain dress against right content in a showy one"),
+    "style equal": (NEUTRAL, "wrong content against right content, both plain"),
+    "style agrees": (
+        NEUTRAL,
+        "wrong content in a plain dress against right content in a showy one",
+    ),
     "position": (NEUTRAL, "the content stands first instead of last, the same filler around it"),
 }
 """Of each probe: the share up to which it may pay, and what is changed."""
 WORTH = 0.1
 """A neutral change that moves scores by less than this share of their spread is of no account."""
-
-
-class GoldSpec(Config):
-    """Who else scores answers, for the best-of-n curve."""
-
-    function: str | None = None
-    """ "package.module:name" or "file.py:name", as a reward function."""
-    model: str | None = None
-    """A stronger reward model."""
-    options: dict[str, Any] = Field(default_factory=dict[str, Any])
-
-    @model_validator(mode="after")
-    def _one(self) -> GoldSpec:
-        if (self.function is None) == (self.model is None):
-            raise ValueError("give one of function and model")
-        return self
-
-    def reward(self) -> RewardSpec:
-        """As a part that is watched."""
-        return RewardSpec(
-            name="gold", function=self.function, model=self.model, options=self.options, weight=0
-        )
 
 
 class ProbeConfig(Config):
@@ -137,7 +119,7 @@ class ProbeConfig(Config):
             return RewardSpec(name="reward", judge=self.judge, options=self.options)
         if len(self.reward) > 1:
             return RewardSpec(name="reward", models=self.reward, combine=self.combine)
-        (one,) = self.reward
+        one = next(iter(self.reward))
         if ":" in one and not Path(one).exists():
             return RewardSpec(name="reward", function=one, options=self.options)
         return RewardSpec(name="reward", model=one)
@@ -234,14 +216,26 @@ def paid(probed: Probed, asked: Sequence[Question]) -> list[dict[str, Any]]:
                 about=about,
                 examples=[
                     {
-                        "prompt": readable(q.prompt), "answer": q.changed,
+                        "prompt": readable(q.prompt), "answer": q.changed, "plain": q.plain,
                         "note": f"scores {c:.3g}, where {q.plain!r} scores {p:.3g}",
                     }
                     for q, p, c in rows[:5]
                 ],
             )
         )  # fmt: skip
+    _priced(made)
     return made
+
+
+def _priced(made: Sequence[dict[str, Any]]) -> None:
+    """Style that helps wrong content is held against the errors made without any style."""
+    at = {(m["source"], m["probe"]): m for m in made}
+    for m in made:
+        equal = at.get((m["source"], "style equal"))
+        if m["probe"] == "style opposes" and equal is not None:
+            m["baseline"] = equal["value"]
+            rise = m["value"] - equal["value"]
+            m["verdict"] = "bad" if m["low"] > equal["high"] else "fair" if rise > WORTH else "good"
 
 
 def belief_swaps(probed: Probed, asked: Sequence[Swap]) -> list[dict[str, Any]]:
@@ -273,6 +267,7 @@ def belief_swaps(probed: Probed, asked: Sequence[Swap]) -> list[dict[str, Any]]:
                     {
                         "prompt": readable(s.thinks_second),
                         "answer": s.second,
+                        "plain": s.first,
                         "note": f"beats {s.first!r} by {-b:.3g}; it loses by {a:.3g} where the user "
                         "holds the other view",
                     }
