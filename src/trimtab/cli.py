@@ -57,6 +57,29 @@ STAGES = {
         "probe REWARD_MODEL: what a reward pays for beside the content, before any RL",
         "reward",
     ),
+    "audit": Command(
+        "trimtab.diagnose.audit_run",
+        "AuditConfig",
+        "audit RUN: gold scores of a small share of its rollouts, and whether the reward is real",
+        "run",
+    ),
+    "side_by_side": Command(
+        "trimtab.evaluate.side_by_side",
+        "SideConfig",
+        "side_by_side RUN: the same prompts answered by start, steps and best",
+        "run",
+    ),
+    "remedy": Command(
+        "trimtab.diagnose.remedies",
+        "RemedyConfig",
+        "remedy RUN: changes of its configuration against each alarm",
+        "run",
+    ),
+    "sweep": Command(
+        "trimtab.train.sweep",
+        "SweepConfig",
+        "sweep RL.yaml: a grid of short runs; gold and reward against KL",
+    ),
     "mix": Command("trimtab.train.mix", "MixConfig", "rows of several files in one"),
     "rl": Command(
         "trimtab.train.policy", "RLConfig", "online methods: PPO, GRPO, DAPO and their relatives"
@@ -79,8 +102,8 @@ def usage() -> str:
         "usage: trimtab COMMAND ...",
         "",
     ]
-    lines += [f"  {name:<12}{text}" for name, text in OTHERS.items()]
-    lines += [f"  {name:<12}{c.about}" for name, c in STAGES.items()]
+    lines += [f"  {name:<13}{text}" for name, text in OTHERS.items()]
+    lines += [f"  {name:<13}{c.about}" for name, c in STAGES.items()]
     lines += [
         "",
         "A stage takes a YAML file, flags, or both: trimtab sft sft.yaml --optim.lr 1e-4",
