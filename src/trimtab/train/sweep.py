@@ -176,8 +176,12 @@ def recommend(points: list[dict[str, Any]], keys: list[str]) -> dict[str, list[A
     by the reward where there is no gold."""
     by = "gold" if all(p.get("gold") is not None for p in points) else "reward"
     best = max(points, key=lambda p: p[by])
-    room = 2 * math.hypot(best.get("error") or 0.0, 0.0)
-    good = [p for p in points if p[by] >= best[by] - max(room, 1e-9) - 2 * (p.get("error") or 0.0)]
+
+    def near(p: dict[str, Any]) -> bool:
+        error = math.hypot(best.get("error") or 0.0, p.get("error") or 0.0)
+        return p[by] >= best[by] - 2 * error
+
+    good = [p for p in points if near(p)]
     return {k: sorted({p[k] for p in good}, key=lambda v: (str(type(v)), v)) for k in keys}
 
 
