@@ -226,8 +226,8 @@ def test_what_cannot_act_is_refused(base: Path, tmp_path: Path) -> None:
     for act, why in (("switch", "models"), ("refresh", "act: refresh")):
         with pytest.raises(ConfigError, match=why):
             build(policy.RLConfig, rl(base, tmp_path, audit=audit_of(base, act=act)))
+    gold = {"function": "f:g", "low": 2.0}
     with pytest.raises(ConfigError, match="low"):
-        gold = {"function": "f:g", "low": 2.0}
         build(policy.RLConfig, rl(base, tmp_path, audit={"gold": gold}))
 
 
@@ -255,9 +255,10 @@ def test_people_audit_through_items_and_judgements(stopped: Path, tmp_path: Path
     logged = {(r["prompt"], r["completion"]): r["reward"] for r in read_samples(run)}
     assert {r.source for r in held} == {"ann"} and len(held) >= len(shown)
     assert all(r.gold == pytest.approx(1 - r.proxy) for r in held) and logged
+    other = tmp_path / "other.jsonl"
+    other.write_text(Judgement(item="x", annotator="a", ranks=(0,)).model_dump_json())
     with pytest.raises(DataError, match="no judgement is of an item"):
-        (tmp_path / "k.jsonl").write_text(Judgement(item="x", annotator="a", ranks=(0,)).model_dump_json())  # fmt: skip
-        audit_run.main(audit_run.AuditConfig(run=str(run), judgements=str(tmp_path / "k.jsonl")))
+        audit_run.main(audit_run.AuditConfig(run=str(run), judgements=str(other)))
 
 
 def test_gold_afterwards_as_a_command(stopped: Path, tmp_path: Path, capsys: Any) -> None:
@@ -273,7 +274,7 @@ def test_gold_afterwards_as_a_command(stopped: Path, tmp_path: Path, capsys: Any
     assert len({(r.step, r.prompt_id, r.index, r.proxy, r.gold) for r in held}) > 1
     assert json.loads((run / "audit.json").read_text())["n"] == len(held)
     page = (run / "audit.html").read_text()
-    assert "Is the reward real?" in page and "default-src 'none'" in page
+    assert "Is the reward real?" in page and "default-src &#39;none&#39;" in page
     assert "audit" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli(["audit", str(tmp_path / "nowhere")])
@@ -304,7 +305,7 @@ def test_every_change_makes_a_configuration_that_runs(base: Path, method: str) -
     assert changed >= 16
     known = {a for r in remedies.CATALOGUE for a in r.alarms}
     assert {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 16} <= known
-    assert [r.name for r, _ in remedies.for_alarm(2, values)][0] == "kl-range"
+    assert remedies.for_alarm(2, values)[0][0].name == "kl-range"
 
 
 def test_a_remedy_as_a_command(stopped: Path, tmp_path: Path, capsys: Any) -> None:

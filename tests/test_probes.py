@@ -109,7 +109,7 @@ def test_as_a_command_on_ones_own_data(models: Path, tmp_path: Path, capsys: Any
         assert line["source"] == "data" and 0 <= line["value"] <= 1
         assert line["low"] <= line["value"] + 1e-9 and line["value"] <= line["high"] + 1e-9
     page = (out / "probes.html").read_text()
-    assert "default-src 'none'" in page and "<script" not in page
+    assert "default-src &#39;none&#39;" in page and "<script" not in page
     assert "probes.html" in capsys.readouterr().out
 
 

@@ -52,7 +52,7 @@ def test_a_run_side_by_side_as_a_command(base: Path, capsys: Any) -> None:
     assert told["step 6"] == told["last"] != told["start"]
     assert told["T=0.3"]["style"]["distinct_2"] <= told["last"]["style"]["distinct_2"] + 0.1
     page = (run / "side-by-side" / "side.html").read_text()
-    assert "Side by side" in page and "default-src 'none'" in page and "<script" not in page
+    assert "Side by side" in page and "default-src &#39;none&#39;" in page and "<script" not in page
     assert "at equal length" in capsys.readouterr().out
 
 
