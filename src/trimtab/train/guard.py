@@ -101,6 +101,8 @@ class Guard:
         self.since = 0
         """Rows of earlier steps were acted on already."""
         self.actions = 0
+        self.best: float | None = None
+        """Mean gold of the block whose policy is kept."""
         self.ended: int | None = None
         self.combine: str | None = None
         self.model: str | None = None
@@ -122,13 +124,14 @@ class Guard:
         now = self._now()
         told = {"audit/rollouts": float(len(self.rows))}
         if mean is not None:
-            told["objective/kl"] = mean
+            told["audit/kl"] = mean
         if new:
             told["audit/gold"] = float(np.mean([r.gold for r in new]))
         made = blocks(now, self.spec.block)
-        if len(made) > whole and made[-1].gold >= max(b.gold for b in made):
+        if len(made) > whole and (self.best is None or made[-1].gold >= self.best):
             # The weights that made these rollouts, before the update that they are for.
-            self._keep(step, made[-1].gold)
+            self.best = made[-1].gold
+            self._keep(step, self.best)
         if new:
             gold = self.spec.gold
             self.found = reading(now, gold.low, gold.high, self.spec.alpha, self.spec.block)
@@ -278,7 +281,7 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """What resume needs beside ``audit.jsonl``."""
-        names = ("since", "actions", "ended", "combine", "model")
+        names = ("since", "actions", "best", "ended", "combine", "model")
         return {name: getattr(self, name) for name in names}
 
     def load(self, state: dict[str, Any]) -> None:

@@ -327,6 +327,8 @@ class RLStage:
             # Before the first update of the batch, as where the KL is taken off the reward.
             metrics.setdefault("objective/kl", taken[0].get("policy/kl", math.nan))
             self.kl.update(metrics["objective/kl"], sum(len(g.completions) for g in groups))
+        if "audit/kl" in metrics:
+            metrics.setdefault("objective/kl", metrics["audit/kl"])
         if self.kl.exhausted:
             raise DataError(
                 f"step {index}: KL stayed above method.kl.high for {self.kl.above} steps; lower the "
