@@ -8,7 +8,6 @@ rollout to the reference in nats, ``kl_mean`` of its whole batch, and ``source``
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -273,14 +272,15 @@ def append_rows(run: str | Path, rows: Sequence[Row]) -> None:
         fs.write(handle, text.encode("utf-8", "replace"))
 
 
-def identity(row: dict[str, Any]) -> tuple[str, int]:
-    """Prompt id and index of a row of samples; made from the text where an older run lacks them."""
-    name = row.get("id")
-    if name is None:
-        name = hashlib.sha256(str(row.get("prompt")).encode("utf-8", "replace")).hexdigest()[:16]
-    return str(name), int(row.get("index") or 0)
-
-
-def plain_json(value: Any) -> Any:
-    """``value`` as a strict JSON reader sees it."""
-    return json.loads(to_json(value))
+def numbered(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of samples with "id" and "index", made from their order where an older run lacks them."""
+    made: list[dict[str, Any]] = []
+    seen: dict[tuple[Any, str], int] = {}
+    for row in rows:
+        text = str(row.get("prompt")).encode("utf-8", "replace")
+        name = str(row.get("id") or hashlib.sha256(text).hexdigest()[:16])
+        place = seen.get((row.get("step"), name), 0)
+        seen[row.get("step"), name] = place + 1
+        index = row.get("index")
+        made.append({**row, "id": name, "index": place if index is None else int(index)})
+    return made

@@ -20,7 +20,7 @@ from trimtab.diagnose.audit import (
     GoldSpec,
     Row,
     append_rows,
-    identity,
+    numbered,
     read_audit,
     reading,
     told,
@@ -74,7 +74,7 @@ def draw(run: Path, share: float, seed: int) -> list[dict[str, Any]]:
     Raises:
         DataError: the run logged no scored samples.
     """
-    rows = [r for r in read_samples(run) if isinstance(r.get("reward"), (int, float))]
+    rows = [r for r in numbered(read_samples(run)) if isinstance(r.get("reward"), (int, float))]
     if not rows:
         raise DataError(
             f"{run}/samples: no scored rollouts; train with loop.sample_every, or with the key audit"
@@ -84,7 +84,7 @@ def draw(run: Path, share: float, seed: int) -> list[dict[str, Any]]:
     want = max(1, math.ceil(share * rollouts(held, len(rows)))) - len(done)
     steps: dict[int, list[dict[str, Any]]] = {}
     for r in rows:
-        if (int(r["step"]), *identity(r)) not in done:
+        if (int(r["step"]), r["id"], r["index"]) not in done:
             steps.setdefault(int(r["step"]), []).append(r)
     rng = np.random.default_rng((seed, 41))
     queues = [[part[int(i)] for i in rng.permutation(len(part))] for part in steps.values()]
@@ -107,9 +107,8 @@ def columns(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def _row(sample: dict[str, Any], gold: float, mean: float | None, source: str) -> Row:
-    name, index = identity(sample)
     return Row(
-        step=int(sample["step"]), prompt_id=name, index=index, proxy=float(sample["reward"]),
+        step=int(sample["step"]), prompt_id=sample["id"], index=sample["index"], proxy=float(sample["reward"]),
         gold=gold, kl=sample.get("kl"), kl_mean=mean, source=source,
     )  # fmt: skip
 

@@ -37,6 +37,8 @@ class Remedy:
     """The run does it itself while it trains."""
     source: str = ""
     """Paper."""
+    advice: str = ""
+    """What to try where no key of the run says it."""
 
 
 def _get(values: Values, dotted: str, default: Any = None) -> Any:
@@ -125,8 +127,8 @@ def _dynamic(values: Values) -> Values:
     return {"method": {"dynamic_sampling": True}} if groups else {}
 
 
-def _decoding(values: Values) -> Values:
-    return {"sampling": {"temperature": 0.7, "top_p": 0.95}} if "sampling" in values else {}
+def _nothing(values: Values) -> Values:
+    return {}
 
 
 def _length(values: Values) -> Values:
@@ -157,15 +159,16 @@ CATALOGUE: tuple[Remedy, ...] = (
     Remedy("importance-cap", (12,), "Cap the weights between sampler and trainer at 2.", _method(mismatch="token", mismatch_high=2.0)),
     Remedy("dynamic-sampling", (13,), "Draw other prompts for groups whose rewards are all alike.", _dynamic, False, "2503.14476"),
     Remedy("whiten", (14, 11), "Whiten and clip rewards.", _shape(whiten=True, clip=5.0)),
-    Remedy("decoding", (7, 8), "Sample at 0.7 and top-p 0.95 when it serves; measure with side_by_side --temperatures.", _decoding),
+    Remedy("decoding", (7, 8), "Sample otherwise when it serves, and look at what that costs.", _nothing, advice="trimtab side_by_side RUN --data PROMPTS --rewards GOLD --temperatures '[0.7, 1.0]' --top_p 0.95"),
 )  # fmt: skip
 
 
 def for_alarm(number: int, values: Values) -> list[tuple[Remedy, Values]]:
-    """Remedies of an alarm that apply to a configuration, best first, each with its change."""
+    """Remedies of an alarm that apply to a configuration, best first, each with its change, which is
+    empty for advice."""
     found = [r for r in CATALOGUE if number in r.alarms]
     found.sort(key=lambda r: r.alarms.index(number))
-    return [(r, change) for r in found if (change := r.change(values))]
+    return [(r, change) for r in found if (change := r.change(values)) or r.advice]
 
 
 def paste(change: Values) -> str:
@@ -199,6 +202,10 @@ def main(config: RemedyConfig) -> dict[str, Any]:
             if config.alarm is None or config.alarm in r.alarms:
                 console.print(f"[bold]{r.name}[/bold]: {r.what}")
                 console.print("  " + paste(change).replace("\n", "\n  "), markup=False)
+        for r in CATALOGUE:
+            if r.advice and (config.alarm is None or config.alarm in r.alarms):
+                console.print(f"[bold]{r.name}[/bold]: {r.what}")
+                console.print(f"  {r.advice}", markup=False)
         return {"remedies": list(apply)}
     if config.name not in apply:
         known = any(r.name == config.name for r in CATALOGUE)

@@ -200,6 +200,9 @@ class Guard:
             self._switch()
         elif action == "refresh":
             told |= self._refresh(step)
+            if self.model is None:
+                told["action"] = action = "stop"
+                self.ended = self.stage.steps = step
         self.actions += 1
         self.since, self.found = step, None
         with fs.open(self.out / "actions.jsonl", "ab") as handle:
@@ -229,7 +232,11 @@ class Guard:
         into the old comparisons; the reward model trained on from there."""
         stage, how = self.stage, self.spec.refresh
         assert how is not None
-        hacked = [replace(g, completions=g.completions[:1]) for g in stage.last[: how.prompts]]
+        # What the reward likes best is what it was hacked by.
+        hacked = [
+            replace(g, completions=[max(g.completions, key=lambda c: cast(float, c.reward))])
+            for g in stage.last[: how.prompts]
+        ]
         better = collect(
             stage.rollouts.sampler, stage.renderer, hacked, stage.rollouts.sampling,
             n=1, key=(self.loop.seed, step, 37), version=stage.trainer.updates,
@@ -252,6 +259,8 @@ class Guard:
                 continue
             chosen, rejected = (a, b) if x > y else (b, a)
             rows.append(best_of_n.comparison(g, chosen.text, rejected.text))
+        if not rows:
+            return {"new_pairs": 0}  # gold sees no difference: there is nothing to teach
         folder = self.out / f"refresh-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         mixed = folder / "comparisons.jsonl"

@@ -116,7 +116,7 @@ class RLConfig(Config):
             )
         if self.size < 2 and any(r.judge is not None for r in self.rewards):
             raise ValueError("a judge compares answers to one prompt: give group 2 or more")
-        if "critic" in self.model_fields_set and not method.needs_critic:
+        if self.critic != CriticSpec() and not method.needs_critic:
             raise ValueError(f"{method.name} has no critic; remove the key critic")
         if self.process is not None and self.implicit is not None:
             raise ValueError("process and implicit both write dense rewards; give one of them")
@@ -133,7 +133,7 @@ class RLConfig(Config):
                 "method.values: monte-carlo estimates the sequence reward from each step; give "
                 "rewards, and neither process nor implicit"
             )
-        if "monte_carlo" in self.model_fields_set and not monte_carlo:
+        if self.monte_carlo != MonteCarloSpec() and not monte_carlo:
             raise ValueError("monte_carlo belongs to method.values: monte-carlo; remove the key")
         if self.audit is not None:
             check(self.audit, self.rewards)
