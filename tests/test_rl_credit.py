@@ -236,7 +236,10 @@ def test_monte_carlo_resumes_byte_equal(base: Path, tmp_path: Path) -> None:
         ({"method": {"type": "grpo", "advantage": "process"}}, "give process"),
         ({"method": {"type": "ppo", "values": "monte-carlo"}, "process": process()}, "neither"),
         ({"monte_carlo": {"k": 2}}, "remove the key"),
-        ({"method": {"type": "ppo", "values": "monte-carlo"}, "critic": {}}, "no critic"),
+        (
+            {"method": {"type": "ppo", "values": "monte-carlo"}, "critic": {"kind": "shared"}},
+            "no critic",
+        ),
     ],
 )
 def test_combinations_without_sense_are_refused(

@@ -29,8 +29,8 @@ class Command:
     module: str
     config: str
     about: str
-    data: bool = False
-    """Its file may be the data itself, in place of a YAML file."""
+    place: str = ""
+    """The key that words without a flag fill, unless the first is a YAML file."""
 
 
 STAGES = {
@@ -53,7 +53,7 @@ STAGES = {
         "trimtab.train.judge",
         "JudgeConfig",
         "AI labels by any OpenAI-compatible endpoint",
-        data=True,
+        place="data",
     ),
     "calibrate": Command(
         "trimtab.train.calibrate",
@@ -61,10 +61,39 @@ STAGES = {
         "a judge's labels made people's, by a few of theirs",
     ),
     "revise": Command(
-        "trimtab.train.revise", "ReviseConfig", "critique and revision by a constitution", data=True
+        "trimtab.train.revise", "ReviseConfig", "critique and revision by a constitution", place="data"
     ),
     "accuracy": Command(
         "trimtab.train.accuracy", "AccuracyConfig", "rewards against held-out comparisons"
+    ),
+    "probe": Command(
+        "trimtab.diagnose.probes",
+        "ProbeConfig",
+        "probe REWARD_MODEL: what a reward pays for beside the content, before any RL",
+        "reward",
+    ),
+    "audit": Command(
+        "trimtab.diagnose.audit_run",
+        "AuditConfig",
+        "audit RUN: gold scores of a small share of its rollouts, and whether the reward is real",
+        "run",
+    ),
+    "side_by_side": Command(
+        "trimtab.evaluate.side_by_side",
+        "SideConfig",
+        "side_by_side RUN: the same prompts answered by start, steps and best",
+        "run",
+    ),
+    "remedy": Command(
+        "trimtab.diagnose.remedies",
+        "RemedyConfig",
+        "remedy RUN: changes of its configuration against each alarm",
+        "run",
+    ),
+    "sweep": Command(
+        "trimtab.train.sweep",
+        "SweepConfig",
+        "sweep RL.yaml: a grid of short runs; gold and reward against KL",
     ),
     "mix": Command("trimtab.train.mix", "MixConfig", "rows of several files in one"),
     "rl": Command(
@@ -109,8 +138,8 @@ def usage() -> str:
         "usage: trimtab COMMAND ...",
         "",
     ]
-    lines += [f"  {name:<12}{text}" for name, text in OTHERS.items()]
-    lines += [f"  {name:<12}{c.about}" for name, c in (FILES | STAGES).items()]
+    lines += [f"  {name:<13}{text}" for name, text in OTHERS.items()]
+    lines += [f"  {name:<13}{c.about}" for name, c in (FILES | STAGES).items()]
     lines += [
         "",
         "A stage takes a YAML file, flags, or both: trimtab sft sft.yaml --optim.lr 1e-4",
@@ -244,8 +273,9 @@ def stage(name: str, args: Sequence[str]) -> None:
     """``trimtab sft | reward | rl``, or another of ``STAGES``."""
     command = STAGES[name]
     places, flags, switches = parse(args)
-    if command.data and places and Path(places[0]).suffix not in (".yaml", ".yml"):
-        flags = {"data": places.pop(0), **flags}
+    if command.place and places and not places[0].endswith((".yaml", ".yml")):
+        flags.setdefault(command.place, places[0] if len(places) == 1 else places)
+        places = []
     values = _given(places, flags)
     module = importlib.import_module(command.module)
     kind: type[Config] = getattr(module, command.config)

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from trimtab.errors import DataError
+from trimtab.stats.uncertainty import Estimate
+
+Form = Literal["rl", "bon"]
 
 
 @dataclass(slots=True, frozen=True)
@@ -20,7 +24,7 @@ class Overoptimisation:
     (20.085537, 2.0)
     """
 
-    form: Literal["rl", "bon"]
+    form: Form
     alpha: float
     beta: float
 
@@ -46,7 +50,7 @@ class Overoptimisation:
 
 
 def fit_overoptimisation(
-    kl: Sequence[float], gold: Sequence[float], form: Literal["rl", "bon"]
+    kl: Sequence[float], gold: Sequence[float], form: Form
 ) -> Overoptimisation:
     """Least squares of gold reward on (d, d ln d) or (d, d^2).
 
@@ -68,3 +72,80 @@ def fit_overoptimisation(
     basis = np.stack([d, -d * (np.log(d) if form == "rl" else d)], axis=1)
     (alpha, beta), *_ = np.linalg.lstsq(basis, y, rcond=None)
     return Overoptimisation(form, float(alpha), float(beta))
+
+
+@dataclass(slots=True, frozen=True)
+class Fit:
+    """The curve through scores of answers at several distances, and how sure its peak is."""
+
+    curve: Overoptimisation
+    start: float
+    """The fitted score at distance 0; the curve is what is gained over it."""
+    peak: Estimate
+    """Distance of the highest score, with its 95 % bootstrap interval; infinite where it never
+    bends."""
+    r2: float
+    """Share of the variance of the points' means that the curve explains; NaN where there is none."""
+    reach: float
+    """The largest distance measured: a peak beyond it is a guess."""
+
+    def __call__(self, d: float) -> float:
+        """The fitted score at distance ``d``."""
+        return self.start + self.curve(d)
+
+
+def fit_points(
+    kl: Sequence[float],
+    scores: Sequence[Sequence[float]],
+    form: Form = "rl",
+    draws: int = 400,
+    seed: int = 0,
+) -> Fit:
+    """Fit one of Gao's forms with a free start to scores of answers at several distances.
+
+    Args:
+        kl: KL to the start of each point, nats a completion; 0 is welcome here.
+        scores: Of the answers drawn at each point, one or more.
+        form: "rl" or "bon".
+        draws: Bootstrap draws, of answers within each point.
+        seed: Of the draws.
+
+    Raises:
+        DataError: fewer than three different distances, an empty point, or a value not finite.
+    """
+    d = np.sqrt(np.maximum(np.asarray(kl, np.float64), 0.0))
+    if len(kl) != len(scores) or any(len(s) == 0 for s in scores):
+        raise DataError("the fit needs one or more scores for each KL")
+    if len(np.unique(d)) < 3:
+        raise DataError("the fit needs at least three different KL; audit more steps")
+    owner = np.repeat(np.arange(len(d)), [len(s) for s in scores])
+    y = np.concatenate([np.asarray(s, np.float64) for s in scores])
+    if not (np.isfinite(d).all() and np.isfinite(y).all()):
+        raise DataError("the fit needs finite KL and scores; leave failed answers out")
+    bend = d * (np.log(np.where(d > 0, d, 1.0)) if form == "rl" else d)
+    basis = np.stack([np.ones_like(d), d, -bend], axis=1)
+    count = np.bincount(owner).astype(np.float64)
+
+    def solve(means: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        root = np.sqrt(count)
+        found, *_ = np.linalg.lstsq(basis * root[:, None], means * root, rcond=None)
+        return np.asarray(found, np.float64)
+
+    def curve(found: npt.NDArray[np.float64]) -> Overoptimisation:
+        return Overoptimisation(form, float(found[1]), float(found[2]))
+
+    means = np.bincount(owner, weights=y) / count
+    found = solve(means)
+    total = float((count * (means - np.average(means, weights=count)) ** 2).sum())
+    left = float((count * (means - basis @ found) ** 2).sum())
+    rng = np.random.default_rng(seed)
+    first = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int64)
+    peaks: list[float] = []
+    for _ in range(draws):
+        drawn = first[owner] + (rng.random(y.size) * count[owner]).astype(np.int64)
+        peaks.append(curve(solve(np.bincount(owner, weights=y[drawn]) / count)).peak)
+    peaks.sort()
+    low, high = (peaks[round(q * (draws - 1))] for q in (0.025, 0.975))
+    whole = curve(found)
+    r2 = 1.0 - left / total if total > 0 else math.nan
+    return Fit(whole, float(found[0]), (whole.peak, low, high), r2, float(d.max()))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,73 +13,15 @@ from trimtab.config import Config
 from trimtab.data import formats
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import DataError
+from trimtab.evaluate.reward_models import figures
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.runs import write_atomic
 from trimtab.runs.console import console
-from trimtab.stats.uncertainty import bootstrap_mean, calibration_bins, ece
 from trimtab.train.sft import DataSpec, load_groups
 from trimtab.types import Group
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 """Of a held-out set, as it stands in the names of figures."""
-
-FIGURES = frozenset(
-    ("accuracy", "accuracy_low", "accuracy_high", "ece", "length_only", "pairs", "ceiling")
-)
-"""Of each held-out set; see ``figures``."""
-
-
-def figures(
-    found: Sequence[tuple[Group, Sequence[float | None]]],
-) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Agreement of scores with ranks, over pairs of one prompt that do not tie.
-
-    Args:
-        found: Groups with a score for each completion; pairs with a missing one are left out.
-
-    Returns:
-        ``FIGURES`` (accuracy counts equal scores half, its 95 % interval is over prompts;
-        ``length_only`` is the accuracy of length alone; ``ceiling``, where rows carry the
-        labellers' own ``probs``, that of the best possible predictor) and the bins of the
-        calibration of sigmoid(score difference). Both are empty without a pair.
-    """
-    right: list[float] = []
-    longer: list[float] = []
-    confidence: list[float] = []
-    ceiling: list[float] = []
-    owner: list[int] = []
-    for number, (group, scores) in enumerate(found):
-        probs = group.extra.get("probs")
-        for i, a in enumerate(group.completions):
-            for j in range(i + 1, len(group.completions)):
-                b = group.completions[j]
-                x, y = scores[i], scores[j]
-                if a.rank is None or b.rank is None or a.rank == b.rank or x is None or y is None:
-                    continue
-                delta = x - y if a.rank < b.rank else y - x
-                gap = len(a) - len(b) if a.rank < b.rank else len(b) - len(a)
-                right.append(0.5 if delta == 0 else float(delta > 0))
-                longer.append(0.5 if gap == 0 else float(gap > 0))
-                confidence.append(1 / (1 + math.exp(-min(abs(delta), 50.0))))
-                owner.append(number)
-                if probs is not None:
-                    p = float(probs[i][j])
-                    ceiling.append(max(p, 1 - p))
-    if not right:
-        return {}, []
-    mean, low, high = bootstrap_mean(right, clusters=owner)
-    length = float(np.mean(longer))
-    told = {
-        "accuracy": mean,
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "ece": ece(confidence, right),
-        "length_only": max(length, 1 - length),
-        "pairs": float(len(right)),
-    }
-    if ceiling:
-        told["ceiling"] = float(np.mean(ceiling))
-    return told, calibration_bins(confidence, right)
 
 
 class AccuracyConfig(Config):
@@ -102,7 +42,7 @@ def main(config: AccuracyConfig) -> dict[str, Any]:
     """Score the comparisons of every set with every reward; writes summary.json into ``out``.
 
     Returns:
-        reward -> set -> ``FIGURES`` but for "ece" (a score need not be in nats), and "unscored",
+        reward -> set -> ``reward_models.FIGURES`` but for "ece" (a score need not be in nats), and "unscored",
         the share of answers without a score.
 
     Raises:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trimtab.config import Config
 from trimtab.data import formats
 from trimtab.data.pack import Output, Pack, packs, scatter
+from trimtab.diagnose.audit import AuditSpec
 from trimtab.errors import DataError
 from trimtab.models.heads import Scorer
 from trimtab.models.load import LM, ModelSpec, dropout_off, save_model
@@ -33,6 +34,7 @@ from trimtab.runs.console import console
 from trimtab.sample.native import SamplingConfig
 from trimtab.train.credit import assign
 from trimtab.train.facts import record, template_facts
+from trimtab.train.guard import Guard, check
 from trimtab.train.reference import Anchor
 from trimtab.train.rollouts import Rollouts, describe, nothing_scored, sample_rows
 from trimtab.train.sft import DataSpec, load_groups, renderer_for
@@ -83,6 +85,8 @@ class RLConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     critic: CriticSpec = CriticSpec()
     ptx: PtxSpec | None = None
+    audit: AuditSpec | None = None
+    """A gold audit of a share of the rollouts, and what is done when gold falls."""
     steps: int = Field(default=100, gt=0)
     """Batches of rollouts."""
     prompts: int = Field(default=64, gt=0)
@@ -113,7 +117,7 @@ class RLConfig(Config):
             )
         if self.size < 2 and any(r.compares for r in self.rewards):
             raise ValueError("a judge compares answers to one prompt: give group 2 or more")
-        if "critic" in self.model_fields_set and not method.needs_critic:
+        if self.critic != CriticSpec() and not method.needs_critic:
             raise ValueError(f"{method.name} has no critic; remove the key critic")
         if self.process is not None and self.implicit is not None:
             raise ValueError("process and implicit both write dense rewards; give one of them")
@@ -130,8 +134,10 @@ class RLConfig(Config):
                 "method.values: monte-carlo estimates the sequence reward from each step; give "
                 "rewards, and neither process nor implicit"
             )
-        if "monte_carlo" in self.model_fields_set and not monte_carlo:
+        if self.monte_carlo != MonteCarloSpec() and not monte_carlo:
             raise ValueError("monte_carlo belongs to method.values: monte-carlo; remove the key")
+        if self.audit is not None:
+            check(self.audit, self.rewards)
         return self
 
     @property
@@ -161,7 +167,7 @@ class RLStage:
             update={"max_length": method.max_length or config.sampling.max_new_tokens}
         )
         self.reference: Anchor | None = None
-        if method.needs_reference:
+        if method.needs_reference or config.audit is not None:
             self.reference = Anchor(self.lm, config.reference, self.renderer.tokenizer)
         self.shaper = Shaper(shape_of(config))
         self.kl = KLController(config.method.kl)
@@ -201,6 +207,11 @@ class RLStage:
             modules, {n: optim[n] for n in modules}, config.steps * method.updates, config.loop
         )
         self.last: list[Group] = []
+        self.guard: Guard | None = None
+        if config.audit is not None:
+            self.guard = Guard(
+                self, config.audit, config.out, config.rewards, config.loop, config.model.device
+            )
 
     def recorded(self, run: Run) -> RLStage:
         """Itself, with ``facts.json`` written."""
@@ -240,7 +251,7 @@ class RLStage:
         """
         method = self.method
         own = method.updates > 1 or method.needs_critic or method.kl_place in ("reward", "sequence")
-        if not own and not method.needs_reference:
+        if not own and self.reference is None:
             return {}
         entropy = count = 0.0
         for pack in packs(groups, self.config.loop.token_budget, share=self.share):
@@ -313,6 +324,8 @@ class RLStage:
         if self.state_values is not None:
             metrics.update(self.state_values(groups, index))
         metrics.update(self.shaper(groups))
+        if self.guard is not None:
+            metrics.update(self.guard.observe(index, groups))
         beta = self.kl.beta if self.method.needs_reference else 0.0
         metrics.update(assign(groups, self.method, beta))
         taken = self._update(groups, index)
@@ -327,11 +340,15 @@ class RLStage:
             # Before the first update of the batch, as where the KL is taken off the reward.
             metrics.setdefault("objective/kl", taken[0].get("policy/kl", math.nan))
             self.kl.update(metrics["objective/kl"], sum(len(g.completions) for g in groups))
+        if "audit/kl" in metrics:
+            metrics.setdefault("objective/kl", metrics["audit/kl"])
         if self.kl.exhausted:
             raise DataError(
                 f"step {index}: KL stayed above method.kl.high for {self.kl.above} steps; lower the "
                 "learning rate or raise method.kl.beta (the last checkpoint is kept)"
             )
+        if self.guard is not None:
+            self.guard.act(index)
         return metrics
 
     def _update(self, groups: list[Group], index: int) -> list[dict[str, float]]:
@@ -377,11 +394,14 @@ class RLStage:
             "kl": self.kl.state(),
             "shaper": self.shaper.state(),
             "rewards": self.scoring.state(),
+            "guard": self.guard and self.guard.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """See ``Stage``."""
         self.kl.load(state["kl"])
+        if self.guard is not None and state.get("guard"):
+            self.guard.load(state["guard"])
         self.shaper.load(state["shaper"])
         self.scoring.load(state["rewards"])
 

@@ -13,12 +13,13 @@ from pydantic import Field, model_validator
 from trimtab.config import Config
 from trimtab.data import formats
 from trimtab.data.pack import Output, Pack, packs
+from trimtab.evaluate.reward_models import FIGURES, figures
 from trimtab.models.heads import Scorer
 from trimtab.models.load import ModelSpec, save_model
 from trimtab.objectives.reward import BradleyTerry
 from trimtab.runs import Run, write_atomic
 from trimtab.runs.console import console
-from trimtab.train.accuracy import FIGURES, Name, figures
+from trimtab.train.accuracy import Name
 from trimtab.train.facts import record
 from trimtab.train.sft import DataSpec, load_groups, renderer_for, split
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit

@@ -281,6 +281,7 @@ class Stage(Protocol):
     name: str
     trainer: Trainer
     steps: int
+    """A stage that lowers it while training ends there."""
 
     def step(self, index: int) -> dict[str, float]:
         """Train on step ``index``; metrics by name."""
@@ -380,6 +381,8 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
                     f"{stage.name}: stopped at step {done}; the same command goes on from here"
                 )
                 sys.exit(143)
+            if last:
+                break
     if first >= stage.steps:
         # Trained before, and perhaps killed before the export: its last record says how it ended.
         rows = [r for r in read_metrics(run.path) if r["step"] == first]

@@ -1,0 +1,85 @@
+"""Tests that stay valid however often they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trimtab.errors import DataError
+
+_BETS = np.geomspace(0.05, 0.95, 10)
+"""Shares of the wealth that are staked; each starts with a tenth of it."""
+FIRST, RATIO = 8, 1.25
+
+
+@dataclass(slots=True, frozen=True)
+class Fall:
+    """Whether a mean has fallen, and where that shows best."""
+
+    p: float
+    """P-value, valid at any time: the chance that it is ever this low without a fall is no higher."""
+    split: int
+    """Values before the split that shows it best; 0 when there are too few to say anything."""
+    before: float
+    after: float
+    """Means of the values that were compared, before and after the split. They are looked up after
+    the fact, so they say too much about how large the fall is."""
+
+
+def splits(n: int) -> list[int]:
+    """Where a series of ``n`` values is split: 8, 10, 13, ... as long as something is left.
+
+    >>> splits(20)
+    [8, 10, 13, 16]
+    """
+    found: list[int] = []
+    while (at := math.ceil(FIRST * RATIO ** len(found))) < n:
+        found.append(at)
+    return found
+
+
+def log_wealth(gains: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Log wealth after each bet on ``gains`` [n] in [-1, 1], starting from 1 (2010.09686).
+
+    Wealth is an e-process where every gain has mean <= 0 given those before it: by Ville's
+    inequality the chance that it ever reaches 1/a is at most a.
+    """
+    assert gains.ndim == 1 and (np.abs(gains) <= 1 + 1e-12).all()
+    each = np.log1p(_BETS[:, None] * gains[None, :]).cumsum(1)
+    return np.logaddexp.reduce(each, axis=0) - math.log(len(_BETS))
+
+
+def fall(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> Fall:
+    """Sequential test that the mean of a series never falls, against that it does.
+
+    At each of ``splits`` the values before it, going back, are paired with those after it, going
+    on: under a mean that never falls the earlier one of a pair is not larger on average, so betting
+    that it is makes no money. The splits share the error by weights 1/(i(i+1)). The best figure so
+    far counts, so reading the test after every value costs nothing.
+
+    Args:
+        values: In the order in which they were drawn, independent given their means.
+        low, high: Bounds that no value can leave.
+
+    Raises:
+        DataError: a value is not within the bounds.
+    """
+    x = np.asarray(values, np.float64)
+    if x.size and not (np.isfinite(x).all() and low <= x.min() and x.max() <= high):
+        raise DataError(
+            f"a value lies outside [{low:g}, {high:g}]; give the bounds of the gold score "
+            "(audit.low and audit.high)"
+        )
+    best = Fall(1.0, 0, math.nan, math.nan)
+    for i, at in enumerate(splits(x.size), 1):
+        n = min(at, x.size - at)
+        before, after = x[at - n : at][::-1], x[at : at + n]
+        wealth = log_wealth((before - after) / (high - low))
+        p = math.exp(min(0.0, math.log(i * (i + 1)) - float(wealth.max())))
+        if p < best.p or best.split == 0:
+            best = Fall(p, at, float(before.mean()), float(after.mean()))
+    return best
