@@ -11,7 +11,8 @@ if __name__ == "__main__":
     parser.add_argument("--prompts", type=int, default=8, help="prompts a batch")
     parser.add_argument("--group", type=int, default=8, help="completions a prompt")
     parser.add_argument("--new", type=int, default=128, help="new tokens at most")
+    args = parser.parse_args()
     try:
-        grpo(parser.parse_args()).show()
+        grpo(args).show(args.folder)
     except Absent as why:
         raise SystemExit(str(why)) from None

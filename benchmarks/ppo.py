@@ -11,7 +11,8 @@ if __name__ == "__main__":
     parser.add_argument("--prompts", type=int, default=32, help="episodes a batch")
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
     parser.add_argument("--critic", default="separate", choices=["separate", "shared"])
+    args = parser.parse_args()
     try:
-        ppo(parser.parse_args()).show()
+        ppo(args).show(args.folder)
     except Absent as why:
         raise SystemExit(str(why)) from None

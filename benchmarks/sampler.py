@@ -14,7 +14,8 @@ if __name__ == "__main__":
     parser.add_argument("--new", type=int, default=64, help="new tokens")
     parser.add_argument("--ragged", action="store_true", help="8 to 256 new tokens instead")
     parser.add_argument("--slots", type=int, default=128, help="rows decoded at once")
+    args = parser.parse_args()
     try:
-        sampler(parser.parse_args()).show()
+        sampler(args).show(args.folder)
     except Absent as why:
         raise SystemExit(str(why)) from None

@@ -10,7 +10,8 @@ if __name__ == "__main__":
     parser.add_argument("--peer", default="random", choices=list(PEERS), help="TRL's setting")
     parser.add_argument("--batch", type=int, default=16, help="rows an optimiser step")
 
+    args = parser.parse_args()
     try:
-        train("sft", parser.parse_args()).show()
+        train("sft", args).show(args.folder)
     except Absent as why:
         raise SystemExit(str(why)) from None

@@ -106,8 +106,11 @@ class Result:
     told: dict[str, Any]
     lines: list[str] = field(default_factory=list[str])
 
-    def show(self) -> None:
-        """The table, then the JSON as the last line."""
+    def show(self, folder: str) -> None:
+        """The table, then the JSON as the last line; also kept for ``benchmarks.page``."""
+        kept = Path(folder) / "results" / f"{self.row}.json"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(self.told, indent=1) + "\n", encoding="utf-8")
         print("\n".join(self.lines))
         print(json.dumps(self.told))
 

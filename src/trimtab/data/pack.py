@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +61,8 @@ class Pack:
     """Trained tokens of each completion (float)."""
     tokens: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Per-token data [C], by name, gathered from ``Completion.tokens``."""
+    plans: dict[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
+    """What a model worked out about this pack, so that the next one need not: by name."""
 
     @property
     def size(self) -> int:
@@ -71,7 +74,8 @@ class Pack:
         if torch.device(device) == self.ids_N.device:
             return self
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
-        return replace(self, **moved, tokens={k: v.to(device) for k, v in self.tokens.items()})
+        tokens = {k: v.to(device) for k, v in self.tokens.items()}
+        return replace(self, **moved, tokens=tokens, plans={})
 
 
 @dataclass(slots=True)
