@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test lint types layers check learning clean
+.PHONY: setup demo test lint types layers check learning bench-env bench clean
 
 setup: .venv/installed
 
@@ -34,6 +34,16 @@ check: lint types layers test
 # Every online method on real training, three seeds; a stopped run goes on.
 learning: setup
 	$(BIN)/python -m benchmarks.learning --out runs/learning
+
+# The libraries that benchmarks compare with, beside our own torch and transformers.
+bench-env: runs/peers/trl-1.16.0/trl runs/peers/trl-1.10.0/trl
+
+runs/peers/trl-%/trl: | setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target runs/peers/trl-$* trl==$*
+
+# Every row beside its peer, and docs/performance.md; QUICK=--quick for short turns.
+bench: setup bench-env
+	$(BIN)/python -m benchmarks $(QUICK)
 
 clean:
 	rm -rf .venv runs

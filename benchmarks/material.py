@@ -16,7 +16,11 @@ from typing import Any
 
 import numpy as np
 
-DATA = Path(os.environ.get("TRIMTAB_DATA", "../../shared/data"))
+ROOT = Path(__file__).resolve().parents[1]
+BESIDE = [Path(os.environ["TRIMTAB_DATA"])] if "TRIMTAB_DATA" in os.environ else []
+BESIDE += [folder / "shared" / "data" for folder in ROOT.parents[:2]]
+DATA = next((p for p in BESIDE if p.is_dir()), BESIDE[0])
+"""Where the real data is: what ``TRIMTAB_DATA`` says, or beside the checkout."""
 SPECIAL = ("<pad>", "<s>", "</s>")
 
 

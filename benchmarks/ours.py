@@ -14,6 +14,7 @@ import trimtab
 from benchmarks import flops
 from benchmarks.asked import requests
 from benchmarks.side import Phases
+from trimtab.data.pack import packs
 from trimtab.models.load import LM, ModelSpec
 from trimtab.sample.native import Request, Sampler, SamplingConfig
 from trimtab.train.policy import RLConfig, RLStage
@@ -93,6 +94,29 @@ class Train(Job):
         rows = len(stage.train)
         tokens = sum(g.cost for g in stage.train)
         return {"work": tokens if spec["kind"] == "sft" else rows, "tokens": tokens, "flops": done}
+
+
+class Bare(Train):
+    """SFT as a loop of ten lines on the same packs: no metrics, no record, no guard."""
+
+    def __init__(self, spec: dict[str, Any], phases: Phases) -> None:
+        super().__init__(spec, phases)
+        self.optimizer = torch.optim.AdamW(self.stage.lm.model.parameters(), lr=1e-5, foreach=True)
+
+    def run(self) -> dict[str, Any]:
+        """One epoch."""
+        stage, batch = self.stage, self.spec["batch"]
+        for at in range(0, len(stage.train), batch):
+            self.optimizer.zero_grad(set_to_none=True)
+            part = stage.train[at : at + batch]
+            count = sum(c.trained for g in part for c in g.completions)
+            for pack in packs(part, stage.config.loop.token_budget):
+                logp, _ = stage.lm.logps(stage.lm.states(pack), pack, entropy=False)
+                (-logp.sum() / count).backward()
+            torch.nn.utils.clip_grad_norm_(stage.lm.model.parameters(), 1.0)
+            self.optimizer.step()
+        done = flops.training(self.config, stage.train, logits=True)
+        return {"work": sum(g.cost for g in stage.train), "flops": done}
 
 
 class Online(Job):

@@ -24,7 +24,7 @@ def _model(args: argparse.Namespace) -> tuple[str, int]:
 
 def _half(args: argparse.Namespace, spec: dict[str, Any]) -> None:
     if args.dtype == "bfloat16" or (args.device == "cuda" and args.dtype is None):
-        spec["held"] = {"compute": "bfloat16"}
+        spec["held"] = {"precision": "mixed"}
 
 
 PEERS: dict[str, dict[str, Any]] = {
@@ -63,6 +63,36 @@ def train(kind: str, args: argparse.Namespace) -> Result:
     return compare(
         name, "token" if kind == "sft" else "pair", ours, peer, args=args, peer_name="TRL",
         packages=None if args.ours_only else peer_packages(TRL), about=about, target=target,
+    )  # fmt: skip
+
+
+def precision(args: argparse.Namespace) -> Result:
+    """Our own mixed precision against our own fp32: SFT."""
+    spec = settings(args)
+    model, vocabulary = _model(args)
+    count = spec["steps"] * args.batch
+    data, about = material.demonstrations(Path(args.folder) / "material", vocabulary, count)
+    spec |= {
+        "kind": "sft", "model": model, "data": str(data), "batch": args.batch,
+        "job": "benchmarks.ours:Train",
+    }  # fmt: skip
+    mixed = spec | {"held": {"precision": "mixed"}}
+    return compare(
+        f"precision-{args.model}", "token", mixed, spec, args=args, peer_name="fp32",
+        about=f"mixed precision, {about}", target=1.5,
+    )  # fmt: skip
+
+
+def bare(args: argparse.Namespace) -> Result:
+    """The package's SFT against a loop written by hand on its packs: what the package costs."""
+    spec = settings(args)
+    model, vocabulary = _model(args)
+    count = spec["steps"] * args.batch
+    data, about = material.demonstrations(Path(args.folder) / "material", vocabulary, count)
+    spec |= {"kind": "sft", "model": model, "data": str(data), "batch": args.batch}
+    return compare(
+        "bare-sft", "token", spec | {"job": "benchmarks.ours:Train"},
+        spec | {"job": "benchmarks.ours:Bare"}, args=args, peer_name="bare", about=about, target=0.9,
     )  # fmt: skip
 
 

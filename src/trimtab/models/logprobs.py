@@ -94,9 +94,9 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, g_C: Tensor | None, e_C: Tensor | None
-    ) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        g_C: Tensor | None = grad_outputs[0]
+        e_C: Tensor | None = grad_outputs[1]
         h_CD, y_C, weight, bias, norm_C1, entropy_C = ctx.saved_tensors
         head: _Head = ctx.head
         wants_h, _, wants_w, wants_b, _ = ctx.needs_input_grad
@@ -104,7 +104,7 @@ class _TokenLogps(torch.autograd.Function):
         b = None if bias is None else bias.to(head.kind)
         dh = torch.empty_like(h_CD) if wants_h else None
         dw = torch.zeros_like(weight) if wants_w else None
-        db = torch.zeros_like(bias) if wants_b else None
+        db = torch.zeros_like(bias) if wants_b and bias is not None else None
         for at in range(0, len(y_C), head.chunk):
             part = slice(at, at + head.chunk)
             h, y, norm = h_CD[part], y_C[part], norm_C1[part]
@@ -147,7 +147,8 @@ def chunk_rows(vocabulary: int, device: torch.device) -> int:
 
 def plain_layer(layer: nn.Module) -> bool:
     """Whether a head is one product and no more; adapters and hooks on it are more."""
-    return type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    return type(layer) is nn.Linear and not any(getattr(layer, name) for name in hooks)
 
 
 def fused_logps(
