@@ -15,6 +15,11 @@ process, libraries included. "Of GEMM" is useful arithmetic (each prompt once, n
 the best matrix product measured in the same run. On the wall clock other work on the machine moves
 the figures; on the cpu clock processor seconds are counted, which leaves waiting out and caches that
 others fill in. A row says how many turns it had: with one or two, read the ratio alone.
+
+What a run can set: `model.precision: mixed` multiplies in bfloat16 with weights, sums and log-softmax in
+fp32, and `auto` does so where a measurement at the start says that it pays; `loop.token_budget` is the
+size of a forward in tokens (2,048 on CPU, 8,192 on CUDA), halved by itself where a step does not fit into
+memory, with the same gradients; `model.gradient_checkpointing` trades time for memory.
 """
 
 EXPECTED = (

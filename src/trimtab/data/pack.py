@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +34,12 @@ _TENSORS = (
 )  # fmt: skip
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Pack:
-    """What one forward computes. N tokens, B completions, C trained completion tokens."""
+    """What one forward computes. N tokens, B completions, C trained completion tokens.
+
+    A pack equals itself alone, so plans made for it can be kept by it.
+    """
 
     groups: list[Group]
     """Where the tokens come from, in order."""
@@ -61,8 +63,6 @@ class Pack:
     """Trained tokens of each completion (float)."""
     tokens: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Per-token data [C], by name, gathered from ``Completion.tokens``."""
-    plans: dict[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
-    """What a model worked out about this pack, so that the next one need not: by name."""
 
     @property
     def size(self) -> int:
@@ -74,8 +74,7 @@ class Pack:
         if torch.device(device) == self.ids_N.device:
             return self
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
-        tokens = {k: v.to(device) for k, v in self.tokens.items()}
-        return replace(self, **moved, tokens=tokens, plans={})
+        return replace(self, **moved, tokens={k: v.to(device) for k, v in self.tokens.items()})
 
 
 @dataclass(slots=True)

@@ -85,14 +85,12 @@ def _divide(shapes: Sequence[tuple[int, int]]) -> list[list[int]]:
     return parts
 
 
+@lru_cache(1)
 def make_tree(pack: Pack) -> Tree:
-    """The attention plan of ``pack``, on its device; policy, critic and reference share one."""
-    if "tree" not in pack.plans:
-        pack.plans["tree"] = _make_tree(pack)
-    return pack.plans["tree"]
+    """The attention plan of ``pack``, on its device.
 
-
-def _make_tree(pack: Pack) -> Tree:
+    The last one is kept: policy, critic and reference go through a pack one after the other.
+    """
     device = pack.ids_N.device
     segments = pack.segments
     positions = pack.positions_N.cpu().numpy()

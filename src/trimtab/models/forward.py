@@ -8,6 +8,7 @@ Under mixed precision the trunk multiplies in bfloat16, with the weights kept in
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -29,9 +30,9 @@ def set_attention(model: nn.Module, name: str) -> None:
         inner.set_attn_implementation(name)
 
 
-def mixed_precision(device: torch.device, on: bool) -> torch.autocast:
+def mixed_precision(device: torch.device, on: bool) -> AbstractContextManager[Any]:
     """Within, products are made in bfloat16 where ``on``; weights stay as they are."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=on)
+    return torch.autocast(device.type, torch.bfloat16) if on else nullcontext()
 
 
 def hidden(
@@ -47,7 +48,8 @@ def hidden(
         mixed: Multiply in bfloat16.
     """
     with mixed_precision(pack.ids_N.device, mixed):
-        return _hidden(backbone, pack, exact, plain)
+        states = _hidden(backbone, pack, exact, plain)
+    return states.float() if mixed else states
 
 
 def _hidden(backbone: nn.Module, pack: Pack, exact: bool, plain: str) -> Tensor:

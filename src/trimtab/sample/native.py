@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -251,7 +252,7 @@ class Sampler:
         with (
             evaluating(self.model),
             attached(self.model, NAME if self.exact else self.own),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed),
+            torch.autocast(self.device.type, torch.bfloat16) if self.mixed else nullcontext(),
         ):
             run = self._run if self.exact else self._run_plain
             run(requests, book, on_progress)

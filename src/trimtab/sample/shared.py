@@ -42,11 +42,11 @@ class Shared(Slots):
             )
             if layer not in self.cache:
                 self.cache[layer] = (self._empty(new[0]), self._empty(new[1]))
-        self._arrange(new_device(source))
+        self._arrange(device_of(source))
 
     def leave(self, live: int, holes: Ints, last: Ints, longest: int) -> None:
         """See ``Slots``; prompts without a live row are let go once they are half of all."""
-        device = new_device(self.prompts)
+        device = device_of(self.prompts)
         super().leave(live, holes, last, longest)
         of = self.of_R[:live].copy()
         of[holes] = self.of_R[last]
@@ -106,7 +106,7 @@ class Shared(Slots):
         return self.masks[None]
 
 
-def new_device(held: dict[int, KV]) -> torch.device:
+def device_of(held: dict[int, KV]) -> torch.device:
     """Where keys and values are."""
     return next(iter(held.values()))[0].device
 
