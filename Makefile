@@ -54,5 +54,15 @@ learning: setup
 doctor-bench: setup
 	$(BIN)/python -m benchmarks.doctor --seeds 10-29 --report 10-29 --out runs/doctor-bench --docs docs
 
+# The libraries that benchmarks compare with, beside our own torch and transformers.
+bench-env: runs/peers/trl-1.16.0/trl runs/peers/trl-1.10.0/trl
+
+runs/peers/trl-%/trl: | setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target runs/peers/trl-$* trl==$*
+
+# Every row beside its peer, and docs/performance.md; QUICK=--quick for short turns.
+bench: setup bench-env
+	$(BIN)/python -m benchmarks $(QUICK)
+
 clean:
 	rm -rf .venv runs

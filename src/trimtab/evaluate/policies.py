@@ -69,7 +69,7 @@ def _summed_logps(lm: LM, groups: Sequence[Group], budget: int, temperature: flo
     found: dict[int, float] = {}
     for pack in packs(groups, budget, share=lm.exact):
         on = pack.to(lm.device)
-        logp, _ = lm.logps(lm.states(on), on, temperature or 1.0)
+        logp, _ = lm.logps(lm.states(on), on, temperature or 1.0, entropy=False)
         sums = torch.zeros(len(pack.last_B)).index_add(0, pack.owner_C, logp.cpu())
         done = [c for g in pack.groups for c in g.completions]
         found.update({id(c): float(s) for c, s in zip(done, sums, strict=True)})

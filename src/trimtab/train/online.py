@@ -145,7 +145,7 @@ class OnlineStage:
 
     def forward(self, pack: Pack) -> Output:
         """Log-probs of the trained tokens."""
-        return Output(logp_C=self.lm.logps(self.lm.states(pack), pack)[0])
+        return Output(logp_C=self.lm.logps(self.lm.states(pack), pack, entropy=False)[0])
 
     def step(self, index: int) -> dict[str, float]:
         """Answers, choices, one update; none where every prompt ties.

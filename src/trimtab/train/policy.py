@@ -239,7 +239,7 @@ class RLStage:
         return Output(logp_C=logp, entropy_C=entropy, value_C=value)
 
     def _ptx_forward(self, pack: Pack) -> Output:
-        logp, _ = self.lm.logps(self.lm.states(pack), pack)
+        logp, _ = self.lm.logps(self.lm.states(pack), pack, entropy=False)
         return Output(logp_C=logp)
 
     @torch.no_grad()

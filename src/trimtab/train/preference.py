@@ -135,7 +135,7 @@ class PreferenceStage:
 
     def forward(self, pack: Pack) -> Output:
         """Log-probs of the trained tokens."""
-        return Output(logp_C=self.lm.logps(self.lm.states(pack), pack)[0])
+        return Output(logp_C=self.lm.logps(self.lm.states(pack), pack, entropy=False)[0])
 
     @torch.no_grad()
     def z0(self, others: Sequence[Group]) -> float:

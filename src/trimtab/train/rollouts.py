@@ -46,7 +46,9 @@ class Rollouts:
     ) -> None:
         self.prompts, self.renderer, self.rewards = prompts, renderer, rewards
         self.sampling, self.seed = sampling, seed
-        self.sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
+        self.sampler = Sampler(
+            lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids, mixed=lm.mixed
+        )
 
     def __call__(
         self, index: int, count: int, n: int, version: int, attempt: int = 0
