@@ -61,7 +61,10 @@ STAGES = {
         "a judge's labels made people's, by a few of theirs",
     ),
     "revise": Command(
-        "trimtab.train.revise", "ReviseConfig", "critique and revision by a constitution", place="data"
+        "trimtab.train.revise",
+        "ReviseConfig",
+        "critique and revision by a constitution",
+        place="data",
     ),
     "accuracy": Command(
         "trimtab.train.accuracy", "AccuracyConfig", "rewards against held-out comparisons"
