@@ -140,7 +140,7 @@ def _checks(d: Diagnosis) -> Section:
             said = ("clean", "")
         else:
             said = ("not checked", d.unchecked.get(alarm.name, ""))
-        rows.append((f"{alarm.number}. {alarm.title}", *said))
+        rows.append((f"{alarm.number}. {alarm.title}", said[0], said[1]))
     return Section(
         "What was checked and what was not", "An alarm that was not asked says nothing about the run.",
         tables=[Table(("Alarm", "State", "Why"), rows)],

@@ -94,7 +94,7 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         g_C: Tensor | None = grad_outputs[0]
         e_C: Tensor | None = grad_outputs[1]
         h_CD, y_C, weight, bias, norm_C1, entropy_C = ctx.saved_tensors
