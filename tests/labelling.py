@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from trimtab.judgement import Judgement
+from trimtab.label import verdict
+from trimtab.label.spec import Plan, Rubric
+from trimtab.label.store import Place, Store
+
 HIDDEN = re.compile(r'<input type="hidden" name="(\w+)" value="([^"]*)">')
 
 
@@ -150,3 +155,23 @@ def servers(folder: Path) -> Iterator[Callable[..., Server]]:
 def asked(page: str) -> dict[str, str]:
     found = dict(HIDDEN.findall(page))
     return {k: found[k] for k in ("csrf", "place", "turn")} if "place" in found else {}
+
+
+# --- without a server
+
+
+def plan(**given: object) -> Plan:
+    return Plan.model_validate({"gold_share": 0.0, "repeat_share": 0.0, **given})
+
+
+def say(text: str, **form: str) -> Callable[[Place], Judgement]:
+    def judge(place: Place) -> Judgement:
+        return verdict.judgement({"verdict": text, **form}, place, Rubric(), time.time())
+
+    return judge
+
+
+def do(store: Store, name: str, text: str = "0", now: float | None = None, **form: str) -> str:
+    place = store.next(name, now or time.time())
+    assert place is not None
+    return store.record(place.id, place.turn, name, say(text, **form))
