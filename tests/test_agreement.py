@@ -249,3 +249,18 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
     told, _ = measure(alone, config())
     assert "No pair was judged twice" in [v.title for v in verdicts(told)]
     page(told, alone)
+
+
+def test_a_judge_of_its_own_model_is_told_by_name() -> None:
+    item = Item.of([{"role": "user", "content": "q"}], ["x", "y"], models=("m-7b", "a"))
+    for who, kind, side in (
+        ("m-7b/hhh", "ai", 1.0),
+        ("ann", "ai", 0.0),
+        ("a", "ai", -1.0),
+        ("m-7b", "human", 0.0),
+    ):
+        j = Judgement(item=item.id, annotator=who, who=kind, ranks=(0, 1))
+        records = Records({item.id: item}, [j])
+        told = bias.rates(records, votes([j]), bias.shapes(records, {}), [])
+        assert ("self" in told) == (side != 0)
+        assert side == 0 or told["self"]["rate"] == (1.0 if side > 0 else 0.0)

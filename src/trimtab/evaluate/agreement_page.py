@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rich.markup import escape
@@ -123,12 +124,11 @@ def bias_table(found: Found) -> Table:
         row = [name]
         for kind in kinds:
             b = m["bias"].get(kind)
-            row.append(span({**b, "value": b["coef"]}) + (" *" if b["found"] else "") if b else "")
-        row.append(
-            {"gold": "gold", "others": "the others"}[next(iter(m["bias"].values()))["control"]]
-        )
+            text = span({**b, "value": b["coef"]}, digits=1) if b else ""
+            row.append(text + (" *" if b and b["found"] else ""))
+        row.append({"gold": "gold", "others": "others"}[next(iter(m["bias"].values()))["control"]])
         rows.append(row)
-    return Table(("Annotator", *kinds, "Held against"), rows)
+    return Table(("Annotator", *kinds, "Against"), rows)
 
 
 def elo_table(found: Found) -> Table:
@@ -301,7 +301,14 @@ def page(found: Found, records: Records) -> str:
                 charts=[standing] if standing else [],
                 tables=[t for t in (elo_table(found),) if t.rows]),
     ]  # fmt: skip
-    return render(sections, "How far the labels can be trusted", footer=FOOTER)
+    firm = [replace(s, tables=[_firm(t) for t in s.tables]) for s in sections]
+    return render(firm, "How far the labels can be trusted", footer=FOOTER)
+
+
+def _firm(table: Table) -> Table:
+    """Figures stay on one line with their interval; names may break."""
+    space = "\N{NO-BREAK SPACE}"
+    return Table(table.head, [[r[0], *(c.replace(" ", space) for c in r[1:])] for r in table.rows])
 
 
 def _sway(annotators: Found, kind: str) -> list[Bar]:

@@ -64,12 +64,21 @@ def shapes(records: Records, patterns: Mapping[str, Sequence[str]]) -> dict[str,
     return {i: features(item, patterns) for i, item in records.items.items()}
 
 
+def _named(model: str | None, annotator: str) -> bool:
+    """Whether a model's name stands whole in an annotator's ("m-7b" in "m-7b/hhh")."""
+    if model is None:
+        return False
+    return bool(re.search(rf"(?<![a-z0-9]){re.escape(model)}(?![a-z0-9])", annotator, re.I))
+
+
 def _own(vote: Vote, item: Item) -> float:
-    """1 or -1: which of the two answers is by the annotator's own model; 0 where neither is."""
+    """1 or -1: which of the two answers is by the judge's own model; 0 where neither is."""
     _, a, b = vote.unit
-    models = item.models or (None,) * len(item.answers)
-    mine = [m is not None and m.lower() in vote.annotator.lower() for m in (models[a], models[b])]
-    return float(mine[0]) - float(mine[1])
+    if vote.judgement.who != "ai" or item.models is None:
+        return 0.0
+    return float(_named(item.models[a], vote.annotator)) - float(
+        _named(item.models[b], vote.annotator)
+    )
 
 
 def biases(

@@ -24,7 +24,7 @@ MENDS = {
 }
 
 
-def span(found: Found | None, percent: bool = False) -> str:
+def span(found: Found | None, percent: bool = False, digits: int = 2) -> str:
     """Value and interval as text.
 
     >>> span({"value": 0.5, "low": 0.4, "high": 0.6})
@@ -34,7 +34,7 @@ def span(found: Found | None, percent: bool = False) -> str:
     """
     if found is None:
         return ""
-    size, form, unit = (100, "{:.0f}", "%") if percent else (1, "{:.2f}", "")
+    size, form, unit = (100, "{:.0f}", "%") if percent else (1, f"{{:.{digits}f}}", "")
     value, low, high = found["value"], found.get("low"), found.get("high")
     text = form.format(size * value) + unit
     if low is None or high is None:
@@ -133,8 +133,12 @@ def _judges(found: Found) -> list[Verdict]:
                 Verdict(
                     f"{name}: its probabilities are off by {fit['ece_before']:.1%}",
                     f"After calibration ({fit['method']}, on {fit['pairs']} pairs that people judged "
-                    f"too) by {fit['ece_after']:.1%} on items not used for it. --calibrated FILE "
-                    "writes its labels with better probabilities.",
+                    f"too) by {fit['ece_after']:.1%} on items not used for it. "
+                    + (
+                        "--calibrated FILE writes its labels with better probabilities."
+                        if fit["log_loss_after"] < fit["log_loss_before"]
+                        else "That is no better: use them as they are."
+                    ),
                     "good" if fit["ece_before"] <= 0.05 else "fair",
                 )
             )
