@@ -28,9 +28,8 @@ def overoptimised(e: Evidence) -> Found | None:
     return _audited(e) if len(e.audit) >= LEAST else _second(e, watched)
 
 
-def fall(audit: list[Audited]) -> tuple[float, int, int]:
-    """p that gold has fallen neither below its start nor below its peak; the step at which that was
-    clear; the step of the peak.
+def fall(audit: list[Audited]) -> tuple[float, int]:
+    """p that gold has fallen neither below its start nor below its peak, and the step of the peak.
 
     The peak is looked for among the even rollouts and tested on the odd ones, so that choosing it
     costs nothing; the two questions share the level.
@@ -42,19 +41,17 @@ def fall(audit: list[Audited]) -> tuple[float, int, int]:
     top = int(np.argmax(means[: max(1, 2 * len(means) // 3)]))
     low, high = chosen[top].step, chosen[top + width - 1].step
     peak = [a for a in asked if low <= a.step <= high]
-    best = (1.0, audit[-1].step)
+    least = 1.0
     for early, late in ((audit[:n], audit[n:]), (peak, [a for a in asked if a.step > high])):
         if len(early) < 3:
             continue
         looks = fallen([a.gold for a in early], [a.gold for a in late])
-        p = 2 * min((p for _, p in looks), default=1.0)
-        clear = next((late[k - 1].step for k, q in looks if 2 * q < 0.01), audit[-1].step)
-        best = min(best, (p, clear))
-    return min(1.0, best[0]), best[1], (low + high) // 2
+        least = min(least, 2 * min((p for _, p in looks), default=1.0))
+    return least, (low + high) // 2
 
 
 def _audited(e: Evidence) -> Found | None:
-    p, began, best = fall(e.audit)
+    p, best = fall(e.audit)
     proxies = [a.proxy for a in e.audit]
     third = max(4, len(proxies) // 3)
     rise = two_means(proxies[:third], proxies[-third:])
@@ -65,7 +62,7 @@ def _audited(e: Evidence) -> Found | None:
         return None
     fit = fitted(e)
     past = ""
-    if fit is not None and math.isfinite(fit.peak):
+    if fit is not None and 0.1 < fit.peak < math.inf:
         past = f" The fitted peak of gold is at sqrt(KL) {fit.peak:.2f}."
     kl = _kl_at(e, best)
     target = kl if kl is not None and kl > 0 else 6.0
@@ -77,7 +74,7 @@ def _audited(e: Evidence) -> Found | None:
         p, 0.01, "T2", "the reward model is trusted further than it was trained",
         f"Go back to the best audited checkpoint (about step {best:.0f}) and hold KL near {target:.1f} nats; refresh the reward "
         "model with labelled rollouts of now.",
-        held_kl(e, target), began,
+        held_kl(e, target), best,
         ("too few or too noisy labels (alarm 6)", "beta is too low"), shown,
     )  # fmt: skip
 

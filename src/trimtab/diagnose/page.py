@@ -31,8 +31,8 @@ def write(folder: str | Path, diagnosis: Diagnosis) -> Path:
     evidence = read(folder)
     sections = [
         _first(diagnosis, evidence),
-        *(_finding(f) for f in diagnosis.findings),
         Section("Gold and proxy", _GOLD, charts=[c for c in _golden(evidence) if c]),
+        *(_finding(f) for f in diagnosis.findings),
         Section(
             "Curves", "What was recorded, step by step.", charts=curves(evidence.rows, rest=False)
         ),
@@ -60,7 +60,21 @@ def _first(d: Diagnosis, e: Evidence) -> Section:
         Tile("Gold audit", str(d.audited), "rollouts with a gold score"),
         Tile("Steps", steps, f"of stage {d.stage or 'unknown'}"),
     ]
-    return Section("", "", [Verdict(HEADS[d.verdict], d.line, TONES[d.verdict])], tiles)
+    rows = [
+        (
+            f"{f.rank}. {f.title}", "from the start" if f.step is None else f"step {f.step}",
+            f.cause, f.tier,
+        )
+        for f in d.findings
+    ]  # fmt: skip
+    tables = (
+        [Table(("What is wrong, likeliest cause first", "Since", "Cause", "Rests on"), rows)]
+        if rows
+        else []
+    )
+    return Section(
+        "", "", [Verdict(HEADS[d.verdict], d.line, TONES[d.verdict])], tiles, tables=tables
+    )
 
 
 def _finding(f: Finding) -> Section:
