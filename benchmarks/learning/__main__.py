@@ -55,6 +55,10 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
             "process, learned": {
                 "method": grpo, "process": {"model": str(model), "separator": END}
             },
+            "process, learned, in the sum": {
+                "method": {"type": "grpo"},
+                "process": {"model": str(model), "separator": END, "dense": "none"},
+            },
             "process, true": {
                 "method": grpo,
                 "process": {"function": "benchmarks.learning.credit:true_labels", "separator": END},
