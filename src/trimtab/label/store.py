@@ -111,6 +111,8 @@ class Store:
                 kept = dict(db.execute("select key, value from meta"))
         except sqlite3.DatabaseError as error:
             raise DataError(f"{path}: cannot be used as a label store ({error})") from None
+        if not {"seed", "ask"} <= kept.keys():
+            raise DataError(f"{path}: holds no labels yet")
         return cls(path, Plan.model_validate({"seed": int(kept["seed"]), "ask": kept["ask"]}))
 
     def close(self) -> None:
