@@ -121,7 +121,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """``/v1/chat/completions``."""
-        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        raw = self.rfile.read(length)
+        if len(raw) < length:
+            # Whoever asks died while asking: that is no call.
+            self.close_connection = True
+            return None
         if self.headers.get("Authorization") != f"Bearer {self.of.key}":
             return self._error(401, "wrong key")
         if self.path != "/v1/chat/completions":
