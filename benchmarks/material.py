@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-BESIDE = [Path(os.environ["TRIMTAB_DATA"])] if "TRIMTAB_DATA" in os.environ else []
-BESIDE += [folder / "shared" / "data" for folder in ROOT.parents[:2]]
-DATA = next((p for p in BESIDE if p.is_dir()), BESIDE[0])
+_GIVEN = os.environ.get("TRIMTAB_DATA")
+_BESIDE = [Path(_GIVEN)] if _GIVEN else [p / "shared" / "data" for p in ROOT.parents[:2]]
+DATA = next((p for p in _BESIDE if p.is_dir()), _BESIDE[0])
 """Where the real data is: what ``TRIMTAB_DATA`` says, or beside the checkout."""
 SPECIAL = ("<pad>", "<s>", "</s>")
 

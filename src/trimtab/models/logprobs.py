@@ -94,7 +94,9 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch's decorator renames ctx
+        ctx: Any, *grad_outputs: Any
+    ) -> Any:
         g_C: Tensor | None = grad_outputs[0]
         e_C: Tensor | None = grad_outputs[1]
         h_CD, y_C, weight, bias, norm_C1, entropy_C = ctx.saved_tensors
