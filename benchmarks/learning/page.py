@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,14 +87,21 @@ def write(out: Path, docs: Path) -> None:
         ]  # fmt: skip
     if "process" in found:
         rows = []
+        outcome = [samples_to(r["curve"], GOAL) for _, r in found["process"]["outcome"]]
         for name, results in found["process"].items():
             needed = [samples_to(r["curve"], GOAL) for _, r in results]
-            rows.append([*_learned(name, results)[:5], " / ".join(f"{n:,.0f}" for n in needed)])
+            said = " / ".join("not reached" if math.isnan(n) else f"{n:,.0f}" for n in needed)
+            ratio = np.mean(needed) / np.mean(outcome)
+            shown = "" if math.isnan(ratio) else f"{ratio:.2f}"
+            rows.append([*_learned(name, results)[:5], said, shown])
         parts += [
             "## Process against outcome reward\n",
             f"GRPO; \"needed\" is the number of completions until the mean reward reached {GOAL} "
-            "(each seed). The learned process reward model had labels by continuations alone.\n",
-            table([*HEAD[:5], "needed"], rows),
+            "(each seed), and its mean over that of the outcome reward. The learned process reward model "
+            "had labels by continuations alone. In the sum: the product of its scores is added to the "
+            "verifier's reward. Otherwise the advantages of steps are added to the outcome's (GRPO with "
+            "process supervision).\n",
+            table([*HEAD[:5], "needed", "ratio"], rows),
         ]  # fmt: skip
     if "credit" in found:
         results = found["credit"]["estimators"]
@@ -141,6 +149,10 @@ def write(out: Path, docs: Path) -> None:
                  "completion variance", "curve"], rows,
             ),
         ]  # fmt: skip
+    spent = sum(r["seconds"] for names in found.values() for rs in names.values() for _, r in rs)
+    parts.append(
+        f"\nThe runs of this page took {spent / 60:.0f} minutes of one core beside other work.\n"
+    )
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "learning.md").write_text("\n".join(parts), encoding="utf-8")
     record = {
@@ -170,6 +182,6 @@ def _learned(name: str, results: Sequence[tuple[int, Result]]) -> list[str]:
     ends = " / ".join(f"{r['end']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for _, r in results)
     return [
         name, f"{mean(results, 'start'):.2f}", ends, f"{mean(results, 'gain'):+.3f}",
-        f"{mean(results, 'pass@8'):.2f}", f"{mean(results, 'kl'):.2f}",
+        f"{mean(results, 'pass@8'):.2f}", f"{mean(results, 'kl'):.2f}" if mean(results, "kl") else "",
         spark(results[0][1]["curve"]["reward"]),
     ]  # fmt: skip
