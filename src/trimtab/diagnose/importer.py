@@ -174,7 +174,7 @@ def _trl(path: Path) -> Parts:
     metrics: list[tuple[int, dict[str, Any]]] = []
     if states:
         last = max(states, key=lambda s: int(_json(s).get("global_step") or 0))
-        for row in cast("list[dict[str, Any]]", _json(last).get("log_history") or []):
+        for row in cast("list[Any]", _json(last).get("log_history") or []):
             if (
                 isinstance(row, dict)
                 and _number(row.get("step")) is not None
