@@ -174,9 +174,12 @@ def _trl(path: Path) -> Parts:
     metrics: list[tuple[int, dict[str, Any]]] = []
     if states:
         last = max(states, key=lambda s: int(_json(s).get("global_step") or 0))
-        for given in cast("list[Any]", _json(last).get("log_history") or []):
-            row = cast("dict[str, Any]", given if isinstance(given, dict) else {})
-            if _number(row.get("step")) is not None and "train_runtime" not in row:
+        for row in cast("list[Any]", _json(last).get("log_history") or []):
+            if (
+                isinstance(row, dict)
+                and _number(row.get("step")) is not None
+                and "train_runtime" not in row
+            ):
                 metrics.append((int(row["step"]), renamed(row)))
     rollouts: list[dict[str, Any]] = []
     for file in sorted((folder / "completions").glob("*.parquet")) or sorted(

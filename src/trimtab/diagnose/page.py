@@ -147,6 +147,7 @@ def _checks(d: Diagnosis) -> Section:
     found = {f.name: f for f in d.findings}
     rows: list[tuple[str, str, str]] = []
     for alarm in ALARMS:
+        said: tuple[str, str]
         if alarm.name in found:
             f = found[alarm.name]
             said = ("rings", f"{f.tier}, {number(f.number)} against {number(f.limit)}")
