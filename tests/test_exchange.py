@@ -91,6 +91,17 @@ QUICK = settings(max_examples=20, deadline=None, suppress_health_check=list(Heal
 
 
 @pytest.mark.parametrize("name", ["trimtab", "argilla", "label_studio"])
+def test_one_name_for_a_person_and_a_judge(name: str) -> None:
+    item = Item.of([{"role": "user", "content": "?"}], ["a", "b"])
+    said = [
+        Judgement(item=item.id, annotator="ann", who=who, ranks=(0, 0), strength=n)
+        for n, who in enumerate(("human", "ai", "human", "ai"), 1)
+    ]
+    back, _ = there_and_back(Records({item.id: item}, said), name)
+    assert back.judgements == said
+
+
+@pytest.mark.parametrize("name", ["trimtab", "argilla", "label_studio"])
 @QUICK
 @given(data=st.data())
 def test_everything_comes_back(name: str, data: Any) -> None:

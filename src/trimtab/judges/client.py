@@ -184,12 +184,16 @@ class Client:
             # A proxy of the environment does not know this machine's loopback.
             async with httpx2.AsyncClient(timeout=None, trust_env=not local) as http:
                 self._http = http
+                failed: BaseException | None = None
                 try:
                     async with asyncio.TaskGroup() as group:
                         for _ in range(min(self.spec.concurrency, len(things))):
                             group.create_task(worker())
                 except* JudgeError as errors:
-                    raise errors.exceptions[0] from None
+                    # What is raised in here would come out in a group again.
+                    failed = errors.exceptions[0]
+                if failed is not None:
+                    raise failed from None
             return [found[i] for i in range(len(things))]
 
         return _run(whole)

@@ -120,6 +120,8 @@ def _task(place: int, item: Item, mine: list[tuple[int, Judgement]]) -> Row:
             )  # fmt: skip
         kept = rest.rest(j, known)
         scored = {"scored": True} if "prob" in known else {}
+        # One name may stand for a person and a judge.
+        scored |= {"machine": True} if j.who == "ai" and j.status == "ok" else {}
         hidden.append({"number": number, "by": j.annotator, **scored, **kept})
     text = rest.plain(item.prompt)
     answers = {f"answer_{k + 1}": a for k, a in enumerate(item.answers)}
@@ -188,13 +190,13 @@ def _task_judgements(
     name: str, number: int, row: Row, item: Item, kept: Row
 ) -> list[tuple[int, Judgement]]:
     """(place in the file we wrote, or -1, judgement) of each annotation and prediction."""
-    hidden: dict[tuple[str, int], Row] = {}
-    order: Counter[str] = Counter()
+    hidden: dict[tuple[tuple[str, bool], int], Row] = {}
+    order: Counter[tuple[str, bool]] = Counter()
     for s in kept.get("said", []):
-        who = str(s["by"])
-        hidden[who, order[who]] = {k: v for k, v in s.items() if k != "by"}
-        order[who] += 1
-    met: Counter[str] = Counter()
+        by = (str(s["by"]), bool(s.get("machine")))
+        hidden[by, order[by]] = {k: v for k, v in s.items() if k not in ("by", "machine")}
+        order[by] += 1
+    met: Counter[tuple[str, bool]] = Counter()
     out: list[tuple[int, Judgement]] = []
     spoken = [(_who(a), a, False) for a in cast(list[Row], row.get("annotations") or [])]
     spoken += [
@@ -202,8 +204,8 @@ def _task_judgements(
         for p in cast(list[Row], row.get("predictions") or [])
     ]
     for who, given, machine in spoken:
-        mine = dict(hidden.get((who, met[who]), {}))
-        met[who] += 1
+        mine = dict(hidden.get(((who, machine), met[who, machine]), {}))
+        met[who, machine] += 1
         place = int(mine.pop("number", -1))
         fields = _said(given.get("result"), len(item.answers))
         known = {"completed_by", "result", "was_cancelled", "ground_truth", "created_at",
