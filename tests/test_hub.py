@@ -56,9 +56,7 @@ class Hub(BaseHTTPRequestHandler):
                 if given.get("organization")
                 else given["name"]
             )
-            # Newer clients say visibility, older ones private.
-            private = given.get("visibility") == "private" or given.get("private")
-            self.private[name] = bool(private)
+            self.private[name] = given.get("visibility") == "private" or bool(given.get("private"))
             return self._send(
                 json.dumps({"url": f"http://{self.headers['Host']}/datasets/{name}"}).encode()
             )
