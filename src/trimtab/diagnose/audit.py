@@ -82,7 +82,10 @@ class RefreshSpec(Config):
     data: str
     """The comparisons that it was trained on: the new ones are mixed in."""
     prompts: int = Field(default=64, ge=4)
-    """Prompts of the hacked batch answered again by the best audited policy; gold ranks the two."""
+    """Prompts of the hacked batch answered again by the best audited policy."""
+    answers: int = Field(default=4, ge=1)
+    """Of that policy to each; gold picks the best of them to stand beside the answer that the
+    hacked reward likes best."""
     repeat: int = Field(default=1, ge=1)
     """How often each new comparison stands in the mix."""
     epochs: float = Field(default=2.0, gt=0.0)

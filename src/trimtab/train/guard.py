@@ -19,6 +19,7 @@ from trimtab.data.render import Renderer
 from trimtab.diagnose.audit import (
     AuditSpec,
     Reading,
+    RefreshSpec,
     Row,
     append_rows,
     blocks,
@@ -200,7 +201,7 @@ class Guard:
             self._switch()
         elif action == "refresh":
             told |= self._refresh(step)
-            if self.model is None:
+            if told["new_pairs"] == 0:
                 told["action"] = action = "stop"
                 self.ended = self.stage.steps = step
         self.actions += 1
@@ -227,38 +228,43 @@ class Guard:
             if isinstance(part, LearnedPart) and len(part.members) > 1:
                 part.spec = part.spec.model_copy(update={"combine": self.combine})
 
-    def _refresh(self, step: int) -> dict[str, Any]:
-        """Answers of the hacked and of the best policy to the same prompts, ranked by gold, mixed
-        into the old comparisons; the reward model trained on from there."""
-        stage, how = self.stage, self.spec.refresh
-        assert how is not None
-        # What the reward likes best is what it was hacked by.
-        hacked = [
-            replace(g, completions=[max(g.completions, key=lambda c: cast(float, c.reward))])
-            for g in stage.last[: how.prompts]
-        ]
+    def _pairs(self, step: int, how: RefreshSpec) -> list[dict[str, Any]]:
+        """The answer that the hacked reward likes best beside the best of some answers of the best
+        audited policy, as comparisons where gold tells them apart; empty answers are no rows."""
+        stage = self.stage
+        hacked: list[Group] = []
+        for g in stage.last[: how.prompts]:
+            done = [c for c in g.completions if c.text.strip()]
+            if done:
+                top = max(done, key=lambda c: cast(float, c.reward))
+                hacked.append(replace(g, completions=[top]))
         better = collect(
             stage.rollouts.sampler, stage.renderer, hacked, stage.rollouts.sampling,
-            n=1, key=(self.loop.seed, step, 37), version=stage.trainer.updates,
+            n=how.answers, key=(self.loop.seed, step, 37), version=stage.trainer.updates,
         )  # fmt: skip
-        both = [
-            replace(
-                g,
-                completions=[
-                    replace(x, scores={}, reward=None) for x in (*g.completions, *b.completions)
-                ],
-            )
-            for g, b in zip(hacked, better, strict=True)
-        ]
+        both: list[Group] = []
+        for g, b in zip(hacked, better, strict=True):
+            whole = [*g.completions, *(c for c in b.completions if c.text.strip())]
+            both.append(replace(g, completions=[replace(c, scores={}, reward=None) for c in whole]))
         self.gold(both)
         rows: list[dict[str, Any]] = []
         for g in both:
-            a, b = g.completions
-            x, y = a.scores["gold"].value, b.scores["gold"].value
-            if x is None or y is None or x == y or not (a.text.strip() and b.text.strip()):
+            worth = [(c.scores["gold"].value, c.text) for c in g.completions]
+            known = [(v, text) for v, text in worth[1:] if v is not None]
+            mine, text = worth[0]
+            if mine is None or not known:
                 continue
-            chosen, rejected = (a, b) if x > y else (b, a)
-            rows.append(best_of_n.comparison(g, chosen.text, rejected.text))
+            value, other = max(known)
+            if value != mine:
+                chosen, rejected = (other, text) if value > mine else (text, other)
+                rows.append(best_of_n.comparison(g, chosen, rejected))
+        return rows
+
+    def _refresh(self, step: int) -> dict[str, Any]:
+        """New comparisons mixed into the old ones, and the reward model trained on from there."""
+        how = self.spec.refresh
+        assert how is not None
+        rows = self._pairs(step, how)
         if not rows:
             return {"new_pairs": 0}  # gold sees no difference: there is nothing to teach
         folder = self.out / f"refresh-{step:08d}"
