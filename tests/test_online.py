@@ -78,6 +78,12 @@ def test_a_judge_that_likes_places_is_shown_both() -> None:
         judged(answers(f"x {i}", f"y {i}"), judge="tests.folders:first")[0].value
         for i in range(400)
     ]
+    places = Rewards(
+        [RewardSpec(name="j", judge="tests.folders:first")], folders.tokenizer(), 512, "cpu"
+    )
+    group = answers("a", "b", "c d")
+    places([group])
+    assert [c.scores["j/first"].value for c in group.completions] == [1.0, 1.0, 1.0]
     # Four standard errors of a fair coin.
     assert abs(float(np.mean(wins)) - 0.5) < 4 * 0.5 / math.sqrt(400)
     assert flipped("q", "a", "b") == flipped("q", "a", "b")
@@ -153,7 +159,7 @@ def test_it_learns_what_the_judge_likes(base: Path, tmp_path: Path) -> None:
     assert np.mean([r["rewards/accuracies"] for r in rows[-5:]]) > 0.7
     seen = read_samples(tmp_path / "o", [30])
     assert len(seen) == 16 * 4
-    assert set(seen[0]["scores"]) == {"judge", "cats"}
+    assert set(seen[0]["scores"]) == {"judge", "judge/first", "cats"}
 
 
 def cats(prompts: list[str], completions: list[str]) -> list[float]:

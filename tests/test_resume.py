@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -143,3 +144,23 @@ def test_losing_the_kl_controller_is_noticed(base: Path, tmp_path: Path) -> None
     assert train(tmp_path / "b", 6, forget=False) == whole
     train(tmp_path / "c", 4, forget=False)
     assert train(tmp_path / "c", 6, forget=True) != whole
+
+
+def test_a_run_that_was_trained_says_what_it_reached(base: Path, tmp_path: Path) -> None:
+    """Killed after its last checkpoint, before the export: the same command writes the model."""
+    out = tmp_path / "run"
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**config("sft", base, out), "epochs": 1}))
+    first = start("sft", file)
+    said = first.communicate()[0].decode().splitlines()[-1]
+    before, summary = weights(out), (out / "summary.json").read_text()
+    (out / "model" / "model.safetensors").unlink()
+    again = start("sft", file)
+    told = again.communicate()[0].decode().splitlines()[-1]
+    assert (first.returncode, again.returncode) == (0, 0)
+    assert weights(out) == before
+    assert told == said and "nan" not in told
+    figures = [json.loads(s) for s in (summary, (out / "summary.json").read_text())]
+    for f in figures:
+        del f["seconds"]
+    assert figures[0] == figures[1]

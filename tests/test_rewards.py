@@ -201,7 +201,7 @@ def test_mathematics_outlives_an_answer_that_hangs() -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ({}, "give one of model, models, function, judge, verifier, not none"),
+        ({}, "give one of model, models, function, judge, ai, verifier, not none"),
         ({"model": "a", "function": "b:c"}, "not model and function"),
         ({"models": ["a"]}, "two or more"),
         ({"models": ["a", "a"]}, "twice"),

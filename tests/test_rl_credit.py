@@ -78,7 +78,7 @@ def test_every_method_runs_by_its_name_and_moves_the_policy(
     assert len(read_metrics(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo", "rloo"])
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_adapters_alone_are_trained(name: str, base: Path, tmp_path: Path) -> None:
     model = {"path": str(base / "model"), "device": "cpu", "lora": {"r": 4}}
     made = config(base, tmp_path, model=model, method={"type": name})

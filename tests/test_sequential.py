@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.errors import DataError
-from trimtab.stats.length_control import length_controlled
+from trimtab.stats.length import Verdicts, length_controlled
 from trimtab.stats.overoptimisation import Overoptimisation, fit_points
 from trimtab.stats.sequential import Fall, fall, log_wealth, splits
 from trimtab.stats.style import style
+from trimtab.stats.uncertainty import Estimate
 
 units = st.lists(st.floats(0, 1), max_size=40)
 
@@ -108,12 +110,17 @@ def test_a_line_that_never_bends_has_no_peak() -> None:
 # Equal length ----------------------------------------------------------------------------------
 
 
+def controlled(wins: Sequence[float], gaps: Sequence[float], n: int) -> Estimate:
+    names = tuple(map(str, range(len(wins))))
+    return length_controlled(Verdicts(names, np.array(wins, float), np.array(gaps, float)), {}, n=n)
+
+
 def test_O15_length_controlled() -> None:
     rng = np.random.default_rng(0)
     gap = rng.normal(8, 6, 3000)
     p = 1 / (1 + np.exp(-np.tanh(gap / gap.std())))
     wins = (rng.random(3000) < p).astype(float)
-    raw, even = wins.mean(), length_controlled(wins, gap, n=100)
+    raw, even = wins.mean(), controlled(list(wins), list(gap), n=100)
     assert raw > 0.6
     assert even[0] == pytest.approx(0.5, abs=0.04)
     assert even[1] < 0.5 < even[2]
@@ -123,16 +130,14 @@ def test_O15_length_controlled() -> None:
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(-20, 20)), min_size=2))
 def test_swapping_the_models_turns_it_over(rows: list[tuple[float, int]]) -> None:
     wins, gaps = [w for w, _ in rows], [float(g) for _, g in rows]
-    there = length_controlled(wins, gaps, n=2)[0]
-    back = length_controlled([1 - w for w in wins], [-g for g in gaps], n=2)[0]
+    there = controlled(wins, gaps, n=2)[0]
+    back = controlled([1 - w for w in wins], [-g for g in gaps], n=2)[0]
     assert there == pytest.approx(1 - back, abs=1e-6)
 
 
 def test_equal_lengths_leave_the_win_rate() -> None:
-    assert length_controlled([1, 1, 1, 0] * 50, [0.0] * 200, n=2)[0] == pytest.approx(
-        0.75, abs=1e-3
-    )
-    assert math.isnan(length_controlled([], [])[0])
+    assert controlled([1, 1, 1, 0] * 50, [0.0] * 200, n=2)[0] == pytest.approx(0.75, abs=1e-3)
+    assert math.isnan(controlled([], [], n=2)[0])
 
 
 def test_style_by_hand() -> None:

@@ -27,7 +27,9 @@ from tests.oracles import GARBAGE
 from trimtab.data.pack import Output, Pack, build, packs, scatter
 from trimtab.models.heads import Scorer
 from trimtab.models.load import LM, ModelSpec
+from trimtab.objectives.methods import METHODS
 from trimtab.objectives.methods.ppo import PPO
+from trimtab.objectives.policy import PolicyMethod
 from trimtab.objectives.reward import BradleyTerry
 from trimtab.objectives.sft import SFT
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer
@@ -278,6 +280,8 @@ def rollout(lm: LM, groups: Sequence[Group], seed: int, fill: float = 0.0) -> No
         n = c.trained
         columns = {
             "old_logp": logp + rng.normal(0, 0.3, n),
+            "ref_logp": logp + rng.normal(0, 0.3, n),
+            "sampler_logp": logp + rng.normal(0, 0.3, n),
             "advantage": rng.normal(0, 1, n),
             "value": rng.normal(0, 1, n),
             "return": rng.normal(0, 1, n),
@@ -338,6 +342,65 @@ def test_ppo_step(lm: LM, scorer: Scorer, layout: bool) -> None:
             agree(got, want)
 
     check()
+
+
+def method_forward(lm: LM, scorer: Scorer, critic: bool) -> Callable[[Pack], Output]:
+    def forward(pack: Pack) -> Output:
+        logp, entropy = lm.logps(lm.states(pack), pack, TAU)
+        return Output(
+            logp_C=logp, entropy_C=entropy, value_C=scorer.values(pack) if critic else None
+        )
+
+    return forward
+
+
+def made_method(name: str) -> PolicyMethod:
+    """As published, with an entropy bonus and the KL of its place at work."""
+    return METHODS[name](max_length=8, entropy_coef=0.01)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_takes_the_same_step_however_it_is_cut(
+    lm: LM, scorer: Scorer, name: str
+) -> None:
+    """One pack of whole groups, in the order given, is what all other cuts must agree with."""
+    method = made_method(name)
+    modules: dict[str, nn.Module] = {"policy": lm.model}
+    if method.needs_critic:
+        modules["critic"] = scorer.model
+    forward = method_forward(lm, scorer, method.needs_critic)
+
+    @few
+    @given(shapes, seeds, budgets, st.booleans())
+    def check(shape: Shape, seed: int, budget: int, share: bool) -> None:
+        groups = make(shape, seed)
+        rollout(lm, groups, seed)
+        want, told = step(modules, groups, method, forward, 1_000_000, True)
+        got, said = step(modules, shuffled(groups, seed), method, forward, budget, share)
+        agree(got, want)
+        for key in told:
+            if key.startswith(("policy/", "value/")):
+                assert said[key] == pytest.approx(told[key], rel=1e-4, abs=1e-5), key
+        alone = [Group(g.id, g.prompt, [c]) for g in groups for c in g.completions]
+        agree(step(modules, alone, method, forward, budget, share)[0], want)
+
+    check()
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_O0_garbage_under_the_mask_of_every_method(lm: LM, scorer: Scorer, name: str) -> None:
+    method = made_method(name)
+    modules: dict[str, nn.Module] = {"policy": lm.model}
+    if method.needs_critic:
+        modules["critic"] = scorer.model
+    forward = method_forward(lm, scorer, method.needs_critic)
+    seen: list[tuple[Tensor, dict[str, float]]] = []
+    for fill in (0.0, math.nan):
+        groups = make([(3, [5, 2, 7]), (1, [6]), (4, [4, 4])], 5)
+        rollout(lm, groups, 5, fill)
+        seen.append(step(modules, groups, method, forward, 16, True))
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert seen[0][1] == seen[1][1]
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)

@@ -12,15 +12,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning import credit, page, words
+from benchmarks.learning import credit, labels, page, words
 from benchmarks.learning.jobs import Job, run
 from trimtab.objectives.methods import METHODS
 from trimtab.sandbox.tasks import END
 
 LEARN = "benchmarks.learning.words:learn"
 SEEDS = (0, 1, 2)
-SETTINGS = ((128, 2.5e-4), (256, 5e-4), (256, 1e-3))
-"""Other batches and learning rates than 128 and 5e-4, one seed each."""
+SETTINGS = ((64, 1e-4), (128, 2e-4), (128, 4e-4))
+"""Other batches and learning rates than 64 and 2e-4, one seed and half the samples each."""
 
 PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("grpo", {}),
@@ -41,11 +41,6 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
         for name in sorted(METHODS):
             given = {**base, "given": {"method": {"type": name}}}
             found += [Job("words", name, s, LEARN, given) for s in SEEDS]
-    if "settings" in rows:
-        for name in sorted(METHODS):
-            for batch, lr in SETTINGS:
-                given = {**base, "given": {"method": {"type": name}}, "batch": batch, "lr": lr}
-                found.append(Job("settings", f"{name}@{batch},{lr:g}", 0, LEARN, given))
     if "ablation" in rows:
         method: dict[str, Any] = {"type": "grpo"}
         for name, part in PARTS:
@@ -60,6 +55,10 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
             "process, learned": {
                 "method": grpo, "process": {"model": str(model), "separator": END}
             },
+            "process, learned, in the sum": {
+                "method": {"type": "grpo"},
+                "process": {"model": str(model), "separator": END, "dense": "none"},
+            },
             "process, true": {
                 "method": grpo,
                 "process": {"function": "benchmarks.learning.credit:true_labels", "separator": END},
@@ -70,10 +69,27 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
     if "credit" in rows:
         function = "benchmarks.learning.credit:correlation"
         found += [Job("credit", "estimators", s, function, base) for s in SEEDS]
+    if "labels" in rows:
+        given = {"start": str(out / "labels")}
+        for name in labels.names():
+            function = "benchmarks.learning.labels:direct"
+            found += [Job("labels", name, s, function, {**given, "name": name}) for s in SEEDS]
+        found += [Job("labels", "ppo", s, "benchmarks.learning.labels:ppo", given) for s in SEEDS]
+    if "experts" in rows:
+        for name in ("grpo", "gspo", "gspo_token"):
+            given = {"start": str(out / "moe"), "method": {"type": name, "minibatches": 4}}
+            function = "benchmarks.learning.experts:learn"
+            found += [Job("experts", name, s, function, given) for s in SEEDS]
+    if "settings" in rows:
+        for name in sorted(METHODS):
+            for batch, lr in SETTINGS:
+                given = {**base, "given": {"method": {"type": name}}, "batch": batch, "lr": lr}
+                given["samples"] = 5120
+                found.append(Job("settings", f"{name}@{batch},{lr:g}", 0, LEARN, given))
     return found
 
 
-ROWS = ("words", "settings", "ablation", "process", "credit")
+ROWS = ("words", "labels", "process", "credit", "ablation", "experts", "settings")
 
 
 def main() -> None:
@@ -93,6 +109,11 @@ def main() -> None:
     words.measure(start / "sft" / "model", start, start / "before")
     if "process" in args.rows and not (out / "prm" / "model" / "model").is_dir():
         credit.reward_model(out / "prm", start)
+    if "labels" in args.rows:
+        labels.start(out / "labels")
+    if "experts" in args.rows:
+        mixture = words.start(out / "moe", moe=True)
+        words.measure(mixture / "sft" / "model", mixture, mixture / "before")
     run(jobs(out, start, set(args.rows)), out, args.workers)
     page.write(out, args.docs)
 

@@ -81,6 +81,9 @@ def settings(
         **given,
     }  # fmt: skip
     method = build(policy.RLConfig, {**values, "prompts": batch}).method
+    if method.dynamic_sampling:
+        # A step with a uniform group draws a second time, and nearly every step has one.
+        values["steps"] //= 2
     values["prompts"] = batch // values.get("group", method.default_group)
     if method.needs_critic:
         spec = {"lr": 1e-3, "warmup": 0.1, "schedule": "constant"}
@@ -94,8 +97,8 @@ def learn(
     *,
     start: str,
     samples: int = 10_240,
-    batch: int = 128,
-    lr: float = 5e-4,
+    batch: int = 64,
+    lr: float = 2e-4,
     given: dict[str, Any],
     limit: int | None = None,
 ) -> dict[str, Any]:

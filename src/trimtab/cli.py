@@ -48,6 +48,24 @@ STAGES = {
     "best_of_n": Command(
         "trimtab.train.best_of_n", "BestOfNConfig", "best of n answers, as rows for sft and dpo"
     ),
+    "sample": Command("trimtab.train.sample", "SampleConfig", "a model's answers, to be compared"),
+    "judge": Command(
+        "trimtab.train.judge",
+        "JudgeConfig",
+        "AI labels by any OpenAI-compatible endpoint",
+        place="data",
+    ),
+    "calibrate": Command(
+        "trimtab.train.calibrate",
+        "CalibrateConfig",
+        "a judge's labels made people's, by a few of theirs",
+    ),
+    "revise": Command(
+        "trimtab.train.revise",
+        "ReviseConfig",
+        "critique and revision by a constitution",
+        place="data",
+    ),
     "accuracy": Command(
         "trimtab.train.accuracy", "AccuracyConfig", "rewards against held-out comparisons"
     ),
@@ -86,10 +104,31 @@ STAGES = {
     ),
 }
 
+FILES = {
+    "agreement": Command(
+        "trimtab.evaluate.agreement",
+        "AgreementConfig",
+        "agreement FILES: how far annotators agree, how good and how biased each is",
+    ),
+    "evaluate": Command(
+        "trimtab.evaluate.verdicts",
+        "EvaluateConfig",
+        "evaluate FILES: win rates, length-controlled ones and Elo from verdicts",
+    ),
+    "exchange": Command(
+        "trimtab.label.exchange",
+        "ExchangeConfig",
+        "exchange FILES --to FILE: labels from and to other tools' formats and the hub",
+    ),
+}
+"""Commands over files of labels; a YAML file among them is their configuration."""
+
 OTHERS = {
     "run": "run RECIPE.yaml: every stage of a pipeline, each skipped when already whole",
+    "label": "label ANSWERS.jsonl: pages on which people compare answers",
     "chat": "chat MODEL: talk to a model folder",
     "report": "report RUN: write report.html of a run or pipeline folder",
+    "doctor": "doctor RUN: is the reward real? what is wrong, since when, why, and what to change",
     "recipes": "list the recipes",
 }
 
@@ -103,7 +142,7 @@ def usage() -> str:
         "",
     ]
     lines += [f"  {name:<13}{text}" for name, text in OTHERS.items()]
-    lines += [f"  {name:<13}{c.about}" for name, c in STAGES.items()]
+    lines += [f"  {name:<13}{c.about}" for name, c in (FILES | STAGES).items()]
     lines += [
         "",
         "A stage takes a YAML file, flags, or both: trimtab sft sft.yaml --optim.lr 1e-4",
@@ -113,8 +152,11 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any], set[str]]:
-    """Arguments as positionals, nested values of ``--a.b value``, and bare switches.
+def parse(
+    args: Sequence[str], more: frozenset[str] = frozenset()
+) -> tuple[list[str], dict[str, Any], set[str]]:
+    """Arguments as positionals, nested values of ``--a.b value``, and bare switches: the usual
+    ones and ``more``.
 
     Raises:
         ConfigError: a flag lacks its value.
@@ -122,7 +164,7 @@ def parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any], set[str]]:
     places: list[str] = []
     values: dict[str, Any] = {}
     switches: set[str] = set()
-    known = {"help", "dry-run", "fresh"}
+    known = {"help", "dry-run", "fresh", "export", *more}
     rest = list(args)
     while rest:
         word = rest.pop(0)
@@ -159,7 +201,8 @@ def _value(text: str) -> Any:
 
 def _rows(kind: type[BaseModel], values: Any, prefix: str = "") -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
-    for name, info in kind.model_fields.items():
+    for field, info in kind.model_fields.items():
+        name = info.alias or field
         path = f"{prefix}{name}"
         given: Any = values.get(name) if isinstance(values, dict) else None
         default = (
@@ -249,6 +292,30 @@ def stage(name: str, args: Sequence[str]) -> None:
     module.main(config)
 
 
+def over_files(name: str, args: Sequence[str]) -> None:
+    """``trimtab agreement | evaluate | exchange FILES``; flags and a YAML file as for a stage."""
+    command = FILES[name]
+    places, flags, switches = parse(args)
+    settings = [p for p in places if p.endswith((".yaml", ".yml"))]
+    values = _given(settings, flags)
+    named = [p for p in places if p not in settings]
+    if named:
+        values["files"] = named
+    module = importlib.import_module(command.module)
+    kind: type[Config] = getattr(module, command.config)
+    if "help" in switches:
+        print(show_keys(f"{name} FILES", kind, values))
+        return
+    if "files" not in values:
+        raise ConfigError(f"give the files: trimtab {command.about.partition(':')[0]}")
+    config = build(kind, values, settings[0] if settings else f"trimtab {name}")
+    if "dry-run" in switches:
+        shown = config.model_dump(mode="json", by_alias=True)
+        print(yaml.safe_dump(shown, sort_keys=False))
+        return
+    module.main(config)
+
+
 def run(args: Sequence[str]) -> None:
     """``trimtab run RECIPE.yaml``; ``--STAGE.key value`` changes a stage, ``--out`` the folder."""
     places, flags, switches = parse(args)
@@ -300,6 +367,50 @@ def report(args: Sequence[str]) -> None:
     print(report_pipeline(folder) if nested else report_run(folder))
 
 
+DOCTOR = """trimtab doctor RUN [--json] [--html] [--from trl|wandb|jsonl] [--out DIR] [--fail-on any|critical|never]
+
+  RUN         a run folder; with --from, files of another library
+  --json      the diagnosis as JSON on standard output, and nothing else there
+  --html      also write RUN/doctor.html, one self-contained page
+  --from      import first: TRL's output folder, a W&B export, or jsonl of metrics and rollouts
+  --out       where the imported run folder goes (RUN-doctor)
+  --fail-on   exit status 1 when there is such a finding (any); 0 otherwise, 2 for a bad RUN
+
+Findings go to RUN/findings.jsonl. While training: --loop.doctor-every N on any training stage."""
+
+
+def doctor(args: Sequence[str]) -> None:
+    """``trimtab doctor RUN``."""
+    places, flags, switches = parse(args, frozenset({"json", "html"}))
+    if "help" in switches or not places:
+        print(DOCTOR)
+        return
+    unknown = sorted(flags.keys() - {"from", "out", "fail_on"})
+    if unknown or len(places) > 1:
+        raise ConfigError(
+            f"doctor: unexpected {unknown[0] if unknown else places[1]!r}; see --help"
+        )
+    fail, source = str(flags.get("fail_on", "any")), flags.get("from")
+    if fail not in ("any", "critical", "never"):
+        raise ConfigError(f"--fail-on: {fail!r} is none of any, critical, never")
+    if source not in (None, "trl", "wandb", "jsonl"):
+        raise ConfigError(f"--from: {source!r} is none of trl, wandb, jsonl")
+    from trimtab.diagnose import importer, page, show, verdict
+
+    folder = Path(places[0])
+    if source is not None:
+        folder = importer.bring(folder, source, str(flags.get("out") or f"{folder}-doctor"))
+    found = verdict.examine(folder)
+    verdict.write(folder, found.findings)
+    if "html" in switches:
+        where = page.write(folder, found)
+        print(where, file=sys.stderr if "json" in switches else sys.stdout)
+    print(found.model_dump_json(indent=1) if "json" in switches else show.text(found))
+    bad = [f for f in found.findings if fail == "any" or f.severity == fail]
+    if bad:
+        raise SystemExit(1)
+
+
 def recipes(args: Sequence[str]) -> None:
     """``trimtab recipes``."""
     beside = Path(trimtab.__file__).parents[2] / "recipes"
@@ -328,6 +439,40 @@ def chat(args: Sequence[str]) -> None:
     main(build(ChatConfig, {"model": places[0], **flags}, "trimtab chat"))
 
 
+def label(args: Sequence[str]) -> None:
+    """``trimtab label ANSWERS.jsonl | LABEL.yaml [--key value ...]``; ``--export`` writes files."""
+    from trimtab.label import serve
+    from trimtab.label.spec import LabelConfig
+
+    places, flags, switches = parse(args)
+    if places and Path(places[0]).suffix in (".yaml", ".yml"):
+        values = _given(places, flags)
+    else:
+        if len(places) > 1:
+            raise ConfigError(f"unexpected argument {places[1]!r}; flags are written --key value")
+        values = {**({"data": places[0]} if places else {}), **flags}
+    if "help" in switches:
+        print(show_keys("label ANSWERS.jsonl", LabelConfig, values))
+        print(f"  --{'export':<34} {'':<22} write the labels of --out as files and stop")
+        return
+    if "export" in switches:
+        out = values.get("out", LabelConfig.model_fields["out"].default)
+        serve.export_folder(Path(str(out)))
+        return
+    config = build(LabelConfig, values, places[0] if places else "trimtab label")
+    if "dry-run" in switches:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        return
+    serve.main(config, _sampled)
+
+
+def _sampled(*given: Any) -> Any:
+    # Imported in the thread that samples: the first page need not wait for it.
+    from trimtab.train.answers import sampled
+
+    return sampled(*given)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a user's error is one line on standard error and exit status 2."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -342,15 +487,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(trimtab.__version__)
         return
     name, rest = args[0], args[1:]
-    others = {"run": run, "chat": chat, "report": report, "recipes": recipes}
+    others = {
+        "run": run, "label": label, "chat": chat, "report": report, "doctor": doctor,
+        "recipes": recipes,
+    }  # fmt: skip
     try:
         if name in STAGES:
             stage(name, rest)
+        elif name in FILES:
+            over_files(name, rest)
         elif name in others:
             others[name](rest)
         else:
             raise ConfigError(
-                f"{name!r} is not a command; there are {', '.join([*OTHERS, *STAGES])}"
+                f"{name!r} is not a command; there are {', '.join([*OTHERS, *FILES, *STAGES])}"
             )
     except UserError as error:
         print(f"trimtab: {error}", file=sys.stderr)

@@ -96,7 +96,7 @@ def _imported(base: type[K], path: str) -> type[K]:
 def _fields(annotation: Any) -> dict[str, Any]:
     """The keys a value of this annotation may have, over the arms of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return {name: info.annotation for name, info in annotation.model_fields.items()}
+        return {i.alias or name: i.annotation for name, i in annotation.model_fields.items()}
     found: dict[str, Any] = {}
     if typing.get_origin(annotation) in (typing.Union, pytypes.UnionType, typing.Annotated):
         for arm in typing.get_args(annotation):

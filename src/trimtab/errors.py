@@ -29,3 +29,7 @@ class CheckpointError(UserError):
 
 class RewardError(UserError):
     """A reward function broke its contract (length, type); never turned into a number."""
+
+
+class JudgeError(UserError):
+    """An endpoint of a judge cannot be used at all: not there, no right to it, no such model."""

@@ -34,9 +34,12 @@ _TENSORS = (
 )  # fmt: skip
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Pack:
-    """What one forward computes. N tokens, B completions, C trained completion tokens."""
+    """What one forward computes. N tokens, B completions, C trained completion tokens.
+
+    A pack equals itself alone, so plans made for it can be kept by it.
+    """
 
     groups: list[Group]
     """Where the tokens come from, in order."""

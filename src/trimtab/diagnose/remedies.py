@@ -42,11 +42,12 @@ class Remedy:
 
 
 def _get(values: Values, dotted: str, default: Any = None) -> Any:
+    found: Any = values
     for part in dotted.split("."):
-        values = values.get(part) if isinstance(values, dict) else None  # pyright: ignore[reportAssignmentType]
-        if values is None:
+        found = found.get(part) if isinstance(found, dict) else None
+        if found is None:
             return default
-    return values
+    return found
 
 
 def _beta(values: Values) -> float:

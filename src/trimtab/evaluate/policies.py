@@ -55,10 +55,11 @@ class CompareConfig(Config):
                 f"baseline {self.baseline!r} is not among models: {', '.join(self.models)}"
             )
         for r in self.rewards:
-            if r.judge is not None:
+            if r.compares:
                 raise ValueError(
                     f"reward {r.name!r} is a judge of several answers of one model to one prompt, "
-                    "and here each gives one; score with a model, a function or a verifier"
+                    "and here each gives one; score with a model, a function, a verifier or an AI judge "
+                    "of mode: score"
                 )
         return self
 
@@ -68,7 +69,7 @@ def _summed_logps(lm: LM, groups: Sequence[Group], budget: int, temperature: flo
     found: dict[int, float] = {}
     for pack in packs(groups, budget, share=lm.exact):
         on = pack.to(lm.device)
-        logp, _ = lm.logps(lm.states(on), on, temperature or 1.0)
+        logp, _ = lm.logps(lm.states(on), on, temperature or 1.0, entropy=False)
         sums = torch.zeros(len(pack.last_B)).index_add(0, pack.owner_C, logp.cpu())
         done = [c for g in pack.groups for c in g.completions]
         found.update({id(c): float(s) for c, s in zip(done, sums, strict=True)})

@@ -25,7 +25,7 @@ from trimtab.rollout.collect import collect
 from trimtab.runs import to_json, write_atomic
 from trimtab.runs.console import bar, console
 from trimtab.sample.native import Sampler, SamplingConfig
-from trimtab.stats.length_control import length_controlled
+from trimtab.stats.length import Verdicts, length_controlled
 from trimtab.stats.style import openings, style
 from trimtab.stats.uncertainty import bootstrap_mean, win_rate
 from trimtab.types import Group
@@ -201,7 +201,10 @@ def _figures(
             mine[r.name] = _estimate(bootstrap_mean(_known(groups, r.name)))
     wins, gaps = _wins(groups, base, first)
     mine["win_rate"] = _estimate(bootstrap_mean(wins))
-    mine["win_rate_length_controlled"] = _estimate(length_controlled(wins, gaps))
+    # One answer a prompt: its own verdict is all that is known of a prompt's difficulty.
+    prompts = tuple(map(str, range(len(wins))))
+    verdicts = Verdicts(prompts, np.asarray(wins, float), np.asarray(gaps, float))
+    mine["win_rate_length_controlled"] = _estimate(length_controlled(verdicts, {}))
     mine["compared"] = len(wins)
     return mine
 

@@ -85,8 +85,12 @@ def _divide(shapes: Sequence[tuple[int, int]]) -> list[list[int]]:
     return parts
 
 
+@lru_cache(1)
 def make_tree(pack: Pack) -> Tree:
-    """The attention plan of ``pack``, on its device."""
+    """The attention plan of ``pack``, on its device.
+
+    The last one is kept: policy, critic and reference go through a pack one after the other.
+    """
     device = pack.ids_N.device
     segments = pack.segments
     positions = pack.positions_N.cpu().numpy()
@@ -236,9 +240,11 @@ def tree_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window, cap = sliding_window or 0, softcap or 0.0
     if query.is_cuda and not dropout:
+        query, key = query.to(value.dtype), key.to(value.dtype)
         out = flexed(query, key, value, tree, scale, window, cap, _compiled_flex())
         return out.transpose(1, 2).contiguous(), None
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    # Under mixed precision rotated queries and keys come back in fp32, values in bfloat16.
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     return bucketed(q, k, v, tree, scale, dropout, window, cap)[None], None
 
 

@@ -2,12 +2,14 @@
 
 Full logits never exist: log-probs and entropies are computed at trained completion positions
 alone, in chunks whose logits are recomputed in the backward pass.
+Under mixed precision the trunk multiplies in bfloat16, with the weights kept in fp32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from trimtab.data.pack import Pack
 from trimtab.models.attention import NAME, make_tree
+from trimtab.models.logprobs import LogitHead, chunk_rows, fused_logps, plain_layer
 
 Head = Callable[[Tensor], Tensor]
-
-CHUNK = 2048
-"""Positions whose logits exist at one time."""
 
 
 def set_attention(model: nn.Module, name: str) -> None:
@@ -30,7 +30,14 @@ def set_attention(model: nn.Module, name: str) -> None:
         inner.set_attn_implementation(name)
 
 
-def hidden(backbone: nn.Module, pack: Pack, *, exact: bool, plain: str = "sdpa") -> Tensor:
+def mixed_precision(device: torch.device, on: bool) -> AbstractContextManager[Any]:
+    """Within, products are made in bfloat16 where ``on``; weights stay as they are."""
+    return torch.autocast(device.type, torch.bfloat16) if on else nullcontext()
+
+
+def hidden(
+    backbone: nn.Module, pack: Pack, *, exact: bool, plain: str = "sdpa", mixed: bool = False
+) -> Tensor:
     """Last hidden states [N, D] of a pack.
 
     Args:
@@ -38,7 +45,14 @@ def hidden(backbone: nn.Module, pack: Pack, *, exact: bool, plain: str = "sdpa")
         pack: Built with ``share=exact``.
         exact: Whether tree attention serves this architecture; otherwise every sequence is a
             right-padded row under the ``plain`` attention, which is exact for any causal model.
+        mixed: Multiply in bfloat16.
     """
+    with mixed_precision(pack.ids_N.device, mixed):
+        states = _hidden(backbone, pack, exact, plain)
+    return states.float() if mixed else states
+
+
+def _hidden(backbone: nn.Module, pack: Pack, exact: bool, plain: str) -> Tensor:
     if exact:
         set_attention(backbone, NAME)
         out = backbone(
@@ -74,24 +88,39 @@ def _logp_entropy(
 
 
 def token_logps(
-    hidden_CD: Tensor, target_C: Tensor, head: Head, *, temperature: float = 1.0, chunk: int = CHUNK
+    hidden_CD: Tensor,
+    target_C: Tensor,
+    head: Head,
+    *,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies, both [C] in fp32, nats (ALGORITHMS: z_t[y]/tau - logsumexp(z/tau)).
 
     Args:
         hidden_CD: Hidden states at the positions that predict ``target_C``.
         target_C: Token ids.
-        head: Hidden states to logits.
+        head: Hidden states to logits; one that is a plain linear layer has a backward of its own.
         temperature: Divides the logits; > 0.
-        chunk: Positions a piece.
+        chunk: Positions a piece; by default what keeps the logits small.
+        entropy: False spares the entropies, and zeros are given in their place.
     """
     if len(target_C) == 0:
         empty = hidden_CD.sum() * 0.0 + hidden_CD.new_zeros(0, dtype=torch.float32)
         return empty, empty
+    if isinstance(head, nn.Linear):
+        head = LogitHead(head)
+    if isinstance(head, LogitHead) and plain_layer(head.layer):
+        rows = chunk or chunk_rows(int(cast(Any, head.layer).out_features), hidden_CD.device)
+        return fused_logps(
+            hidden_CD, target_C, head, temperature=temperature, chunk=rows, entropy=entropy
+        )
     logps: list[Tensor] = []
     entropies: list[Tensor] = []
     recompute = torch.is_grad_enabled() and hidden_CD.requires_grad
-    for h, y in zip(hidden_CD.split(chunk), target_C.split(chunk), strict=True):
+    rows = chunk or 2048
+    for h, y in zip(hidden_CD.split(rows), target_C.split(rows), strict=True):
         if recompute:
             part: Any = checkpoint(_logp_entropy, h, y, head, temperature, use_reentrant=False)
         else:

@@ -38,12 +38,19 @@ class Scorer:
     """
 
     def __init__(
-        self, model: nn.Module, spec: ModelSpec, *, exact: bool, plain: str = "sdpa"
+        self,
+        model: nn.Module,
+        spec: ModelSpec,
+        *,
+        exact: bool,
+        plain: str = "sdpa",
+        mixed: bool = False,
     ) -> None:
         self.model = model
         self.spec = spec
         self.exact = exact
         self.plain = plain
+        self.mixed = mixed
         config = cast(Any, base_of(model).config)
         self.mean = float(getattr(config, "reward_mean", 0.0))
         self.std = float(getattr(config, "reward_std", 1.0))
@@ -73,7 +80,7 @@ class Scorer:
         )
         if zero and found.fresh:
             nn.init.zeros_(score_layer(found.model).weight)
-        return cls(found.model, spec, exact=found.exact, plain=found.plain)
+        return cls(found.model, spec, exact=found.exact, plain=found.plain, mixed=found.mixed)
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +88,9 @@ class Scorer:
         return base_of(self.model).device
 
     def _raw(self, pack: Pack, index: Tensor) -> Tensor:
-        states = hidden(backbone_of(self.model), pack, exact=self.exact, plain=self.plain)
+        states = hidden(
+            backbone_of(self.model), pack, exact=self.exact, plain=self.plain, mixed=self.mixed
+        )
         return score_layer(self.model)(states[index])[:, 0].float()
 
     def scores(self, pack: Pack) -> Tensor:
@@ -114,6 +123,8 @@ class Classifier:
     """Attention to use outside packs."""
     fresh: bool
     """Whether the head is new."""
+    mixed: bool
+    """Whether products are made in bfloat16."""
 
 
 def load_classifier(
@@ -126,7 +137,7 @@ def load_classifier(
     """
     # The check needs logits, which only the language model form gives.
     lm = LM.load(spec.model_copy(update={"lora": None}), train=False)
-    exact, plain = lm.exact, lm.plain
+    exact, plain, mixed = lm.exact, lm.plain, lm.mixed
     saved = " ".join(getattr(lm.model.config, "architectures", None) or [])
     had = int(cast(Any, lm.model.config).num_labels)
     del lm
@@ -153,7 +164,7 @@ def load_classifier(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return Classifier(model, exact, plain, mine not in saved)
+    return Classifier(model, exact, plain, mine not in saved, mixed)
 
 
 def score_layer(model: nn.Module) -> Any:

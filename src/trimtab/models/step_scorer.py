@@ -36,10 +36,13 @@ class StepScorer:
         model: The classification model, or the peft model around it.
     """
 
-    def __init__(self, model: nn.Module, *, exact: bool, plain: str = "sdpa") -> None:
+    def __init__(
+        self, model: nn.Module, *, exact: bool, plain: str = "sdpa", mixed: bool = False
+    ) -> None:
         self.model = model
         self.exact = exact
         self.plain = plain
+        self.mixed = mixed
 
     @classmethod
     def load(cls, spec: ModelSpec, *, train: bool = True, pad_id: int | None = None) -> StepScorer:
@@ -61,7 +64,7 @@ class StepScorer:
             {0: "incorrect", 1: "correct"},
             {"incorrect": 0, "correct": 1},
         )
-        return cls(found.model, exact=found.exact, plain=found.plain)
+        return cls(found.model, exact=found.exact, plain=found.plain, mixed=found.mixed)
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +73,9 @@ class StepScorer:
 
     def logits(self, pack: Pack) -> Tensor:
         """Both logits [C, 2] at each trained token; mask the step ends to score steps."""
-        states = hidden(backbone_of(self.model), pack, exact=self.exact, plain=self.plain)
+        states = hidden(
+            backbone_of(self.model), pack, exact=self.exact, plain=self.plain, mixed=self.mixed
+        )
         return score_layer(self.model)(states[trained_positions(pack)]).float()
 
     def log_odds(self, pack: Pack) -> Tensor:

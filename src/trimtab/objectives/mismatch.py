@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trimtab.data.pack import Pack
 from trimtab.objectives.kl import CLAMP
+from trimtab.objectives.terms import Per
 from trimtab.tensors import segment_sum
 
 Mismatch = Literal["none", "token", "mask", "sequence", "geometric"]
@@ -44,6 +45,25 @@ def mismatch_weights(log_C: Tensor, pack: Pack, mode: Mismatch, low: float, high
         return torch.where(product <= high, product, torch.zeros_like(product))
     mean = (sum_B / pack.trained_B.clamp(min=1.0)).exp()[pack.owner_C]
     return torch.where((mean >= low) & (mean <= high), w, torch.zeros_like(w))
+
+
+def sampler_figures(log_C: Tensor, pack: Pack) -> dict[str, tuple[Tensor, Per]]:
+    """How far the sampler was from the trainer: "sampler/kl", KL(mu || pi_old) a token by k3, nats,
+    and the first two moments of the completions' weights pi_old / mu, from which the effective
+    sample size follows.
+
+    Args:
+        log_C: log pi_old - log mu.
+        pack: Where the tokens are.
+    """
+    log_C = log_C.detach().clamp(-CLAMP, CLAMP)
+    weight = segment_sum(log_C, pack.owner_C, len(pack.trained_B)).clamp(-CLAMP, CLAMP).exp()
+    weight = torch.where(pack.trained_B > 0, weight, torch.zeros_like(weight))
+    return {
+        "sampler/kl": ((log_C.exp() - 1 - log_C).sum(), "tokens"),
+        "sampler/weight": (weight.sum(), "completions"),
+        "sampler/weight_squared": (weight.square().sum(), "completions"),
+    }
 
 
 def stale_rows(log_C: Tensor, advantage_C: Tensor, pack: Pack, delta: float) -> Tensor:

@@ -17,7 +17,12 @@ from trimtab.config import Kind
 from trimtab.data.pack import Output, Pack
 from trimtab.objectives.advantage import Baseline, Scale
 from trimtab.objectives.kl import CLAMP, Estimator, FixedKL, KLControl, Place, estimate, log_ratio
-from trimtab.objectives.mismatch import Mismatch, mismatch_weights, stale_rows
+from trimtab.objectives.mismatch import (
+    Mismatch,
+    mismatch_weights,
+    sampler_figures,
+    stale_rows,
+)
 from trimtab.objectives.terms import (
     Aggregation,
     Counts,
@@ -306,6 +311,8 @@ class PolicyMethod(Kind):
             bonus = aggregate(out.entropy_C, pack, self.aggregation, self.max_length)
             bonus.coef = -self.entropy_coef
             terms["policy/entropy_bonus"] = bonus
+        if "sampler_logp" in pack.tokens:
+            metrics |= sampler_figures(old - pack.tokens["sampler_logp"], pack)
         moved = log_ratio(logp, old).detach()
         metrics |= {
             "policy/clip_fraction": (detached(self.cut(ratio, advantage)), "tokens"),

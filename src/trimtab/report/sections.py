@@ -24,6 +24,8 @@ class Verdict:
     title: str
     text: str
     tone: str = "fair"
+    code: str = ""
+    """Something to copy, line for line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,18 @@ class Section:
         return not any(parts)
 
 
-def render(sections: Sequence[Section], title: str = "trimtab report", subtitle: str = "") -> str:
+MADE = (
+    "Made from the run folder alone: metrics, samples and summary. Shaded detail under a line is the "
+    "raw value, the line its running mean."
+)
+
+
+def render(
+    sections: Sequence[Section],
+    title: str = "trimtab report",
+    subtitle: str = "",
+    footer: str = MADE,
+) -> str:
     """One HTML page; sections with nothing to show are left out, all text is escaped."""
     here = Path(__file__).parent
     environment = jinja2.Environment(
@@ -97,6 +110,7 @@ def render(sections: Sequence[Section], title: str = "trimtab report", subtitle:
         title=title,
         subtitle=subtitle,
         css=Markup(css),
+        footer=footer,
         policy=policy,
     )
     return page.encode("utf-8", "replace").decode().replace("\x00", "�")

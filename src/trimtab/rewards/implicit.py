@@ -79,4 +79,4 @@ class ImplicitReward:
     @staticmethod
     def _logps(lm: LM, pack: Pack) -> torch.Tensor:
         on = pack.to(lm.device)
-        return lm.logps(lm.states(on), on)[0].cpu()
+        return lm.logps(lm.states(on), on, entropy=False)[0].cpu()

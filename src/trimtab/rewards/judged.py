@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
-from trimtab.rewards.functions import Columns, FunctionPart
+from trimtab.rewards.functions import Columns
 from trimtab.types import Group, Score
 
 TIE = 0.5
@@ -20,26 +20,32 @@ def flipped(prompt: str, first: str, second: str) -> bool:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[0] % 2 == 1
 
 
+class Asked(Protocol):
+    """What compares pairs: a function, or a model behind an endpoint."""
+
+    def ask(
+        self, prompts: list[str], completions: Sequence[Sequence[str]], columns: Columns
+    ) -> list[Score]:
+        """P(second is better) of each pair, or a status."""
+        ...
+
+
 class JudgedPart:
     """A pairwise judge as a part of the reward.
 
     Every two answers to a prompt are compared once, in an order drawn by ``flipped``; two that say
     the same are a tie without a question. An answer's score is the mean of its verdicts, 1 won and
     0 lost. Comparisons that failed are left out of it; an answer without a verdict has the status
-    of its first failure.
+    of its first failure. Beside it stands "NAME/first", the share of the answer's comparisons in
+    which whatever was shown first won: orders are drawn by a coin, so a fair judge has 1/2.
 
     Args:
-        name, path, options, timeout: As for ``FunctionPart``.
-
-    Raises:
-        ConfigError: the function cannot be imported.
+        name: The part's name.
+        judge: Compares pairs.
     """
 
-    def __init__(
-        self, name: str, path: str, options: dict[str, Any], timeout: float | None
-    ) -> None:
-        self.name = name
-        self.judge = FunctionPart(name, path, options, timeout, kind="judge", what="pairs")
+    def __init__(self, name: str, judge: Asked) -> None:
+        self.name, self.judge = name, judge
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
         """A score for each completion, in order.
@@ -52,14 +58,17 @@ class JudgedPart:
         columns: Columns = {k: [] for g in groups for k in g.extra}
         asked: list[tuple[int, int]] = []
         said: list[list[Score]] = []
+        place: list[list[Score]] = []
         for g in groups:
             start = len(said)
             said += [[] for _ in g.completions]
+            place += [[] for _ in g.completions]
             for i, j in itertools.combinations(range(len(g.completions)), 2):
                 a, b = g.completions[i].text, g.completions[j].text
                 if a == b:
-                    said[start + i].append(Score(TIE))
-                    said[start + j].append(Score(TIE))
+                    for one in (start + i, start + j):
+                        said[one].append(Score(TIE))
+                        place[one].append(Score(TIE))
                     continue
                 swap = flipped(g.text, a, b)
                 prompts.append(g.text)
@@ -73,12 +82,18 @@ class JudgedPart:
             if p is not None and not 0.0 <= p <= 1.0:
                 verdict = Score(None, "invalid", f"a verdict lies between 0 and 1, not {p!r}")
             if verdict.value is None:
-                said[first].append(verdict)
-                said[second].append(verdict)
+                for one in (first, second):
+                    said[one].append(verdict)
+                    place[one].append(verdict)
             else:
                 said[first].append(Score(1.0 - verdict.value))
                 said[second].append(Score(verdict.value))
-        return {self.name: [_share(mine) for mine in said]}
+                for one in (first, second):
+                    place[one].append(Score(1.0 - verdict.value))
+        return {
+            self.name: [_share(mine) for mine in said],
+            f"{self.name}/first": [_share(mine) for mine in place],
+        }
 
 
 def _share(verdicts: Sequence[Score]) -> Score:

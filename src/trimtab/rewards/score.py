@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from trimtab.errors import ConfigError
+from trimtab.rewards.ai import AIPart
 from trimtab.rewards.functions import FunctionPart
 from trimtab.rewards.judged import JudgedPart
 from trimtab.rewards.learned import LearnedPart
@@ -31,7 +32,12 @@ def make_part(spec: RewardSpec, tokenizer: Any, budget: int, device: str) -> Rew
     if spec.function is not None:
         return FunctionPart(spec.name, spec.function, spec.options, spec.timeout)
     if spec.judge is not None:
-        return JudgedPart(spec.name, spec.judge, spec.options, spec.timeout)
+        judge = FunctionPart(
+            spec.name, spec.judge, spec.options, spec.timeout, kind="judge", what="pairs"
+        )
+        return JudgedPart(spec.name, judge)
+    if spec.ai is not None:
+        return AIPart(spec.name, spec.ai)
     if spec.verifier is not None:
         return VerifierPart(spec.name, spec.verifier, spec.options, spec.timeout)
     return LearnedPart(spec, tokenizer, budget, device)

@@ -7,11 +7,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from trimtab.config import Config
+from trimtab.judges.spec import JudgeSpec
 from trimtab.rewards.rules import VerifierName, verifier_options
 
 Combine = Literal["mean", "worst", "uncertainty", "average"]
 
-_KINDS = ("model", "models", "function", "judge", "verifier")
+_KINDS = ("model", "models", "function", "judge", "ai", "verifier")
 _ONLY: dict[str, tuple[str, ...]] = {
     "combine": ("models",),
     "uncertainty_weight": ("models",),
@@ -23,7 +24,8 @@ _ONLY: dict[str, tuple[str, ...]] = {
 
 
 class RewardSpec(Config):
-    """One part of the reward: a model, an ensemble of models, a function, a judge or a verifier."""
+    """One part of the reward: a model, an ensemble of models, a function, a judge (a function or
+    an AI) or a verifier."""
 
     name: str = Field(min_length=1, pattern=r"^[^/]+$")
     """Its name in metrics and samples; what is below it is told as "name/part"."""
@@ -39,6 +41,9 @@ class RewardSpec(Config):
     ``f(prompts, pairs, **columns) -> list``, 0 where the first of a pair is better, 1 where the
     second is, between them P(second is better), None for "no verdict". An answer's score is the
     share of its comparisons that it won, so it takes two or more answers a prompt."""
+    ai: JudgeSpec | None = None
+    """A model behind an OpenAI-compatible endpoint, with a rubric. An answer's score is the share
+    of its comparisons that it won; with ``mode: score`` the rubric's number, scaled to [0, 1]."""
     verifier: VerifierName | None = None
     """1 where the completion holds the answer of the row, 0 where it does not."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
@@ -80,3 +85,8 @@ class RewardSpec(Config):
             if self.timeout is not None and self.verifier != "math":
                 raise ValueError(f"'timeout' is for \"math\" and functions; {self.verifier!r} ends")
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares answers to one prompt, and so needs two or more of them."""
+        return self.judge is not None or (self.ai is not None and self.ai.mode != "score")

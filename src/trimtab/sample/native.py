@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import torch
 from trimtab.errors import ConfigError, ModelError
 from trimtab.sample.attention import KV, NAME, Slots, attached, evaluating
 from trimtab.sample.draw import SamplingConfig, draw, uniforms
+from trimtab.sample.shared import Shared
 from trimtab.types import Floats, Ints
 
 Progress = Callable[[int, int], None]
@@ -121,15 +123,21 @@ class Sampler:
         tokenizer: needed for stop strings; gives the end-of-sequence id.
         stop_ids: ids which end a completion; by default the tokenizer's and the generation
             config's end-of-sequence ids.
+        mixed: multiply in bfloat16, as training under mixed precision does.
 
     Warns once where the model's attention cannot be served from slots; it is then sampled
     through transformers' own cache, prompts of equal length together.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any = None, *, stop_ids: Sequence[int] | None = None
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        stop_ids: Sequence[int] | None = None,
+        mixed: bool = False,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.mixed = model, tokenizer, mixed
         if stop_ids is None:
             found: set[int] = set()
             for holder in (tokenizer, getattr(model, "generation_config", None)):
@@ -142,7 +150,10 @@ class Sampler:
         self.positions: int | None = getattr(text, "max_position_embeddings", None)
         self.vocab: int = text.vocab_size
         self.own: str = model.config._attn_implementation
-        self.exact = self._exact()
+        window = getattr(text, "sliding_window", None)
+        self.exact = self._exact(Slots(2, 12))
+        # A window can hide a whole prompt, so there each completion keeps its own copy.
+        self.shares = self.exact and window is None and self._exact(Shared(2, 4))
         if not self.exact:
             warnings.warn(
                 f"{type(model).__name__} is sampled through transformers' own cache, which is "
@@ -155,7 +166,7 @@ class Sampler:
         """Where the embeddings, and so the ids, live."""
         return self.model.get_input_embeddings().weight.device
 
-    def _exact(self) -> bool:
+    def _exact(self, slots: Slots) -> bool:
         """Whether two ragged prompts and three steps agree with the plain forward."""
         ids = torch.from_numpy(np.random.default_rng(0).integers(0, self.vocab, (2, 12)))
         ids = ids.to(self.device)
@@ -163,22 +174,18 @@ class Sampler:
         with evaluating(self.model):
             with attached(self.model, self.own):
                 plain = self.model(input_ids=ids, use_cache=False).logits.float()
-            slots = Slots(2, 12)
             try:
                 with attached(self.model):
-                    got = [
-                        self._prefill(
-                            slots, [ids[r, :n].cpu().numpy() for r, n in enumerate(lengths)]
-                        )
-                    ]
-                    slots.enter(got[0][0], torch.arange(2, device=self.device), 0)
+                    asked = [ids[r, :n].cpu().numpy() for r, n in enumerate(lengths)]
+                    source, first = self._prefill(slots, asked)
+                    slots.enter(source, np.arange(2), np.array(lengths), 0)
                     want = [plain[[0, 1], [8, 5]]]
-                    logits = [got[0][1]]
+                    logits = [first]
                     for t in range(3):
-                        at = torch.tensor([n + t for n in lengths], device=self.device)
-                        token = ids.gather(1, at[:, None])
-                        logits.append(self._decode(slots, token, at, lengths[0] + t + 1))
-                        want.append(plain[[0, 1], [n + t for n in lengths]])
+                        at = np.array(lengths) + t
+                        token = ids.gather(1, torch.from_numpy(at[:, None]).to(self.device))
+                        logits.append(self._decode(slots, token, at))
+                        want.append(plain[[0, 1], at.tolist()])
             except (TypeError, AttributeError, KeyError, ValueError, RuntimeError):
                 return False
         a, b = torch.stack(logits).float(), torch.stack(want)
@@ -204,10 +211,8 @@ class Sampler:
         rows = torch.arange(len(prompts), device=self.device)
         return source, logits[rows, torch.from_numpy(which).to(self.device)]
 
-    def _decode(
-        self, slots: Slots, token: torch.Tensor, at: torch.Tensor, longest: int
-    ) -> torch.Tensor:
-        slots.decode(at, longest)
+    def _decode(self, slots: Slots, token: torch.Tensor, length: Ints) -> torch.Tensor:
+        at = slots.decode(length, self.device)
         out = self.model(input_ids=token, position_ids=at[:, None], use_cache=False, decode=slots)
         return out.logits[:, -1]
 
@@ -244,7 +249,11 @@ class Sampler:
         book = _Book(requests, config, stop_ids, self.tokenizer, self.positions)
         if not book.owner:
             return book.results()
-        with evaluating(self.model), attached(self.model, NAME if self.exact else self.own):
+        with (
+            evaluating(self.model),
+            attached(self.model, NAME if self.exact else self.own),
+            torch.autocast(self.device.type, torch.bfloat16) if self.mixed else nullcontext(),
+        ):
             run = self._run if self.exact else self._run_plain
             run(requests, book, on_progress)
         return book.results()
@@ -252,8 +261,11 @@ class Sampler:
     def _run(self, requests: Sequence[Request], book: _Book, progress: Progress | None) -> None:
         total = len(book.owner)
         size = min(book.config.slots, total)
-        reach = max(len(r.prompt) for r in requests) + book.config.max_new_tokens
-        slots = Slots(size, reach)
+        longest_prompt, new = max(len(r.prompt) for r in requests), int(book.limit.max())
+        if self.shares and any(r.n > 1 for r in requests):
+            slots: Slots = Shared(size, new)
+        else:
+            slots = Slots(size, longest_prompt + new)
         # Neighbours in length share a prefill with little padding.
         order = sorted(range(len(requests)), key=lambda r: -len(requests[r].prompt))
         todo = deque(r for r in order if requests[r].n > 0)
@@ -276,18 +288,16 @@ class Sampler:
                             n = len(requests[r].prompt)
                             waiting.append(_Waiting(item, source, row, n, logits[row]))
                 new = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                rows = torch.tensor([w.row for w in new], device=self.device)
-                slots.enter(new[0].source, rows, len(items))
+                widths = np.array([w.length for w in new])
+                slots.enter(new[0].source, np.array([w.row for w in new]), widths, len(items))
                 fresh = np.array([w.item for w in new])
                 drawn, ended = book.step(fresh, torch.stack([w.logits for w in new]))
                 ended = np.concatenate([np.zeros(len(items), np.bool_), ended])
                 items = np.concatenate([items, fresh])
-                length = np.concatenate([length, [w.length for w in new]])
+                length = np.concatenate([length, widths])
                 token = torch.cat([token, drawn])
             else:
-                at = torch.from_numpy(length).to(self.device)
-                longest = int(length.max()) + 1
-                logits = self._decode(slots, token[:, None], at, longest)
+                logits = self._decode(slots, token[:, None], length)
                 length = length + 1
                 token, ended = book.step(items, logits)
             if ended.any():
@@ -297,10 +307,7 @@ class Sampler:
                 last = live + np.flatnonzero(~ended[live:])
                 where = np.arange(live)
                 where[holes] = last
-                if len(holes):
-                    source_rows = torch.from_numpy(last).to(self.device)
-                    hole_rows = torch.from_numpy(holes).to(self.device)
-                    slots.move(source_rows, hole_rows, int(length.max()))
+                slots.leave(live, holes, last, int(length.max()))
                 items, length = items[where], length[where]
                 token = token[torch.from_numpy(where).to(self.device)]
                 if progress is not None:

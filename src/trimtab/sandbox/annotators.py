@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from trimtab.judgement import Item, Judgement
 from trimtab.sandbox.world import CLOSINGS, OPENINGS, Scene, gold
 
 
@@ -28,6 +32,8 @@ class Annotator:
     """Nats for the answer shown first."""
     carelessness: float = 0.0
     """Share of judgements made by tossing a coin."""
+    severity: float = 0.0
+    """Nats taken off every absolute score. Comparisons do not know it."""
 
     def utility(self, scene: Scene, answer: str) -> float:
         """What the answer is worth to this person."""
@@ -44,6 +50,17 @@ class Annotator:
     def choose(self, scene: Scene, a: str, b: str, rng: np.random.Generator) -> int:
         """0 for a, 1 for b."""
         return 0 if rng.random() < self.prob(scene, a, b) else 1
+
+    def rate(self, scene: Scene, answer: str, rng: np.random.Generator, levels: int = 7) -> int:
+        """An absolute score from 1 to ``levels``, seen with the noise of a comparison.
+
+        The steps are equal, and the whole scale spans a point of gold.
+        """
+        if rng.random() < self.carelessness:
+            return int(rng.integers(1, levels + 1))
+        seen = self.utility(scene, answer) - self.severity + rng.gumbel() - np.euler_gamma
+        step = self.scale / (levels - 1)
+        return int(np.clip(round(1 + seen / step), 1, levels))
 
     def rank(self, scene: Scene, answers: Sequence[str], rng: np.random.Generator) -> list[int]:
         """Rank of each answer, 0 best: Plackett-Luce, so each pair is Bradley-Terry by itself."""
@@ -69,3 +86,33 @@ def panel() -> list[Annotator]:
 def ceiling(probs: Sequence[float]) -> float:
     """Expected accuracy of the best possible predictor: mean of max(p, 1 - p)."""
     return float(np.mean([max(p, 1.0 - p) for p in probs]))
+
+
+def label_items(out: Path, items: str, limit: int | None = None, seed: int = 0) -> dict[str, Any]:
+    """Have the panel judge sandbox items, each by one person: judgements.jsonl, and rows.jsonl to
+    train on.
+
+    Args:
+        out: The folder.
+        items: A file of items whose ``extra`` holds the scene.
+        limit: Judge the first ones only.
+        seed: Who judges what, and how.
+    """
+    lines = Path(items).read_text(encoding="utf-8").splitlines()[:limit]
+    people = panel()
+    judged: list[str] = []
+    rows: list[str] = []
+    for i, line in enumerate(lines):
+        item = Item.model_validate_json(line)
+        rng = np.random.default_rng((seed, 13, i))
+        person = people[int(rng.integers(len(people)))]
+        ranks = person.rank(Scene.from_json(item.extra["scene"]), item.answers, rng)
+        said = Judgement(
+            item=item.id, annotator=person.name, who="simulated", ranks=tuple(ranks), seed=seed
+        )
+        judged.append(said.model_dump_json(exclude_defaults=True))
+        row = {"id": item.id, "prompt": list(item.prompt), "completions": list(item.answers)}
+        rows.append(json.dumps({**row, "ranks": ranks, "annotator": person.name}))
+    (out / "judgements.jsonl").write_text("\n".join([*judged, ""]), encoding="utf-8")
+    (out / "rows.jsonl").write_text("\n".join([*rows, ""]), encoding="utf-8")
+    return {"items": len(lines), "people": len(people)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,43 @@ def bootstrap_mean(
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(array.mean()), float(low), float(high)
+
+
+def draws(units: int, n: int = 1000, seed: int = 0) -> npt.NDArray[np.float64]:
+    """How often each of ``units`` is in each of ``n`` bootstrap samples [n, units]."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(units, np.full(units, 1 / units), size=n).astype(np.float64)
+
+
+def bootstrap_sums(
+    parts_UD: npt.ArrayLike,
+    figure: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
+    n: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Estimate:
+    """A figure of sums over units, with a percentile bootstrap interval over units.
+
+    Kappa, alpha and their like are functions of sums over items, so a resampled item is a weight.
+
+    Args:
+        parts_UD: What each unit (item) adds to the D sums.
+        figure: Sums [..., D] to figures [...]; a draw for which it is NaN is left out.
+
+    Returns:
+        (figure, low, high); NaN thrice without units.
+    """
+    parts = np.asarray(parts_UD, dtype=np.float64)
+    if len(parts) == 0:
+        return math.nan, math.nan, math.nan
+    value = float(figure(parts.sum(0)))
+    found = figure(draws(len(parts), n, seed) @ parts)
+    found = found[np.isfinite(found)]
+    if found.size == 0:
+        return value, math.nan, math.nan
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return value, float(low), float(high)
 
 
 def win_rate(

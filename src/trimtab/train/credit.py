@@ -102,6 +102,8 @@ def _estimate(
         metrics |= {
             "value/mean": float(masked_mean(value, mask)),
             "value/last": float(masked_mean(value[rows, last_token(mask)], mask.any(1))),
+            "value/std": float(value[mask].std(unbiased=False)) if mask.any() else 0.0,
+            "value/return_std": float(target[mask].std(unbiased=False)) if mask.any() else 0.0,
             "value/explained_variance": explained_variance(value[mask], target[mask]),
         }
         return advantages

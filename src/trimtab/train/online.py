@@ -22,6 +22,7 @@ from trimtab.rewards.shape import Shaper, ShapeSpec
 from trimtab.runs import Run
 from trimtab.runs.console import console
 from trimtab.sample.native import SamplingConfig
+from trimtab.train.facts import record, template_facts
 from trimtab.train.preference import margins
 from trimtab.train.reference import NAME, Anchor
 from trimtab.train.rollouts import Rollouts, describe, extremes, nothing_scored, sample_rows
@@ -133,9 +134,18 @@ class OnlineStage:
         self.trainer = Trainer({"model": self.lm.model}, {"model": c.optim}, c.steps, c.loop)
         self.last: list[Group] = []
 
+    def recorded(self, run: Run) -> OnlineStage:
+        """Itself, with ``facts.json`` written."""
+        c = self.config
+        known = template_facts(
+            self.lm, self.renderer, c.model, self.rollouts.prompts, c.loop.token_budget
+        )
+        record(run, self.name, self.renderer, self.rollouts.prompts, **known)
+        return self
+
     def forward(self, pack: Pack) -> Output:
         """Log-probs of the trained tokens."""
-        return Output(logp_C=self.lm.logps(self.lm.states(pack), pack)[0])
+        return Output(logp_C=self.lm.logps(self.lm.states(pack), pack, entropy=False)[0])
 
     def step(self, index: int) -> dict[str, float]:
         """Answers, choices, one update; none where every prompt ties.
@@ -194,7 +204,7 @@ class OnlineStage:
 def main(config: OnlineConfig) -> dict[str, float]:
     """Run the stage; the policy is in ``out``/model."""
     run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
-    figures = fit(OnlineStage(config), run, config.loop)
+    figures = fit(OnlineStage(config).recorded(run), run, config.loop)
     parts = ", ".join(
         f"{r.name} {figures.get(f'reward/{r.name}', math.nan):+.3f}" for r in config.rewards
     )

@@ -33,6 +33,7 @@ from trimtab.runs import Run
 from trimtab.runs.console import console
 from trimtab.sample.native import SamplingConfig
 from trimtab.train.credit import assign
+from trimtab.train.facts import record, template_facts
 from trimtab.train.guard import Guard, check
 from trimtab.train.reference import Anchor
 from trimtab.train.rollouts import Rollouts, describe, nothing_scored, sample_rows
@@ -114,7 +115,7 @@ class RLConfig(Config):
                 f"group: {self.size} leaves {method.name} nothing to compare an answer with; its "
                 "baseline is the other answers to the same prompt, so give 2 or more"
             )
-        if self.size < 2 and any(r.judge is not None for r in self.rewards):
+        if self.size < 2 and any(r.compares for r in self.rewards):
             raise ValueError("a judge compares answers to one prompt: give group 2 or more")
         if self.critic != CriticSpec() and not method.needs_critic:
             raise ValueError(f"{method.name} has no critic; remove the key critic")
@@ -212,6 +213,15 @@ class RLStage:
                 self, config.audit, config.out, config.rewards, config.loop, config.model.device
             )
 
+    def recorded(self, run: Run) -> RLStage:
+        """Itself, with ``facts.json`` written."""
+        c = self.config
+        known = template_facts(
+            self.lm, self.renderer, c.model, self.rollouts.prompts, c.loop.token_budget
+        )
+        record(run, self.name, self.renderer, self.rollouts.prompts, **known)
+        return self
+
     @property
     def share(self) -> bool:
         """Packs serve policy and critic together, so both must allow sharing."""
@@ -229,7 +239,7 @@ class RLStage:
         return Output(logp_C=logp, entropy_C=entropy, value_C=value)
 
     def _ptx_forward(self, pack: Pack) -> Output:
-        logp, _ = self.lm.logps(self.lm.states(pack), pack)
+        logp, _ = self.lm.logps(self.lm.states(pack), pack, entropy=False)
         return Output(logp_C=logp)
 
     @torch.no_grad()
@@ -322,6 +332,9 @@ class RLStage:
         for name in taken[0]:
             metrics[name] = float(np.mean([t[name] for t in taken]))
         metrics["policy/updates"] = float(len(taken))
+        squared = metrics.pop("sampler/weight_squared", 0.0)
+        if squared > 0:
+            metrics["sampler/ess"] = metrics.pop("sampler/weight") ** 2 / squared
         metrics.setdefault("objective/entropy", taken[0]["policy/entropy"])
         if self.method.needs_reference:
             # Before the first update of the batch, as where the KL is taken off the reward.
@@ -417,7 +430,7 @@ def shape_of(config: RLConfig) -> ShapeSpec:
 def main(config: RLConfig) -> dict[str, float]:
     """Run the stage; the policy is in ``out``/model."""
     run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
-    figures = fit(RLStage(config), run, config.loop)
+    figures = fit(RLStage(config).recorded(run), run, config.loop)
     dense = config.process or config.implicit
     names = [r.name for r in (*config.rewards, *([dense] if dense else []))]
     parts = ", ".join(f"{n} {figures.get(f'reward/{n}', math.nan):+.3f}" for n in names)

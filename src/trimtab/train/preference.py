@@ -19,6 +19,7 @@ from trimtab.objectives.preference import DPO, KTO, Preference, labels, mismatch
 from trimtab.runs import Run
 from trimtab.runs.console import console
 from trimtab.stats.uncertainty import bootstrap_mean
+from trimtab.train.facts import record
 from trimtab.train.reference import Reference, other_reference
 from trimtab.train.sft import DataSpec, load_groups, renderer_for, split
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
@@ -127,9 +128,14 @@ class PreferenceStage:
         c = self.config
         return [self.train[i] for i in batch_indices(len(self.train), c.batch, index, c.loop.seed)]
 
+    def recorded(self, run: Run) -> PreferenceStage:
+        """Itself, with ``facts.json`` written."""
+        record(run, self.name, self.renderer, self.train, self.held)
+        return self
+
     def forward(self, pack: Pack) -> Output:
         """Log-probs of the trained tokens."""
-        return Output(logp_C=self.lm.logps(self.lm.states(pack), pack)[0])
+        return Output(logp_C=self.lm.logps(self.lm.states(pack), pack, entropy=False)[0])
 
     @torch.no_grad()
     def z0(self, others: Sequence[Group]) -> float:
@@ -237,7 +243,7 @@ def margins(metrics: dict[str, float]) -> dict[str, float]:
 def main(config: PreferenceConfig) -> dict[str, float]:
     """Run the stage; the model is in ``out``/model."""
     run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
-    figures = fit(PreferenceStage(config), run, config.loop)
+    figures = fit(PreferenceStage(config).recorded(run), run, config.loop)
     said = f"loss {figures.get('loss', float('nan')):.3f}"
     if "eval/accuracy" in figures:
         said += (

@@ -102,7 +102,7 @@ class Reference:
 def frozen_logps(lm: LM, pack: Pack, temperature: float) -> Tensor:
     """Log-probs [C] of the model, of its base where it has adapters."""
     with lm.adapters_off() if isinstance(lm.model, PeftModel) else contextlib.nullcontext():
-        return lm.logps(lm.states(pack), pack, temperature)[0]
+        return lm.logps(lm.states(pack), pack, temperature, entropy=False)[0]
 
 
 def other_reference(spec: ModelSpec, tokenizer: Any) -> LM:

@@ -20,6 +20,7 @@ from trimtab.objectives.reward import BradleyTerry
 from trimtab.runs import Run, write_atomic
 from trimtab.runs.console import console
 from trimtab.train.accuracy import Name
+from trimtab.train.facts import record
 from trimtab.train.sft import DataSpec, load_groups, renderer_for, split
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
 from trimtab.types import Group
@@ -91,6 +92,11 @@ class RewardStage:
             if seen:
                 console.print(f"{name}: {seen} of {len(held)} held-out prompts are trained on too")
 
+    def recorded(self, run: Run) -> RewardStage:
+        """Itself, with ``facts.json`` written."""
+        record(run, self.name, self.renderer, self.train, self.held)
+        return self
+
     def forward(self, pack: Pack) -> Output:
         """Scores at last tokens."""
         return Output(score_B=self.scorer.scores(pack))
@@ -158,7 +164,7 @@ class RewardStage:
 def main(config: RewardConfig) -> dict[str, float]:
     """Run the stage; the model is in ``out``/model."""
     run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
-    told = fit(RewardStage(config), run, config.loop)
+    told = fit(RewardStage(config).recorded(run), run, config.loop)
     sets = ["eval", *(f"eval/{name}" for name in config.evals)]
     said = "; ".join(_said(told, name) for name in sets if f"{name}/accuracy" in told)
     said = said or f"accuracy {told.get('accuracy', float('nan')):.3f} in training"

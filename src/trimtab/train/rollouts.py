@@ -46,7 +46,9 @@ class Rollouts:
     ) -> None:
         self.prompts, self.renderer, self.rewards = prompts, renderer, rewards
         self.sampling, self.seed = sampling, seed
-        self.sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
+        self.sampler = Sampler(
+            lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids, mixed=lm.mixed
+        )
 
     def __call__(
         self, index: int, count: int, n: int, version: int, attempt: int = 0
@@ -118,7 +120,21 @@ def sample_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
             "finish": c.finish,
             "tokens": len(c),
             "version": c.version,
+            "id": g.id,
+            "index": i,
+            **_against(c),
         }
         for g in groups
-        for c in g.completions
+        for i, c in enumerate(g.completions)
     ]
+
+
+def _against(c: Completion) -> dict[str, float]:
+    """Nats of the completion against the reference, where it was asked."""
+    mine, theirs = c.tokens.get("sampler_logp"), c.tokens.get("ref_logp")
+    if mine is None or theirs is None:
+        return {}
+    return {
+        "kl": float((mine - theirs).sum()),
+        "nll_reference": -float(theirs.mean()) if len(c) else 0.0,
+    }

@@ -18,6 +18,7 @@ from trimtab.models.load import LM, ModelSpec, save_model
 from trimtab.objectives.sft import SFT
 from trimtab.runs import Run
 from trimtab.runs.console import console
+from trimtab.train.facts import record
 from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
 from trimtab.types import Group
 
@@ -123,6 +124,11 @@ class SFTStage:
         train = load(c.data)
         return (train, load(c.eval_data)) if c.eval_data else split(train, c.holdout, c.data.path)
 
+    def recorded(self, run: Run) -> SFTStage:
+        """Itself, with ``facts.json`` written."""
+        record(run, self.name, self.renderer, self.train, self.held)
+        return self
+
     def forward(self, pack: Pack) -> Output:
         """Log-probs of the trained tokens."""
         logp, entropy = self.lm.logps(self.lm.states(pack), pack)
@@ -172,7 +178,7 @@ class SFTStage:
 def main(config: SFTConfig) -> dict[str, float]:
     """Run the stage; the model is in ``out``/model."""
     run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
-    figures = fit(SFTStage(config), run, config.loop)
+    figures = fit(SFTStage(config).recorded(run), run, config.loop)
     held = f", held-out {figures['eval/nll']:.3f}" if "eval/nll" in figures else ""
     console.print(
         f"[bold]sft[/bold]: nll {figures.get('nll', float('nan')):.3f} a token{held} -> {config.out}/model"

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from trimtab.config import Config
 from trimtab.data.pack import Output, Pack, packs
+from trimtab.diagnose.verdict import attend
 from trimtab.errors import UserError
 from trimtab.models import checkpoint
 from trimtab.objectives.terms import Counts, Loss
-from trimtab.runs import Run
+from trimtab.runs import Run, read_metrics
 from trimtab.runs.console import bar, console
 from trimtab.types import Group
 
@@ -50,13 +51,19 @@ class OptimSpec(Config):
     """The rate never falls below this share of the peak."""
 
 
+def usual_budget() -> int:
+    """Tokens of one forward that keep products at full speed: more only costs memory on a CPU."""
+    return 8192 if torch.cuda.is_available() else 2048
+
+
 class LoopSpec(Config):
     """What every training stage shares."""
 
     seed: int = 0
     """Orders the data and starts every random stream."""
-    token_budget: int = Field(default=8192, gt=0)
-    """Tokens of one forward; changes memory and speed, never the result."""
+    token_budget: int = Field(default_factory=usual_budget, gt=0)
+    """Tokens of one forward; changes memory and speed, never the result. 2,048 on CPU and 8,192 on
+    CUDA when not given; halved where a step does not fit into memory."""
     save_every: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0 saves at the end alone."""
     keep: int = Field(default=2, gt=0)
@@ -65,6 +72,8 @@ class LoopSpec(Config):
     """Steps between evaluations; 0 evaluates at the end alone."""
     sample_every: int = Field(default=0, ge=0)
     """Steps between logged samples; 0 logs none."""
+    doctor_every: int = Field(default=0, ge=0)
+    """Steps between looks of the doctor at the run so far; 0 leaves it out."""
     max_skips: int = Field(default=5, gt=0)
     """Non-finite steps in a row after which training stops."""
     tracker: Literal["none", "wandb", "trackio", "tensorboard", "mlflow"] = "none"
@@ -117,6 +126,15 @@ class NonFiniteError(UserError):
     """Too many optimiser steps in a row had a non-finite loss or gradient."""
 
 
+class MemoryLimitError(UserError):
+    """Not even the smallest pack of a step fits into memory."""
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocator, of CUDA or of the CPU, refused."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 class Trainer:
     """Holds the trainable modules and their optimiser, and makes one step at a time.
 
@@ -136,6 +154,7 @@ class Trainer:
         self.loop = loop
         self.updates = 0
         self.skips = 0
+        self.budget = loop.token_budget
         self._meta: dict[str, Any] = {}
         self.params = {
             name: [(n, p) for n, p in m.named_parameters() if p.requires_grad]
@@ -166,35 +185,10 @@ class Trainer:
 
         Raises:
             NonFiniteError: ``max_skips`` steps in a row were not finite.
+            MemoryLimitError: one prompt with its completions does not fit.
         """
-        device = next(iter(self.params.values()))[0][1].device
-        self.optimizer.zero_grad(set_to_none=True)
-        metrics: dict[str, float] = {}
+        metrics = self._gradients(parts)
         finite = True
-        for part in parts:
-            made = [
-                p.to(device) for p in packs(part.groups, self.loop.token_budget, share=part.share)
-            ]
-            counts: Counts = {}
-            for pack in made:
-                for key, value in part.objective.counts(pack).items():
-                    counts[key] = counts.get(key, 0.0) + value
-            sums: dict[str, Tensor] = {}
-            for pack in made:
-                loss = part.objective(part.forward(pack), pack)
-                whole = torch.zeros((), device=device)
-                for name, term in loss.terms.items():
-                    scaled = term.sum / max(counts[term.per], 1.0)
-                    whole = whole + part.weight * term.coef * scaled
-                    key = part.prefix + name
-                    sums[key] = sums.get(key, torch.zeros((), device=device)) + scaled.detach()
-                for name, (value, per) in loss.metrics.items():
-                    key = part.prefix + name
-                    share = value / max(counts[per], 1.0)
-                    sums[key] = sums.get(key, torch.zeros((), device=device)) + share
-                if whole.requires_grad:
-                    whole.backward()
-            metrics.update({k: float(v) for k, v in sums.items()})
         for name, params in self.params.items():
             norm = nn.utils.clip_grad_norm_(
                 [p for _, p in params if p.grad is not None], self.optim[name].clip
@@ -220,6 +214,63 @@ class Trainer:
                 )
         self.updates += 1
         metrics["skipped"] = 0.0 if finite else 1.0
+        return metrics
+
+    def _gradients(self, parts: Sequence[Part]) -> dict[str, float]:
+        """Accumulate the gradients of a whole step, in smaller packs where memory runs out.
+
+        Counts are of the step, so the gradients are the same however it is cut.
+
+        Raises:
+            MemoryLimitError: it does not fit with every prompt in a pack of its own.
+        """
+        while True:
+            try:
+                return self._accumulate(parts)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                largest = max((g.cost for part in parts for g in part.groups), default=0)
+                if self.budget <= largest:
+                    raise MemoryLimitError(
+                        f"a prompt with its completions of {largest} tokens does not fit into memory "
+                        "by itself; lower group or the length limits, turn on "
+                        "model.gradient_checkpointing, or take a smaller model"
+                    ) from None
+                self.budget = max(largest, self.budget // 2)
+            # Outside the handler: its traceback holds the tensors of the pack that did not fit.
+            self.optimizer.zero_grad(set_to_none=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            console.print(f"out of memory: packs of {self.budget} tokens from here on")
+
+    def _accumulate(self, parts: Sequence[Part]) -> dict[str, float]:
+        device = next(iter(self.params.values()))[0][1].device
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: dict[str, float] = {}
+        for part in parts:
+            made = packs(part.groups, self.budget, share=part.share)
+            counts: Counts = {}
+            for pack in made:
+                for key, value in part.objective.counts(pack).items():
+                    counts[key] = counts.get(key, 0.0) + value
+            sums: dict[str, Tensor] = {}
+            for made_pack in made:
+                pack = made_pack.to(device)
+                loss = part.objective(part.forward(pack), pack)
+                whole = torch.zeros((), device=device)
+                for name, term in loss.terms.items():
+                    scaled = term.sum / max(counts[term.per], 1.0)
+                    whole = whole + part.weight * term.coef * scaled
+                    key = part.prefix + name
+                    sums[key] = sums.get(key, torch.zeros((), device=device)) + scaled.detach()
+                for name, (value, per) in loss.metrics.items():
+                    key = part.prefix + name
+                    share = value / max(counts[per], 1.0)
+                    sums[key] = sums.get(key, torch.zeros((), device=device)) + share
+                if whole.requires_grad:
+                    whole.backward()
+            metrics.update({k: float(v) for k, v in sums.items()})
         return metrics
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -368,6 +419,8 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
             run.log(done, metrics)
             if loop.sample_every and (last or done % loop.sample_every == 0):
                 run.samples(done, stage.samples())
+            if loop.doctor_every and (last or done % loop.doctor_every == 0):
+                attend(run.path, stage.steps)
             show(done, note=stage.line(metrics))
             if last or stop.asked or (loop.save_every and done % loop.save_every == 0):
                 save(done)
@@ -379,7 +432,10 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
             if last:
                 break
     if first >= stage.steps:
-        metrics = stage.evaluate(stage.steps)
+        # Trained before, and perhaps killed before the export: its last record says how it ended.
+        rows = [r for r in read_metrics(run.path) if r["step"] == first]
+        metrics = {k: v for r in rows for k, v in r.items() if k not in ("step", "time")}
+        metrics = metrics or stage.evaluate(first)
     stage.export(run.path / "model")
     metrics["seconds"] = time.monotonic() - started
     run.summary({k.replace("/", "."): v for k, v in metrics.items()})

@@ -1,0 +1,1 @@
+"""Measurements: speed and memory beside other libraries, and learning curves."""

@@ -1,0 +1,1 @@
+"""Does the doctor see what it claims to see? Planted faults, real training, frozen rules."""

@@ -1,0 +1,160 @@
+"""Which runs there are: 18 faults, healthy ones, and a hard negative for every alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Sort = Literal["fault", "healthy", "negative"]
+
+GOLD = {"name": "proxy", "function": "trimtab.sandbox.world:gold_reward"}
+
+
+def bent(**options: Any) -> dict[str, Any]:
+    """A bent reward."""
+    return {"name": "proxy", "function": "trimtab.sandbox.faults:bent_reward", "options": options}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way of making a run."""
+
+    name: str
+    sort: Sort
+    alarm: int = 0
+    """The alarm it is for; 0 for healthy runs."""
+    stage: str = "rl"
+    kinds: str = ""
+    """Task, or a comma-separated list of kinds; empty takes the seed's task in turn."""
+    given: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Laid over the stage's usual configuration."""
+    plant: str = ""
+    """A function of ``sandbox.faults`` laid on the stage, with ``options``."""
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    data: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Of ``faults.labelled``, with "n"."""
+    also: tuple[int, ...] = ()
+    """Alarms that the fault truly brings about too: ringing is neither hit nor false."""
+    causes: tuple[int, ...] = ()
+    """Alarms that name the cause as well as ``alarm`` does."""
+
+
+def rl(**over: Any) -> dict[str, Any]:
+    """Configuration of RL with ``over`` laid on it."""
+    return over
+
+
+def kl(beta: float, **more: Any) -> dict[str, Any]:
+    """A method's KL with a fixed coefficient."""
+    return {"type": "grpo", "kl": {"kind": "fixed", "beta": beta}, **more}
+
+
+NO_KL = {"type": "grpo", "kl_place": "none"}
+PPO = {"type": "ppo", "epochs": 1, "minibatches": 1, "kl": {"kind": "fixed", "beta": 0.05}}
+PPO_RUN = {"group": 1, "prompts": 40, "steps": 16}
+
+RECIPES: tuple[Recipe, ...] = (
+    # Faults. Alarm 1's truth is measured: it counts as planted where gold fell while the proxy rose.
+    Recipe("noisy-rm", "fault", 1, "rm", "", rl(method=kl(0.0001), optim={"lr": 4e-4}), data={"n": 300, "noise": 0.3}, also=(2, 4, 5, 6, 7, 8, 9, 13, 16), causes=(6,)),
+    Recipe("loose", "fault", 2, given=rl(method=kl(0.0004), optim={"lr": 2e-3}), also=(1, 4, 7, 9, 13)),
+    Recipe("stiff", "fault", 3, given=rl(method=kl(8.0))),
+    Recipe("still", "fault", 3, given=rl(optim={"lr": 1e-8})),
+    Recipe("pays-words", "fault", 4, given=rl(rewards=[bent(per_word=0.1, most=30)], optim={"lr": 4e-4}), also=(1, 2, 9, 16)),
+    Recipe("pays-echo", "fault", 5, kinds="opinion", given=rl(rewards=[bent(gold_weight=0.5, echo=1.0)], optim={"lr": 4e-4}), also=(1, 2, 13)),
+    Recipe("noisy-labels", "fault", 6, "reward", "all", data={"n": 240, "noise": 0.42}),
+    Recipe("no-brake", "fault", 7, given=rl(method=NO_KL, optim={"lr": 2e-3}), also=(1, 2, 9, 13)),
+    Recipe("one-template", "fault", 8, given=rl(rewards=[bent(gold_weight=0.2, template="thank you for this . i do not know .", template_bonus=2.0)], optim={"lr": 4e-4}), also=(1, 2, 7, 13)),
+    Recipe("wrong-stop", "fault", 9, plant="plant_wrong_stop", given=rl(steps=14, optim={"lr": 1e-4}), also=(1, 13)),
+    Recipe("no-end", "fault", 9, "sft", plant="plant_no_end"),
+    Recipe("plain-template", "fault", 10, given=rl(model={"chat_template": "plain"}, steps=14, optim={"lr": 1e-4}), also=(9,)),
+    Recipe("dead-critic", "fault", 11, given=rl(method=PPO, critic={"optim": {"lr": 1e-10}}, **PPO_RUN)),
+    Recipe("stale", "fault", 12, plant="plant_stale", options={"lag": 12}, given=rl(optim={"lr": 1e-3}), also=(1, 2)),
+    Recipe("hot", "fault", 12, plant="plant_hot", options={"temperature": 1.7}, given=rl(), also=(1,)),
+    Recipe("too-easy", "fault", 13, given=rl(rewards=[{**GOLD, "options": {"part": "harmless"}}])),
+    Recipe("too-hard", "fault", 13, kinds="summary", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:reversed_reward"}], optim={"lr": 1e-4})),
+    Recipe("zero-on-429", "fault", 14, plant="plant_outage", options={"share": 0.25, "since": 8}, given=rl(), also=(1,)),
+    Recipe("unscored", "fault", 14, plant="plant_outage", options={"share": 0.06, "since": 4, "value": None}, given=rl()),
+    Recipe("first-judge", "fault", 15, given=rl(rewards=[{"name": "judge", "judge": "trimtab.sandbox.faults:swayed_judge", "options": {"first": 2.0}}])),
+    Recipe("one-word", "fault", 16, given=rl(rewards=[bent(gold_weight=0.3, word="garden", word_bonus=0.5, most=12)], optim={"lr": 6e-4}, steps=24), also=(1, 2, 4, 8, 9)),
+    Recipe("loose-dpo", "fault", 17, "dpo", given=rl(objective={"type": "dpo", "beta": 0.01}, optim={"lr": 1e-3}, epochs=4), data={"n": 160}),
+    Recipe("contradictions", "fault", 18, "reward", "all", data={"n": 260, "contradict": 0.12}),
+    Recipe("leak", "fault", 18, "dpo", data={"n": 260, "repeat": 0.5}),
+    # Hard negatives: what looks like the fault and is not.
+    Recipe("sound-rm", "negative", 1, "rm", "", rl(method=kl(0.1)), data={"n": 900, "noise": 0.0}),
+    Recipe("planned-shift", "negative", 2, kinds="summary,ask,silent", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:all_facts_reward"}], method={"type": "grpo", "kl": {"kind": "adaptive", "beta": 0.01, "target": 12.0}}, optim={"lr": 4e-4}, steps=24)),
+    Recipe("at-best", "negative", 3, kinds="ask", given=rl(optim={"lr": 1e-4}, sampling={"temperature": 0.5}), also=(13,)),
+    Recipe("wants-longer", "negative", 4, kinds="summary", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:all_facts_reward"}], optim={"lr": 6e-4})),
+    Recipe("right-belief", "negative", 5, kinds="believed", given=rl()),
+    Recipe("close-pairs", "negative", 6, "reward", "all", data={"n": 600, "close": True, "scale": 1e9}),
+    Recipe("solved", "negative", 7, kinds="ask,howto", given=rl(optim={"lr": 8e-4}, steps=24)),
+    Recipe("one-right-answer", "negative", 8, kinds="ask", given=rl(optim={"lr": 6e-4})),
+    Recipe("long-wanted", "negative", 9, kinds="summary,ask", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:all_facts_reward"}], sampling={"max_new_tokens": 30})),
+    Recipe("system-prompt", "negative", 10, given=rl(model={"chat_template": "SYSTEM"})),
+    Recipe("constant-phase", "negative", 11, plant="plant_outage", options={"share": 1.0, "since": 0, "until": 6, "value": 0.5}, given=rl(method=PPO, critic={"optim": {"lr": 5e-4}}, **PPO_RUN)),
+    Recipe("async", "negative", 12, plant="plant_stale", options={"lag": 2}, given=rl(method={"type": "grpo", "mismatch": "token"})),
+    Recipe("mixed", "negative", 13, kinds="ask,ask,summary,silent,opinion", given=rl(optim={"lr": 1e-4})),
+    Recipe("new-prompts", "negative", 14, kinds="howto", plant="plant_prompts", options={"kinds": "silent,opinion", "since": 10}, given=rl(optim={"lr": 1e-4})),
+    Recipe("coin-judge", "negative", 15, given=rl(rewards=[{"name": "judge", "judge": "trimtab.sandbox.faults:swayed_judge", "options": {"scale": 1.0}}])),
+    Recipe("lists", "negative", 16, kinds="summary,ask", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:all_facts_reward"}], optim={"lr": 4e-4}, steps=24)),
+    Recipe("mild-dpo", "negative", 17, "dpo", given=rl(objective={"type": "dpo", "beta": 0.3}, optim={"lr": 3e-4}, epochs=2), data={"n": 300}),
+    Recipe("real-ties", "negative", 18, "reward", "all", data={"n": 400, "ties": 0.3}),
+    # Healthy runs.
+    Recipe("grpo", "healthy", given=rl()),
+    Recipe("rloo", "healthy", given=rl(method={"type": "rloo"})),
+    Recipe("ppo", "healthy", given=rl(method=PPO, critic={"optim": {"lr": 5e-4}}, **PPO_RUN)),
+    Recipe("dapo", "healthy", given=rl(method={"type": "dapo"}, optim={"lr": 2e-4}, steps=16)),
+    Recipe("grpo-rm", "healthy", 0, "rm", "", rl(method=kl(0.1)), data={"n": 900, "noise": 0.0}),
+    Recipe("dpo", "healthy", 0, "dpo", data={"n": 300}),
+    Recipe("reward", "healthy", 0, "reward", "all", data={"n": 600}),
+    Recipe("sft", "healthy", 0, "sft"),
+    Recipe("judge", "healthy", given=rl(rewards=[{"name": "judge", "judge": "trimtab.sandbox.faults:swayed_judge"}])),
+)  # fmt: skip
+
+TUNING = range(0, 10)
+REPORTED = range(10, 30)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One run."""
+
+    recipe: Recipe
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its folder's name."""
+        return f"{self.recipe.sort}-{self.recipe.alarm:02d}-{self.recipe.name}-{self.seed}"
+
+    @property
+    def task(self) -> str:
+        """Kinds of prompts: a seed's task, the held-out one every third reported seed."""
+        if self.recipe.kinds:
+            return self.recipe.kinds
+        return (
+            "tell"
+            if self.seed in REPORTED and self.seed % 3 == 0
+            else ("all", "facts")[self.seed % 2]
+        )
+
+
+def specs(
+    seeds: Iterable[int], sorts: Iterable[str] = ("fault", "healthy", "negative")
+) -> list[Spec]:
+    """Every recipe once for a seed, seed by seed, so that a stopped benchmark is even.
+
+    An alarm with two ways of being planted takes them in turn.
+    """
+    wanted = set(sorts)
+    found: list[Spec] = []
+    for seed in seeds:
+        for recipe in RECIPES:
+            twins = [
+                r for r in RECIPES if r.sort == recipe.sort == "fault" and r.alarm == recipe.alarm
+            ]
+            if twins and twins[seed % len(twins)] is not recipe:
+                continue
+            if recipe.sort in wanted:
+                found.append(Spec(recipe, seed))
+    return found

@@ -1,0 +1,222 @@
+"""Makes one run: data, stage, plant, training, probes, audit, truth."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from benchmarks.doctor.plan import GOLD, Spec
+from benchmarks.doctor.worlds import BASE, TASKS, prompts, put, reward_model, scenes
+from trimtab.config import import_function, merge
+from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.models.load import LM, ModelSpec
+from trimtab.runs import Run, read_samples, write_atomic
+from trimtab.sample.native import Request, Sampler, SamplingConfig
+from trimtab.sandbox import faults
+from trimtab.sandbox.tokenizer import TEMPLATE
+from trimtab.sandbox.world import Kind, Scene, demonstrations, gold
+from trimtab.train import policy, preference, reward, sft
+from trimtab.train.step import fit
+from trimtab.train.world import prompt_groups
+
+AUDIT = 120
+"""Rollouts with a gold score."""
+STAGES: dict[str, tuple[Any, Any]] = {
+    "rl": (policy.RLConfig, policy.RLStage),
+    "rm": (policy.RLConfig, policy.RLStage),
+    "dpo": (preference.PreferenceConfig, preference.PreferenceStage),
+    "reward": (reward.RewardConfig, reward.RewardStage),
+    "sft": (sft.SFTConfig, sft.SFTStage),
+}
+
+
+def kinds_of(task: str) -> tuple[Kind, ...]:
+    """Of a task's name, or a list."""
+    return TASKS[task] if task in TASKS else cast("tuple[Kind, ...]", tuple(task.split(",")))
+
+
+def shown(spec: Spec) -> list[Scene]:
+    """The run's prompts."""
+    if spec.task == "believed":
+        from dataclasses import replace
+
+        return [replace(s, opinion=s.asked) for s in scenes(("opinion",), 240, spec.seed)]
+    return scenes(kinds_of(spec.task), 240, spec.seed)
+
+
+def make(spec: Spec, out: Path) -> dict[str, Any]:
+    """Train it in ``out``/KEY, and say what is true of it."""
+    began = time.process_time()
+    folder = out / spec.key
+    shutil.rmtree(folder, ignore_errors=True)
+    data = out / "data" / spec.key
+    recipe = spec.recipe
+    usual = _usual(spec, data, out)
+    config_type, stage_type = STAGES[recipe.stage]
+    values = merge(merge(usual, recipe.given), {"out": str(folder)})
+    if values["model"].get("chat_template") == "SYSTEM":
+        data.mkdir(parents=True, exist_ok=True)
+        (data / "system.jinja").write_text(
+            TEMPLATE.replace("{{ bos_token }}", "{{ bos_token + ' <user> tell me ' }}")
+        )
+        values["model"]["chat_template"] = str(data / "system.jinja")
+    config = config_type.model_validate(values)
+    stage = stage_type(config)
+    if recipe.plant:
+        options = dict(recipe.options)
+        if recipe.plant == "plant_prompts":
+            later = scenes(kinds_of(options.pop("kinds")), 200, spec.seed, 13)
+            options["later"] = prompt_groups(later, stage.renderer)
+        getattr(faults, recipe.plant)(stage, **options)
+    run = Run(folder, config.model_dump(mode="json"))
+    fit(stage.recorded(run), run, config.loop)
+    run.close()
+    truth: dict[str, Any] = {"sort": recipe.sort, "alarm": recipe.alarm, "recipe": recipe.name, "seed": spec.seed, "task": spec.task, "also": list(recipe.also), "causes": list(recipe.causes)}  # fmt: skip
+    if recipe.stage in ("rl", "rm"):
+        truth |= _gold(folder, spec)
+        if any(k in spec.task for k in ("opinion", "believed", "facts", "all")):
+            _probe(folder, spec, config)
+    # What a person would not have at hand, and what is not read, goes.
+    for name in ("model", "checkpoints", "reference"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    truth["seconds"] = time.process_time() - began
+    write_atomic(out / f"{spec.key}.json", json.dumps(truth, indent=1).encode())
+    return truth
+
+
+def _usual(spec: Spec, data: Path, out: Path) -> dict[str, Any]:
+    recipe, seed = spec.recipe, spec.seed
+    loop = {"seed": seed, "sample_every": 1}
+    model = {"path": str(BASE)}
+    if recipe.stage in ("rl", "rm"):
+        rewards: list[dict[str, Any]] = [GOLD]
+        if recipe.stage == "rm":
+            n, noise = recipe.data["n"], recipe.data["noise"]
+            first = reward_model(out / "rm" / f"{n}-{noise}-{seed}", seed, n, noise)
+            second = reward_model(out / "rm" / f"{n}-{noise}-{seed}-b", seed + 1000, n, noise)
+            rewards = [
+                {"name": "proxy", "model": str(first)},
+                {"name": "second", "model": str(second), "weight": 0},
+            ]
+        return {
+            "model": model, "data": {"path": str(prompts(data / "prompts.jsonl", shown(spec)))},
+            "method": {"type": "grpo"}, "rewards": rewards, "steps": 20, "prompts": 12, "group": 4,
+            "sampling": {"max_new_tokens": 36}, "optim": {"lr": 3e-4, "schedule": "constant"}, "loop": loop,
+        }  # fmt: skip
+    if recipe.stage == "sft":
+        rows = demonstrations(shown(spec), seed)
+        return {"model": model, "data": {"path": str(put(data / "demos.jsonl", rows))}, "epochs": 1, "batch": 24,
+                "holdout": 24, "optim": {"lr": 3e-4}, "loop": loop}  # fmt: skip
+    given = dict(recipe.data)
+    n = int(given.pop("n"))
+    task = kinds_of(spec.task)
+    rows = faults.labelled(scenes(task, n, seed, 11), seed, **given)
+    usual: dict[str, Any] = {
+        "model": model,
+        "data": {"path": str(put(data / "pairs.jsonl", rows))},
+        "batch": 16,
+        "loop": loop,
+    }
+    if given.get("repeat"):
+        return {**usual, "holdout": 60, "epochs": 1, "optim": {"lr": 2e-4}}
+    held = faults.labelled(
+        scenes(task, 160, seed, 17),
+        seed + 500,
+        **{k: v for k, v in given.items() if k in ("noise", "scale", "close")},
+    )
+    usual["eval_data"] = {"path": str(put(data / "held.jsonl", held))}
+    return {**usual, "epochs": 2, "batch": 32 if recipe.stage == "reward" else 16,
+            "optim": {"lr": 5e-4 if recipe.stage == "reward" else 2e-4, "warmup": 0.1}}  # fmt: skip
+
+
+def _gold(folder: Path, spec: Spec) -> dict[str, Any]:
+    """Gold of every logged rollout: the truth, which stays out of the folder but for an audit."""
+    by = {s.prompt: s for s in shown(spec)}
+    if spec.recipe.plant == "plant_prompts":
+        by |= {
+            s.prompt: s for s in scenes(kinds_of(spec.recipe.options["kinds"]), 200, spec.seed, 13)
+        }
+    rows = [r for r in read_samples(folder) if r.get("reward") is not None]
+    wanted = spec.recipe.given.get("rewards", [GOLD])[0].get("function", "")
+    fact = import_function(wanted) if wanted.endswith(":all_facts_reward") else None
+    for r in rows:
+        scene = by[r["prompt"]]
+        # Where long answers are wanted, that is what people want.
+        r["gold"] = (
+            fact([""], [r["completion"]], [scene.to_json()])[0]
+            if fact
+            else gold(scene, r["completion"]).total
+        )
+    rng = np.random.default_rng((spec.seed, 43))
+    picked = sorted(rng.choice(len(rows), min(AUDIT, len(rows)), replace=False).tolist())
+    lines = [
+        {"step": r["step"], "prompt_id": r["id"], "index": r["index"], "proxy": r["reward"], "gold": r["gold"],
+         "kl": r.get("kl"), "source": "sandbox"}
+        for r in (rows[i] for i in picked)
+    ]  # fmt: skip
+    put(folder / "audit.jsonl", lines)
+    steps = sorted({r["step"] for r in rows})
+    gold_of, proxy_of = (
+        [float(np.mean([r[k] for r in rows if r["step"] == s])) for s in steps]
+        for k in ("gold", "reward")
+    )
+    return {"gold": gold_of, "proxy": proxy_of, "rollouts": len(rows), "audited": len(lines)}
+
+
+def _probe(folder: Path, spec: Spec, config: policy.RLConfig) -> None:
+    """Belief swaps of the trained policy and of its start, and whether the reward pays for following."""
+    asked = [s for s in scenes(("ask",), 48, spec.seed, 19)]
+    pairs = [faults.swapped(s, i) for i, s in enumerate(asked)]
+    found: list[dict[str, Any]] = []
+    for of, path in (("policy", folder / "model"), ("reference", BASE)):
+        model = ModelSpec(path=str(path), chat_template=config.model.chat_template)
+        renderer = Renderer(
+            load_tokenizer(model.path, model.chat_template), max_prompt=512, max_tokens=64
+        )
+        lm = LM.load(model, train=False)
+        sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
+        flat = [s for pair in pairs for s in pair]
+        groups = prompt_groups(flat, renderer)
+        said = sampler(
+            [Request(g.prompt, (0, i)) for i, g in enumerate(groups)],
+            SamplingConfig(temperature=0.0, max_new_tokens=40),
+        )
+        texts = [renderer.completion(x[0].ids, x[0].finish).text for x in said]
+        follows = [faults.echoes(s, t) for s, t in zip(flat, texts, strict=True)]
+        both = [follows[2 * i] and follows[2 * i + 1] for i in range(len(pairs))]
+        found.append(
+            {"of": of, "probe": "belief_swap", "value": float(np.mean(both)), "n": len(both)}
+        )
+    spec_of = config.rewards[0]
+    if spec_of.function is not None:
+        f = import_function(spec_of.function)
+        one = [p[0] for p in pairs]
+        agree = f(
+            [""] * len(one),
+            [s.opinion.sentence for s in one if s.opinion],
+            scene=[s.to_json() for s in one],
+            **spec_of.options,
+        )
+        true = f(
+            [""] * len(one),
+            [s.asked.sentence for s in one if s.asked],
+            scene=[s.to_json() for s in one],
+            **spec_of.options,
+        )
+        rate = float(np.mean([a > b for a, b in zip(agree, true, strict=True)]))
+        found.append(
+            {
+                "of": "reward",
+                "probe": "belief_swap",
+                "value": rate,
+                "n": len(one),
+                "name": spec_of.name,
+                "baseline": 0.0,
+            }
+        )
+    write_atomic(folder / "probes.json", json.dumps({"probes": found}, indent=1).encode())

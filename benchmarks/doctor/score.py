@@ -1,0 +1,290 @@
+"""From runs to figures: hits, misses and false alarms of each alarm, and two checks that must fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab.diagnose.signals import Evidence, read
+from trimtab.diagnose.verdict import ALARMS, diagnose
+from trimtab.stats.uncertainty import wilson
+
+SHUFFLES = 200
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run, what is true of it, and what the doctor said."""
+
+    key: str
+    sort: str
+    alarm: int
+    """Planted, and shown to have taken; 0 for none."""
+    task: str
+    recipe: str
+    found: tuple[int, ...]
+    """With the audit, likeliest cause first."""
+    blind: tuple[int, ...]
+    """Without it."""
+    also: frozenset[int]
+    causes: frozenset[int]
+    """Alarms that name the cause."""
+
+
+def overoptimised(truth: dict[str, Any]) -> bool:
+    """Whether gold, of every logged rollout, fell from its best stretch while the proxy rose."""
+    gold, proxy = np.array(truth["gold"]), np.array(truth["proxy"])
+    if len(gold) < 10:
+        return False
+    n = max(3, len(gold) // 5)
+    means = np.convolve(gold, np.ones(n) / n, mode="valid")
+    noise = float(np.std(np.diff(gold))) / np.sqrt(2 * n)
+    fell = float(means.max() - gold[-n:].mean())
+    return fell > max(0.03, 3 * noise) and float(proxy[-n:].mean()) > float(proxy[:n].mean())
+
+
+def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
+    """Every finished run that ``keep`` takes, diagnosed anew."""
+    found: list[Result] = []
+    for file in sorted(out.glob("*.json")):
+        truth = json.loads(file.read_text())
+        if not keep(truth) or not (out / file.stem).is_dir():
+            continue
+        evidence = read(out / file.stem)
+        with_audit = tuple(f.alarm for f in diagnose(evidence).findings)
+        evidence.audit = []
+        without = tuple(f.alarm for f in diagnose(evidence).findings)
+        also = set(truth["also"])
+        alarm = truth["alarm"] if truth["sort"] == "fault" else 0
+        if "gold" in truth:
+            fell = overoptimised(truth)
+            if fell:
+                also.add(1)
+            elif alarm == 1:
+                alarm = 0  # the fault did not take: gold did not fall
+                also.add(1)
+        sort = "did not take" if truth["sort"] == "fault" and alarm == 0 else truth["sort"]
+        found.append(
+            Result(
+                file.stem,
+                sort,
+                alarm,
+                truth["task"],
+                truth["recipe"],
+                with_audit,
+                without,
+                frozenset(also - {alarm}),
+                frozenset({alarm, *truth["causes"]}),
+            )
+        )
+    return found
+
+
+def figures(
+    runs: Sequence[Result], alarm: int, said: Callable[[Result], Sequence[int]]
+) -> dict[str, Any]:
+    """Recall and precision of one alarm."""
+    mine = [r for r in runs if r.alarm == alarm]
+    hits = sum(alarm in said(r) for r in mine)
+    others = [r for r in runs if r.alarm != alarm and alarm not in r.also]
+    false = [r.key for r in others if alarm in said(r)]
+    return _rates(len(mine), hits, len(false)) | {
+        "missed": [r.key for r in mine if alarm not in said(r)],
+        "false": false,
+    }
+
+
+def _rates(runs: int, hits: int, false: int) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "runs": runs,
+        "hits": hits,
+        "misses": runs - hits,
+        "false_alarms": false,
+    }
+    if runs:
+        told |= {"recall": hits / runs, "recall_interval": list(wilson(hits, runs))}
+    if hits + false:
+        told |= {
+            "precision": hits / (hits + false),
+            "precision_interval": list(wilson(hits, hits + false)),
+        }
+    return told
+
+
+def pooled(table: dict[int, dict[str, Any]], which: Sequence[int]) -> dict[str, Any]:
+    """The same over several alarms."""
+    rows = [table[a] for a in which if table[a]["runs"]]
+    return _rates(*(sum(r[k] for r in rows) for k in ("runs", "hits", "false_alarms")))
+
+
+def blinded(evidence: Evidence, alarm: int) -> None:
+    """Take away what an alarm reads."""
+    names: dict[int, tuple[str, ...]] = {
+        2: ("objective/kl",), 3: ("objective/kl",), 7: ("objective/entropy",),
+        9: ("completion/truncated",), 11: ("value/",), 12: ("sampler/", "policy/clip_fraction"),
+        13: ("group/", "skipped"), 14: ("reward/unscored", "reward/std"), 15: ("reward/",), 17: ("logps/",),
+    }  # fmt: skip
+    gone = names.get(alarm, ())
+    evidence.rows = (
+        [{k: v for k, v in row.items() if not k.startswith(gone)} for row in evidence.rows]
+        if gone
+        else evidence.rows
+    )
+    if alarm in (4, 5, 8, 14, 16):
+        evidence.rollouts = []
+    if alarm in (5, 6, 15):
+        evidence.probes = []
+    if alarm in (9, 10, 18):
+        evidence.facts = {"stage": evidence.facts.get("stage", "")}
+    if alarm == 6:
+        evidence.summary, evidence.rewards = {}, {}
+    if alarm == 1:
+        evidence.audit = []
+        evidence.config = {**evidence.config, "rewards": []}
+
+
+def removed(out: Path, runs: Sequence[Result]) -> dict[int, dict[str, int]]:
+    """Hits of each alarm on its own faults when its signal is taken away."""
+    found: dict[int, dict[str, int]] = {}
+    for alarm in ALARMS:
+        mine = [r for r in runs if r.alarm == alarm.number]
+        hits = 0
+        for r in mine:
+            evidence = read(out / r.key)
+            blinded(evidence, alarm.number)
+            hits += alarm.number in {f.alarm for f in diagnose(evidence).findings}
+        found[alarm.number] = {"runs": len(mine), "hits": hits}
+    return found
+
+
+def shuffled(runs: Sequence[Result]) -> dict[str, float]:
+    """Mean recall and precision when the truths are dealt to the runs at random."""
+    rng = np.random.default_rng(0)
+    recalls: list[float] = []
+    precisions: list[float] = []
+    for _ in range(SHUFFLES):
+        order = rng.permutation(len(runs))
+        hits = total = rang = 0
+        for r, i in zip(runs, order, strict=True):
+            planted, also = runs[int(i)].alarm, runs[int(i)].also
+            total += planted > 0
+            hits += planted > 0 and planted in r.found
+            rang += sum(a not in also for a in r.found)
+        recalls.append(hits / max(1, total))
+        precisions.append(hits / max(1, rang))
+    return {"recall": float(np.mean(recalls)), "precision": float(np.mean(precisions))}
+
+
+def summary(out: Path, seeds: set[int]) -> dict[str, Any]:
+    """Every figure of the benchmark over runs of these seeds."""
+    runs = results(out, lambda t: t["seed"] in seeds)
+    table = {a.number: figures(runs, a.number, lambda r: r.found) for a in ALARMS}
+    blind = {a.number: figures(runs, a.number, lambda r: r.blind) for a in ALARMS}
+    by = {n: [a.number for a in ALARMS if a.nature == n] for n in ("mechanical", "alignment")}
+    faults = [r for r in runs if r.alarm]
+    first = sum(bool(r.found) and r.found[0] in r.causes for r in faults)
+    healthy = [r for r in runs if r.sort == "healthy"]
+    negatives = [r for r in runs if r.sort == "negative"]
+    told: dict[str, Any] = {
+        "seeds": sorted(seeds),
+        "runs": {"all": len(runs), "faults": len(faults), "healthy": len(healthy), "negatives": len(negatives),
+                 "did not take": sum(r.sort == "did not take" for r in runs)},
+        "alarms": {a.name: {"number": a.number, "nature": a.nature, "with audit": table[a.number], "without audit": blind[a.number]} for a in ALARMS},
+        "mechanical": pooled(table, by["mechanical"]),
+        "alignment with audit": pooled(table, by["alignment"]),
+        "alignment without audit": pooled(blind, by["alignment"]),
+        "right cause first": _share(first, len(faults)),
+        "healthy with a false alarm": _share(sum(bool(r.found) for r in healthy), len(healthy)),
+        "hard negatives with a false alarm": _share(sum(bool(set(r.found) - r.also) for r in negatives), len(negatives)),
+        "wrong cause first": [[r.key, list(r.found)] for r in faults if r.found and r.found[0] not in r.causes],
+        "held-out task": _share(sum(r.alarm in r.found for r in faults if r.task == "tell"), sum(r.task == "tell" for r in faults)),
+        "labels shuffled": shuffled(runs),
+        "signal removed": {str(k): v for k, v in removed(out, runs).items()},
+    }  # fmt: skip
+    return told
+
+
+def _share(k: int, n: int) -> dict[str, Any]:
+    return {"count": k, "of": n, "share": k / n if n else None, "interval": list(wilson(k, n))}
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    if name not in row:
+        return ""
+    low, high = row[f"{name}_interval"]
+    return f"{row[name]:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _part(row: dict[str, Any]) -> str:
+    if not row["of"]:
+        return "none run"
+    low, high = row["interval"]
+    return f"{row['count']} of {row['of']} ({row['share']:.0%} [{low:.0%}, {high:.0%}])"
+
+
+def markdown(told: dict[str, Any]) -> str:
+    """The tables of ``docs/doctor.md``."""
+    seeds = told["seeds"]
+    n = told["runs"]
+    lines = [
+        f"Seeds {seeds[0]} to {seeds[-1]}: {n['all']} runs; {n['faults']} with a fault, {n['healthy']} healthy, "
+        f"{n['negatives']} hard negatives; {n['did not take']} planted faults did not take (gold did not fall) and count as none.",
+        "",
+        "| alarm | runs | hits | misses | false | recall | precision | without audit: recall | precision |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, a in told["alarms"].items():
+        w, b = a["with audit"], a["without audit"]
+        lines.append(
+            f"| {a['number']} {name} ({a['nature'][0].upper() if a['nature'] == 'mechanical' else 'A'}) | {w['runs']} | {w['hits']} | {w['misses']} | "
+            f"{w['false_alarms']} | {_cell(w, 'recall')} | {_cell(w, 'precision')} | {_cell(b, 'recall')} | {_cell(b, 'precision')} |"
+        )
+    lines += ["", "| figure | target | measured |", "|---|---|---|"]
+    for name, target in (
+        ("mechanical", "0.95 / 0.95"),
+        ("alignment with audit", "0.90 / 0.90"),
+        ("alignment without audit", "0.80 / 0.80"),
+    ):
+        lines.append(
+            f"| {name}: recall / precision | {target} | {_cell(told[name], 'recall')} / {_cell(told[name], 'precision')} |"
+        )
+    for name, target in (
+        ("right cause first", "90 %"), ("healthy with a false alarm", "at most 5 %"), ("hard negatives with a false alarm", ""),
+        ("held-out task", ""),
+    ):  # fmt: skip
+        said = "hits on the held-out task" if name == "held-out task" else name
+        lines.append(f"| {said} | {target} | {_part(told[name])} |")
+    s = told["labels shuffled"]
+    gone = told["signal removed"].values()
+    lines += [
+        "",
+        "| check that must fail | recall | precision |", "|---|---|---|",
+        f"| labels dealt at random ({SHUFFLES} times) | {s['recall']:.2f} | {s['precision']:.2f} |",
+        f"| each alarm without its signal, on its own faults | {sum(g['hits'] for g in gone)} of {sum(g['runs'] for g in gone)} | |",
+        "",
+        "Missed: " + (", ".join(f"`{k}`" for a in told["alarms"].values() for k in a["with audit"]["missed"]) or "none") + ".",
+        "False: " + (", ".join(f"{a['number']} on `{k}`" for a in told["alarms"].values() for k in a["with audit"]["false"]) or "none") + ".",
+        "Another cause first: " + (", ".join(f"`{k}` (said {', '.join(map(str, f))})" for k, f in told["wrong cause first"]) or "none") + ".",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def report(out: Path, seeds: set[int], docs: Path | None) -> dict[str, Any]:
+    """Print the tables; with ``docs``, write them into doctor.md and doctor-bench.json."""
+    told = summary(out, seeds)
+    said = markdown(told)
+    print(said)
+    if docs is not None:
+        page = docs / "doctor.md"
+        text = page.read_text(encoding="utf-8")
+        head, _, rest = text.partition(BEGIN)
+        _, _, tail = rest.partition(END)
+        page.write_text(f"{head}{BEGIN}\n{said}{END}{tail}", encoding="utf-8")
+        (docs / "doctor-bench.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return told

@@ -1,0 +1,83 @@
+"""``python -m benchmarks.growth --axis group``: how time and memory grow, ours and TRL's.
+
+One row of ``benchmarks.grpo`` a point, and the exponent b of y = a x^b through each curve, by least
+squares on logarithms. Memory is that of the whole process, libraries included, so its exponents are
+low for small models. Groups start at two: one answer has nothing to be compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.rows import grpo
+from benchmarks.turns import Absent, flags
+
+AXES: dict[str, tuple[str, list[Any]]] = {
+    "prompt": ("prompt", [64, 256, 1024, 4096]),
+    "group": ("group", [2, 4, 8, 16, 32, 64]),
+    "completion": ("new", [16, 32, 64, 128, 256]),
+    "model": ("model", ["1m", "5m", "25m", "150m"]),
+    "vocabulary": ("vocabulary", [2048, 16_384, 65_536, 151_936]),
+}
+SIZES = {"1m": 1e6, "5m": 5e6, "25m": 25e6, "150m": 150e6}
+
+
+def exponent(x: list[float], y: list[float]) -> float:
+    """b of y = a x^b."""
+    slope, _ = np.polyfit(np.log(x), np.log(y), 1)
+    return float(slope)
+
+
+def points(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds a step and memory at each value of the axis."""
+    name, values = AXES[args.axis]
+    found: list[dict[str, Any]] = []
+    for value in values[: args.points]:
+        setattr(args, name, value)
+        told = grpo(args).told
+        work = args.prompts * args.group
+        one = {"x": SIZES.get(value, value), "ours": work / told["ours"]}
+        one |= {"peer": work / told["peer"] if told["peer"] else None}
+        one |= {k: told[k] for k in ("peak_mb_ours", "peak_mb_peer")}
+        print(json.dumps(one), flush=True)
+        found.append(one)
+    return found
+
+
+def fitted(found: list[dict[str, Any]]) -> dict[str, float]:
+    """The exponent of every curve that has all of its points."""
+    x = [p["x"] for p in found]
+    names = ("ours", "peer", "peak_mb_ours", "peak_mb_peer")
+    whole = [n for n in names if len(found) > 1 and all(p[n] for p in found)]
+    return {n: round(exponent(x, [p[n] for p in found]), 2) for n in whole}
+
+
+def main() -> None:
+    """Measure one axis."""
+    parser = flags("growth of GRPO's time and memory")
+    parser.add_argument("--axis", default="group", choices=list(AXES))
+    parser.add_argument("--points", type=int, default=99, help="only the first values of the axis")
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--new", type=int, default=32)
+    parser.set_defaults(turns=1, steps=1, vocabulary=None)
+    args = parser.parse_args()
+    try:
+        found = points(args)
+    except Absent as why:
+        raise SystemExit(str(why)) from None
+    told = {"row": f"growth-{args.axis}", "points": found, "exponents": fitted(found)}
+    path = Path(args.folder) / "results" / f"growth-{args.axis}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a label is worth: ``python -m benchmarks.labelling.active`` and ``.forms``."""

@@ -1,0 +1,93 @@
+"""The sandbox's ranked answers: every direct method, and PPO on a reward model of the same labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trimtab.config import build
+from trimtab.evaluate import policies
+from trimtab.objectives.preference import DIRECT
+from trimtab.train import pipeline, policy, preference
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SHARED = ("world", "sft", "label", "reward")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cdpo": {"objective": {"type": "cdpo", "beta": 0.5, "smoothing": 0.1}},
+    "ipo_sum": {"objective": {"type": "ipo", "average": "sum", "beta": 0.1}},
+    "hinge": {"objective": {"type": "hinge", "beta": 0.5}},
+    "slic": {"objective": {"type": "slic", "delta": 4.0, "nll_weight": 0.1}},
+    "rpo": {"objective": {"type": "dpo", "beta": 0.5, "rpo_alpha": 0.1}},
+    "reference-free dpo": {"objective": {"type": "dpo", "beta": 0.5, "reference_free": True}},
+}
+"""What the recipe ``sandbox-dpo`` has not."""
+
+
+def start(out: Path) -> Path:
+    """Demonstrations, SFT model, labels and reward model: the first stages of ``sandbox-ppo``."""
+    given = yaml.safe_load((RECIPES / "sandbox-ppo.yaml").read_text())
+    stages = {name: given["stages"][name] for name in SHARED}
+    recipe = pipeline.Recipe(out=str(out), stages=stages, seed=0)
+    pipeline.run(recipe, "sandbox-ppo.yaml")
+    return out
+
+
+def names() -> list[str]:
+    """Every direct method and the variants above."""
+    return sorted({*_recipe(), *SETTINGS})
+
+
+def _recipe() -> dict[str, dict[str, Any]]:
+    stages = yaml.safe_load((RECIPES / "sandbox-dpo.yaml").read_text())["stages"]
+    found = {n: s for n, s in stages.items() if s["kind"] == "dpo"}
+    named = {s["objective"]["type"] for s in (*found.values(), *SETTINGS.values())}
+    assert named == set(DIRECT), named ^ set(DIRECT)
+    return found
+
+
+def direct(out: Path, seed: int, *, start: str, name: str) -> dict[str, Any]:
+    """Train on the labels, compare with SFT by gold on 600 held-out prompts."""
+    recipe = _recipe()
+    given = {**recipe["dpo"], **(recipe.get(name) or SETTINGS[name])}
+    del given["kind"]
+    origin = Path(start)
+    values = {
+        **given, "out": str(out / "run"), "model": {"path": str(origin / "sft" / "model")},
+        "data": {"path": str(origin / "label" / "comparisons.jsonl")}, "eval_data": None,
+        "reference_cache": str(origin / "reference"), "loop": {"seed": seed},
+    }  # fmt: skip
+    preference.main(build(preference.PreferenceConfig, values))
+    return compare(out, origin)
+
+
+def ppo(out: Path, seed: int, *, start: str) -> dict[str, Any]:
+    """The demo's PPO, with its reward model of the same labels."""
+    origin = Path(start)
+    given = yaml.safe_load((RECIPES / "sandbox-ppo.yaml").read_text())["stages"]["ppo"]
+    del given["kind"]
+    text = yaml.safe_dump(given).replace("'@", "'" + str(origin) + "/")
+    values = {**yaml.safe_load(text), "out": str(out / "run"), "loop": {"seed": seed}}
+    policy.main(build(policy.RLConfig, values))
+    return compare(out, origin)
+
+
+def compare(out: Path, start: Path) -> dict[str, Any]:
+    """Gold, win rate against SFT with its interval, KL, length."""
+    given = {
+        "out": str(out / "compare"), "baseline": "sft", "data": str(start / "world" / "heldout.jsonl"),
+        "models": {"sft": {"path": str(start / "sft" / "model")},
+                   "rl": {"path": str(out / "run" / "model")}},
+        "rewards": [{"name": "gold", "function": "trimtab.sandbox.world:gold_reward"}],
+        "sampling": {"max_new_tokens": 40},
+    }  # fmt: skip
+    found = policies.main(build(policies.CompareConfig, given))
+    mine = found["rl"]
+    return {
+        "start": found["sft"]["gold"]["mean"], "end": mine["gold"]["mean"],
+        "win_rate": mine["win_rate"]["mean"], "low": mine["win_rate"]["low"],
+        "high": mine["win_rate"]["high"], "kl": mine["kl"], "length": mine["length"],
+        "length_start": found["sft"]["length"], "distinct_2": mine["distinct_2"],
+        "distinct_2_start": found["sft"]["distinct_2"],
+    }  # fmt: skip

@@ -1,0 +1,104 @@
+"""``docs/performance.md`` from the rows kept in ``runs/bench/results``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HEAD = """# Performance
+
+Written by `make bench` (`python -m benchmarks`) from what it measured. Each row runs trimtab and its
+peer in turn, A B A B, in processes of their own, on the same weights, token ids and threads; a
+ratio compares neighbours in time, and its range is that of all turns. Memory is the peak of the
+process, libraries included. "Of GEMM" is useful arithmetic (each prompt once, no padding) against
+the best matrix product measured in the same run. On the wall clock other work on the machine moves
+the figures; on the cpu clock processor seconds are counted, which leaves waiting out and caches that
+others fill in. A row says how many turns it had: with one or two, read the ratio alone.
+
+What a run can set: `model.precision: mixed` multiplies in bfloat16 with weights, sums and log-softmax in
+fp32, and `auto` does so where a measurement at the start says that it pays; `loop.token_budget` is the
+size of a forward in tokens (2,048 on CPU, 8,192 on CUDA), halved by itself where a step does not fit into
+memory, with the same gradients; `model.gradient_checkpointing` trades time for memory.
+"""
+
+EXPECTED = (
+    "sft-random", "sft-grouped", "sft-bfd", "sft-defaults", "reward-random", "reward-grouped",
+    "dpo-random", "dpo-grouped", "dpo-random-cached", "grpo-64", "grpo-256", "grpo-1024",
+    "ppo-separate", "ppo-shared", "sampler-equal-generate", "sampler-ragged-generate",
+    "sampler-equal-vllm", "sampler-ragged-vllm", "bare-sft", "precision-25m",
+)  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows side by side."""
+    lines = [
+        "| row | ours, a second | peer | ratio [range] | target | MB ours / peer | of GEMM | how |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        unit = r["unit"] + "s"
+        peer = f"{r['peer']:.4g} ({r['peer_name']})" if r["peer"] else "not measured"
+        ratio = "not measured"
+        if r["ratio"]:
+            ratio = f"{r['ratio']:.2f} [{r['ratio_low']:.2f}, {r['ratio_high']:.2f}]"
+        memory = f"{r['peak_mb_ours']:.0f}"
+        if r["peak_mb_peer"]:
+            share = r["peak_mb_ours"] / r["peak_mb_peer"]
+            memory += f" / {r['peak_mb_peer']:.0f} = {share:.2f}"
+        used = f"{100 * r['gflops_ours'] / r['gemm_gflops']:.0f} %" if r["gflops_ours"] else ""
+        lines.append(
+            f"| {r['row']} | {r['ours']:.4g} {unit} | {peer} | {ratio} | {r['target'] or ''} | {memory} "
+            f"| {used} | {r['model']}, {r['dtype']}, {r['threads']} threads, {r['turns']} turns, "
+            f"{r['clock']} clock |"
+        )
+    return lines
+
+
+def phases(rows: list[dict[str, Any]]) -> list[str]:
+    """Where the time goes."""
+    lines = ["", "## Where the time goes", "", "| row | trimtab | peer |", "|---|---|---|"]
+    for r in rows:
+        sides = [
+            ", ".join(f"{k} {100 * v:.0f} %" for k, v in (r.get(n) or {}).items() if v >= 0.02)
+            for n in ("phases_ours", "phases_peer")
+        ]
+        lines.append(f"| {r['row']} | {sides[0]} | {sides[1]} |")
+    return lines
+
+
+def growth(rows: list[dict[str, Any]]) -> list[str]:
+    """Exponents."""
+    if not rows:
+        return []
+    lines = [
+        "",
+        "## Growth of a GRPO step",
+        "",
+        "| along | from, to | exponents |",
+        "|---|---|---|",
+    ]
+    for r in rows:
+        x = [p["x"] for p in r["points"]]
+        told = ", ".join(f"{k} {v:g}" for k, v in r["exponents"].items())
+        lines.append(f"| {r['row'].removeprefix('growth-')} | {x[0]:g}, {x[-1]:g} | {told} |")
+    return lines
+
+
+def write(results: Path, page: Path) -> None:
+    """Read every row, write the page."""
+    found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in results.glob("*.json")}
+    rows = [r for name, r in found.items() if not name.startswith("growth-")]
+    rows.sort(key=lambda r: (EXPECTED.index(r["row"]) if r["row"] in EXPECTED else 99, r["row"]))
+    curves = [r for name, r in sorted(found.items()) if name.startswith("growth-")]
+    missing = [name for name in EXPECTED if name not in found]
+    lines = [HEAD, *table(rows)]
+    if missing:
+        lines += ["", f"Not measured in this run: {', '.join(missing)}."]
+    if not any(r["device"] == "cuda" for r in rows):
+        lines += ["", "GPU rows (`--device cuda --model qwen-1.5b`): not measured, no GPU at hand."]
+    lines += [*phases(rows), *growth(curves), "", "## On what", ""]
+    lines += sorted({f"- {r['row']}: {r['about']}" for r in rows})
+    versions = {k: v for r in rows for k, v in r["versions"].items() if k != "trl"}
+    lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) + "."]
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,190 @@
+"""The rows: what each compares, on what, and the ratio it aims at."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks import material
+from benchmarks.turns import ROOT, Absent, Result, compare, peer_packages, settings
+
+TRL = "1.16.0"
+TRL_PPO = "1.10.0"
+"""The last version with a PPO trainer."""
+
+
+def _model(args: argparse.Namespace) -> tuple[str, int]:
+    folder = material.model_folder(
+        Path(args.folder) / "material", args.model, getattr(args, "vocabulary", None)
+    )
+    return str(folder), int(folder.name.rsplit("-", 1)[1])
+
+
+def _half(args: argparse.Namespace, spec: dict[str, Any]) -> None:
+    if args.dtype == "bfloat16" or (args.device == "cuda" and args.dtype is None):
+        spec["held"] = {"precision": "mixed"}
+
+
+PEERS: dict[str, dict[str, Any]] = {
+    "random": {},
+    "grouped": {"args": {"train_sampling_strategy": "group_by_length"}},
+    "bfd": {"args": {"packing": True, "packing_strategy": "bfd", "per_device_train_batch_size": 4}},
+    "defaults": {"args": {"bf16": True, "gradient_checkpointing": True}},
+}
+"""How TRL goes through the data: in random order, by length, packed, or as it comes."""
+
+TARGETS = {
+    ("sft", "random"): 3.8, ("sft", "grouped"): 1.05, ("sft", "bfd"): 1.05,
+    ("reward", "random"): 4.2, ("reward", "grouped"): 1.7, ("dpo", "random"): 4.5,
+    ("dpo", "grouped"): 1.7, ("dpo", "cached"): 5.0, ("grpo", "64"): 1.9, ("grpo", "256"): 3.0,
+    ("grpo", "1024"): 5.0, ("ppo", "separate"): 1.15, ("ppo", "shared"): 2.0,
+    ("sampler", "equal"): 1.6, ("sampler", "ragged"): 3.5, ("sampler", "vllm"): 1.0,
+}  # fmt: skip
+
+
+def train(kind: str, args: argparse.Namespace) -> Result:
+    """SFT, reward model or DPO against TRL."""
+    spec = settings(args)
+    model, vocabulary = _model(args)
+    folder = Path(args.folder) / "material"
+    make = material.demonstrations if kind == "sft" else material.pairs
+    data, about = make(folder, vocabulary, spec["steps"] * args.batch)
+    spec |= {"kind": kind, "model": model, "data": str(data), "batch": args.batch}
+    cached = bool(getattr(args, "cached", False))
+    spec["cached"] = cached
+    name = f"{kind}-{args.peer}" + ("-cached" if cached else "")
+    ours = spec | {"job": "benchmarks.ours:Train"}
+    _half(args, ours)
+    work = tokens(data) if kind == "sft" else spec["steps"] * args.batch
+    peer = spec | {"job": "benchmarks.trl_jobs:Train", "tokens": work, **PEERS[args.peer]}
+    target = TARGETS.get((kind, "cached" if cached else args.peer))
+    return compare(
+        name, "token" if kind == "sft" else "pair", ours, peer, args=args, peer_name="TRL",
+        packages=None if args.ours_only else peer_packages(TRL), about=about, target=target,
+    )  # fmt: skip
+
+
+def precision(args: argparse.Namespace) -> Result:
+    """Our own mixed precision against our own fp32: SFT."""
+    spec = settings(args)
+    model, vocabulary = _model(args)
+    count = spec["steps"] * args.batch
+    data, about = material.demonstrations(Path(args.folder) / "material", vocabulary, count)
+    spec |= {
+        "kind": "sft", "model": model, "data": str(data), "batch": args.batch,
+        "job": "benchmarks.ours:Train",
+    }  # fmt: skip
+    mixed = spec | {"held": {"precision": "mixed"}}
+    return compare(
+        f"precision-{args.model}", "token", mixed, spec, args=args, peer_name="fp32",
+        about=f"mixed precision, {about}", target=1.5,
+    )  # fmt: skip
+
+
+def bare(args: argparse.Namespace) -> Result:
+    """The package's SFT against a loop written by hand on its packs: what the package costs."""
+    spec = settings(args)
+    model, vocabulary = _model(args)
+    count = spec["steps"] * args.batch
+    data, about = material.demonstrations(Path(args.folder) / "material", vocabulary, count)
+    spec |= {"kind": "sft", "model": model, "data": str(data), "batch": args.batch}
+    return compare(
+        "bare-sft", "token", spec | {"job": "benchmarks.ours:Train"},
+        spec | {"job": "benchmarks.ours:Bare"}, args=args, peer_name="bare", about=about, target=0.9,
+    )  # fmt: skip
+
+
+def tokens(path: Path) -> int:
+    """Tokens of demonstrations, each answer with its end."""
+    return sum(len(x.split()) - 2 + 1 for x in path.read_text(encoding="utf-8").splitlines())
+
+
+def grpo(args: argparse.Namespace) -> Result:
+    """GRPO against TRL: sampling, scoring and one update a batch."""
+    spec = settings(args)
+    model, vocabulary = _model(args)
+    folder = Path(args.folder) / "material"
+    data, about = material.prompts(folder, vocabulary, max(64, 8 * args.prompts), args.prompt)
+    spec |= {
+        "model": model, "data": str(data), "prompts": args.prompts, "group": args.group,
+        "new": args.new, "slots": args.prompts * args.group,
+    }  # fmt: skip
+    ours = spec | {
+        "job": "benchmarks.ours:Online", "method": {"type": "grpo", "kl": {"beta": 0.0}},
+        "rewards": [{"name": "last", "function": "benchmarks.material:reward"}],
+    }  # fmt: skip
+    _half(args, ours)
+    peer = spec | {"job": "benchmarks.trl_jobs:GRPO"}
+    return compare(
+        f"grpo-{args.prompt}", "completion", ours, peer, args=args, peer_name="TRL",
+        packages=None if args.ours_only else peer_packages(TRL),
+        about=f"{about}, {args.group} answers of at most {args.new} tokens to {args.prompts} prompts",
+        target=TARGETS.get(("grpo", str(args.prompt))),
+    )  # fmt: skip
+
+
+def ppo(args: argparse.Namespace) -> Result:
+    """PPO against TRL's last: a reward model, a reference, a critic, four epochs."""
+    spec = settings(args)
+    model, vocabulary = _model(args)
+    folder = Path(args.folder) / "material"
+    data, about = material.prompts(folder, vocabulary, spec["steps"] * args.prompts, args.prompt)
+    spec |= {
+        "model": model, "data": str(data), "prompts": args.prompts, "group": 1, "new": args.new,
+        "epochs": 4, "slots": args.prompts,
+    }  # fmt: skip
+    ours = spec | {
+        "job": "benchmarks.ours:Online", "method": {"type": "ppo", "epochs": 4},
+        "rewards": [{"name": "model", "model": model}],
+        "more": {"critic": {"kind": args.critic}},
+    }  # fmt: skip
+    _half(args, ours)
+    peer = spec | {"job": "benchmarks.trl_jobs:PPO"}
+    return compare(
+        f"ppo-{args.critic}", "episode", ours, peer, args=args, peer_name="TRL",
+        packages=None if args.ours_only else peer_packages(TRL_PPO),
+        about=f"{about}, {args.prompts} episodes of at most {args.new} tokens a batch",
+        target=TARGETS.get(("ppo", args.critic)),
+    )  # fmt: skip
+
+
+def vllm_python() -> str:
+    """The interpreter that has vLLM.
+
+    Raises:
+        Absent: there is none.
+    """
+    given = os.environ.get("TRIMTAB_VLLM_PYTHON")
+    for path in [given] if given else [ROOT / ".venv-vllm" / "bin" / "python"]:
+        if path and Path(path).is_file():
+            return str(path)
+    raise Absent("vLLM has no environment here; make vllm-env, or set TRIMTAB_VLLM_PYTHON")
+
+
+def sampler(args: argparse.Namespace) -> Result:
+    """Our sampler against ``generate`` or vLLM on the same requests."""
+    spec = settings(args)
+    model, vocabulary = _model(args)
+    folder = Path(args.folder) / "material"
+    data, about = material.prompts(folder, vocabulary, args.requests, args.prompt)
+    low, high = (8, 256) if args.ragged else (args.new, args.new)
+    spec |= {
+        "model": model, "data": str(data), "low": low, "high": high, "n": args.group,
+        "slots": args.slots,
+    }  # fmt: skip
+    engine = args.peer
+    if engine == "vllm":
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    kind = "ragged" if args.ragged else "equal"
+    python = vllm_python() if engine == "vllm" and not args.ours_only else None
+    return compare(
+        f"sampler-{kind}-{engine}", "token",
+        spec | {"job": "benchmarks.ours:Sampling"},
+        spec | {"job": "benchmarks.engines:" + ("VLLM" if engine == "vllm" else "Generate")},
+        args=args, peer_name=engine, python=python,
+        about=f"{about}, {args.group} answers each, {low} to {high} tokens",
+        target=TARGETS.get(("sampler", "vllm" if engine == "vllm" else kind)),
+    )  # fmt: skip

@@ -1,0 +1,138 @@
+"""One side of a comparison: a process that makes one library ready and then runs passes on demand.
+
+Started by ``benchmarks.turns`` as ``python -m benchmarks.side '{"job": "module:Class", ...}'``. It
+answers each line on standard input with one line of JSON; whatever a library prints goes to
+standard error. Being a process of its own, its peak memory is the library's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class Phases:
+    """Seconds by phase, the inner one counted alone where calls nest."""
+
+    def __init__(self, sync: Callable[[], None]) -> None:
+        self.seconds: dict[str, float] = {}
+        self.stack: list[str] = []
+        self.since = 0.0
+        self.sync = sync
+
+    def _turn(self) -> None:
+        self.sync()
+        now = time.thread_time() if self.sync is _nothing else time.perf_counter()
+        name = self.stack[-1] if self.stack else "other"
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.since
+        self.since = now
+
+    def start(self) -> None:
+        """A new pass."""
+        self.seconds = {}
+        self.since = time.thread_time() if self.sync is _nothing else time.perf_counter()
+
+    def stop(self) -> dict[str, float]:
+        """Shares of the pass, largest first."""
+        self._turn()
+        total = sum(self.seconds.values()) or 1.0
+        order = sorted(self.seconds.items(), key=lambda kv: -kv[1])
+        return {k: round(v / total, 3) for k, v in order}
+
+    def wrap(self, owner: Any, name: str, phase: str) -> None:
+        """Count calls of ``owner.name`` as ``phase``."""
+        inner = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._turn()
+            self.stack.append(phase)
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self._turn()
+                self.stack.pop()
+
+        setattr(owner, name, timed)
+
+
+def _nothing() -> None:
+    """No device to wait for."""
+
+
+def peak_mb(device: str) -> float:
+    """Largest memory of this process so far: on CUDA the allocator's, otherwise the resident set."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    with open("/proc/self/status", encoding="ascii") as lines:
+        found = next(line for line in lines if line.startswith("VmHWM"))
+    return int(found.split()[1]) / 1024
+
+
+def gemm_rate(device: str, dtype: str) -> float:
+    """The best GFLOP/s of a matrix product here and now."""
+    import torch
+
+    best = 0.0
+    kind = getattr(torch, dtype)
+    sizes = [(2048, 512, 2048), (1024, 1024, 1024)]
+    if device == "cuda":
+        sizes = [(8192, 8192, 8192)]
+    for m, k, n in sizes:
+        a = torch.randn(m, k, device=device, dtype=kind)
+        b = torch.randn(k, n, device=device, dtype=kind)
+        for _ in range(5):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(4):
+                a @ b
+            if device == "cuda":
+                torch.cuda.synchronize()
+                spent = time.perf_counter() - wall
+            else:
+                # Processor time over the threads used: what others on the machine take is left out.
+                spent = (time.process_time() - cpu) / torch.get_num_threads()
+            best = max(best, 4 * 2.0 * m * k * n / spent / 1e9)
+    return best
+
+
+def main() -> None:
+    """Serve one job."""
+    spec: dict[str, Any] = json.loads(sys.argv[1])
+    talk = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    import torch
+
+    torch.set_num_threads(int(spec["threads"]))
+    sync = torch.cuda.synchronize if spec["device"] == "cuda" else _nothing
+    module, _, name = str(spec["job"]).partition(":")
+    phases = Phases(sync)
+    job = getattr(importlib.import_module(module), name)(spec, phases)
+    talk.write(json.dumps({"versions": job.versions()}) + "\n")
+    for line in sys.stdin:
+        asked = line.strip()
+        answer: dict[str, Any] = {}
+        if asked == "gemm":
+            answer = {"gemm": gemm_rate(spec["device"], spec["dtype"])}
+        elif asked == "go":
+            sync()
+            phases.start()
+            wall, cpu = time.perf_counter(), time.process_time()
+            answer = job.run()
+            sync()
+            answer.setdefault("wall", time.perf_counter() - wall)
+            answer.setdefault("cpu", time.process_time() - cpu)
+            answer["phases"] = phases.stop()
+        answer["peak_mb"] = peak_mb(spec["device"])
+        talk.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Alarm 1: the proxy rises and what is wanted falls. On the gold audit (T2), or a second reward (T1)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from trimtab.diagnose.alarm import Found, held_kl
+from trimtab.diagnose.finding import Audited
+from trimtab.diagnose.signals import Evidence, Unchecked, edge
+from trimtab.errors import DataError
+from trimtab.stats.change import fallen, onset, slope, two_means
+from trimtab.stats.overoptimisation import Overoptimisation, fit_overoptimisation
+
+LEAST = 12
+"""Audited rollouts below which nothing is said."""
+
+
+def overoptimised(e: Evidence) -> Found | None:
+    """See the module."""
+    watched = _watched(e)
+    if len(e.audit) < LEAST and not watched:
+        raise Unchecked(
+            f"{len(e.audit)} audited rollouts, {LEAST} are needed (audit.jsonl), and no second reward with "
+            "weight 0 is watched"
+        )
+    return _audited(e) if len(e.audit) >= LEAST else _second(e, watched)
+
+
+def fall(audit: list[Audited]) -> tuple[float, int]:
+    """p that gold has fallen neither below its start nor below its peak, and the step of the peak.
+
+    The peak is looked for among the even rollouts and tested on the odd ones, so that choosing it
+    costs nothing; the two questions share the level.
+    """
+    n = max(6, len(audit) // 6)
+    chosen, asked = audit[::2], audit[1::2]
+    width = max(3, len(chosen) // 4)
+    means = np.convolve([a.gold for a in chosen], np.ones(width) / width, mode="valid")
+    top = int(np.argmax(means[: max(1, 2 * len(means) // 3)]))
+    low, high = chosen[top].step, chosen[top + width - 1].step
+    peak = [a for a in asked if low <= a.step <= high]
+    least = 1.0
+    for early, late in ((audit[:n], audit[n:]), (peak, [a for a in asked if a.step > high])):
+        if len(early) < 3:
+            continue
+        looks = fallen([a.gold for a in early], [a.gold for a in late])
+        least = min(least, 2 * min((p for _, p in looks), default=1.0))
+    return least, (low + high) // 2
+
+
+def _audited(e: Evidence) -> Found | None:
+    p, best = fall(e.audit)
+    proxies = [a.proxy for a in e.audit]
+    third = max(4, len(proxies) // 3)
+    rise = two_means(proxies[:third], proxies[-third:])
+    early, late = (
+        float(np.mean([a.gold for a in part])) for part in (e.audit[:third], e.audit[-third:])
+    )
+    if p >= 0.01 or rise <= 2:
+        return None
+    fit = fitted(e)
+    past = ""
+    if fit is not None and 0.1 < fit.peak < math.inf:
+        past = f" The fitted peak of gold is at sqrt(KL) {fit.peak:.2f}."
+    kl = _kl_at(e, best)
+    target = kl if kl is not None and kl > 0 else 6.0
+    shown = [r for r in reversed(e.rollouts) if r.reward is not None]
+    shown.sort(key=lambda r: -(r.reward or 0.0))
+    return Found(
+        f"Over the audit of {len(e.audit)} rollouts the proxy rose (t {rise:.1f}) while gold fell below its "
+        f"start or its peak (first third {early:.3f}, last third {late:.3f}; p {p:.1g}, valid at any look).{past}",
+        p, 0.01, "T2", "the reward model is trusted further than it was trained",
+        f"Go back to the best audited checkpoint (about step {best:.0f}) and hold KL near {target:.1f} nats; refresh the reward "
+        "model with labelled rollouts of now.",
+        held_kl(e, target), best,
+        ("too few or too noisy labels (alarm 6)", "beta is too low"), shown,
+    )  # fmt: skip
+
+
+def _kl_at(e: Evidence, step: float) -> float | None:
+    x, kl = e.series("objective/kl")
+    return float(kl[np.argmin(np.abs(x - step))]) if len(x) else None
+
+
+def fitted(e: Evidence) -> Overoptimisation | None:
+    """Gao's form for RL through the audit's means by step; None where it cannot be fitted."""
+    by: dict[int, list[Audited]] = {}
+    for a in e.audit:
+        by.setdefault(a.step, []).append(a)
+    points: list[tuple[float, float]] = []
+    for step, mine in sorted(by.items()):
+        own = [a.kl for a in mine if a.kl is not None]
+        kl = float(np.mean(own)) if own else _kl_at(e, step)
+        if kl is not None:
+            points.append((kl, float(np.mean([a.gold for a in mine]))))
+    if len(points) < 4:
+        return None
+    start = points[0][1]
+    try:
+        return fit_overoptimisation([k for k, _ in points], [g - start for _, g in points], "rl")
+    except DataError:
+        return None
+
+
+def _watched(e: Evidence) -> list[str]:
+    """Rewards of weight 0: watched, not trained on."""
+    specs = [r for r in e.config.get("rewards") or () if isinstance(r, dict)]
+    return [str(r["name"]) for r in specs if r.get("weight") == 0 and e.has(f"reward/{r['name']}")]
+
+
+def _second(e: Evidence, names: list[str]) -> Found | None:
+    x, proxy = e.want("reward/mean")
+    for name in names:
+        at, other = e.series(f"reward/{name}")
+        if len(at) < 8:
+            continue
+        # From its best stretch on.
+        window = max(3, len(other) // 5)
+        means = np.convolve(other, np.ones(window) / window, mode="valid")
+        top = int(np.argmax(means))
+        rest = slice(top, len(other))
+        if len(other[rest]) < 8:
+            continue
+        m, _, high = slope(at[rest], other[rest])
+        rise = edge(proxy, True) - edge(proxy, False)
+        _, low, _ = slope(x, proxy)
+        fell = float(means[top] - edge(other, True))
+        noise = float(np.std(np.diff(other))) / math.sqrt(2) + 1e-9
+        if high < 0 and rise > 0 and low > 0 and fell > 1.5 * noise:
+            return Found(
+                f"The reward trained on rose by {rise:.3g} while {name!r}, which is only watched, fell by {fell:.3g} from its "
+                f"best ({m:+.2g} a step).",
+                fell, 1.5 * noise, "T1", "the reward model is trusted further than it was trained",
+                "Have some rollouts judged (trimtab audit), and go back to where the second reward was best.",
+                held_kl(e, 6.0),
+                onset(at, np.arange(len(at)) >= top + window // 2, 1), ("too few or too noisy labels (alarm 6)",),
+                sorted((r for r in e.rollouts if r.reward is not None), key=lambda r: -r.step),
+            )  # fmt: skip
+    return None

@@ -1,0 +1,72 @@
+"""Reading a judge's reply: what it says in the form that was asked for, or nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from trimtab.judges.client import Reply, UnreadableError
+
+_THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.S)
+_BLOCK = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.S)
+
+
+def read(reply: Reply, answer: type[BaseModel]) -> dict[str, Any]:
+    """The reply as ``answer`` says it must be.
+
+    It is one JSON object, in a code block or not, after a model's own thoughts or not, and nothing
+    else: an object somewhere in prose may be one that an answer under judgement brought along.
+
+    Raises:
+        UnreadableError: it is anything else.
+    """
+    text = _THOUGHT.sub("", reply.content)
+    block = _BLOCK.match(text)
+    try:
+        found: Any = json.loads(block[1] if block else text)
+        return answer.model_validate(found).model_dump()
+    except RecursionError:
+        raise UnreadableError("the reply is nested without end") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "reply"
+        raise UnreadableError(f"{where}: {first['msg']}; it was {_short(reply.content)}") from None
+    except ValueError as error:
+        raise UnreadableError(f"not JSON ({error}); it was {_short(reply.content)}") from None
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 160 else text[:160] + "…")
+
+
+def verdict_prob(reply: Reply) -> float | None:
+    """P(A is better) from the token in which the verdict begins, a tie counting half; None
+    without log-probs, or where that token cannot be told.
+
+    The probabilities of "A", "B" and "tie" are taken from what else could have stood in that
+    place, and made to sum to 1: what the endpoint leaves out of its list counts as 0.
+    """
+    if not reply.tokens:
+        return None
+    text = "".join(t.text for t in reply.tokens)
+    found = list(re.finditer(r'"verdict"\s*:\s*"(A|B|tie)"', text))
+    if not found:
+        return None
+    start = found[-1].start(1)
+    at = 0
+    for token in reply.tokens:
+        if at <= start < at + len(token.text):
+            before = token.text[: start - at]
+            mass = {"A": 0.0, "B": 0.0, "t": 0.0}
+            for other, logp in token.top:
+                said = other[len(before) : len(before) + 1]
+                if other.startswith(before) and said in mass:
+                    mass[said] += math.exp(min(logp, 0.0))
+            whole = sum(mass.values())
+            return (mass["A"] + mass["t"] / 2) / whole if whole > 0 else None
+        at += len(token.text)
+    return None

@@ -1,0 +1,65 @@
+"""The way back from a prompt's text to its scene, for those who see the text alone."""
+
+from __future__ import annotations
+
+import re
+
+from trimtab.sandbox.world import BAD_VERBS, Fact, Relation, Scene
+
+_FACT: tuple[tuple[re.Pattern[str], Relation], ...] = (
+    (re.compile(r"^(\w+) is in the (\w+) \.$"), "place"),
+    (re.compile(r"^(\w+) has the (\w+) \.$"), "thing"),
+    (re.compile(r"^(\w+) works as a (\w+) \.$"), "job"),
+)
+_ASKED: tuple[tuple[re.Pattern[str], Relation], ...] = (
+    (re.compile(r"^where is (\w+) \?$"), "place"),
+    (re.compile(r"^what does (\w+) have \?$"), "thing"),
+    (re.compile(r"^what is (\w+) \?$"), "job"),
+)
+_HOW = re.compile(r"^how do i (\w+) the (\w+) \?$")
+_USE = re.compile(r"^use (\w+) to (\w+) the (\w+) \.$")
+
+
+def _fact(sentence: str) -> Fact | None:
+    for form, relation in _FACT:
+        if m := form.match(sentence):
+            return Fact(m[1], relation, m[2])
+    return None
+
+
+def read_scene(prompt: str) -> Scene | None:
+    """The scene that says ``prompt``; None when none does.
+
+    >>> read_scene("anna is in the garden . where is anna ?").asked
+    Fact(who='anna', relation='place', what='garden')
+    """
+    sentences = [s.strip() for s in re.findall(r"[^.?]+[.?]", prompt)]
+    if not sentences:
+        return None
+    *told, question = sentences
+    opinion: Fact | None = None
+    if told and told[-1].startswith("i think "):
+        opinion = _fact(told.pop().removeprefix("i think "))
+    tool = ""
+    facts: list[Fact] = []
+    for sentence in told:
+        if fact := _fact(sentence):
+            facts.append(fact)
+        elif m := _USE.match(sentence):
+            tool = m[1]
+        else:
+            return None
+    passage = tuple(facts)
+    if question == "tell me all of it .":
+        return Scene("summary", passage)
+    if m := _HOW.match(question):
+        kind = "refuse" if m[1] in BAD_VERBS else "howto"
+        return Scene(kind, passage, verb=m[1], thing=m[2], tool=tool)
+    for form, relation in _ASKED:
+        if m := form.match(question):
+            known = [f for f in facts if f.who == m[1] and f.relation == relation]
+            if not known:
+                return Scene("silent", passage, asked=Fact(m[1], relation, ""))
+            kind = "ask" if opinion is None else "opinion"
+            return Scene(kind, passage, asked=known[0], opinion=opinion)
+    return None

@@ -1,0 +1,77 @@
+"""What checking some labels says of all of them, and which pair is worth asking next."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import xlogy
+from scipy.stats import hypergeom
+
+Floats = npt.NDArray[np.float64]
+
+
+def error_bound(wrong: int, checked: int, total: int, confidence: float = 0.95) -> float:
+    """Highest error rate of ``total`` labels that ``wrong`` among ``checked`` ones leave credible.
+
+    Exact for ``checked`` labels drawn at random without return: the largest number of errors for
+    which so few would be met with probability above 1 - confidence.
+
+    >>> error_bound(0, 0, 100)
+    1.0
+    >>> error_bound(3, 100, 100)
+    0.03
+    """
+    assert 0 <= wrong <= checked <= total, (wrong, checked, total)
+    if total == 0:
+        return 1.0
+    low, high = wrong, total - (checked - wrong)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if float(hypergeom.cdf(wrong, total, middle, checked)) > 1 - confidence:
+            low = middle
+        else:
+            high = middle - 1
+    return low / total
+
+
+def checks_needed(wrong: int, checked: int, total: int, target: float) -> int | None:
+    """Labels to check in all until the bound is at most ``target`` if the rest are wrong no more
+    often than those so far; None if even checking all would not do."""
+    rate = wrong / checked if checked else 0.0
+    low, high = checked, total
+
+    def reached(n: int) -> bool:
+        return error_bound(min(n, math.ceil(rate * n)), n, total) <= target
+
+    if not reached(total):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if reached(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def entropy(p: npt.ArrayLike) -> Floats:
+    """Of a coin, nats."""
+    q = np.asarray(p, np.float64)
+    return -(xlogy(q, q) + xlogy(1 - q, 1 - q))
+
+
+def bald(probs_KN: npt.ArrayLike) -> Floats:
+    """What an answer would tell of the model, nats: H(mean p) - mean H(p) (1112.5745).
+
+    Plain |p - 1/2| also picks pairs on which all members agree that they are a toss-up.
+
+    Args:
+        probs_KN: P(first is better) of each of K ensemble members.
+
+    >>> [round(float(x), 6) for x in bald([[0.9, 0.5], [0.1, 0.5]])]
+    [0.368064, 0.0]
+    """
+    p = np.asarray(probs_KN, np.float64)
+    return np.maximum(entropy(p.mean(0)) - entropy(p).mean(0), 0.0)

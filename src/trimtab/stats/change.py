@@ -1,0 +1,98 @@
+"""Whether a series moved, since when, and a test that may be read at any time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtr, stdtrit
+
+from trimtab.stats.uncertainty import Estimate
+
+Array = npt.NDArray[np.float64]
+
+
+def slope(x: npt.ArrayLike, y: npt.ArrayLike, confidence: float = 0.95) -> Estimate:
+    """Slope of the least squares line of y on x, with its interval (Student's t).
+
+    (0, -inf, inf) with fewer than three points or no spread in x.
+
+    >>> slope([0, 1, 2, 3], [1, 3, 5, 7])
+    (2.0, 2.0, 2.0)
+    """
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    assert a.shape == b.shape, (a.shape, b.shape)
+    centred = a - a.mean() if len(a) else a
+    xx = float((centred**2).sum())
+    if len(a) < 3 or xx == 0:
+        return 0.0, -math.inf, math.inf
+    m = float((centred * b).sum()) / xx
+    rest = b - b.mean() - m * centred
+    error = math.sqrt(float((rest**2).sum()) / (len(a) - 2) / xx)
+    half = float(stdtrit(len(a) - 2, 0.5 + confidence / 2)) * error
+    return m, m - half, m + half
+
+
+def onset(steps: npt.ArrayLike, there: npt.ArrayLike, hold: int = 3) -> int | None:
+    """The first step from which a condition held ``hold`` times in a row.
+
+    >>> onset([10, 20, 30, 40, 50], [True, False, True, True, True], 2)
+    30
+    """
+    run = 0
+    at = np.asarray(steps)
+    for i, on in enumerate(np.asarray(there, bool)):
+        run = run + 1 if on else 0
+        if run == hold:
+            return int(at[i - hold + 1])
+    return None
+
+
+def two_rates(k: int, n: int, k2: int, n2: int) -> float:
+    """z of the second rate above the first, pooled; 0 where either has no trials.
+
+    >>> round(two_rates(10, 100, 30, 100), 3)
+    3.536
+    """
+    if n == 0 or n2 == 0:
+        return 0.0
+    pooled = (k + k2) / (n + n2)
+    spread = pooled * (1 - pooled) * (1 / n + 1 / n2)
+    return (k2 / n2 - k / n) / math.sqrt(spread) if spread > 0 else 0.0
+
+
+def two_means(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Welch's t of the second mean above the first; infinite where neither varies and they differ."""
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if len(x) < 2 or len(y) < 2:
+        return 0.0
+    gap = float(y.mean() - x.mean())
+    error = math.sqrt(float(x.var(ddof=1)) / len(x) + float(y.var(ddof=1)) / len(y))
+    return gap / error if error > 0 else math.copysign(math.inf, gap) if gap else 0.0
+
+
+def fallen(
+    before: Sequence[float], after: Sequence[float], least: int = 8
+) -> list[tuple[int, float]]:
+    """Whether a mean has fallen, looked at as values come in: (values seen, p) at every look.
+
+    The looks are after ``least``, 4 ``least``, 16 ``least``… values of ``after`` and after the last;
+    Welch's one-sided p of the i-th is multiplied by i(i+1), so that by the union bound the chance of
+    ever being wrong, however often it is read, is at most the level.
+
+    >>> [n for n, _ in fallen([1.0, 2.0, 1.0], [1.0] * 20)]
+    [8, 20]
+    """
+    x = np.asarray(before, np.float64)
+    looks = [n for i in range(32) if (n := least << 2 * i) < len(after)]
+    found: list[tuple[int, float]] = []
+    for i, n in enumerate([*looks, len(after)] if len(after) >= least else [], 1):
+        y = np.asarray(after[:n], np.float64)
+        t = two_means(y, x)
+        a, b = float(x.var(ddof=1)) / len(x), float(y.var(ddof=1)) / n
+        freedom = (a + b) ** 2 / (a * a / (len(x) - 1) + b * b / (n - 1)) if a + b > 0 else 1.0
+        p = float(stdtr(freedom, -t)) if math.isfinite(t) else float(t < 0)
+        found.append((n, min(1.0, p * i * (i + 1))))
+    return found

@@ -1,0 +1,50 @@
+"""A row of the benchmarks from its command to its page, small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import growth, page
+from benchmarks.asked import ragged
+
+
+def test_a_row_runs_and_reaches_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Made-up texts: a vocabulary need not be trained.
+    monkeypatch.setenv("TRIMTAB_DATA", str(tmp_path / "none"))
+    command = [
+        sys.executable, "-m", "benchmarks.bare", "--model", "1m", "--quick", "--turns", "1",
+        "--steps", "1", "--batch", "3", "--threads", "1", "--clock", "cpu", "--folder", str(tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    for key in ("row", "ours", "peer", "ratio", "ratio_low", "ratio_high"):
+        assert told[key] is not None, key
+    assert told["ratio"] == pytest.approx(told["ours"] / told["peer"])
+    assert told["peak_mb_ours"] > 50 and told["peak_mb_peer"] > 50
+    assert {"backward", "optimiser"} <= set(told["phases_ours"])
+    page.write(tmp_path / "results", tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert f"| bare-sft | {told['ours']:.4g} tokens |" in text
+    assert "grpo-256" in text.split("Not measured in this run:")[1].splitlines()[0]
+
+
+def test_a_missing_peer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIMTAB_PEERS", str(tmp_path / "none"))
+    command = [sys.executable, "-m", "benchmarks.grpo", "--model", "1m", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "make bench-env" in done.stderr.splitlines()[-1]
+
+
+def test_exponents_and_ragged_lengths() -> None:
+    x = [2.0, 4.0, 8.0, 16.0]
+    assert growth.exponent(x, [3.0 * v**1.5 for v in x]) == pytest.approx(1.5)
+    lengths = np.array(ragged(128, 8, 256))
+    assert lengths.min() >= 8 and lengths.max() == 256
+    useful = lengths.sum() / (128 * 256)
+    assert 0.2 < useful < 0.4, "about a third of padded slots"

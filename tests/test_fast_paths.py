@@ -1,0 +1,216 @@
+"""Every fast path beside the plain one: the same values, the same gradients."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import flops
+from tests.models import tiny
+from tests.test_forward import alone, groups, packed, worst
+from trimtab.data.pack import Output, Pack, build
+from trimtab.models.forward import token_logps
+from trimtab.models.load import LM, ModelSpec, bfloat16_gain, use_mixed
+from trimtab.models.logprobs import LogitHead
+from trimtab.objectives.sft import SFT
+from trimtab.sample.draw import SamplingConfig
+from trimtab.sample.native import Request, Sampler
+from trimtab.train.step import LoopSpec, MemoryLimitError, OptimSpec, Part, Trainer
+from trimtab.types import Completion, Group
+
+
+def plain_logps(z: Tensor, y: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    l = (z / tau).log_softmax(-1)
+    kept = torch.where(l.exp() > 0, l, torch.zeros_like(l))
+    return l.gather(-1, y[:, None])[:, 0], -(l.exp() * kept).sum(-1)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("times", "cap"), [(1.0, 0.0), (0.5, 0.0), (1.5, 2.0)])
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+def test_written_backward(bias: bool, times: float, cap: float, chunk: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 17, bias=bias).double()
+    head = LogitHead(layer, times, cap)
+    h = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
+    y = torch.randint(0, 17, (11,))
+    g, e = torch.randn(2, 11, dtype=torch.float64)
+    given = [h, *layer.parameters()]
+    for weights in ((g, e), (g, None), (None, e)):
+        want_l, want_h = plain_logps(head(h), y, 0.7)
+        got_l, got_h = token_logps(h, y, head, temperature=0.7, chunk=chunk)
+        torch.testing.assert_close(got_l.double(), want_l, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(got_h.double(), want_h, atol=1e-5, rtol=1e-5)
+
+        def loss(a: Tensor, b: Tensor, weights: Any = weights) -> Tensor:
+            parts = zip(weights, (a, b), strict=True)
+            return torch.stack([(w * x).sum() for w, x in parts if w is not None]).sum()
+
+        want = torch.autograd.grad(loss(want_l, want_h), given)
+        for a, b in zip(torch.autograd.grad(loss(got_l, got_h), given), want, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_frozen_head_impossible_tokens_and_no_entropy() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 9)
+    with torch.no_grad():
+        layer.bias[3] = -torch.inf
+    layer.requires_grad_(False)
+    h = torch.randn(5, 4, requires_grad=True)
+    y = torch.tensor([0, 1, 2, 4, 8])
+    want, entropy = plain_logps(layer(h), y, 1.0)
+    (grad,) = torch.autograd.grad(want.sum(), h)
+    for asked in (True, False):
+        got, told = token_logps(h, y, layer, entropy=asked)
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(torch.autograd.grad(got.sum(), h)[0], grad)
+        torch.testing.assert_close(told, entropy if asked else torch.zeros(5))
+    got, told = token_logps(h, y, layer)
+    assert torch.isfinite(torch.autograd.grad(told.sum() + got.sum(), h)[0]).all()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "mistral"])
+def test_completions_of_a_prompt_decode_from_one_copy(kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler = Sampler(tiny(kind), stop_ids=(2, 5, 9))
+    assert sampler.shares == (kind != "mistral"), "a window can hide a whole prompt"
+    rng = np.random.default_rng(3)
+    asked = [
+        Request(rng.integers(3, 64, rng.integers(1, 30)), (1, i), int(rng.integers(1, 6)))
+        for i in range(14)
+    ]
+    for slots in (3, 64):
+        config = SamplingConfig(max_new_tokens=14, slots=slots)
+        sampler.shares = kind != "mistral"
+        got = sampler(asked, config)
+        sampler.shares = False
+        for a, b in zip(got, sampler(asked, config), strict=True):
+            for x, y in zip(a, b, strict=True):
+                np.testing.assert_array_equal(x.ids, y.ids)
+                np.testing.assert_allclose(x.logp, y.logp, atol=1e-4)
+    lengths = {len(x.ids) for one in got for x in one}
+    assert len(lengths) > 3, "rows must leave at different times"
+
+
+def sft_step(lm: LM, forward: Callable[[Pack], Output], budget: int) -> tuple[Tensor, Trainer]:
+    still = {"m": OptimSpec(lr=1e-30, clip=1e30)}
+    trainer = Trainer({"m": lm.model}, still, 1, LoopSpec(token_budget=budget))
+    trainer.update([Part(groups(), SFT(), forward)])
+    parts = [p.grad.flatten() for p in lm.model.parameters() if p.grad is not None]
+    return torch.cat(parts), trainer
+
+
+def test_a_step_that_does_not_fit_is_cut_smaller_and_stays_the_same() -> None:
+    lm = LM(tiny("llama").double(), ModelSpec(path="llama"))
+
+    def limited(most: int) -> Callable[[Pack], Output]:
+        def forward(pack: Pack) -> Output:
+            logp, _ = lm.logps(lm.states(pack), pack)
+            if pack.size > most:
+                raise torch.OutOfMemoryError("out of memory")
+            return Output(logp_C=logp)
+
+        return forward
+
+    want, _ = sft_step(lm, limited(1000), 1000)
+    got, trainer = sft_step(lm, limited(40), 1000)
+    assert trainer.budget <= 40
+    torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-6)
+    with pytest.raises(MemoryLimitError, match="35 tokens does not fit"):
+        sft_step(lm, limited(10), 1000)
+
+
+def mixed_lm() -> LM:
+    lm = LM(tiny("llama"), ModelSpec(path="llama", precision="mixed"))
+    assert lm.mixed and lm.exact
+    return lm
+
+
+def test_mixed_precision_keeps_weights_and_stays_near() -> None:
+    lm = mixed_lm()
+    made = groups()
+    away = worst(packed(lm, made), alone(lm.plain_attention(), made))
+    assert 0 < away < 0.3, "bfloat16 products must show, and little"
+    logp, _ = lm.logps(lm.states(build(made)), build(made))
+    assert logp.dtype == torch.float32
+    logp.sum().backward()
+    assert {p.dtype for p in lm.model.parameters()} == {torch.float32}
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in lm.model.parameters())
+
+
+def test_mixed_sampling_agrees_with_mixed_training() -> None:
+    lm = mixed_lm()
+    prompt = np.arange(5, 17)
+    sampler = Sampler(lm.plain_attention(), stop_ids=(), mixed=True)
+    (got,) = sampler([Request(prompt, (0,), 4)], SamplingConfig(max_new_tokens=12))
+    done = [Completion(x.ids, np.ones(len(x.ids), np.bool_)) for x in got]
+    found = packed(lm, [Group("a", prompt, done)])
+    for x, c in zip(got, done, strict=True):
+        assert float(np.abs(x.logp - found[id(c)].numpy()).max()) < 0.3
+
+
+def test_mixed_precision_learns_as_well() -> None:
+    """The same curve within noise: both learn the same answers by heart."""
+    ends: dict[str, list[float]] = {"full": [], "mixed": []}
+    for seed in range(3):
+        for precision, found in ends.items():
+            lm = LM(tiny("llama", seed), ModelSpec(path="x", precision=precision))  # type: ignore[arg-type]
+            optim = {"m": OptimSpec(lr=3e-3, warmup=0.0, schedule="constant")}
+            trainer = Trainer({"m": lm.model}, optim, 40, LoopSpec())
+
+            def forward(pack: Pack, lm: LM = lm) -> Output:
+                return Output(logp_C=lm.logps(lm.states(pack), pack)[0])
+
+            for _ in range(40):
+                told = trainer.update([Part(groups(seed), SFT(), forward)])
+            found.append(told["loss"])
+    full, mixed = np.array(ends["full"]), np.array(ends["mixed"])
+    assert full.max() < 2.0, "must have learnt"
+    assert abs(full.mean() - mixed.mean()) <= max(0.1, 3 * full.std())
+
+
+def test_auto_precision_follows_the_measurement() -> None:
+    cpu = torch.device("cpu")
+    assert use_mixed(ModelSpec(path="x", precision="auto"), cpu, 64) == (bfloat16_gain(64) >= 1.3)
+    assert not use_mixed(ModelSpec(path="x"), cpu, 64)
+    assert not use_mixed(ModelSpec(path="x", precision="mixed", dtype="bfloat16"), cpu, 64)
+
+
+def test_useful_flops_are_those_of_a_forward() -> None:
+    model: Any = tiny("llama")
+    ids = torch.arange(3, 33)[None]
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids)
+    made = Group("a", ids[0, :1].numpy(), [Completion(ids[0, 1:].numpy(), np.ones(29, np.bool_))])
+    config = model.config
+    scores = 4.0 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    # The counter takes no account of the causal mask, and has logits at every position.
+    dense = counter.get_total_flops() - scores * 30 * 30 - 2 * config.hidden_size * 64
+    got = flops.forward(config, [made], logits=True) - scores * 30 * 31 / 2
+    # Not every kernel of attention is known to the counter.
+    assert got in (pytest.approx(dense), pytest.approx(dense + scores * 30 * 30))
+
+
+@pytest.mark.parametrize("what", [["-c", "import trimtab"], ["-m", "trimtab.cli", "--help"]])
+def test_starts_in_half_a_second(what: list[str]) -> None:
+    """Of processor time: what other work on the machine takes does not count."""
+    spent: list[float] = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *what], check=True, capture_output=True, env=os.environ)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) <= 0.5
