@@ -20,7 +20,7 @@ from trimtab.objectives.preference import KTO, AnyPreference, Pairs, Preference
 
 MENU: TypeAdapter[AnyPreference] = TypeAdapter(Preference)
 TYPES = (
-    "dpo", "cdpo", "robust", "ipo", "hinge", "slic", "dpo_norm", "simpo", "orpo", "kto",
+    "dpo", "rpo", "cdpo", "robust", "ipo", "hinge", "slic", "dpo_norm", "simpo", "orpo", "kto",
 )  # fmt: skip
 
 
@@ -55,6 +55,7 @@ O10A = [
     ({"type": "simpo", "beta": 2.0, "gamma": 1.0}, 0.126928),
     ({"type": "orpo"}, 2.018144),
     ({"type": "dpo", "rpo_alpha": 1.0}, 2.554355),
+    ({"type": "rpo"}, 2.554355),
     ({"type": "dpo", "reference_free": True}, 0.513015),
     ({"type": "slic", "nll_weight": 0.5}, 1.0),
 ]

@@ -290,7 +290,7 @@ def test_bad_rows_are_one_clear_error(
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
-        (["--objective.type", "dppo"], "none of dpo, cdpo"),
+        (["--objective.type", "dppo"], "none of dpo, rpo"),
         (["--objective.bta", "1"], "did you mean 'beta'"),
         (["--objective.type", "kto", "--batch", "1"], "batch >= 2"),
         (["--objective.type", "simpo", "--reference.path", "x"], "drop the key reference"),

@@ -43,7 +43,7 @@ Z0 = 0.3
 some = settings(max_examples=8, deadline=None, derandomize=True)
 
 CASES: dict[str, dict[str, Any]] = {
-    "dpo": {"beta": 0.3}, "cdpo": {"beta": 0.3, "smoothing": 0.2}, "robust": {"smoothing": 0.2},
+    "dpo": {"beta": 0.3}, "rpo": {"beta": 0.3}, "cdpo": {"beta": 0.3, "smoothing": 0.2}, "robust": {"smoothing": 0.2},
     "ipo": {"beta": 0.5}, "hinge": {"beta": 0.05}, "slic": {"delta": 30.0, "nll_weight": 0.5},
     "dpo_norm": {"beta": 2.0}, "simpo": {"gamma": 0.7}, "orpo": {"lam": 0.5},
     "kto": {"desirable": 0.7, "undesirable": 1.3},
@@ -89,6 +89,8 @@ def pair_loss(kind: str, W: Tensor, L: Tensor, rw: float, rl: float, nw: int, nl
     z = s.get("beta", 0.1) * ((W - rw) - (L - rl))
     if kind == "dpo":
         return softplus(-z)
+    if kind == "rpo":
+        return softplus(-z) - W / nw
     if kind == "cdpo":
         return 0.8 * softplus(-z) + 0.2 * softplus(z)
     if kind == "robust":

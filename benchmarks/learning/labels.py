@@ -19,7 +19,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ipo_sum": {"objective": {"type": "ipo", "average": "sum", "beta": 0.1}},
     "hinge": {"objective": {"type": "hinge", "beta": 0.5}},
     "slic": {"objective": {"type": "slic", "delta": 4.0, "nll_weight": 0.1}},
-    "rpo": {"objective": {"type": "dpo", "beta": 0.5, "rpo_alpha": 0.1}},
+    "rpo": {"objective": {"type": "rpo", "beta": 0.5, "rpo_alpha": 0.1}},
     "reference-free dpo": {"objective": {"type": "dpo", "beta": 0.5, "reference_free": True}},
 }
 """What the recipe ``sandbox-dpo`` has not."""

@@ -94,6 +94,14 @@ class DPO(Scaled):
         return -logsigmoid(self.z(p))
 
 
+class RPO(DPO):
+    """-log s(z) - rpo_alpha W/n_w (2404.19733): likelihood keeps the chosen answer from sinking."""
+
+    type: Literal["rpo"] = "rpo"  # pyright: ignore[reportIncompatibleVariableOverride]
+    rpo_alpha: float = Field(default=1.0, gt=0.0)
+    """Weight of the chosen answer's mean negative log-likelihood."""
+
+
 class CDPO(Scaled):
     """-(1-e) log s(z) - e log s(-z): conservative DPO (Mitchell 2023, a note to 2305.18290)."""
 
@@ -237,7 +245,7 @@ class ORPO(Direct):
 
 
 AnyPreference = (
-    DPO | CDPO | Robust | IPO | Hinge | SLiC | DPONorm | SimPO | ORPO | KTO
+    DPO | RPO | CDPO | Robust | IPO | Hinge | SLiC | DPONorm | SimPO | ORPO | KTO
 )  # the registry
 
 DIRECT: dict[str, type[Direct]] = {
