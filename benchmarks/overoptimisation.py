@@ -38,7 +38,9 @@ MEMBERS = 4
 SEEDS = (0, 1, 2)
 ROWS = 200
 """Ranked prompts that a reward model is trained on; few, so that it can be over-optimised."""
-WAYS = ("single", "mean", "worst", "uncertainty")
+ENSEMBLES = ("mean", "worst", "uncertainty")
+SINGLES = ("single", *(f"single{k}" for k in range(1, MEMBERS)))
+WAYS = (*SINGLES, *ENSEMBLES)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 QUIET = {"save_every": 0, "sample_every": 0}
 
@@ -127,8 +129,8 @@ def bon(
             scores = torch.stack([m.standardise(r) for m, r in zip(part.members, raw, strict=True)])
             # The weight that Coste et al. take for best-of-n.
             picked.append(
-                scores[0].tolist()
-                if way == "single"
+                scores[SINGLES.index(way)].tolist()
+                if way in SINGLES
                 else ensemble(scores.double(), way, 0.5).tolist()
             )
         worth = [[c.scores["gold"].value for c in g.completions] for g in groups]
@@ -150,8 +152,9 @@ def rl(
 ) -> dict[str, Any]:  # fmt: skip
     """RLOO without a hold on the KL, by one way of combining the members: the path it takes."""
     paths = [f"{models}/{k}/model" for k in range(MEMBERS)]
-    spec: dict[str, Any] = {"name": "rm", "model": paths[0]}
-    if way != "single":
+    if way in SINGLES:
+        spec: dict[str, Any] = {"name": "rm", "model": paths[SINGLES.index(way)]}
+    else:
         spec = {"name": "rm", "models": paths, "combine": way}
     settings: dict[str, Any] = {
         "out": str(out / "run"), "model": {"path": f"{start}/sft/model"},
