@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.rows import grpo
-from benchmarks.turns import Absent, flags
+from benchmarks.turns import flags
 
 if __name__ == "__main__":
     parser = flags("GRPO beside TRL")
@@ -12,7 +12,4 @@ if __name__ == "__main__":
     parser.add_argument("--group", type=int, default=8, help="completions a prompt")
     parser.add_argument("--new", type=int, default=128, help="new tokens at most")
     args = parser.parse_args()
-    try:
-        grpo(args).show(args.folder)
-    except Absent as why:
-        raise SystemExit(str(why)) from None
+    grpo(args).show(args.folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.rows import ppo
-from benchmarks.turns import Absent, flags
+from benchmarks.turns import flags
 
 if __name__ == "__main__":
     parser = flags("PPO beside TRL")
@@ -12,7 +12,4 @@ if __name__ == "__main__":
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
     parser.add_argument("--critic", default="separate", choices=["separate", "shared"])
     args = parser.parse_args()
-    try:
-        ppo(args).show(args.folder)
-    except Absent as why:
-        raise SystemExit(str(why)) from None
+    ppo(args).show(args.folder)

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import PEERS, train
-from benchmarks.turns import Absent, flags
+from benchmarks.rows import train, training_flags
 
 if __name__ == "__main__":
-    parser = flags("reward beside TRL")
-    parser.add_argument("--peer", default="random", choices=list(PEERS), help="TRL's setting")
-    parser.add_argument("--batch", type=int, default=16, help="rows an optimiser step")
-
+    parser = training_flags("reward")
     args = parser.parse_args()
-    try:
-        train("reward", args).show(args.folder)
-    except Absent as why:
-        raise SystemExit(str(why)) from None
+    train("reward", args).show(args.folder)

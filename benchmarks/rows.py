@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import material
-from benchmarks.turns import ROOT, Absent, Result, compare, peer_packages, settings
+from benchmarks.turns import ROOT, Absent, Result, compare, flags, peer_packages, settings
 
 TRL = "1.16.0"
 TRL_PPO = "1.10.0"
@@ -42,6 +42,14 @@ TARGETS = {
     ("grpo", "1024"): 5.0, ("ppo", "separate"): 1.15, ("ppo", "shared"): 2.0,
     ("sampler", "equal"): 1.6, ("sampler", "ragged"): 3.5, ("sampler", "vllm"): 1.0,
 }  # fmt: skip
+
+
+def training_flags(kind: str) -> argparse.ArgumentParser:
+    """What the rows of ``train`` take."""
+    parser = flags(f"{kind} beside TRL")
+    parser.add_argument("--peer", default="random", choices=list(PEERS), help="TRL's setting")
+    parser.add_argument("--batch", type=int, default=16, help="rows an optimiser step")
+    return parser
 
 
 def train(kind: str, args: argparse.Namespace) -> Result:

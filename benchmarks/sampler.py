@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.rows import sampler
-from benchmarks.turns import Absent, flags
+from benchmarks.turns import flags
 
 if __name__ == "__main__":
     parser = flags("the sampler beside others")
@@ -15,7 +15,4 @@ if __name__ == "__main__":
     parser.add_argument("--ragged", action="store_true", help="8 to 256 new tokens instead")
     parser.add_argument("--slots", type=int, default=128, help="rows decoded at once")
     args = parser.parse_args()
-    try:
-        sampler(args).show(args.folder)
-    except Absent as why:
-        raise SystemExit(str(why)) from None
+    sampler(args).show(args.folder)

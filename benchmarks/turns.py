@@ -18,8 +18,8 @@ PEERS = Path(os.environ.get("TRIMTAB_PEERS", ROOT / "runs" / "peers"))
 """Made by ``make bench-env``: a folder of packages for each version of TRL."""
 
 
-class Absent(Exception):  # noqa: N818 - a state, not an error
-    """The peer is not installed; the message says how it would be."""
+class Absent(SystemExit):
+    """The peer is not installed; the message, with which the row ends, says how it would be."""
 
 
 def flags(about: str) -> argparse.ArgumentParser:

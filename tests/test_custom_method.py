@@ -142,7 +142,7 @@ def test_help_shows_its_keys(base: Path, capsys: pytest.CaptureFixture[str]) -> 
     [
         ({"targt": 1.0}, "objective.targt: unknown key; did you mean 'target'?"),
         ({"target": -1.0}, "objective.target: Input should be greater than 0"),
-        ({"type": "mine.py"}, "none of dpo, cdpo"),
+        ({"type": "mine.py"}, "none of dpo, rpo"),
         ({"type": "BASE/mine.py:Nothing"}, "has no function 'Nothing'"),
         ({"type": "BASE/mine.py:Signs"}, "is no Direct"),
         ({"type": "BASE/mine.py:halves"}, "is no Direct"),

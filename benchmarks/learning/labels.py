@@ -65,11 +65,12 @@ def direct(out: Path, seed: int, *, start: str, name: str) -> dict[str, Any]:
 def ppo(out: Path, seed: int, *, start: str) -> dict[str, Any]:
     """The demo's PPO, with its reward model of the same labels."""
     origin = Path(start)
-    given = yaml.safe_load((RECIPES / "sandbox-ppo.yaml").read_text())["stages"]["ppo"]
-    del given["kind"]
-    text = yaml.safe_dump(given).replace("'@", "'" + str(origin) + "/")
-    values = {**yaml.safe_load(text), "out": str(out / "run"), "loop": {"seed": seed}}
-    policy.main(build(policy.RLConfig, values))
+    stages = yaml.safe_load((RECIPES / "sandbox-ppo.yaml").read_text())["stages"]
+    recipe = pipeline.Recipe(
+        out=start, stages={name: stages[name] for name in (*SHARED, "ppo")}, seed=seed
+    )
+    config = pipeline.plan(recipe, "sandbox-ppo.yaml")[-1].config
+    policy.main(build(policy.RLConfig, {**config.model_dump(), "out": str(out / "run")}))
     return compare(out, origin)
 
 

@@ -6,7 +6,6 @@ import importlib
 import logging
 import os
 import sys
-import typing
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 import trimtab
-from trimtab.config import Config, build, merge, read_yaml, set_path
+from trimtab.config import Config, build, merge, read_yaml
 from trimtab.errors import ConfigError, UserError
+from trimtab.flags import parse, show_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +28,9 @@ class Command:
     config: str
     about: str
     place: str = ""
-    """The key that words without a flag fill, unless the first is a YAML file."""
+    """The key that words without a flag fill; a YAML file among them is the configuration."""
+    many: bool = False
+    """Takes files of labels, at least one."""
 
 
 STAGES = {
@@ -109,19 +109,26 @@ FILES = {
         "trimtab.evaluate.agreement",
         "AgreementConfig",
         "agreement FILES: how far annotators agree, how good and how biased each is",
+        place="files",
+        many=True,
     ),
     "evaluate": Command(
         "trimtab.evaluate.verdicts",
         "EvaluateConfig",
         "evaluate FILES: win rates, length-controlled ones and Elo from verdicts",
+        place="files",
+        many=True,
     ),
     "exchange": Command(
         "trimtab.label.exchange",
         "ExchangeConfig",
         "exchange FILES --to FILE: labels from and to other tools' formats and the hub",
+        place="files",
+        many=True,
     ),
 }
-"""Commands over files of labels; a YAML file among them is their configuration."""
+COMMANDS = FILES | STAGES
+"""All that are a configuration and a main."""
 
 OTHERS = {
     "run": "run RECIPE.yaml: every stage of a pipeline, each skipped when already whole",
@@ -142,127 +149,13 @@ def usage() -> str:
         "",
     ]
     lines += [f"  {name:<13}{text}" for name, text in OTHERS.items()]
-    lines += [f"  {name:<13}{c.about}" for name, c in (FILES | STAGES).items()]
+    lines += [f"  {name:<13}{c.about}" for name, c in COMMANDS.items()]
     lines += [
         "",
         "A stage takes a YAML file, flags, or both: trimtab sft sft.yaml --optim.lr 1e-4",
         "  --dry-run   print the resolved configuration and stop",
         "  --help      after a command: its keys with the values that would be used",
     ]
-    return "\n".join(lines)
-
-
-def parse(
-    args: Sequence[str], more: frozenset[str] = frozenset()
-) -> tuple[list[str], dict[str, Any], set[str]]:
-    """Arguments as positionals, nested values of ``--a.b value``, and bare switches: the usual
-    ones and ``more``.
-
-    Raises:
-        ConfigError: a flag lacks its value.
-    """
-    places: list[str] = []
-    values: dict[str, Any] = {}
-    switches: set[str] = set()
-    known = {"help", "dry-run", "fresh", "export", *more}
-    rest = list(args)
-    while rest:
-        word = rest.pop(0)
-        if word == "-h":
-            word = "--help"
-        if not word.startswith("--"):
-            places.append(word)
-            continue
-        name, eq, text = word[2:].partition("=")
-        if name in known and not eq:
-            switches.add(name)
-            continue
-        if not eq:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"--{name}: needs a value (write --{name} VALUE)")
-            text = rest.pop(0)
-        set_path(values, name.replace("-", "_"), _value(text))
-    return places, values, switches
-
-
-def _value(text: str) -> Any:
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(found, str):
-        # YAML 1.1 reads 1e-4 as text.
-        try:
-            return float(found)
-        except ValueError:
-            return text
-    return found
-
-
-def _rows(kind: type[BaseModel], values: Any, prefix: str = "") -> list[tuple[str, str, str]]:
-    rows: list[tuple[str, str, str]] = []
-    for field, info in kind.model_fields.items():
-        name = info.alias or field
-        path = f"{prefix}{name}"
-        given: Any = values.get(name) if isinstance(values, dict) else None
-        default = (
-            info.get_default(call_default_factory=True)
-            if not info.is_required()
-            else PydanticUndefined
-        )
-        inner = _model_of(info.annotation, given, default)
-        if inner is not None:
-            below = (
-                given
-                if isinstance(given, dict)
-                else default.model_dump()
-                if isinstance(default, BaseModel)
-                else {}
-            )
-            if default is None and not given:
-                rows.append(
-                    (
-                        path,
-                        "none",
-                        f"{info.description or ''} Keys: {', '.join(inner.model_fields)}",
-                    )
-                )
-            else:
-                rows += _rows(inner, below, path + ".")
-            continue
-        shown = given if given is not None else default
-        rows.append(
-            (
-                path,
-                "(required)" if shown is PydanticUndefined else str(shown),
-                info.description or "",
-            )
-        )
-    return rows
-
-
-def _model_of(annotation: Any, given: Any, default: Any) -> type[BaseModel] | None:
-    if isinstance(default, BaseModel) and given is None:
-        return type(default)
-    arms = typing.get_args(annotation) or (annotation,)
-    models = [a for a in arms if isinstance(a, type) and issubclass(a, BaseModel)]
-    if isinstance(given, dict) and "type" in given and hasattr(annotation, "named"):
-        return annotation.named(str(given["type"]))
-    if typing.get_origin(annotation) in (tuple, list, dict) or not models:
-        return None
-    if isinstance(given, dict):
-        for m in models:
-            tag = next((f for f in ("kind", "type") if f in m.model_fields), None)
-            if tag and given.get(tag) == m.model_fields[tag].default:
-                return m
-    return type(default) if isinstance(default, BaseModel) else models[0]
-
-
-def show_keys(name: str, kind: type[BaseModel], values: dict[str, Any]) -> str:
-    """Help of a stage: every key, the value that would be used, what it means."""
-    lines = [f"trimtab {name} [FILE.yaml] [--key value ...]", ""]
-    for path, value, about in _rows(kind, values):
-        lines.append(f"  --{path:<34} {value:<22} {' '.join(about.split())}")
     return "\n".join(lines)
 
 
@@ -273,40 +166,21 @@ def _given(places: list[str], flags: dict[str, Any], most: int = 1) -> dict[str,
 
 
 def stage(name: str, args: Sequence[str]) -> None:
-    """``trimtab sft | reward | rl``, or another of ``STAGES``."""
-    command = STAGES[name]
+    """``trimtab sft | reward | agreement | …``: one of ``COMMANDS``."""
+    command = COMMANDS[name]
     places, flags, switches = parse(args)
-    if command.place and places and not places[0].endswith((".yaml", ".yml")):
-        flags.setdefault(command.place, places[0] if len(places) == 1 else places)
-        places = []
-    values = _given(places, flags)
-    module = importlib.import_module(command.module)
-    kind: type[Config] = getattr(module, command.config)
-    if "help" in switches:
-        print(show_keys(name, kind, values))
-        return
-    config = build(kind, values, places[0] if places else f"trimtab {name}")
-    if "dry-run" in switches:
-        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        return
-    module.main(config)
-
-
-def over_files(name: str, args: Sequence[str]) -> None:
-    """``trimtab agreement | evaluate | exchange FILES``; flags and a YAML file as for a stage."""
-    command = FILES[name]
-    places, flags, switches = parse(args)
-    settings = [p for p in places if p.endswith((".yaml", ".yml"))]
+    settings = [p for p in places if p.endswith((".yaml", ".yml"))] if command.place else places
     values = _given(settings, flags)
     named = [p for p in places if p not in settings]
     if named:
-        values["files"] = named
+        one = not command.many and len(named) == 1
+        values.setdefault(command.place, named[0] if one else named)
     module = importlib.import_module(command.module)
     kind: type[Config] = getattr(module, command.config)
     if "help" in switches:
-        print(show_keys(f"{name} FILES", kind, values))
+        print(show_keys(f"{name} FILES" if command.many else name, kind, values))
         return
-    if "files" not in values:
+    if command.many and command.place not in values:
         raise ConfigError(f"give the files: trimtab {command.about.partition(':')[0]}")
     config = build(kind, values, settings[0] if settings else f"trimtab {name}")
     if "dry-run" in switches:
@@ -318,7 +192,7 @@ def over_files(name: str, args: Sequence[str]) -> None:
 
 def run(args: Sequence[str]) -> None:
     """``trimtab run RECIPE.yaml``; ``--STAGE.key value`` changes a stage, ``--out`` the folder."""
-    places, flags, switches = parse(args)
+    places, flags, switches = parse(args, frozenset({"fresh"}))
     if not places:
         print("trimtab run RECIPE.yaml [--out DIR] [--STAGE.key value ...] [--dry-run] [--fresh]")
         if "help" in switches:
@@ -444,7 +318,7 @@ def label(args: Sequence[str]) -> None:
     from trimtab.label import serve
     from trimtab.label.spec import LabelConfig
 
-    places, flags, switches = parse(args)
+    places, flags, switches = parse(args, frozenset({"export"}))
     if places and Path(places[0]).suffix in (".yaml", ".yml"):
         values = _given(places, flags)
     else:
@@ -492,15 +366,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "recipes": recipes,
     }  # fmt: skip
     try:
-        if name in STAGES:
+        if name in COMMANDS:
             stage(name, rest)
-        elif name in FILES:
-            over_files(name, rest)
         elif name in others:
             others[name](rest)
         else:
             raise ConfigError(
-                f"{name!r} is not a command; there are {', '.join([*OTHERS, *FILES, *STAGES])}"
+                f"{name!r} is not a command; there are {', '.join([*OTHERS, *COMMANDS])}"
             )
     except UserError as error:
         print(f"trimtab: {error}", file=sys.stderr)

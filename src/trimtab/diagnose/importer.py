@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trimtab.errors import DataError
-from trimtab.runs import Run, write_atomic
+from trimtab.runs import Run, read_object, write_atomic
 
 Source = Literal["trl", "wandb", "jsonl"]
 
@@ -173,8 +173,8 @@ def _trl(path: Path) -> Parts:
     states = [s for s in states if s.is_file()]
     metrics: list[tuple[int, dict[str, Any]]] = []
     if states:
-        last = max(states, key=lambda s: int(_json(s).get("global_step") or 0))
-        for row in cast("list[Any]", _json(last).get("log_history") or []):
+        last = max(states, key=lambda s: int(read_object(s).get("global_step") or 0))
+        for row in cast("list[Any]", read_object(last).get("log_history") or []):
             if (
                 isinstance(row, dict)
                 and _number(row.get("step")) is not None
@@ -193,16 +193,6 @@ def _trl(path: Path) -> Parts:
     return metrics, rollouts
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        held = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
-    if not isinstance(held, dict):
-        raise DataError(f"{path}: not a JSON object")
-    return cast("dict[str, Any]", held)
-
-
 def _wandb(path: Path) -> Parts:
     files = (
         [path]
@@ -213,7 +203,7 @@ def _wandb(path: Path) -> Parts:
     rollouts: list[dict[str, Any]] = []
     for file in files:
         if file.name.endswith(".table.json"):
-            table = _json(file)
+            table = read_object(file)
             columns = [str(c) for c in table.get("columns") or []]
             for i, row in enumerate(table.get("data") or [], 1):
                 rollouts.append(_rollout(dict(zip(columns, row, strict=False)), f"{file}, row {i}"))

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from pydantic import ValidationError
 
+from trimtab.config import read_yaml
 from trimtab.diagnose.finding import Audited, Example, Probe
 from trimtab.errors import DataError
-from trimtab.runs import read_metrics, read_summary
+from trimtab.runs import read_metrics, read_object, read_summary
 
 Array = npt.NDArray[np.float64]
 
@@ -181,13 +181,14 @@ def read(folder: str | Path) -> Evidence:
     if not path.is_dir():
         raise DataError(f"{path}: no such run folder; give the folder that holds metrics.jsonl")
     found = Evidence(path)
-    found.config = _yaml(path / "config.yaml")
+    config = path / "config.yaml"
+    found.config = read_yaml(config) if config.is_file() else {}
     found.rows = sorted(
         (r for r in read_metrics(path) if isinstance(r.get("step"), (int, float))),
         key=lambda r: float(r["step"]),
     )
     found.summary = read_summary(path)
-    found.facts = _object(path / "facts.json")
+    found.facts = read_object(path / "facts.json")
     found.rollouts = list(_rollouts(path))
     if not (found.rows or found.rollouts or found.facts or found.summary):
         raise DataError(
@@ -207,30 +208,8 @@ def read(folder: str | Path) -> Evidence:
     return found
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        held = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: not valid YAML ({error}); remove it") from None
-    return cast("dict[str, Any]", held) if isinstance(held, dict) else {}
-
-
-def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        held = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); remove it") from None
-    if not isinstance(held, dict):
-        raise DataError(f"{path}: not a JSON object; remove it")
-    return cast("dict[str, Any]", held)
-
-
 def _probes(path: Path) -> list[Probe]:
-    listed = _object(path).get("probes", [])
+    listed = read_object(path).get("probes", [])
     try:
         return [Probe.model_validate(p) for p in cast("list[Any]", listed)]
     except (ValidationError, TypeError) as error:

@@ -24,7 +24,7 @@ class Visitor:
     labels: bool
     """Is asked for verdicts."""
     csrf: str
-    """What each of this session's forms must carry."""
+    """What every form of this sign-in must carry."""
 
     def csrf_is(self, given: str) -> bool:
         """Whether a form carries it."""

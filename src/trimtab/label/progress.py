@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
+
 from trimtab.judgement import Judgement
+from trimtab.stats.agreement import cohen_kappa
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +64,11 @@ def verdicts(judgements: Sequence[Judgement]) -> Verdicts:
 
 
 def cohen(a: Sequence[int], b: Sequence[int]) -> tuple[float, float | None]:
-    """Share of agreement p_o, and Cohen's kappa (p_o - p_e) / (1 - p_e).
-
-    >>> a = [0] * 25 + [1] * 25
-    >>> b = [0] * 20 + [1] * 5 + [0] * 10 + [1] * 15
-    >>> share, kappa = cohen(a, b)
-    >>> round(share, 9), round(kappa, 9)
-    (0.7, 0.4)
-    """
-    n = len(a)
-    same = sum(x == y for x, y in zip(a, b, strict=True)) / n
-    of_a, of_b = Counter(a), Counter(b)
-    chance = sum(of_a[c] * of_b[c] for c in of_a) / n**2
-    return same, None if chance == 1.0 else (same - chance) / (1.0 - chance)
+    """Share of equal verdicts (-1, 0, 1), and Cohen's kappa; None where chance alone would agree."""
+    table = np.zeros((3, 3))
+    np.add.at(table, (np.asarray(a) + 1, np.asarray(b) + 1), 1)
+    kappa = float(cohen_kappa(table))
+    return float(np.trace(table) / len(a)), None if math.isnan(kappa) else kappa
 
 
 def agreement(judgements: Sequence[Judgement]) -> list[Agreement]:

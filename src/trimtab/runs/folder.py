@@ -205,12 +205,16 @@ def read_findings(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_summary(path: str | Path) -> dict[str, Any]:
-    """``summary.json`` of the run folder ``path``; empty when there is none.
+    """``summary.json`` of the run folder ``path``, as ``read_object``."""
+    return read_object(Path(path) / "summary.json")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A file that holds one JSON object; empty when there is none.
 
     Raises:
         DataError: the file is not a JSON object.
     """
-    file = Path(path) / "summary.json"
     if not file.exists():
         return {}
     try:
