@@ -54,6 +54,12 @@ def config(base: Path, out: Path, **more: Any) -> RLConfig:
     return build(RLConfig, given, "test")
 
 
+def by_name(name: str) -> dict[str, Any]:
+    """The method alone, and what ends a step where it asks."""
+    steps = {"monte_carlo": {"k": 2, "separator": "."}} if name == "vineppo" else {}
+    return {"method": {"type": name}, **steps}
+
+
 def process(name: str = "red", **more: Any) -> dict[str, Any]:
     return {"name": "steps", "function": f"{HERE}:{name}", "separator": ".", **more}
 
@@ -68,7 +74,7 @@ def rolled(stage: RLStage) -> list[Group]:
 def test_every_method_runs_by_its_name_and_moves_the_policy(
     name: str, base: Path, tmp_path: Path
 ) -> None:
-    made = config(base, tmp_path, method={"type": name})
+    made = config(base, tmp_path, **by_name(name))
     stage = RLStage(made)
     before = [p.detach().clone() for p in stage.lm.model.parameters()]
     fit(stage, Run(str(tmp_path)), made.loop)
@@ -81,7 +87,7 @@ def test_every_method_runs_by_its_name_and_moves_the_policy(
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_adapters_alone_are_trained(name: str, base: Path, tmp_path: Path) -> None:
     model = {"path": str(base / "model"), "device": "cpu", "lora": {"r": 4}}
-    made = config(base, tmp_path, model=model, method={"type": name})
+    made = config(base, tmp_path, model=model, **by_name(name))
     stage = RLStage(made)
     frozen = [p.detach().clone() for p in stage.lm.model.parameters() if not p.requires_grad]
     fit(stage, Run(str(tmp_path)), made.loop)
@@ -183,8 +189,7 @@ def test_implicit_rewards_need_the_same_tokens(base: Path, tmp_path: Path) -> No
 
 
 def test_monte_carlo_gains_add_up_to_reward_less_start(base: Path, tmp_path: Path) -> None:
-    method = {"type": "ppo", "values": "monte-carlo", "whiten_advantages": False,
-              "kl": {"kind": "fixed", "beta": 0.0}}  # fmt: skip
+    method = {"type": "vineppo", "whiten_advantages": False}
     spec = {"k": 3, "separator": "."}
     stage = RLStage(config(base, tmp_path, method=method, monte_carlo=spec))
     assert stage.critic is None
@@ -214,7 +219,7 @@ def test_monte_carlo_gains_add_up_to_reward_less_start(base: Path, tmp_path: Pat
 def test_monte_carlo_resumes_byte_equal(base: Path, tmp_path: Path) -> None:
     def train(out: Path, steps: int) -> bytes:
         made = config(
-            base, out, steps=4, method={"type": "ppo", "values": "monte-carlo"},
+            base, out, steps=4, method={"type": "vineppo"},
             monte_carlo={"k": 2, "separator": "."},
         )  # fmt: skip
         stage = RLStage(made)
@@ -234,10 +239,10 @@ def test_monte_carlo_resumes_byte_equal(base: Path, tmp_path: Path) -> None:
         ({"rewards": [], "process": process(weight=0.0)}, "weight 0"),
         ({"process": process(), "implicit": {"model": "a", "reference": "b"}}, "one of them"),
         ({"method": {"type": "grpo", "advantage": "process"}}, "give process"),
-        ({"method": {"type": "ppo", "values": "monte-carlo"}, "process": process()}, "neither"),
+        ({"method": {"type": "vineppo"}, "process": process()}, "neither"),
         ({"monte_carlo": {"k": 2}}, "remove the key"),
         (
-            {"method": {"type": "ppo", "values": "monte-carlo"}, "critic": {"kind": "shared"}},
+            {"method": {"type": "vineppo"}, "critic": {"kind": "shared"}},
             "no critic",
         ),
     ],

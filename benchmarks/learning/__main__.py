@@ -97,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--only", nargs="+", default=(), help="names of methods or variants")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--slice", action="store_true", help="the small part that CI runs")
@@ -114,7 +115,10 @@ def main() -> None:
     if "experts" in args.rows:
         mixture = words.start(out / "moe", moe=True)
         words.measure(mixture / "sft" / "model", mixture, mixture / "before")
-    run(jobs(out, start, set(args.rows)), out, args.workers)
+    todo = jobs(out, start, set(args.rows))
+    if args.only:
+        todo = [j for j in todo if j.name.partition("@")[0] in args.only]
+    run(todo, out, args.workers)
     page.write(out, args.docs)
 
 

@@ -81,8 +81,7 @@ def correlation(
         last = critic.step(index)
     group = stage("group", {"type": "grpo", "kl_place": "none"})
     vine = stage(
-        "vine", {"type": "ppo", "values": "monte-carlo", "whiten_advantages": False,
-                 "kl": {"kind": "fixed", "beta": 0.0}},
+        "vine", {"type": "vineppo", "whiten_advantages": False, "kl": {"kind": "fixed", "beta": 0.0}},
         monte_carlo={"k": 9, "separator": sandbox.END},
     )  # fmt: skip
     groups = group.rollouts(10_000, prompts, 8, 0)

@@ -8,6 +8,7 @@ from typing import Any
 from trimtab.config import build
 from trimtab.evaluate import solved
 from trimtab.runs import read_metrics
+from trimtab.sandbox.tasks import END
 from trimtab.train import policy, sft, tasks
 
 VERIFIER = {"name": "right", "function": "trimtab.sandbox.tasks:verifier_reward"}
@@ -85,6 +86,8 @@ def settings(
         # A step with a uniform group draws a second time, and nearly every step has one.
         values["steps"] //= 2
     values["prompts"] = batch // values.get("group", method.default_group)
+    if method.values == "monte-carlo":
+        values.setdefault("monte_carlo", {"separator": END})
     if method.needs_critic:
         spec = {"lr": 1e-3, "warmup": 0.1, "schedule": "constant"}
         values.setdefault("critic", {"optim": spec})
@@ -115,7 +118,8 @@ def learn(
         "start": before["pass@1"]["mean"], "end": end["mean"], "low": end["low"], "high": end["high"],
         "gain": end["mean"] - before["pass@1"]["mean"], "pass@4": after["pass@4"]["mean"],
         "pass@8": after["pass@8"]["mean"], "pass@8_start": before["pass@8"]["mean"],
-        "samples": sum(drawn), "length": after["length"], "kl": rows[-1].get("objective/kl", 0.0),
+        "samples": sum(drawn), "continuations": sum(r.get("value/continuations", 0.0) for r in rows),
+        "length": after["length"], "kl": rows[-1].get("objective/kl", 0.0),
         "entropy": rows[-1]["objective/entropy"],
         "curve": {"samples": _running(drawn), "reward": [r["reward/mean"] for r in rows]},
     }  # fmt: skip

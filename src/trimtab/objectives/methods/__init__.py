@@ -20,10 +20,11 @@ from trimtab.objectives.methods.ppo import PPO
 from trimtab.objectives.methods.reinforce import A2C, Reinforce
 from trimtab.objectives.methods.reinforce_pp import ReinforcePP, ReinforcePPBaseline
 from trimtab.objectives.methods.rloo import RLOO
+from trimtab.objectives.methods.vineppo import VinePPO
 from trimtab.objectives.policy import PolicyMethod
 
 Methods = (
-    PPO | A2C | Reinforce | ReinforcePP | ReinforcePPBaseline | RLOO
+    PPO | VinePPO | A2C | Reinforce | ReinforcePP | ReinforcePPBaseline | RLOO
     | GRPO | DrGRPO | DAPO | GSPO | GSPOToken | CISPO
 )  # fmt: skip
 
