@@ -189,7 +189,7 @@ def test_O16_first_updates_coincide() -> None:
         ({"type": "reinforce", "epochs": 2}, "no ratio to correct"),
         ({"type": "grpo", "mismatch": "token", "anchor": "sampler"}, "take one"),
         ({"type": "ppo", "baseline": "group"}, "critic is the baseline"),
-        ({"type": "grop"}, "none of ppo, a2c"),
+        ({"type": "grop"}, "none of ppo, vineppo, a2c"),
     ],
 )
 def test_nonsense_is_refused_with_its_reason(given: dict[str, Any], why: str) -> None:
