@@ -61,7 +61,8 @@ def write(out: Path, docs: Path) -> None:
         "SFT model and draw 10,240 completions in batches of 64 at learning rate 2e-4. pass@k on 300 "
         "held-out problems from 8 samples each, unbiased; 95 % intervals over problems. A curve is the "
         "mean reward of the batches over time, from 0 to 1. Methods with dynamic sampling take half as "
-        "many steps, as they draw most batches twice; `samples` in learning.json is what was drawn.\n",
+        "many steps, as they draw most batches twice; `samples` in learning.json is what was drawn. "
+        "VinePPO's continuations come on top (`continuations`).\n",
     ]
     if "words" in found:
         rows = [_learned(name, results) for name, results in found["words"].items()]

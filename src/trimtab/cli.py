@@ -31,19 +31,37 @@ class Command:
     """The key that words without a flag fill; a YAML file among them is the configuration."""
     many: bool = False
     """Takes files of labels, at least one."""
+    stage: str = ""
+    """Its class where it is a training stage: what ``--plan`` measures."""
 
 
 STAGES = {
-    "sft": Command("trimtab.train.sft", "SFTConfig", "supervised fine-tuning on demonstrations"),
-    "reward": Command("trimtab.train.reward", "RewardConfig", "reward model on comparisons"),
-    "process": Command("trimtab.train.process", "ProcessConfig", "process reward model on steps"),
+    "sft": Command(
+        "trimtab.train.sft",
+        "SFTConfig",
+        "supervised fine-tuning on demonstrations",
+        stage="SFTStage",
+    ),
+    "reward": Command(
+        "trimtab.train.reward", "RewardConfig", "reward model on comparisons", stage="RewardStage"
+    ),
+    "process": Command(
+        "trimtab.train.process",
+        "ProcessConfig",
+        "process reward model on steps",
+        stage="ProcessStage",
+    ),
     "dpo": Command(
-        "trimtab.train.preference", "PreferenceConfig", "DPO and its relatives, KTO too"
+        "trimtab.train.preference",
+        "PreferenceConfig",
+        "DPO and its relatives, KTO too",
+        stage="PreferenceStage",
     ),
     "online_dpo": Command(
         "trimtab.train.online",
         "OnlineConfig",
         "direct methods on pairs of the policy's own answers",
+        stage="OnlineStage",
     ),
     "best_of_n": Command(
         "trimtab.train.best_of_n", "BestOfNConfig", "best of n answers, as rows for sft and dpo"
@@ -100,7 +118,10 @@ STAGES = {
     ),
     "mix": Command("trimtab.train.mix", "MixConfig", "rows of several files in one"),
     "rl": Command(
-        "trimtab.train.policy", "RLConfig", "online methods: PPO, GRPO, DAPO and their relatives"
+        "trimtab.train.policy",
+        "RLConfig",
+        "online methods: PPO, GRPO, DAPO and their relatives",
+        stage="RLStage",
     ),
 }
 
@@ -154,6 +175,7 @@ def usage() -> str:
         "",
         "A stage takes a YAML file, flags, or both: trimtab sft sft.yaml --optim.lr 1e-4",
         "  --dry-run   print the resolved configuration and stop",
+        "  --plan      a training stage: predict its time and memory from a few steps, and stop",
         "  --help      after a command: its keys with the values that would be used",
     ]
     return "\n".join(lines)
@@ -168,7 +190,9 @@ def _given(places: list[str], flags: dict[str, Any], most: int = 1) -> dict[str,
 def stage(name: str, args: Sequence[str]) -> None:
     """``trimtab sft | reward | agreement | …``: one of ``COMMANDS``."""
     command = COMMANDS[name]
-    places, flags, switches = parse(args)
+    places, flags, switches = parse(args, frozenset({"plan"}))
+    if "plan" in switches and not command.stage:
+        raise ConfigError(f"--plan is for training stages; {name} trains nothing")
     settings = [p for p in places if p.endswith((".yaml", ".yml"))] if command.place else places
     values = _given(settings, flags)
     named = [p for p in places if p not in settings]
@@ -186,6 +210,11 @@ def stage(name: str, args: Sequence[str]) -> None:
     if "dry-run" in switches:
         shown = config.model_dump(mode="json", by_alias=True)
         print(yaml.safe_dump(shown, sort_keys=False))
+        return
+    if "plan" in switches:
+        from trimtab.train.plan import plan
+
+        print(plan(getattr(module, command.stage), config).text())
         return
     module.main(config)
 

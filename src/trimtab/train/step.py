@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
@@ -30,6 +30,7 @@ from trimtab.models import checkpoint
 from trimtab.objectives.terms import Counts, Loss
 from trimtab.runs import Run, read_metrics
 from trimtab.runs.console import bar, console
+from trimtab.train.tuning import fastest
 from trimtab.types import Group
 
 
@@ -64,6 +65,9 @@ class LoopSpec(Config):
     token_budget: int = Field(default_factory=usual_budget, gt=0)
     """Tokens of one forward; changes memory and speed, never the result. 2,048 on CPU and 8,192 on
     CUDA when not given; halved where a step does not fit into memory."""
+    tune_budget: bool = False
+    """Measure at the first step which size is fastest here, in place of ``token_budget``. A choice
+    by the clock may differ from run to run, and sums in another order differ in the last bits."""
     save_every: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0 saves at the end alone."""
     keep: int = Field(default=2, gt=0)
@@ -155,6 +159,7 @@ class Trainer:
         self.updates = 0
         self.skips = 0
         self.budget = loop.token_budget
+        self.tuned = not loop.tune_budget
         self._meta: dict[str, Any] = {}
         self.params = {
             name: [(n, p) for n, p in m.named_parameters() if p.requires_grad]
@@ -187,6 +192,8 @@ class Trainer:
             NonFiniteError: ``max_skips`` steps in a row were not finite.
             MemoryLimitError: one prompt with its completions does not fit.
         """
+        if not self.tuned:
+            self._tune(parts)
         metrics = self._gradients(parts)
         finite = True
         for name, params in self.params.items():
@@ -215,6 +222,27 @@ class Trainer:
         self.updates += 1
         metrics["skipped"] = 0.0 if finite else 1.0
         return metrics
+
+    def _tune(self, parts: Sequence[Part]) -> None:
+        """Find the budget on the largest part's groups; gradients and random state are put back."""
+        part = max(parts, key=lambda p: sum(g.cost for g in p.groups))
+        given, state = self.budget, checkpoint.rng_tensors()
+
+        def spend(groups: Sequence[Group], size: int) -> float | None:
+            self.budget = size
+            since = time.perf_counter()
+            try:
+                self._accumulate([replace(part, groups=groups)])
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    return None
+                raise
+            return time.perf_counter() - since
+
+        self.budget = fastest(part.groups, spend) or given
+        self.tuned = True
+        self.optimizer.zero_grad(set_to_none=True)
+        checkpoint.restore_rng(state)
 
     def _gradients(self, parts: Sequence[Part]) -> dict[str, float]:
         """Accumulate the gradients of a whole step, in smaller packs where memory runs out.
@@ -289,6 +317,8 @@ class Trainer:
         return {
             "updates": self.updates,
             "skips": self.skips,
+            "budget": self.budget,
+            "tuned": self.tuned,
             "optimizer": self._meta,
         }
 
@@ -304,6 +334,8 @@ class Trainer:
             checkpoint.unflatten_optimizer(saved.tensors("optimizer"), meta["optimizer"])
         )
         self.updates, self.skips = int(meta["updates"]), int(meta["skips"])
+        # The cut of a step orders its sums: resumed, it is the same to the bit.
+        self.budget, self.tuned = int(meta["budget"]), bool(meta["tuned"])
         checkpoint.restore_rng(saved.tensors("random"))
 
 
