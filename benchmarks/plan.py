@@ -89,7 +89,7 @@ def check(name: str, command: str, given: dict[str, Any], folder: Path) -> dict[
     _, peak = call(command, config)
     record = (folder / config.stem / "metrics.jsonl").read_text().splitlines()
     taken = [json.loads(line)["time/step"] for line in record][1:]
-    one = {
+    one: dict[str, Any] = {
         "name": name, "seconds_planned": number(r"a step +([\d.e+-]+) s", said),
         "seconds": float(np.mean(taken)),
         "mb_planned": number(r"memory +([\d,]+) MB", said), "mb": peak,

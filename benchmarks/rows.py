@@ -164,11 +164,10 @@ def vllm_python() -> str:
     Raises:
         Absent: there is none.
     """
-    given = os.environ.get("TRIMTAB_VLLM_PYTHON")
-    for path in [given] if given else [ROOT / ".venv-vllm" / "bin" / "python"]:
-        if path and Path(path).is_file():
-            return str(path)
-    raise Absent("vLLM has no environment here; make vllm-env, or set TRIMTAB_VLLM_PYTHON")
+    path = Path(os.environ.get("TRIMTAB_VLLM", ROOT / ".vllm")) / "bin" / "python"
+    if path.is_file():
+        return str(path)
+    raise Absent(f"vLLM has no environment here ({path}); make vllm-env, or set TRIMTAB_VLLM")
 
 
 def sampler(args: argparse.Namespace) -> Result:
