@@ -20,7 +20,7 @@ ROWS = (
     ["grpo", "--prompt", "64"], ["grpo", "--prompt", "256"], ["grpo", "--prompt", "1024"],
     ["ppo"], ["ppo", "--critic", "shared"], ["sampler"], ["sampler", "--ragged"],
     ["sampler", "--peer", "vllm"], ["sampler", "--peer", "vllm", "--ragged"], ["bare"],
-    ["precision", "--model", "25m"],
+    ["precision", "--model", "25m"], ["plan"],
 )  # fmt: skip
 GROWTH = ("prompt", "group", "completion", "model", "vocabulary")
 

@@ -19,7 +19,9 @@ others fill in. A row says how many turns it had: with one or two, read the rati
 What a run can set: `model.precision: mixed` multiplies in bfloat16 with weights, sums and log-softmax in
 fp32, and `auto` does so where a measurement at the start says that it pays; `loop.token_budget` is the
 size of a forward in tokens (2,048 on CPU, 8,192 on CUDA), halved by itself where a step does not fit into
-memory, with the same gradients; `model.gradient_checkpointing` trades time for memory.
+memory, with the same gradients; `loop.tune_budget` measures at the first step which size is fastest;
+`model.gradient_checkpointing` trades time for memory. `trimtab sft|reward|process|dpo|online_dpo|rl … --plan` takes
+a few real steps and says what the whole run will need.
 """
 
 EXPECTED = (
@@ -85,9 +87,28 @@ def growth(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def planned(told: dict[str, Any] | None) -> list[str]:
+    """What ``--plan`` said, and what came."""
+    lines = ["", "## What --plan says, and what comes", ""]
+    if told is None:
+        return [*lines, "Not measured in this run (`python -m benchmarks.plan`)."]
+    rows = told["rows"]
+    near = sum(max(abs(r["time_ratio"] - 1), abs(r["memory_ratio"] - 1)) <= 0.25 for r in rows)
+    lines += [
+        f"`python -m benchmarks.plan`: {near} of {len(rows)} within 25 % in both.", "",
+        "| run | s a step: planned, taken | ratio | peak MB: planned, taken | ratio |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    return lines + [
+        f"| {r['name']} | {r['seconds_planned']:.2f}, {r['seconds']:.2f} | {r['time_ratio']:.2f} "
+        f"| {r['mb_planned']:.0f}, {r['mb']:.0f} | {r['memory_ratio']:.2f} |"
+        for r in rows
+    ]
+
+
 def write(results: Path, page: Path) -> None:
     """Read every row, write the page."""
     found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in results.glob("*.json")}
+    plan = found.pop("plan", None)
     rows = [r for name, r in found.items() if not name.startswith("growth-")]
     rows.sort(key=lambda r: (EXPECTED.index(r["row"]) if r["row"] in EXPECTED else 99, r["row"]))
     curves = [r for name, r in sorted(found.items()) if name.startswith("growth-")]
@@ -97,7 +118,7 @@ def write(results: Path, page: Path) -> None:
         lines += ["", f"Not measured in this run: {', '.join(missing)}."]
     if not any(r["device"] == "cuda" for r in rows):
         lines += ["", "GPU rows (`--device cuda --model qwen-1.5b`): not measured, no GPU at hand."]
-    lines += [*phases(rows), *growth(curves), "", "## On what", ""]
+    lines += [*phases(rows), *growth(curves), *planned(plan), "", "## On what", ""]
     lines += sorted({f"- {r['row']}: {r['about']}" for r in rows})
     versions = {k: v for r in rows for k, v in r["versions"].items() if k != "trl"}
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) + "."]
