@@ -10,6 +10,7 @@ import numpy as np
 from trimtab.diagnose.alarm import Found, held_kl, paid
 from trimtab.diagnose.signals import Evidence, Rollout, Unchecked, edge
 from trimtab.stats.change import onset, slope, two_rates
+from trimtab.stats.uncertainty import wilson
 
 KL_TARGET = 6.0
 """Nats an answer, where the run names no target of its own (1909.08593)."""
@@ -244,7 +245,8 @@ def dead(e: Evidence) -> Found | None:
     )
     third = max(3, len(x) // 3)
     early, whole = float(uniform[:third].mean()), float(np.median(uniform))
-    if min(early, float(uniform[:3].mean())) <= 0.5 or whole <= 0.5:
+    n = third * int(e.key("prompts", 1))
+    if wilson(early * n, n)[0] <= 0.5 or float(uniform[:3].mean()) <= 0.5 or whole <= 0.5:
         return None  # groups that become equal later are solved ones, or alarms 7 and 8
     _, reward = e.series("reward/mean")
     rewards = np.array([r.reward for r in e.rollouts if r.reward is not None])

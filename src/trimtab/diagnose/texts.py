@@ -266,8 +266,7 @@ def collapsed(e: Evidence) -> Found | None:
     early, late = e.ends
     if not _paid(early, late):
         return None  # wrecked, not bought: alarms 2 and 7
-    n = min(len(early), len(late), 200)
-    a, b = _distinct(early, n), _distinct(late, n)
+    a, b, n = _distinct(early, late)
     top, count = Counter(r.answer.strip().lower() for r in late).most_common(1)[0]
     share = count / len(late)
     before = sum(r.answer.strip().lower() == top for r in early) / len(early)
@@ -276,10 +275,11 @@ def collapsed(e: Evidence) -> Found | None:
     was = sum(opening(r.answer) == first[0] for r in early) / len(early)
     one = share > 0.5 and share - before > 0.3
     alike = began_so > 0.7 and began_so - was > 0.4
-    if not (b < 0.5 * a or one or alike) or len({r.prompt for r in late}) < 8:
+    if not (b < 0.5 * a or one or alike) or n < 8:
         return None
-    if b >= 0.5 * a and not one and not alike:
-        return None
+    rose = _gold_rose(e)
+    if rose:
+        return None  # that answer is the right one
     by = e.by_step()
     began = onset(
         list(by),
@@ -287,9 +287,9 @@ def collapsed(e: Evidence) -> Found | None:
         2,
     )
     return Found(
-        f"Different answers over {n} rollouts to different prompts fell from {a:.0%} to {b:.0%}; "
+        f"Different answers to {n} different prompts fell from {a:.0%} to {b:.0%}; "
         f"{began_so:.0%} now begin “{first[0]}” ({was:.0%} at the start).",
-        b / max(a, 1e-9), 0.5, "T1", "the reward loves one template",
+        b / max(a, 1e-9), 0.5, "T2" if rose is not None else "T1", "the reward loves one template",
         "Keep KL to the reference, add an entropy bonus, and look at what the reward gives the template on prompts it does not fit.",
         held_kl(e, 6.0), began,
         ("the learning rate is too high", "the reward does not read the prompt"),
@@ -297,11 +297,18 @@ def collapsed(e: Evidence) -> Found | None:
     )  # fmt: skip
 
 
-def _distinct(rollouts: Sequence[Rollout], n: int) -> float:
-    """Different answers, over different prompts, in a sample of fixed size (one answer a prompt first)."""
-    order = sorted(rollouts, key=lambda r: (r.step, r.prompt))
-    picked = [order[i] for i in np.linspace(0, len(order) - 1, n).astype(int)]
-    return len({r.answer.strip().lower() for r in picked}) / max(1, n)
+def _distinct(early: Sequence[Rollout], late: Sequence[Rollout]) -> tuple[float, float, int]:
+    """Share of different answers over equally many prompts, one answer to each, early and late.
+
+    One answer a prompt: a policy that has become sure of each prompt's own answer has not collapsed.
+    """
+    one = [list({r.prompt: r.answer.strip().lower() for r in part}.values()) for part in (early, late)]
+    n = min(len(answers) for answers in one)
+    a, b = (
+        len({answers[i] for i in np.linspace(0, len(answers) - 1, n).astype(int)}) / max(1, n)
+        for answers in one
+    )
+    return a, b, n
 
 
 def repetition(answer: str, n: int = 3) -> float:
