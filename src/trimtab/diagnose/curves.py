@@ -294,7 +294,8 @@ def pipe(e: Evidence) -> Found | None:
 def _fallback(e: Evidence) -> Found | None:
     """One low value that suddenly many answers get, as failures turned into numbers do."""
     steps = {s: [r for r in rs if r.reward is not None] for s, rs in e.by_step().items()}
-    steps = {s: rs for s, rs in steps.items() if len(rs) >= 8}
+    # Where all rewards are one, a value that was not seen proves nothing.
+    steps = {s: rs for s, rs in steps.items() if len(rs) >= 8 and len({r.reward for r in rs}) > 1}
     if len(steps) < 4:
         return None
     every = [r for rs in steps.values() for r in rs]

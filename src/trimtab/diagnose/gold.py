@@ -52,12 +52,13 @@ def fall(audit: list[Audited]) -> tuple[float, int]:
 
 def _audited(e: Evidence) -> Found | None:
     p, best = fall(e.audit)
-    proxies = [a.proxy for a in e.audit]
-    third = max(4, len(proxies) // 3)
-    rise = two_means(proxies[:third], proxies[-third:])
-    early, late = (
-        float(np.mean([a.gold for a in part])) for part in (e.audit[:third], e.audit[-third:])
-    )
+    third = max(4, len(e.audit) // 3)
+    head, tail = e.audit[:third], e.audit[-third:]
+    rise = two_means([a.proxy for a in head], [a.proxy for a in tail])
+    if e.rollouts:  # the proxy is known of all of them
+        first, last = ([r.reward for r in part if r.reward is not None] for part in e.ends)
+        rise = two_means(first, last)
+    early, late = (float(np.mean([a.gold for a in part])) for part in (head, tail))
     if p >= 0.01 or rise <= 2:
         return None
     fit = fitted(e)
