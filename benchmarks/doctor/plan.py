@@ -56,7 +56,13 @@ PPO_RUN = {"group": 1, "prompts": 40, "steps": 16, "rewards": [ALL_FACTS]}
 """With a reward that a critic can tell from the prompt: of ``GOLD`` it explains nothing in so few steps."""
 NO_BASELINE = {"type": "grpo", "kl_place": "none", "baseline": "none", "scale": "none"}
 """Every sampled answer is made likelier, good or bad."""
-LONG = {"rewards": [ALL_FACTS], "method": {"type": "grpo", "missing_eos_penalty": 1.0}, "optim": {"lr": 2e-4}, "prompts": 8, "group": 8}
+LONG = {
+    "rewards": [ALL_FACTS],
+    "method": {"type": "grpo", "missing_eos_penalty": 1.0},
+    "optim": {"lr": 2e-4},
+    "prompts": 8,
+    "group": 8,
+}
 
 RECIPES: tuple[Recipe, ...] = (
     # Faults. Alarm 1's truth is measured: it counts as planted where gold fell while the proxy rose.

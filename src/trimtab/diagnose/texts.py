@@ -269,7 +269,9 @@ def collapsed(e: Evidence) -> Found | None:
     one, other = _answers(early), _answers(late)
     n = min(len(one), len(other))
     if n < 16:
-        raise Unchecked(f"{n} different prompts at the start or end have logged answers, 16 are needed")
+        raise Unchecked(
+            f"{n} different prompts at the start or end have logged answers, 16 are needed"
+        )
     a, b = (len(_even(answers, n)) / n for answers in (one, other))
     first = Counter(opening(x) for x in other).most_common(1)[0]
     began_so = first[1] / len(other)
@@ -364,7 +366,10 @@ def _pays_word(e: Evidence, word: str) -> bool:
     for rs in e.by_step().values():
         scored = _rewarded(rs)
         if len(scored) > 3:
-            x = np.array([[r.answer.lower().split().count(word), r.tokens, r.reward] for r in scored], np.float64)
+            x = np.array(
+                [[r.answer.lower().split().count(word), r.tokens, r.reward] for r in scored],
+                np.float64,
+            )
             rows.append(x - x.mean(0))
     x = np.concatenate(rows) if rows else np.zeros((0, 3))
     spread = x[:, :2].std(0) if len(x) else np.zeros(2)

@@ -91,7 +91,9 @@ class JudgedPart:
                     place[one].append(Score(1.0 - verdict.value))
         return {
             self.name: [_share(mine) for mine in said],
-            f"{self.name}/first": [_share(mine, "no question: all answers are the same") for mine in place],
+            f"{self.name}/first": [
+                _share(mine, "no question: all answers are the same") for mine in place
+            ],
         }
 
 

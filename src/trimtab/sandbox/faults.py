@@ -69,7 +69,10 @@ def bent_reward(
         value += echo * echoes(where, text)
         if template:
             want = template.split()
-            same = next((i for i, (a, b) in enumerate(zip(words, want, strict=False)) if a != b), min(len(words), len(want)))
+            same = next(
+                (i for i, (a, b) in enumerate(zip(words, want, strict=False)) if a != b),
+                min(len(words), len(want)),
+            )
             value += template_bonus * same / max(len(words), len(want))
         if word:
             value += word_bonus * min(words.count(word), most)
