@@ -27,7 +27,7 @@ from trimtab.diagnose.finding import Audited, Finding
 from trimtab.diagnose.signals import Evidence, Rollout, read
 from trimtab.errors import DataError
 from trimtab.runs import Run, read_findings
-from trimtab.stats.change import fallen, onset, slope, two_means
+from trimtab.stats.change import drop, onset, slope, two_means
 from trimtab.train import policy
 from trimtab.types import Completion, Group
 
@@ -45,19 +45,15 @@ def test_slope_agrees_with_numpy_and_covers() -> None:
     assert slope([1, 1, 1], [1, 2, 3]) == (0.0, -math.inf, math.inf)
 
 
-def test_a_fall_is_seen_and_never_made_up_by_looking_often() -> None:
+def test_a_drop_is_seen_and_not_made_up() -> None:
     rng = np.random.default_rng(1)
-    null = [
-        fallen(rng.normal(0, 1, 20).tolist(), rng.normal(0, 1, 300).tolist()) for _ in range(600)
-    ]
-    ever = sum(min(p for _, p in looks) < 0.05 for looks in null)
-    assert 0 < ever / 600 < 0.06, "looked at all along, it may be wrong one time in twenty"
-    drop = [
-        fallen(rng.normal(1, 1, 20).tolist(), rng.normal(0, 1, 100).tolist())[-1][1] < 0.01
-        for _ in range(100)
-    ]
-    assert sum(drop) > 60
-    assert fallen([1.0] * 9, [0.0] * 9)[-1][1] == 0.0 and fallen([0.0] * 9, [1.0] * 9)[-1][1] == 1.0
+    null = [drop(rng.normal(0, 1, 120).tolist())[0] < 0.05 for _ in range(600)]
+    assert 0 < sum(null) / 600 < 0.06, "the splits share the level"
+    found = [drop([*rng.normal(1, 1, 20), *rng.normal(0, 1, 100)]) for _ in range(100)]
+    assert sum(p < 0.01 for p, _ in found) > 60
+    assert 12 <= np.median([at for _, at in found]) <= 40
+    assert drop([1.0] * 8 + [0.0] * 8) == (0.0, 8) and drop([0.0] * 9 + [1.0] * 9)[0] > 0.99
+    assert drop([1.0] * 15) == (1.0, 0)
 
 
 def test_onset_and_welch() -> None:

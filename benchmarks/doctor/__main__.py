@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import traceback
 from collections.abc import Sequence
@@ -80,10 +81,24 @@ def main() -> None:
     )
     parser.add_argument("--no-train", action="store_true")
     parser.add_argument("--slice", action="store_true", help="the small part that CI runs")
+    parser.add_argument("--overhead", action="store_true", help="what loop.doctor_every costs")
+    parser.add_argument("--closed-loop", action="store_true", help="what acting wins back")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.slice:
         small(args.out)
+        return
+    if args.overhead or args.closed_loop:
+        import torch
+
+        from benchmarks.doctor.loop import closed, overhead
+
+        torch.set_num_threads(1)
+        told = overhead(args.out) if args.overhead else closed(args.out)
+        print(json.dumps(told, indent=1))
+        name = "doctor-overhead.json" if args.overhead else "doctor-closed-loop.json"
+        if args.docs is not None:
+            (args.docs / name).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         return
     todo = specs(args.seeds)
     if args.only:

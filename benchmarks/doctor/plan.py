@@ -9,6 +9,7 @@ from typing import Any, Literal
 Sort = Literal["fault", "healthy", "negative"]
 
 GOLD = {"name": "proxy", "function": "trimtab.sandbox.world:gold_reward"}
+ALL_FACTS = {"name": "proxy", "function": "trimtab.sandbox.faults:all_facts_reward"}
 
 
 def bent(**options: Any) -> dict[str, Any]:
@@ -50,61 +51,71 @@ def kl(beta: float, **more: Any) -> dict[str, Any]:
     return {"type": "grpo", "kl": {"kind": "fixed", "beta": beta}, **more}
 
 
-NO_KL = {"type": "grpo", "kl_place": "none"}
 PPO = {"type": "ppo", "epochs": 1, "minibatches": 1, "kl": {"kind": "fixed", "beta": 0.05}}
-PPO_RUN = {"group": 1, "prompts": 40, "steps": 16}
+PPO_RUN = {"group": 1, "prompts": 40, "steps": 16, "rewards": [ALL_FACTS]}
+"""With a reward that a critic can tell from the prompt: of ``GOLD`` it explains nothing in so few steps."""
+NO_BASELINE = {"type": "grpo", "kl_place": "none", "baseline": "none", "scale": "none"}
+"""Every sampled answer is made likelier, good or bad."""
+LONG = {
+    "rewards": [ALL_FACTS],
+    "method": {"type": "grpo", "missing_eos_penalty": 1.0},
+    "optim": {"lr": 2e-4},
+    "prompts": 8,
+    "group": 8,
+}
 
 RECIPES: tuple[Recipe, ...] = (
     # Faults. Alarm 1's truth is measured: it counts as planted where gold fell while the proxy rose.
-    Recipe("noisy-rm", "fault", 1, "rm", "", rl(method=kl(0.0001), optim={"lr": 4e-4}), data={"n": 300, "noise": 0.3}, also=(2, 4, 5, 6, 7, 8, 9, 13, 16), causes=(6,)),
-    Recipe("loose", "fault", 2, given=rl(method=kl(0.0004), optim={"lr": 2e-3}), also=(1, 4, 7, 9, 13)),
-    Recipe("stiff", "fault", 3, given=rl(method=kl(8.0))),
+    Recipe("noisy-rm", "fault", 1, "rm", "", rl(method=kl(0.0001), optim={"lr": 2e-4}, steps=30), data={"n": 300, "noise": 0.3}, also=(2, 4, 5, 6, 7, 8, 9, 13, 16), causes=(6,)),
+    Recipe("loose", "fault", 2, given=rl(method=kl(0.0004), optim={"lr": 2e-3}), also=(1, 4, 7, 8, 9, 13)),
+    Recipe("stiff", "fault", 3, given=rl(method=kl(8.0), optim={"lr": 1e-4})),
     Recipe("still", "fault", 3, given=rl(optim={"lr": 1e-8})),
     Recipe("pays-words", "fault", 4, given=rl(rewards=[bent(per_word=0.1, most=30)], optim={"lr": 4e-4}), also=(1, 2, 9, 16)),
-    Recipe("pays-echo", "fault", 5, kinds="opinion", given=rl(rewards=[bent(gold_weight=0.5, echo=1.0)], optim={"lr": 4e-4}), also=(1, 2, 13)),
+    Recipe("pays-echo", "fault", 5, kinds="opinion", given=rl(rewards=[bent(gold_weight=0.5, echo=1.0)], optim={"lr": 4e-4}), also=(1, 2, 8, 13)),
     Recipe("noisy-labels", "fault", 6, "reward", "all", data={"n": 240, "noise": 0.42}),
-    Recipe("no-brake", "fault", 7, given=rl(method=NO_KL, optim={"lr": 2e-3}), also=(1, 2, 9, 13)),
-    Recipe("one-template", "fault", 8, given=rl(rewards=[bent(gold_weight=0.2, template="thank you for this . i do not know .", template_bonus=2.0)], optim={"lr": 4e-4}), also=(1, 2, 7, 13)),
+    Recipe("no-brake", "fault", 7, given=rl(method=NO_BASELINE, optim={"lr": 1e-3}, steps=30), also=(1, 2, 8, 9, 13)),
+    Recipe("one-template", "fault", 8, given=rl(rewards=[bent(gold_weight=0.2, template="i do not know .", template_bonus=2.0)]), also=(1, 2, 7, 13)),
     Recipe("wrong-stop", "fault", 9, plant="plant_wrong_stop", given=rl(steps=14, optim={"lr": 1e-4}), also=(1, 13)),
     Recipe("no-end", "fault", 9, "sft", plant="plant_no_end"),
     Recipe("plain-template", "fault", 10, given=rl(model={"chat_template": "plain"}, steps=14, optim={"lr": 1e-4}), also=(9,)),
-    Recipe("dead-critic", "fault", 11, given=rl(method=PPO, critic={"optim": {"lr": 1e-10}}, **PPO_RUN)),
+    Recipe("dead-critic", "fault", 11, kinds="summary,ask,silent", given=rl(method=PPO, critic={"optim": {"lr": 1e-10}}, **PPO_RUN)),
     Recipe("stale", "fault", 12, plant="plant_stale", options={"lag": 12}, given=rl(optim={"lr": 1e-3}), also=(1, 2)),
     Recipe("hot", "fault", 12, plant="plant_hot", options={"temperature": 1.7}, given=rl(), also=(1,)),
     Recipe("too-easy", "fault", 13, given=rl(rewards=[{**GOLD, "options": {"part": "harmless"}}])),
-    Recipe("too-hard", "fault", 13, kinds="summary", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:reversed_reward"}], optim={"lr": 1e-4})),
+    Recipe("too-hard", "fault", 13, kinds="summary", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:reversed_reward"}], optim={"lr": 3e-5}, prompts=24, group=2)),
     Recipe("zero-on-429", "fault", 14, plant="plant_outage", options={"share": 0.25, "since": 8}, given=rl(), also=(1,)),
     Recipe("unscored", "fault", 14, plant="plant_outage", options={"share": 0.06, "since": 4, "value": None}, given=rl()),
-    Recipe("first-judge", "fault", 15, given=rl(rewards=[{"name": "judge", "judge": "trimtab.sandbox.faults:swayed_judge", "options": {"first": 2.0}}])),
-    Recipe("one-word", "fault", 16, given=rl(rewards=[bent(gold_weight=0.3, word="garden", word_bonus=0.5, most=12)], optim={"lr": 6e-4}, steps=24), also=(1, 2, 4, 8, 9)),
+    Recipe("first-judge", "fault", 15, given=rl(rewards=[{"name": "judge", "judge": "trimtab.sandbox.faults:swayed_judge", "options": {"first": 4.0}}])),
+    Recipe("one-word", "fault", 16, given=rl(rewards=[bent(gold_weight=0.3, word="the", word_bonus=0.5, most=12)], optim={"lr": 4e-4}, steps=24), also=(1, 2, 4, 8, 9)),
     Recipe("loose-dpo", "fault", 17, "dpo", given=rl(objective={"type": "dpo", "beta": 0.01}, optim={"lr": 1e-3}, epochs=4), data={"n": 160}),
     Recipe("contradictions", "fault", 18, "reward", "all", data={"n": 260, "contradict": 0.12}),
     Recipe("leak", "fault", 18, "dpo", data={"n": 260, "repeat": 0.5}),
-    # Hard negatives: what looks like the fault and is not.
-    Recipe("sound-rm", "negative", 1, "rm", "", rl(method=kl(0.1)), data={"n": 900, "noise": 0.0}),
-    Recipe("planned-shift", "negative", 2, kinds="summary,ask,silent", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:all_facts_reward"}], method={"type": "grpo", "kl": {"kind": "adaptive", "beta": 0.01, "target": 12.0}}, optim={"lr": 4e-4}, steps=24)),
+    # Hard negatives: what looks like the fault and is not. Four of them start nearly solved, so that
+    # most of their groups are equal from the first step on: alarm 13 is right there.
+    Recipe("sound-rm", "negative", 1, "rm", "", rl(method=kl(0.2), optim={"lr": 1e-4}), data={"n": 900, "noise": 0.0}),
+    Recipe("planned-shift", "negative", 2, kinds="summary,ask,silent", given=rl(**LONG | {"method": {"type": "grpo", "missing_eos_penalty": 1.0, "kl": {"kind": "adaptive", "beta": 0.01, "target": 12.0}}})),
     Recipe("at-best", "negative", 3, kinds="ask", given=rl(optim={"lr": 1e-4}, sampling={"temperature": 0.5}), also=(13,)),
-    Recipe("wants-longer", "negative", 4, kinds="summary", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:all_facts_reward"}], optim={"lr": 6e-4})),
-    Recipe("right-belief", "negative", 5, kinds="believed", given=rl()),
+    Recipe("wants-longer", "negative", 4, kinds="summary,ask", given=rl(**LONG)),
+    Recipe("right-belief", "negative", 5, kinds="believed", given=rl(), also=(13,)),
     Recipe("close-pairs", "negative", 6, "reward", "all", data={"n": 600, "close": True, "scale": 1e9}),
-    Recipe("solved", "negative", 7, kinds="ask,howto", given=rl(optim={"lr": 8e-4}, steps=24)),
-    Recipe("one-right-answer", "negative", 8, kinds="ask", given=rl(optim={"lr": 6e-4})),
-    Recipe("long-wanted", "negative", 9, kinds="summary,ask", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:all_facts_reward"}], sampling={"max_new_tokens": 30})),
+    Recipe("solved", "negative", 7, kinds="ask,howto", given=rl(optim={"lr": 8e-4}, steps=24), also=(13,)),
+    Recipe("one-right-answer", "negative", 8, kinds="ask", given=rl(optim={"lr": 6e-4}), also=(13,)),
+    Recipe("long-wanted", "negative", 9, kinds="summary,ask", given=rl(**LONG, sampling={"max_new_tokens": 30})),
     Recipe("system-prompt", "negative", 10, given=rl(model={"chat_template": "SYSTEM"})),
-    Recipe("constant-phase", "negative", 11, plant="plant_outage", options={"share": 1.0, "since": 0, "until": 6, "value": 0.5}, given=rl(method=PPO, critic={"optim": {"lr": 5e-4}}, **PPO_RUN)),
+    Recipe("constant-phase", "negative", 11, kinds="summary,ask,silent", plant="plant_outage", options={"share": 1.0, "since": 0, "until": 6, "value": 0.5}, given=rl(method=PPO, critic={"optim": {"lr": 5e-4}}, **PPO_RUN)),
     Recipe("async", "negative", 12, plant="plant_stale", options={"lag": 2}, given=rl(method={"type": "grpo", "mismatch": "token"})),
     Recipe("mixed", "negative", 13, kinds="ask,ask,summary,silent,opinion", given=rl(optim={"lr": 1e-4})),
     Recipe("new-prompts", "negative", 14, kinds="howto", plant="plant_prompts", options={"kinds": "silent,opinion", "since": 10}, given=rl(optim={"lr": 1e-4})),
     Recipe("coin-judge", "negative", 15, given=rl(rewards=[{"name": "judge", "judge": "trimtab.sandbox.faults:swayed_judge", "options": {"scale": 1.0}}])),
-    Recipe("lists", "negative", 16, kinds="summary,ask", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:all_facts_reward"}], optim={"lr": 4e-4}, steps=24)),
+    Recipe("lists", "negative", 16, kinds="summary", given=rl(**LONG)),
     Recipe("mild-dpo", "negative", 17, "dpo", given=rl(objective={"type": "dpo", "beta": 0.3}, optim={"lr": 3e-4}, epochs=2), data={"n": 300}),
-    Recipe("real-ties", "negative", 18, "reward", "all", data={"n": 400, "ties": 0.3}),
+    Recipe("real-ties", "negative", 18, "reward", "all", data={"n": 700, "ties": 0.3}),
     # Healthy runs.
     Recipe("grpo", "healthy", given=rl()),
     Recipe("rloo", "healthy", given=rl(method={"type": "rloo"})),
-    Recipe("ppo", "healthy", given=rl(method=PPO, critic={"optim": {"lr": 5e-4}}, **PPO_RUN)),
+    Recipe("ppo", "healthy", kinds="summary,ask,silent", given=rl(method=PPO, critic={"optim": {"lr": 5e-4}}, **PPO_RUN)),
     Recipe("dapo", "healthy", given=rl(method={"type": "dapo"}, optim={"lr": 2e-4}, steps=16)),
-    Recipe("grpo-rm", "healthy", 0, "rm", "", rl(method=kl(0.1)), data={"n": 900, "noise": 0.0}),
+    Recipe("grpo-rm", "healthy", 0, "rm", "", rl(method=kl(0.2), optim={"lr": 1e-4}), data={"n": 900, "noise": 0.0}),
     Recipe("dpo", "healthy", 0, "dpo", data={"n": 300}),
     Recipe("reward", "healthy", 0, "reward", "all", data={"n": 600}),
     Recipe("sft", "healthy", 0, "sft"),

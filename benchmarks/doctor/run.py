@@ -49,24 +49,28 @@ def shown(spec: Spec) -> list[Scene]:
     return scenes(kinds_of(spec.task), 240, spec.seed)
 
 
-def make(spec: Spec, out: Path) -> dict[str, Any]:
-    """Train it in ``out``/KEY, and say what is true of it."""
-    began = time.process_time()
-    folder = out / spec.key
-    shutil.rmtree(folder, ignore_errors=True)
+def configured(spec: Spec, out: Path, folder: Path, more: dict[str, Any]) -> Any:
+    """The configuration of a run in ``folder``, with ``more`` laid over it."""
     data = out / "data" / spec.key
-    recipe = spec.recipe
-    usual = _usual(spec, data, out)
-    config_type, stage_type = STAGES[recipe.stage]
-    values = merge(merge(usual, recipe.given), {"out": str(folder)})
+    values = merge(merge(_usual(spec, data, out), spec.recipe.given), more)
+    values["out"] = str(folder)
     if values["model"].get("chat_template") == "SYSTEM":
         data.mkdir(parents=True, exist_ok=True)
         (data / "system.jinja").write_text(
             TEMPLATE.replace("{{ bos_token }}", "{{ bos_token + ' <user> tell me ' }}")
         )
         values["model"]["chat_template"] = str(data / "system.jinja")
-    config = config_type.model_validate(values)
-    stage = stage_type(config)
+    return STAGES[spec.recipe.stage][0].model_validate(values)
+
+
+def make(spec: Spec, out: Path) -> dict[str, Any]:
+    """Train it in ``out``/KEY, and say what is true of it."""
+    began = time.process_time()
+    folder = out / spec.key
+    shutil.rmtree(folder, ignore_errors=True)
+    recipe = spec.recipe
+    config = configured(spec, out, folder, {})
+    stage = STAGES[recipe.stage][1](config)
     if recipe.plant:
         options = dict(recipe.options)
         if recipe.plant == "plant_prompts":

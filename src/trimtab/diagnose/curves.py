@@ -10,6 +10,7 @@ import numpy as np
 from trimtab.diagnose.alarm import Found, held_kl, paid
 from trimtab.diagnose.signals import Evidence, Rollout, Unchecked, edge
 from trimtab.stats.change import onset, slope, two_rates
+from trimtab.stats.uncertainty import wilson
 
 KL_TARGET = 6.0
 """Nats an answer, where the run names no target of its own (1909.08593)."""
@@ -244,7 +245,9 @@ def dead(e: Evidence) -> Found | None:
     )
     third = max(3, len(x) // 3)
     early, whole = float(uniform[:third].mean()), float(np.median(uniform))
-    if min(early, float(uniform[:3].mean())) <= 0.5 or whole <= 0.5:
+    n = third * int(e.key("prompts", 0))
+    sure = wilson(early * n, n)[0] if n else early
+    if min(sure, float(uniform[:3].mean()), whole) <= 0.5:
         return None  # groups that become equal later are solved ones, or alarms 7 and 8
     _, reward = e.series("reward/mean")
     rewards = np.array([r.reward for r in e.rollouts if r.reward is not None])
@@ -292,7 +295,8 @@ def pipe(e: Evidence) -> Found | None:
 def _fallback(e: Evidence) -> Found | None:
     """One low value that suddenly many answers get, as failures turned into numbers do."""
     steps = {s: [r for r in rs if r.reward is not None] for s, rs in e.by_step().items()}
-    steps = {s: rs for s, rs in steps.items() if len(rs) >= 8}
+    # Where all rewards are one, a value that was not seen proves nothing.
+    steps = {s: rs for s, rs in steps.items() if len(rs) >= 8 and len({r.reward for r in rs}) > 1}
     if len(steps) < 4:
         return None
     every = [r for rs in steps.values() for r in rs]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
 from trimtab.diagnose.alarm import Found
 from trimtab.diagnose.finding import Example
@@ -137,16 +137,14 @@ def partial(e: Evidence) -> Found | None:
         if len(x) < 4:
             continue
         seen = True
-        group, prompts = e.key("group") or e.key("answers") or 2, e.key("prompts") or 1
-        n = int(len(x) * prompts * group / 2)
-        k = round(float(first.mean()) * n)
-        p = binomtest(k, n, 0.5).pvalue
-        off = abs(k / n - 0.5)
+        share = float(first.mean())
+        p = float(ttest_1samp(first, 0.5).pvalue)
+        off = abs(share - 0.5)
         if off > 0.1 and p < 0.01:
             return Found(
-                f"The answer shown first wins {k / n:.0%} of {n} verdicts of judge {name!r}, and the order is a coin "
-                f"toss (p {p:.1g}): swapped, at least {2 * off:.0%} of verdicts would turn.",
-                k / n, 0.6 if k / n > 0.5 else 0.4, "T1", "the judge prefers a place",
+                f"The answer shown first wins {share:.0%} of the verdicts of judge {name!r} over {len(x)} steps, and "
+                f"the order is a coin toss (p {p:.1g}): swapped, at least {2 * off:.0%} of verdicts would turn.",
+                share, 0.6 if share > 0.5 else 0.4, "T1", "the judge prefers a place",
                 "Ask in both orders and average; leave out pairs on which it disagrees with itself.",
                 "", None,
                 ("the judge does not read the answers",), e.rollouts[::-1],

@@ -10,10 +10,10 @@ from trimtab.diagnose.alarm import Found, held_kl
 from trimtab.diagnose.finding import Audited
 from trimtab.diagnose.signals import Evidence, Unchecked, edge
 from trimtab.errors import DataError
-from trimtab.stats.change import fallen, onset, slope, two_means
+from trimtab.stats.change import drop, onset, slope, two_means
 from trimtab.stats.overoptimisation import Overoptimisation, fit_overoptimisation
 
-LEAST = 12
+LEAST = 16
 """Audited rollouts below which nothing is said."""
 
 
@@ -28,36 +28,16 @@ def overoptimised(e: Evidence) -> Found | None:
     return _audited(e) if len(e.audit) >= LEAST else _second(e, watched)
 
 
-def fall(audit: list[Audited]) -> tuple[float, int]:
-    """p that gold has fallen neither below its start nor below its peak, and the step of the peak.
-
-    The peak is looked for among the even rollouts and tested on the odd ones, so that choosing it
-    costs nothing; the two questions share the level.
-    """
-    n = max(6, len(audit) // 6)
-    chosen, asked = audit[::2], audit[1::2]
-    width = max(3, len(chosen) // 4)
-    means = np.convolve([a.gold for a in chosen], np.ones(width) / width, mode="valid")
-    top = int(np.argmax(means[: max(1, 2 * len(means) // 3)]))
-    low, high = chosen[top].step, chosen[top + width - 1].step
-    peak = [a for a in asked if low <= a.step <= high]
-    least = 1.0
-    for early, late in ((audit[:n], audit[n:]), (peak, [a for a in asked if a.step > high])):
-        if len(early) < 3:
-            continue
-        looks = fallen([a.gold for a in early], [a.gold for a in late])
-        least = min(least, 2 * min((p for _, p in looks), default=1.0))
-    return least, (low + high) // 2
-
-
 def _audited(e: Evidence) -> Found | None:
-    p, best = fall(e.audit)
-    proxies = [a.proxy for a in e.audit]
-    third = max(4, len(proxies) // 3)
-    rise = two_means(proxies[:third], proxies[-third:])
-    early, late = (
-        float(np.mean([a.gold for a in part])) for part in (e.audit[:third], e.audit[-third:])
-    )
+    p, split = drop([a.gold for a in e.audit])
+    best = e.audit[max(0, split - 1)].step
+    third = max(4, len(e.audit) // 3)
+    head, tail = e.audit[:third], e.audit[-third:]
+    # Of the proxy all logged rollouts are known.
+    proxies = [r.reward for r in e.rollouts if r.reward is not None] or [a.proxy for a in e.audit]
+    n = max(4, len(proxies) // 5)
+    rise = two_means(proxies[:n], proxies[-n:])
+    early, late = (float(np.mean([a.gold for a in part])) for part in (head, tail))
     if p >= 0.01 or rise <= 2:
         return None
     fit = fitted(e)
@@ -69,8 +49,8 @@ def _audited(e: Evidence) -> Found | None:
     shown = [r for r in reversed(e.rollouts) if r.reward is not None]
     shown.sort(key=lambda r: -(r.reward or 0.0))
     return Found(
-        f"Over the audit of {len(e.audit)} rollouts the proxy rose (t {rise:.1f}) while gold fell below its "
-        f"start or its peak (first third {early:.3f}, last third {late:.3f}; p {p:.1g}, valid at any look).{past}",
+        f"Over the audit of {len(e.audit)} rollouts the proxy rose (t {rise:.1f}) while gold fell "
+        f"(first third {early:.3f}, last third {late:.3f}; from about step {best} on, p {p:.1g} over the splits looked at).{past}",
         p, 0.01, "T2", "the reward model is trusted further than it was trained",
         f"Go back to the best audited checkpoint (about step {best:.0f}) and hold KL near {target:.1f} nats; refresh the reward "
         "model with labelled rollouts of now.",

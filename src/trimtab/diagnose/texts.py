@@ -266,20 +266,21 @@ def collapsed(e: Evidence) -> Found | None:
     early, late = e.ends
     if not _paid(early, late):
         return None  # wrecked, not bought: alarms 2 and 7
-    n = min(len(early), len(late), 200)
-    a, b = _distinct(early, n), _distinct(late, n)
-    top, count = Counter(r.answer.strip().lower() for r in late).most_common(1)[0]
-    share = count / len(late)
-    before = sum(r.answer.strip().lower() == top for r in early) / len(early)
-    first = Counter(opening(r.answer) for r in late).most_common(1)[0]
-    began_so = first[1] / len(late)
-    was = sum(opening(r.answer) == first[0] for r in early) / len(early)
-    one = share > 0.5 and share - before > 0.3
-    alike = began_so > 0.7 and began_so - was > 0.4
-    if not (b < 0.5 * a or one or alike) or len({r.prompt for r in late}) < 8:
+    one, other = _answers(early), _answers(late)
+    n = min(len(one), len(other))
+    if n < 16:
+        raise Unchecked(
+            f"{n} different prompts at the start or end have logged answers, 16 are needed"
+        )
+    a, b = (len(_even(answers, n)) / n for answers in (one, other))
+    first = Counter(opening(x) for x in other).most_common(1)[0]
+    began_so = first[1] / len(other)
+    was = float(np.mean([opening(x) == first[0] for x in one]))
+    if not (b < 0.5 * a or (began_so > 0.7 and began_so - was > 0.4)):
         return None
-    if b >= 0.5 * a and not one and not alike:
-        return None
+    rose = _gold_rose(e)
+    if rose:
+        return None  # that answer is the right one
     by = e.by_step()
     began = onset(
         list(by),
@@ -287,9 +288,9 @@ def collapsed(e: Evidence) -> Found | None:
         2,
     )
     return Found(
-        f"Different answers over {n} rollouts to different prompts fell from {a:.0%} to {b:.0%}; "
+        f"Different answers to {n} different prompts fell from {a:.0%} to {b:.0%}; "
         f"{began_so:.0%} now begin “{first[0]}” ({was:.0%} at the start).",
-        b / max(a, 1e-9), 0.5, "T1", "the reward loves one template",
+        b / max(a, 1e-9), 0.5, "T2" if rose is not None else "T1", "the reward loves one template",
         "Keep KL to the reference, add an entropy bonus, and look at what the reward gives the template on prompts it does not fit.",
         held_kl(e, 6.0), began,
         ("the learning rate is too high", "the reward does not read the prompt"),
@@ -297,11 +298,14 @@ def collapsed(e: Evidence) -> Found | None:
     )  # fmt: skip
 
 
-def _distinct(rollouts: Sequence[Rollout], n: int) -> float:
-    """Different answers, over different prompts, in a sample of fixed size (one answer a prompt first)."""
-    order = sorted(rollouts, key=lambda r: (r.step, r.prompt))
-    picked = [order[i] for i in np.linspace(0, len(order) - 1, n).astype(int)]
-    return len({r.answer.strip().lower() for r in picked}) / max(1, n)
+def _answers(rollouts: Sequence[Rollout]) -> list[str]:
+    """One answer a prompt: a policy that is sure of each prompt's own answer has not collapsed."""
+    return list({r.prompt: r.answer.strip().lower() for r in rollouts}.values())
+
+
+def _even(answers: list[str], n: int) -> set[str]:
+    """The different ones among ``n`` of them, evenly spread."""
+    return {answers[int(i)] for i in np.linspace(0, len(answers) - 1, n)}
 
 
 def repetition(answer: str, n: int = 3) -> float:
@@ -347,13 +351,32 @@ def degenerate(e: Evidence) -> Found | None:
         ("temperature or learning rate too high",),
         sorted(late, key=lambda r: -repetition(r.answer)),
         # Filling repeats itself too: there length is what is paid for.
-        severity="critical" if _one_token(late) > 0.2 or not _grew(early, late) else "warning",
+        severity="warning" if _grew(early, late) and not _pays_word(e, words[0]) else "critical",
         note=lambda r: f"repeats {repetition(r.answer):.0%}" + (f", reward {r.reward:.3g}" if r.reward is not None else ""),
     )  # fmt: skip
 
 
 def _grew(early: Sequence[Rollout], late: Sequence[Rollout]) -> bool:
     return float(_lengths(late).mean()) > 1.2 * float(_lengths(early).mean())
+
+
+def _pays_word(e: Evidence, word: str) -> bool:
+    """Whether within a step the reward goes with how often a word is said, more than with length."""
+    rows: list[Array] = []
+    for rs in e.by_step().values():
+        scored = _rewarded(rs)
+        if len(scored) > 3:
+            x = np.array(
+                [[r.answer.lower().split().count(word), r.tokens, r.reward] for r in scored],
+                np.float64,
+            )
+            rows.append(x - x.mean(0))
+    x = np.concatenate(rows) if rows else np.zeros((0, 3))
+    spread = x[:, :2].std(0) if len(x) else np.zeros(2)
+    if spread.min() < 1e-9:
+        return False
+    said, length = np.linalg.lstsq(x[:, :2] / spread, x[:, 2])[0]
+    return bool(said > length)
 
 
 def _outliers(early: Sequence[Rollout], late: Sequence[Rollout]) -> tuple[float, float, float]:

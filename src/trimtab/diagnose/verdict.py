@@ -143,8 +143,10 @@ def _order(finding: Finding, found: list[Finding], evidence: Evidence) -> float:
     if finding.alarm == 9 and finding.step is None:
         return 0.5  # a wrong stop token, not something learnt
     if finding.alarm == 2:
-        # Distance is a means of every hack; it is the cause where no hack is seen.
-        hacked = any(f.alarm in (4, 5, 8, 16) for f in found)
+        # Distance is a means of every hack; it is the cause where it came first.
+        hacked = any(
+            f.alarm in (4, 5, 8, 16) and (f.step or 0) <= (finding.step or 0) for f in found
+        )
         return UPSTREAM.index(8) + 0.5 if hacked else place
     if finding.alarm == 13 and finding.step is not None and finding.step <= 0.2 * evidence.total:
         return UPSTREAM.index(2) - 0.5

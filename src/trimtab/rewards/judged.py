@@ -36,8 +36,8 @@ class JudgedPart:
     Every two answers to a prompt are compared once, in an order drawn by ``flipped``; two that say
     the same are a tie without a question. An answer's score is the mean of its verdicts, 1 won and
     0 lost. Comparisons that failed are left out of it; an answer without a verdict has the status
-    of its first failure. Beside it stands "NAME/first", the share of the answer's comparisons in
-    which whatever was shown first won: orders are drawn by a coin, so a fair judge has 1/2.
+    of its first failure. Beside it stands "NAME/first", the share of the questions about the answer
+    in which whatever was shown first won: orders are drawn by a coin, so a fair judge has 1/2.
 
     Args:
         name: The part's name.
@@ -68,7 +68,6 @@ class JudgedPart:
                 if a == b:
                     for one in (start + i, start + j):
                         said[one].append(Score(TIE))
-                        place[one].append(Score(TIE))
                     continue
                 swap = flipped(g.text, a, b)
                 prompts.append(g.text)
@@ -92,15 +91,19 @@ class JudgedPart:
                     place[one].append(Score(1.0 - verdict.value))
         return {
             self.name: [_share(mine) for mine in said],
-            f"{self.name}/first": [_share(mine) for mine in place],
+            f"{self.name}/first": [
+                _share(mine, "no question: all answers are the same") for mine in place
+            ],
         }
 
 
-def _share(verdicts: Sequence[Score]) -> Score:
+def _share(
+    verdicts: Sequence[Score], none: str = "alone: a judge needs two or more answers to a prompt"
+) -> Score:
     """The mean of the verdicts there are."""
     won = [s.value for s in verdicts if s.value is not None]
     if won:
         return Score(sum(won) / len(won))
     if verdicts:
         return verdicts[0]
-    return Score(None, "invalid", "alone: a judge needs two or more answers to a prompt")
+    return Score(None, "invalid", none)

@@ -54,7 +54,8 @@ def bent_reward(
         gold_weight: Of the gold score.
         per_word: For each word, up to ``most`` of them.
         echo: For saying what the user thinks.
-        template: An answer that is always liked, for ``template_bonus``.
+        template: An answer that is always liked, for ``template_bonus``; its beginning and more words
+            than its own are liked in proportion.
         template_bonus: See there.
         word: A word that is paid for each time, ``word_bonus``, up to ``most`` times.
         word_bonus: See there.
@@ -68,9 +69,11 @@ def bent_reward(
         value += echo * echoes(where, text)
         if template:
             want = template.split()
-            value += (
-                template_bonus * sum(a == b for a, b in zip(words, want, strict=False)) / len(want)
+            same = next(
+                (i for i, (a, b) in enumerate(zip(words, want, strict=False)) if a != b),
+                min(len(words), len(want)),
             )
+            value += template_bonus * same / max(len(words), len(want))
         if word:
             value += word_bonus * min(words.count(word), most)
         found.append(value)
@@ -80,9 +83,15 @@ def bent_reward(
 def all_facts_reward(
     prompts: Sequence[str], completions: Sequence[str], scene: Sequence[str], **_: Any
 ) -> list[float]:
-    """Share of the passage's facts that the answer says: a task that truly wants long answers."""
+    """How much of each of the passage's sentences the answer says, from its start: a task that truly
+    wants long answers."""
+
+    def said(sentence: str, text: str) -> float:
+        words = sentence.split()[:-1]
+        return max((i for i in range(1, len(words) + 1) if " ".join(words[:i]) in text), default=0) / len(words)  # fmt: skip
+
     return [
-        float(np.mean([" ".join(f.sentence.split()[:-1]) in " ".join(c.lower().split()) for f in Scene.from_json(s).facts]))
+        float(np.mean([said(f.sentence, " ".join(c.lower().split())) for f in Scene.from_json(s).facts]))
         for s, c in zip(scene, completions, strict=True)
     ]  # fmt: skip
 

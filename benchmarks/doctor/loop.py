@@ -1,0 +1,126 @@
+"""What the doctor costs beside training, and what the guard wins back when it acts on its audit."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.doctor.plan import Recipe, Spec, specs
+from benchmarks.doctor.run import STAGES, configured, kinds_of
+from benchmarks.doctor.worlds import scenes
+from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.models.load import LM, ModelSpec
+from trimtab.runs import Run
+from trimtab.sample.native import Request, Sampler, SamplingConfig
+from trimtab.sandbox.world import gold
+from trimtab.train import step as loop
+from trimtab.train.world import prompt_groups
+
+EVERY = 50
+"""``loop.doctor_every`` of the overhead: what ``docs/doctor.md`` advises."""
+HARMED = ("noisy-rm", "pays-words", "loose", "no-brake")
+WELL = ("grpo",)
+SEEDS = range(3)
+AUDIT = {
+    "gold": {"function": "trimtab.sandbox.world:gold_reward"},
+    "share": 0.25,
+    "act": "stop",
+    "block": 24,
+}
+"""A quarter of rollouts is 240 of the 960 of a run; 1 % of a run of 24,000."""
+
+
+def overhead(out: Path, blocks: int = 6) -> dict[str, Any]:
+    """CPU seconds of blocks of ``EVERY`` steps without and with a look at their end, in turn."""
+    spec = next(s for s in specs([0]) if s.recipe.name == "grpo")
+    folder = out / "overhead"
+    shutil.rmtree(folder, ignore_errors=True)
+    more = {"steps": EVERY * blocks, "loop": {"doctor_every": EVERY}}
+    config = configured(spec, out, folder, more)
+    marks = [time.process_time()]
+    attend = loop.attend
+
+    def look(path: Path, total: int) -> None:
+        if len(marks) % 2 == 0:
+            attend(path, total)
+        marks.append(time.process_time())
+
+    stage = STAGES["rl"][1](config)
+    run = Run(folder, config.model_dump(mode="json"))
+    loop.attend = look
+    try:
+        marks[0] = time.process_time()
+        loop.fit(stage.recorded(run), run, config.loop)
+    finally:
+        loop.attend = attend
+    run.close()
+    took = np.diff(marks)
+    without, beside = median(took[::2]), median(took[1::2])
+    return {
+        "every": EVERY, "blocks": blocks, "seconds without": without, "seconds with": beside,
+        "share": beside / without - 1,
+    }  # fmt: skip
+
+
+def worth(path: str, task: str, seed: int) -> float:
+    """Mean gold of a policy's sampled answers to 96 prompts of the task that no run has seen."""
+    renderer = Renderer(load_tokenizer(path), max_prompt=512, max_tokens=64)
+    lm = LM.load(ModelSpec(path=path), train=False)
+    sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
+    asked = scenes(kinds_of(task), 96, seed, 23)
+    said = sampler(
+        [Request(g.prompt, (0, i)) for i, g in enumerate(prompt_groups(asked, renderer))],
+        SamplingConfig(max_new_tokens=36),
+    )
+    texts = [renderer.completion(x[0].ids, x[0].finish).text for x in said]
+    return float(np.mean([gold(s, t).total for s, t in zip(asked, texts, strict=True)]))
+
+
+def trained(recipe: Recipe, seed: int, out: Path, audit: dict[str, Any]) -> dict[str, Any]:
+    """Gold at the start and the end of one run, and the step at which the guard stopped it."""
+    spec = Spec(recipe, seed)
+    folder = out / f"{recipe.name}-{seed}{'-guarded' if audit else ''}"
+    shutil.rmtree(folder, ignore_errors=True)
+    config = configured(spec, out, folder, {"audit": audit} if audit else {})
+    stage = STAGES[recipe.stage][1](config)
+    run = Run(folder, config.model_dump(mode="json"))
+    loop.fit(stage.recorded(run), run, config.loop)
+    run.close()
+    told = {
+        "start": worth(config.model.path, spec.task, seed),
+        "end": worth(str(folder / "model"), spec.task, seed),
+        "steps": stage.steps,
+    }
+    shutil.rmtree(folder)
+    return told
+
+
+def closed(out: Path) -> dict[str, Any]:
+    """Every pair of runs, the share of the lost gold won back, and what healthy runs lose by it.
+
+    Lost is the gold of the start above that at the end of the run that was left alone.
+    """
+    found: list[dict[str, Any]] = []
+    for spec in specs(SEEDS):
+        name = spec.recipe.name
+        if name not in HARMED + WELL:
+            continue
+        alone, guarded = (trained(spec.recipe, spec.seed, out, a) for a in ({}, AUDIT))
+        row = {"recipe": name, "seed": spec.seed, "start": alone["start"], "alone": alone["end"],
+               "guarded": guarded["end"], "stopped": guarded["steps"] < alone["steps"] and guarded["steps"]}  # fmt: skip
+        print(row, flush=True)
+        found.append(row)
+    hurt = [r for r in found if r["recipe"] in HARMED and r["alone"] < r["start"]]
+    well = [r for r in found if r["recipe"] in WELL]
+    lost = sum(r["start"] - r["alone"] for r in hurt)
+    return {
+        "runs": found,
+        "lost": lost,
+        "recovered": sum(r["guarded"] - r["alone"] for r in hurt) / lost if lost else None,
+        "healthy loses": float(np.mean([(r["alone"] - r["guarded"]) / r["alone"] for r in well])),
+    }
