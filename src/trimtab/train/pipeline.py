@@ -168,7 +168,8 @@ def plan(recipe: Recipe, source: str) -> list[Planned]:
             _seed(values, KINDS[kind][0], recipe.seed)
         config = build(KINDS[kind][0], {"out": str(out / name), **values}, f"{source}: {where}")
         earlier = planned[-1].fingerprint if planned else trimtab.__version__
-        text = json.dumps([kind, config.model_dump(mode="json"), earlier], sort_keys=True)
+        # What was given, not what follows: a key that a later commit adds leaves old stages whole.
+        text = json.dumps([kind, values, earlier], sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         planned.append(Planned(name, kind, config, fingerprint, out / name))
         known[name] = out / name
