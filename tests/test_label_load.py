@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import threading
@@ -18,6 +19,8 @@ from trimtab.label.serve import DATABASE
 from trimtab.label.store import Store
 
 PEOPLE = [f"p{n:02}" for n in range(20)]
+OVERLAP, PAUSE = (20, 0.5) if os.environ.get("TRIMTAB_FULL") else (3, 0.0)
+"""Full: everyone judges every item, about twice a second; else 1,500 verdicts, as fast as can be."""
 
 
 class Annotator(threading.Thread):
@@ -31,6 +34,10 @@ class Annotator(threading.Thread):
         self.acknowledged: dict[str, str] = {}
         """Verdict by judgement id, for every one that the server said it has."""
         self.seconds: list[float] = []
+        self.took = 0.0
+        """Seconds of the last verdict that was answered."""
+        self.again = 0
+        """Verdicts sent once more, after an answer or for want of one."""
         self.failed: Exception | None = None
 
     def run(self) -> None:
@@ -56,14 +63,17 @@ class Annotator(threading.Thread):
         time.sleep(self.pause * self.rng.random() * 2)
 
         def send() -> tuple[int, dict[str, str], str]:
-            return self.client.post("/verdict", **fields)
+            begun = time.perf_counter()
+            answer = self.client.post("/verdict", **fields)
+            self.took = time.perf_counter() - begun
+            return answer
 
-        begun = time.perf_counter()
         page = self._until(send)
-        self.seconds.append(time.perf_counter() - begun)
+        self.seconds.append(self.took)
         self.acknowledged[f"{question['place']}.{question['turn']}"] = said
         if self.rng.random() < 0.1:
             page = self._until(send)
+            self.again += 1
         return page
 
     def _until(self, send: Callable[[], tuple[int, dict[str, str], str]]) -> str:
@@ -71,6 +81,7 @@ class Annotator(threading.Thread):
             try:
                 status, _, text = send()
             except OSError:
+                self.again += 1
                 time.sleep(0.02)
                 continue
             assert status == 200, (status, text)
@@ -87,10 +98,10 @@ def start(server: Server, **given: float) -> list[Annotator]:
 
 def test_no_label_is_lost_or_double_and_each_item_has_exactly_k(tmp_path: Path) -> None:
     """RELIABILITY.md row 24."""
-    k, count = 3, 500
+    k, count = OVERLAP, 500
     data = write_rows(tmp_path / "a.jsonl", many(count))
     server = Server(data, tmp_path / "out", "--annotators", ",".join(PEOPLE), "--overlap", str(k))
-    people = start(server)
+    people = start(server, pause=PAUSE)
     kills = 0
     while kills < 5 and any(p.is_alive() for p in people):
         if sum(len(p.acknowledged) for p in people) >= (kills + 1) * k * count // 6:
@@ -99,7 +110,7 @@ def test_no_label_is_lost_or_double_and_each_item_has_exactly_k(tmp_path: Path) 
             kills += 1
         time.sleep(0.01)
     for p in people:
-        p.join(300)
+        p.join(3000)
         assert p.failed is None, p.failed
     assert kills == 5
     assert server.stop() == 0
@@ -121,8 +132,16 @@ def test_no_label_is_lost_or_double_and_each_item_has_exactly_k(tmp_path: Path) 
     assert max(once.values()) == 1
     assert len(kept) == sum(len(p.acknowledged) for p in people), "nothing but what was sent"
     plain = Counter(j.item for j in told if j.kind == "plain" and j.status == "ok")
-    assert len(plain) == count and set(plain.values()) == {k}
+    skipped = Counter(j.item for j in told if j.kind == "plain" and j.status == "skip")
+    assert len(plain) == count
+    assert all(n == min(k, len(PEOPLE) - skipped[item]) for item, n in plain.items())
     assert store._rows("pragma integrity_check")[0][0] == "ok"
+    seconds = [s for p in people for s in p.seconds]
+    again = sum(p.again for p in people)
+    print(f"{len(kept)} verdicts acknowledged, {again} sent again, 5 kills")
+    print(
+        f"p99 of a verdict {1000 * p99(seconds):.0f} ms, median {1000 * statistics.median(seconds):.0f} ms"
+    )
 
 
 def p99(seconds: list[float]) -> float:

@@ -87,9 +87,10 @@ def test_a_skip_frees_the_item_for_others_and_is_not_asked_again(tmp_path: Path)
     store.add(entries(1))
     do(store, "ann", "skip")
     assert store.next("ann", 0.0) is None
+    assert store.wanted(2) == (0, 1) and store.wanted(1) == (0, 0), "nobody is left to judge it"
     do(store, "bob", "0")
     assert not store.undo("ann", 0.0), "bob has it now"
-    assert store.wanted() == (1, 1)
+    assert store.wanted(2) == (1, 1)
 
 
 def test_an_item_held_too_long_goes_to_another_and_the_late_verdict_is_refused(
@@ -171,7 +172,7 @@ def test_never_more_than_k_and_in_the_end_exactly_k(
         if place is not None:
             assert store.record(place.id, place.turn, name, say("0")) == "saved"
     found = check()
-    done, wanted = store.wanted()
+    done, wanted = store.wanted(len(names))
     assert done == wanted
     if ask != "sort":
         assert all(n == overlap for n in found.values()) and len(found) == (
@@ -250,7 +251,7 @@ def test_gold_and_repeats_come_in_their_shares_and_do_not_count(tmp_path: Path) 
     assert kinds["plain"] == 200
     assert abs(kinds["gold"] / total - 0.2) < 0.08
     assert abs(kinds["repeat"] / total - 0.1) < 0.06
-    assert store.wanted() == (200, 200)
+    assert store.wanted(1) == (200, 200)
     told = progress.person("ann", [k.judgement for k in store.kept()], store.gold())
     assert told.gold[1] == kinds["gold"] and told.repeats[1] == kinds["repeat"]
     rows = export.files(store)["comparisons.jsonl"]

@@ -123,7 +123,7 @@ class Pages:
     def label(self, visitor: Visitor, place: Place | None, said: str = "", warn: str = "") -> str:
         """The question, or that there is none."""
         places = self.store.places(visitor.name)
-        done, wanted = self.store.wanted()
+        done, wanted = self.store.wanted(len(self.config.people))
         common = {
             **self._common(visitor, said),
             "warn": warn,
@@ -163,7 +163,7 @@ class Pages:
 
     def progress(self, visitor: Visitor) -> str:
         """How far it is: an annotator sees their own figures, the owner everyone's."""
-        done, wanted = self.store.wanted()
+        done, wanted = self.store.wanted(len(self.config.people))
         judgements = [k.judgement for k in self.store.kept()]
         gold = self.store.gold()
         names = self.config.people if visitor.owner else (visitor.name,)

@@ -41,6 +41,7 @@ create table if not exists judgement (
 create unique index if not exists judgement_once on judgement (item, annotator, kind)
   where replaces is null;
 create index if not exists judgement_place on judgement (place);
+create index if not exists judgement_of on judgement (item, annotator, kind);
 create trigger if not exists judgement_kept before update on judgement
   begin select raise(abort, 'judgements are append-only'); end;
 create trigger if not exists judgement_never_deleted before delete on judgement

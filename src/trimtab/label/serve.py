@@ -171,7 +171,7 @@ def main(config: LabelConfig, sampled: Sampled | None = None) -> dict[str, int]:
 
 
 def _tell(config: LabelConfig, store: Store, access: Access, here: str) -> None:
-    done, wanted = store.wanted()
+    done, wanted = store.wanted(len(config.people))
     of = "answers are being sampled" if config.model else f"{done} of {wanted} judgements there"
     console.print(f"[bold]label[/bold]: {of} -> {config.out}")
     for name in access.names():

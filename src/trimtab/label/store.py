@@ -480,8 +480,13 @@ class Store:
         )  # fmt: skip
         return {str(r["state"]): int(r["n"]) for r in rows}
 
-    def wanted(self) -> tuple[int, int]:
-        """Judged places of plain items, and how many there shall be."""
+    def wanted(self, people: int) -> tuple[int, int]:
+        """Judged places of plain items, and how many ``people`` can give: the overlap of each item,
+        or fewer where too many have skipped it."""
         done = self._rows("select count(*) from place where kind='plain' and state='done'")
         items = self._rows("select count(*) from item where kind='plain'")
-        return int(done[0][0]), int(items[0][0]) * self.plan.overlap
+        skipped = self._rows(
+            "select count(*) from place where kind='plain' and state='skipped' group by item"
+        )
+        lost = sum(max(0, self.plan.overlap - (people - int(r[0]))) for r in skipped)
+        return int(done[0][0]), int(items[0][0]) * self.plan.overlap - lost

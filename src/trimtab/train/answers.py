@@ -11,37 +11,29 @@ from trimtab.judgement import Item
 from trimtab.label.items import Entry, messages
 from trimtab.label.spec import LabelConfig
 from trimtab.label.store import Store
-from trimtab.models.load import LM, ModelSpec
-from trimtab.sample.native import Request, Sampler, SamplingConfig
+from trimtab.models.load import ModelSpec
+from trimtab.sample.draw import SamplingConfig
+from trimtab.train.sample import Writer
 
 BATCH = 8
 """Prompts answered at once: the first question is there after one batch."""
 
 
-class _Writer:
-    def __init__(self, path: str, config: LabelConfig, index: int) -> None:
-        self.path = path
-        tokenizer = load_tokenizer(path, config.chat_template)
-        self.renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
-        lm = LM.load(ModelSpec(path=path, chat_template=config.chat_template), train=False)
-        self.sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=self.renderer.stop_ids)
-        self.sampling = SamplingConfig(
-            max_new_tokens=config.max_new_tokens, temperature=config.temperature
-        )
-        # In turn: the first models give one more where they do not come out even.
-        many, rest = divmod(config.answers, len(config.model))
-        self.n = many + (index < rest)
+TRIES = 4
+"""Times a prompt is put to a model that says the same again."""
 
-    def __call__(self, examples: list[Example], key: tuple[int, ...]) -> list[list[str]]:
-        """Texts [n] of each example; its row ends the key of its stream."""
-        prompts = [self.renderer.prompt(e) for e in examples]
-        asked = [
-            Request(g.prompt, (*key, e.row), self.n)
-            for e, g in zip(examples, prompts, strict=True)
-            if g is not None
-        ]
-        drawn = self.sampler(asked, self.sampling)
-        return [[self.renderer.completion(a.ids, a.finish).text for a in one] for one in drawn]
+
+def _writers(config: LabelConfig) -> list[Writer]:
+    sampling = SamplingConfig(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+    made: list[Writer] = []
+    # In turn: the first models give one more where they do not come out even.
+    many, rest = divmod(config.answers, len(config.model))
+    for i, path in enumerate(config.model):
+        model = ModelSpec(path=path, chat_template=config.chat_template)
+        tokenizer = load_tokenizer(path, config.chat_template)
+        renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
+        made.append(Writer.load(model, renderer, sampling, many + (i < rest), cut=True))
+    return made
 
 
 def item_id(example: Example, config: LabelConfig) -> str:
@@ -65,18 +57,18 @@ def sampled(config: LabelConfig, examples: list[Example], store: Store) -> Itera
     names = {item_id(e, config): e for e in examples}
     there = store.knows([*names, *(f"{name}:0-1" for name in names)])
     todo = [(n, e) for n, e in names.items() if n not in there and f"{n}:0-1" not in there]
-    writers = [_Writer(path, config, i) for i, path in enumerate(config.model)]
+    writers = _writers(config)
     least = 1 if config.marks else 2
     made = len(names) - len(todo)
     for start in range(0, len(todo), BATCH):
         batch = todo[start : start + BATCH]
         found: list[dict[str, str]] = [{} for _ in batch]
         for m, writer in enumerate(writers):
-            texts_of = writer([e for _, e in batch], (config.seed, m))
-            for i, texts in enumerate(texts_of):
+            prompts = [g for _, e in batch if (g := writer.renderer.prompt(e)) is not None]
+            keys = [(config.seed, m, e.row) for _, e in batch]
+            for answers, texts in zip(found, writer(prompts, keys, TRIES), strict=True):
                 for text in texts:
-                    if text.strip():
-                        found[i].setdefault(text, writer.path)
+                    answers.setdefault(text, config.model[m])
         entries = [
             _entry(name, example, answers, config)
             for (name, example), answers in zip(batch, found, strict=True)

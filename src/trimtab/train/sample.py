@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,16 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.data import formats
+from trimtab.data.render import Renderer
 from trimtab.errors import DataError
 from trimtab.judgement import Item
 from trimtab.judges.items import write_lines
 from trimtab.models.load import LM, ModelSpec
-from trimtab.rollout.collect import collect
 from trimtab.runs import write_atomic
 from trimtab.runs.console import bar, console
-from trimtab.sample.native import Sampler, SamplingConfig
+from trimtab.sample.native import Progress, Request, Sampler, SamplingConfig
 from trimtab.train.sft import DataSpec, load_groups, renderer_for
+from trimtab.types import Group
 
 
 class SampleConfig(Config):
@@ -40,6 +43,57 @@ class SampleConfig(Config):
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A model that answers prompts."""
+
+    renderer: Renderer
+    sampler: Sampler
+    sampling: SamplingConfig
+    n: int
+    """Different answers wanted of it to each prompt."""
+    cut: bool = False
+    """Whether answers that ran into ``max_new_tokens`` count."""
+
+    @classmethod
+    def load(
+        cls, model: ModelSpec, renderer: Renderer, sampling: SamplingConfig, n: int, cut: bool
+    ) -> Writer:
+        """Over the model at rest."""
+        lm = LM.load(model, train=False)
+        sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
+        return cls(renderer, sampler, sampling, n, cut)
+
+    def __call__(
+        self,
+        prompts: Sequence[Group],
+        keys: Sequence[tuple[int, ...]],
+        tries: int,
+        on_progress: Progress | None = None,
+    ) -> list[list[str]]:
+        """At most ``n`` different texts for each prompt, empty ones left out.
+
+        Prompts with too few are asked again, ``tries`` times in all. Each completion has its own
+        stream, by the prompt's key and the try, so what else is asked does not matter.
+        """
+        found: list[list[str]] = [[] for _ in prompts]
+        todo = list(range(len(prompts)))
+        for turn in range(tries):
+            requests = [Request(prompts[i].prompt, (*keys[i], turn), self.n) for i in todo]
+            for i, drawn in zip(
+                todo, self.sampler(requests, self.sampling, on_progress), strict=True
+            ):
+                for x in drawn:
+                    text = self.renderer.completion(x.ids, x.finish).text
+                    whole = self.cut or x.finish != "length"
+                    if whole and text.strip() and text not in found[i] and len(found[i]) < self.n:
+                        found[i].append(text)
+            todo = [i for i in todo if len(found[i]) < self.n]
+            if not todo:
+                break
+        return found
+
+
 def main(config: SampleConfig) -> dict[str, Any]:
     """Sample until there are enough different answers; empty and cut ones do not count.
 
@@ -49,37 +103,16 @@ def main(config: SampleConfig) -> dict[str, Any]:
     c = config
     renderer = renderer_for(c.model, c.data)
     prompts = load_groups(c.data, formats.prompts, renderer.prompt)[c.skip :]
-    lm = LM.load(c.model, train=False)
-    sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
+    writer = Writer.load(c.model, renderer, c.sampling, c.answers, cut=False)
+    keys = [(c.seed, i) for i in range(len(prompts))]
+    with bar("sample") as show:
+        texts = writer(prompts, keys, c.tries, show)
     items: list[Item] = []
-    todo = prompts
-    texts: dict[str, list[str]] = {g.id: [] for g in prompts}
-    for turn in range(c.tries):
-        if not todo:
-            break
-        with bar(f"sample {turn + 1}") as show:
-            groups = collect(
-                sampler, renderer, todo, c.sampling,
-                n=c.answers, key=(c.seed, turn), version=0, on_progress=show,
-            )  # fmt: skip
-        for g in groups:
-            mine = texts[g.id]
-            for x in g.completions:
-                if x.finish != "length" and x.text.strip() and x.text not in mine:
-                    mine.append(x.text)
-        todo = [g for g in todo if len(texts[g.id]) < c.answers]
-    for g in prompts:
-        if len(texts[g.id]) >= c.answers:
+    for g, mine in zip(prompts, texts, strict=True):
+        if len(mine) == c.answers:
             asked = g.extra.get("messages") or [{"role": "user", "content": g.text}]
             extra = {k: v for k, v in g.extra.items() if k != "messages"}
-            items.append(
-                Item(
-                    id=g.id,
-                    prompt=tuple(asked),
-                    answers=tuple(texts[g.id][: c.answers]),
-                    extra=extra,
-                )
-            )
+            items.append(Item(id=g.id, prompt=tuple(asked), answers=tuple(mine), extra=extra))
     if not items:
         raise DataError(
             f"{c.data.path}: no prompt has {c.answers} different answers; raise "
