@@ -94,7 +94,7 @@ def main() -> None:
         from benchmarks.doctor.loop import closed, overhead
 
         torch.set_num_threads(1)
-        told = overhead(args.out) if args.overhead else closed(args.out)
+        told = overhead(args.out) if args.overhead else closed(args.out, args.minutes)
         print(json.dumps(told, indent=1))
         name = "doctor-overhead.json" if args.overhead else "doctor-closed-loop.json"
         if args.docs is not None:

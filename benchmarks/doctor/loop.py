@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from benchmarks.doctor.plan import Recipe, Spec, specs
 from benchmarks.doctor.run import STAGES, configured, kinds_of
-from benchmarks.doctor.worlds import scenes
+from benchmarks.doctor.worlds import put, scenes
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.models.load import LM, ModelSpec
 from trimtab.runs import Run
@@ -35,7 +36,7 @@ AUDIT = {
 """A quarter of rollouts is 240 of the 960 of a run; 1 % of a run of 24,000."""
 
 
-def overhead(out: Path, blocks: int = 6) -> dict[str, Any]:
+def overhead(out: Path, blocks: int = 4) -> dict[str, Any]:
     """CPU seconds of blocks of ``EVERY`` steps without and with a look at their end, in turn."""
     spec = next(s for s in specs([0]) if s.recipe.name == "grpo")
     folder = out / "overhead"
@@ -100,27 +101,36 @@ def trained(recipe: Recipe, seed: int, out: Path, audit: dict[str, Any]) -> dict
     return told
 
 
-def closed(out: Path) -> dict[str, Any]:
-    """Every pair of runs, the share of the lost gold won back, and what healthy runs lose by it.
+def closed(out: Path, minutes: float) -> dict[str, Any]:
+    """Pairs of runs, alone and guarded: the share of the lost gold won back, and what healthy runs lose.
 
-    Lost is the gold of the start above that at the end of the run that was left alone.
+    Lost is the gold of the start above that at the end of the run that was left alone. A stopped
+    measurement goes on; no pair is begun after ``minutes``.
     """
-    found: list[dict[str, Any]] = []
+    kept = out / "closed-loop.jsonl"
+    found: list[dict[str, Any]] = (
+        [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
+    )
+    done = {(r["recipe"], r["seed"]) for r in found}
+    began = time.monotonic()
     for spec in specs(SEEDS):
         name = spec.recipe.name
-        if name not in HARMED + WELL:
+        if name not in HARMED + WELL or (name, spec.seed) in done:
             continue
+        if time.monotonic() - began > 60 * minutes:
+            break
         alone, guarded = (trained(spec.recipe, spec.seed, out, a) for a in ({}, AUDIT))
         row = {"recipe": name, "seed": spec.seed, "start": alone["start"], "alone": alone["end"],
                "guarded": guarded["end"], "stopped": guarded["steps"] < alone["steps"] and guarded["steps"]}  # fmt: skip
         print(row, flush=True)
         found.append(row)
+        put(kept, found)
     hurt = [r for r in found if r["recipe"] in HARMED and r["alone"] < r["start"]]
-    well = [r for r in found if r["recipe"] in WELL]
+    well = [(r["alone"] - r["guarded"]) / r["alone"] for r in found if r["recipe"] in WELL]
     lost = sum(r["start"] - r["alone"] for r in hurt)
     return {
         "runs": found,
         "lost": lost,
         "recovered": sum(r["guarded"] - r["alone"] for r in hurt) / lost if lost else None,
-        "healthy loses": float(np.mean([(r["alone"] - r["guarded"]) / r["alone"] for r in well])),
+        "healthy loses": float(np.mean(well)) if well else None,
     }

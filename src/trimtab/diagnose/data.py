@@ -138,7 +138,7 @@ def partial(e: Evidence) -> Found | None:
             continue
         seen = True
         share = float(first.mean())
-        p = float(ttest_1samp(first, 0.5).pvalue)
+        p = float(ttest_1samp(first, 0.5)[1])
         off = abs(share - 0.5)
         if off > 0.1 and p < 0.01:
             return Found(
