@@ -233,7 +233,7 @@ def markdown(told: dict[str, Any]) -> str:
     seeds = told["seeds"]
     n = told["runs"]
     lines = [
-        f"Seeds {seeds[0]} to {seeds[-1]}: {n['all']} runs; {n['faults']} with a fault, {n['healthy']} healthy, "
+        f"Seeds {', '.join(map(str, seeds))}: {n['all']} runs; {n['faults']} with a fault, {n['healthy']} healthy, "
         f"{n['negatives']} hard negatives; {n['did not take']} planted faults did not take (gold did not fall) and count as none.",
         "",
         "| alarm | runs | hits | misses | false | recall | precision | without audit: recall | precision |",

@@ -138,7 +138,7 @@ def partial(e: Evidence) -> Found | None:
             continue
         seen = True
         share = float(first.mean())
-        p = float(ttest_1samp(first, 0.5)[1])
+        p = float(cast("Any", ttest_1samp(first, 0.5)).pvalue)
         off = abs(share - 0.5)
         if off > 0.1 and p < 0.01:
             return Found(
