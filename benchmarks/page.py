@@ -14,7 +14,7 @@ ratio compares neighbours in time, and its range is that of all turns. Memory is
 process, libraries included. "Of GEMM" is useful arithmetic (each prompt once, no padding) against
 the best matrix product measured in the same run. On the wall clock other work on the machine moves
 the figures; on the cpu clock processor seconds are counted, which leaves waiting out and caches that
-others fill in. A row says how many turns it had: with one or two, read the ratio alone.
+others fill in. A row says its threads, turns and clock (`--threads`, `--turns` or `--quick`, `--clock`).
 
 What a run can set: `model.precision: mixed` multiplies in bfloat16 with weights, sums and log-softmax in
 fp32, and `auto` does so where a measurement at the start says that it pays; `loop.token_budget` is the

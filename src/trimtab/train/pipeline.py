@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from trimtab.train import (
     tasks,
     world,
 )
+from trimtab.train.plan import peak_mb
 
 KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
     "function": (prepare.FunctionConfig, prepare.function),
@@ -205,8 +205,8 @@ def run(recipe: Recipe, source: str, *, fresh: bool = False) -> dict[str, Any]:
         write_atomic(stage.marker, json.dumps(mark).encode())
         before = time.monotonic()
         KINDS[stage.kind][1](stage.config)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        mark |= {"whole": True, "seconds": time.monotonic() - before, "peak_rss_mb": peak}
+        spent = time.monotonic() - before
+        mark |= {"whole": True, "seconds": spent, "peak_rss_mb": peak_mb("cpu")}
         write_atomic(stage.marker, json.dumps(mark).encode())
     return finish(recipe, out, time.monotonic() - started)
 

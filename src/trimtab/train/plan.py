@@ -1,7 +1,7 @@
 """What a run will need, from a few of its own steps taken beforehand: ``trimtab sft … --plan``.
 
-The steps are real ones, of the real data, on a copy of nothing: weights, optimiser and rollouts are
-thrown away afterwards. So there is no model of the machine to be wrong about.
+The steps are real ones on the real data, and everything they changed is thrown away: no model of the
+machine that could be wrong.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from trimtab.config import Config
 from trimtab.train.step import Stage, batch_indices
+from trimtab.types import Group
 
 STEPS = 4
 """Measured after the one that allocates the optimiser's state."""
@@ -77,7 +77,7 @@ def peak_mb(device: str) -> float:
     return most / 2**20 if sys.platform == "darwin" else most / 1024
 
 
-def plan(make: Callable[[Any], Stage], config: Config) -> Need:
+def plan(make: Callable[[Any], Stage], config: Any) -> Need:
     """Build the stage of ``config``, take the costliest step and ordinary ones, scale up.
 
     Steps of fixed data are scaled by tokens to the mean step; those of online methods are the
@@ -101,7 +101,9 @@ def plan(make: Callable[[Any], Stage], config: Config) -> Need:
 
         trainer.update = counted
         groups = getattr(stage, "train", None)
-        order = _order(stage, config) if groups else list(range(STEPS + 1))
+        order = list(range(STEPS + 1))
+        if groups:
+            order = _order(groups, stage.steps, config.batch, config.loop.seed)
         spent: list[tuple[float, int]] = []
         for index in order:
             tokens.clear()
@@ -111,7 +113,7 @@ def plan(make: Callable[[Any], Stage], config: Config) -> Need:
     each = spent[1:]  # the first one also warms up
     mean = float(np.mean([t for _, t in each]))
     if groups:
-        mean = _batch(config) * float(np.mean([g.cost for g in groups]))
+        mean = config.batch * float(np.mean([g.cost for g in groups]))
     seconds = sum(s for s, _ in each) / max(1, sum(t for _, t in each)) * mean
     parameters = [p for m in trainer.modules.values() for p in m.parameters()]
     device = parameters[0].device.type
@@ -122,18 +124,12 @@ def plan(make: Callable[[Any], Stage], config: Config) -> Need:
     )  # fmt: skip
 
 
-def _batch(config: Any) -> int:
-    return int(config.batch)
-
-
-def _order(stage: Any, config: Any) -> list[int]:
-    """The step with the most tokens, twice, and ordinary ones."""
-    costs = np.array([g.cost for g in stage.train])
-    seen = min(stage.steps, 2000)
+def _order(groups: Sequence[Group], steps: int, batch: int, seed: int) -> list[int]:
+    """The step with the most tokens, twice, and those in the middle."""
+    costs = np.array([g.cost for g in groups])
     found = [
-        int(costs[batch_indices(len(costs), _batch(config), i, config.loop.seed)].sum())
-        for i in range(seen)
+        costs[batch_indices(len(costs), batch, i, seed)].sum() for i in range(min(steps, 2000))
     ]
-    worst = int(np.argmax(found))
-    middle = [int(i) for i in np.argsort(found)[len(found) // 4 :]][: max(1, STEPS - 1)]
-    return [worst, worst, *middle]
+    by_cost = [int(i) for i in np.argsort(found)]
+    low = max(0, (len(by_cost) - STEPS + 1) // 2)
+    return [by_cost[-1], by_cost[-1], *by_cost[low : low + STEPS - 1]]

@@ -335,7 +335,9 @@ class Trainer:
         )
         self.updates, self.skips = int(meta["updates"]), int(meta["skips"])
         # The cut of a step orders its sums: resumed, it is the same to the bit.
-        self.budget, self.tuned = int(meta["budget"]), bool(meta["tuned"])
+        # (Checkpoints of before the size could be tuned do not say it.)
+        self.budget = int(meta.get("budget", self.budget))
+        self.tuned = bool(meta.get("tuned", self.tuned))
         checkpoint.restore_rng(saved.tensors("random"))
 
 

@@ -18,7 +18,6 @@ class VinePPO(PolicyMethod):
     type: Literal["vineppo"] = "vineppo"
     advantage: str = "gae"
     values: Literal["critic", "monte-carlo"] = "monte-carlo"
-    lam: float = 1.0
     whiten_advantages: bool = True
     kl_place: Place = "loss"
     kl_estimator: Estimator = "k3"
