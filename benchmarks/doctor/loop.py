@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -36,36 +35,35 @@ AUDIT = {
 """A quarter of rollouts is 240 of the 960 of a run; 1 % of a run of 24,000."""
 
 
-def overhead(out: Path, blocks: int = 4) -> dict[str, Any]:
-    """CPU seconds of blocks of ``EVERY`` steps without and with a look at their end, in turn."""
+def overhead(out: Path, looks: int = 4) -> dict[str, Any]:
+    """CPU seconds of a run's looks beside those of all else, a look every ``EVERY`` steps.
+
+    The looks are timed by themselves: two blocks of steps differ by more than a look costs.
+    """
     spec = next(s for s in specs([0]) if s.recipe.name == "grpo")
     folder = out / "overhead"
     shutil.rmtree(folder, ignore_errors=True)
-    more = {"steps": EVERY * blocks, "loop": {"doctor_every": EVERY}}
+    more = {"steps": EVERY * looks, "loop": {"doctor_every": EVERY}}
     config = configured(spec, out, folder, more)
-    marks = [time.process_time()]
+    spent: list[float] = []
     attend = loop.attend
 
     def look(path: Path, total: int) -> None:
-        if len(marks) % 2 == 0:
-            attend(path, total)
-        marks.append(time.process_time())
+        since = time.process_time()
+        attend(path, total)
+        spent.append(time.process_time() - since)
 
     stage = STAGES["rl"][1](config)
     run = Run(folder, config.model_dump(mode="json"))
     loop.attend = look
+    since = time.process_time()
     try:
-        marks[0] = time.process_time()
         loop.fit(stage.recorded(run), run, config.loop)
     finally:
         loop.attend = attend
+    steps = time.process_time() - since - sum(spent)
     run.close()
-    took = np.diff(marks)
-    without, beside = median(took[::2]), median(took[1::2])
-    return {
-        "every": EVERY, "blocks": blocks, "seconds without": without, "seconds with": beside,
-        "share": beside / without - 1,
-    }  # fmt: skip
+    return {"every": EVERY, "looks": spent, "steps": steps, "share": sum(spent) / steps}
 
 
 def worth(path: str, task: str, seed: int) -> float:
