@@ -15,19 +15,27 @@ from trimtab.types import Ints
 
 NAME = "trimtab_decode"
 KV = tuple[torch.Tensor, torch.Tensor]
+BLOCK = 64
+"""Tokens by which the slots grow: a product that skips through a long row is slow."""
 
 
 class Slots:
-    """Keys and values [slots, kv_heads, S, head_dim] of every layer, and the step under way."""
+    """Keys and values [slots, kv_heads, S, head_dim] of every layer, and the step under way.
+
+    On a CPU values lie in memory as [slots, kv_heads, head_dim, S]: one query's attention is then
+    two products of a matrix with a vector, both of which read straight through the cache.
+    """
 
     def __init__(self, slots: int, length: int) -> None:
-        self.slots, self.length = slots, length
+        self.slots, self.length, self.room = slots, length, 0
         self.cache: dict[int, KV] = {}
         self.prefilled: dict[int, KV] | None = None
         self.rows: torch.Tensor | None = None
         self.at: torch.Tensor | None = None
         self.longest = 0
-        self.masks: dict[int | None, torch.Tensor] = {}
+        self.level: int | None = None
+        """Where every row writes, if that is one place."""
+        self.masks: dict[int | None, torch.Tensor | None] = {}
         self.base: Ints | int = 0
         """Tokens of each row that are not in its slot."""
 
@@ -41,21 +49,52 @@ class Slots:
         own = length - self.base
         self.prefilled, self.masks = None, {}
         self.longest = int(own.max()) + 1
+        self.level = self.longest - 1 if int(own.min()) == self.longest - 1 else None
+        self._grow(self.longest, len(own))
         self.rows = torch.arange(len(own), device=device)
         self.at = torch.from_numpy(own).to(device)
         return torch.from_numpy(length).to(device)
 
     def enter(self, source: dict[int, KV], rows: Ints, widths: Ints, start: int) -> None:
         """Copy prefilled ``rows`` [n], of ``widths`` tokens, into the slots from ``start`` on."""
+        self._grow(int(widths.max()), start)
         for layer, (k, v) in source.items():
             if layer not in self.cache:
-                self.cache[layer] = (self._empty(k), self._empty(v))
-            index = torch.from_numpy(rows).to(k.device)
+                self.cache[layer] = self._empty(k, v)
             for held, new in zip(self.cache[layer], (k, v), strict=True):
-                held[start : start + len(rows), :, : new.shape[2]] = new[index]
+                held[start : start + len(rows), :, : new.shape[2]] = picked(new, rows)
+                held[start : start + len(rows), :, new.shape[2] :] = 0.0
 
-    def _empty(self, like: torch.Tensor) -> torch.Tensor:
-        return like.new_zeros(self.slots, like.shape[1], self.length, like.shape[3])
+    def _grow(self, need: int, live: int) -> None:
+        """Room for ``need`` tokens in every slot, in whole blocks; the first ``live`` rows count."""
+        if need <= self.room:
+            return
+        before, self.room = self.room, min(self.length, -(-need // BLOCK) * BLOCK)
+        for layer, pair in self.cache.items():
+            self.cache[layer] = self._empty(*pair)
+            for held, new in zip(pair, self.cache[layer], strict=True):
+                new[:live, :, :before] = held[:live]
+                new[:live, :, before:] = 0.0
+
+    def _empty(self, key: torch.Tensor, value: torch.Tensor) -> KV:
+        """Slots that hold anything: a row is written, and zeros beyond it, when it enters.
+
+        What a row does not see counts with weight 0, which garbage could turn into NaN.
+        """
+        k = key.new_empty(self.slots, key.shape[1], self.room, key.shape[3])
+        if value.device.type != "cpu":
+            return k, value.new_empty(*k.shape[:3], value.shape[3])
+        return k, value.new_empty(*k.shape[:2], value.shape[3], self.room).transpose(2, 3)
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """This step's keys and values [R, kv, head_dim]."""
+        k, v = self.cache[layer]
+        if self.level is not None:
+            k[: len(key), :, self.level] = key
+            v[: len(key), :, self.level] = value
+        else:
+            k[self.rows, :, self.at] = key
+            v[self.rows, :, self.at] = value
 
     def leave(self, live: int, holes: Ints, last: Ints, longest: int) -> None:
         """Keep ``live`` rows: those of slots ``last`` move into ``holes``; ``longest`` tokens count."""
@@ -76,25 +115,34 @@ class Slots:
         softcap: float | None,
     ) -> torch.Tensor:
         """Attention [R, kv, group, dim] of one query a row to what its slot holds."""
-        rows, _, group, _ = query.shape
-        k, v = (x[:rows, :, : self.longest] for x in self.cache[layer])
-        return _attend(query, k, v, self.mask(group, window, query.device), scale, softcap)
+        k, v = (x[: len(query), :, : self.longest] for x in self.cache[layer])
+        hide = self.hidden(window)
+        if query.device.type == "cpu" and softcap is None:
+            return weighed(query, k, v, hide, scale, None)[0]
+        return _attend(query, k, v, hide, scale, softcap)
 
-    def mask(self, q_len: int, window: int | None, device: torch.device) -> torch.Tensor:
-        """Which keys each query sees, True where seen: [1 or R, 1, q_len, keys]."""
+    def hidden(self, window: int | None) -> torch.Tensor | None:
+        """Slots [R, 1, 1, S] that a row must not see in this step; None where there is none."""
         if window not in self.masks:
-            if self.prefilled is not None:
-                at = torch.arange(q_len, device=device)[None, None, :, None]
-                keys = torch.arange(q_len, device=device)
+            assert self.at is not None
+            at, keys = self.at[:, None, None, None], torch.arange(self.longest)
+            keys = keys.to(at.device)
+            if window is not None and window < self.longest:
+                self.masks[window] = (keys > at) | (keys <= at - window)
             else:
-                assert self.at is not None
-                at = self.at[:, None, None, None]
-                keys = torch.arange(self.longest, device=device)
-            seen = keys <= at
-            if window is not None:
-                seen = seen & (keys > at - window)
-            self.masks[window] = seen
+                self.masks[window] = keys > at if self.level is None else None
         return self.masks[window]
+
+    def ahead(self, length: int, window: int | None, device: torch.device) -> torch.Tensor:
+        """Keys [1, 1, L, L] of a prompt that its tokens must not see."""
+        if window not in self.masks:
+            keys = torch.arange(length, device=device)
+            at = keys[:, None]
+            hide = keys > at
+            self.masks[window] = hide if window is None else hide | (keys <= at - window)
+        found = self.masks[window]
+        assert found is not None
+        return found[None, None]
 
 
 def attend(
@@ -124,12 +172,13 @@ def attend(
             decode.prefilled[layer] = (key, value)
             if group > 1:
                 key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
-            mask = decode.mask(q_len, sliding_window, query.device)
-            out = _attend(query, key, value, mask, scale, softcap)
+            if softcap is None and (sliding_window is None or sliding_window >= q_len):
+                out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+            else:
+                hide = decode.ahead(q_len, sliding_window, query.device)
+                out = _attend(query, key, value, hide, scale, softcap)
         else:
-            k, v = decode.cache[layer]
-            k[decode.rows, :, decode.at] = key[:, :, 0]
-            v[decode.rows, :, decode.at] = value[:, :, 0]
+            decode.write(layer, key[:, :, 0], value[:, :, 0])
             # With one query per row, the heads of a group are its queries: keys are not expanded.
             query = query.reshape(rows, kv_heads, group, dim)
             out = decode.attention(layer, query, scale, sliding_window, softcap)
@@ -140,17 +189,56 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor,
+    hide: torch.Tensor | None,
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    if softcap is None:
-        wide = mask.expand(query.shape[0], 1, query.shape[2], key.shape[2])
-        return scaled_dot_product_attention(query, key, value, attn_mask=wide, scale=scale)
-    scores = torch.matmul(query, key.transpose(2, 3)) * scale
-    scores = torch.tanh(scores / softcap) * softcap
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32)
-    return torch.matmul(weights.to(value.dtype), value)
+    if softcap is not None:
+        return weighed(query, key, value, hide, scale, softcap)[0]
+    seen = None
+    if hide is not None:
+        seen = ~hide.expand(query.shape[0], 1, query.shape[2], key.shape[2])
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
+
+
+def weighed(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    hide: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention [..., L, dim] to some keys, and the logarithm of its normaliser [..., L, 1]."""
+    q = q * scale
+    # A product with one vector reads a matrix row by row, whichever side the vector stands on.
+    single = q.shape[-2] == 1 and q.device.type == "cpu"
+    if single:
+        # A view, since the strides of a transposed column send the second product a slow way.
+        scores = torch.matmul(k, q.transpose(-1, -2)).view(*q.shape[:-1], k.shape[-2]).float()
+    else:
+        scores = torch.matmul(q, k.transpose(-1, -2)).float()
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    if hide is not None:
+        scores.masked_fill_(hide, float("-inf"))
+    most = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(most).exp_()
+    total = weights.sum(-1, keepdim=True)
+    weights = weights.to(v.dtype)
+    if single:
+        out = torch.matmul(v.transpose(-1, -2), weights.transpose(-1, -2)).transpose(-1, -2)
+    else:
+        out = torch.matmul(weights, v)
+    return out / total, most + total.log()
+
+
+def picked(held: torch.Tensor, rows: Ints) -> torch.Tensor:
+    """Some rows of a tensor: a view of it where they follow each other."""
+    first = int(rows[0]) if len(rows) else 0
+    if np.array_equal(rows, np.arange(first, first + len(rows))):
+        return held[first : first + len(rows)]
+    return held[torch.from_numpy(rows).to(held.device)]
 
 
 # No mask function of this name: transformers then builds no mask at all.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trimtab.sample.attention import KV, Slots
+from trimtab.sample.attention import KV, Slots, picked, weighed
 from trimtab.types import Ints
 
 
@@ -41,7 +41,10 @@ class Shared(Slots):
                 torch.cat([v for _, v in parts]),
             )
             if layer not in self.cache:
-                self.cache[layer] = (self._empty(new[0]), self._empty(new[1]))
+                self._grow(1, start)
+                self.cache[layer] = self._empty(*new)
+            for held in self.cache[layer]:
+                held[start : start + len(rows)] = 0.0
         self._arrange(device_of(source))
 
     def leave(self, live: int, holes: Ints, last: Ints, longest: int) -> None:
@@ -88,22 +91,14 @@ class Shared(Slots):
         count, most = self.table_PG.shape
         k, v = self.prompts[layer]
         q = query[self.table_PG].transpose(1, 2).reshape(count, kv, most * group, dim)
-        far, far_norm = _part(q, k, v, self.beyond, scale, softcap)
+        far, far_norm = weighed(q, k, v, self.beyond, scale, softcap)
         far = far.view(count, kv, most, group, dim).transpose(1, 2).flatten(0, 1)[self.back_R]
         far_norm = far_norm.view(count, kv, most, group, 1).transpose(1, 2).flatten(0, 1)
         k, v = (x[:rows, :, : self.longest] for x in self.cache[layer])
-        near, near_norm = _part(query, k, v, self.hidden(), scale, softcap)
+        near, near_norm = weighed(query, k, v, self.hidden(None), scale, softcap)
         # exp(a) / (exp(a) + exp(b)) is the share of the prompt.
         share = torch.sigmoid(far_norm[self.back_R] - near_norm)
         return torch.lerp(near, far, share)
-
-    def hidden(self) -> Tensor:
-        """Own slots not yet written [R, 1, 1, T]."""
-        if None not in self.masks:
-            assert self.at is not None
-            keys = torch.arange(self.longest, device=self.at.device)
-            self.masks[None] = keys > self.at[:, None, None, None]
-        return self.masks[None]
 
 
 def device_of(held: dict[int, KV]) -> torch.device:
@@ -113,23 +108,6 @@ def device_of(held: dict[int, KV]) -> torch.device:
 
 def _rows(held: KV, rows: Ints, deep: int) -> KV:
     """Some prompts' keys and values, cut or zero-filled to ``deep`` tokens."""
-    index = torch.from_numpy(rows).to(held[0].device)
-    k, v = (x[index, :, :deep] for x in held)
+    k, v = (picked(x[:, :, :deep], rows) for x in held)
     short = deep - k.shape[2]
     return (pad(k, (0, 0, 0, short)), pad(v, (0, 0, 0, short))) if short > 0 else (k, v)
-
-
-def _part(
-    q: Tensor, k: Tensor, v: Tensor, hide: Tensor | None, scale: float, softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    """Attention to some of the keys, and the logarithm of its normaliser [..., 1]."""
-    scores = torch.matmul(q * scale, k.transpose(-1, -2)).float()
-    if softcap is not None:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
-    if hide is not None:
-        scores.masked_fill_(hide, float("-inf"))
-    most = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(most).exp_()
-    total = weights.sum(-1, keepdim=True)
-    out = torch.matmul(weights.to(v.dtype), v) / total
-    return out, most + total.log()
