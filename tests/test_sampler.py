@@ -163,3 +163,61 @@ def test_limits_and_bad_input() -> None:
     for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"slots": 0}, {"max_new_tokens": 0}):
         with pytest.raises(ValidationError):
             SamplingConfig(**wrong)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_lean_decoding_equals_the_models_own_forward(kind: str, n: int) -> None:
+    sampler = Sampler(tiny(kind))
+    assert sampler.leans
+    asked = [Request(p, (5, i), n) for i, p in enumerate(prompts(9))]
+    config = SamplingConfig(max_new_tokens=40, slots=8)
+    lean = sampler(asked, config)
+    sampler.leans = False
+    for a, b in zip(sampler(asked, config), lean, strict=True):
+        for one, other in zip(a, b, strict=True):
+            np.testing.assert_array_equal(one.ids, other.ids)
+            np.testing.assert_allclose(one.logp, other.logp, atol=1e-4)
+
+
+def test_lean_decoding_follows_the_live_weights_and_adapters() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny(), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    sampler = Sampler(model)
+    assert sampler.leans
+    asked = [Request(p, (5, i)) for i, p in enumerate(prompts(4))]
+    config = SamplingConfig(max_new_tokens=12)
+    before = sampler(asked, config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_()
+    after = sampler(asked, config)
+    sampler.leans = False
+    plain = sampler(asked, config)
+    assert any(not np.array_equal(a[0].ids, b[0].ids) for a, b in zip(before, after, strict=True))
+    for (one,), (other,) in zip(after, plain, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+    assert not Sampler(tiny("gpt2")).leans
+
+
+def test_prompts_are_prefilled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler(tiny())
+    asked = [Request(p, (5, i), 2) for i, p in enumerate(prompts(12))]
+    whole = sampler(asked, SamplingConfig(max_new_tokens=8))
+    seen: list[int] = []
+    inner = sampler._prefill_part
+
+    def counted(slots, part):
+        seen.append(sum(map(len, part)))
+        return inner(slots, part)
+
+    monkeypatch.setattr("trimtab.sample.native.PREFILL", 40)
+    monkeypatch.setattr(sampler, "_prefill_part", counted)
+    parts = sampler(asked, SamplingConfig(max_new_tokens=8))
+    assert len(seen) > 3
+    assert max(seen) <= 40
+    for a, b in zip(whole, parts, strict=True):
+        for one, other in zip(a, b, strict=True):
+            np.testing.assert_array_equal(one.ids, other.ids)

@@ -96,8 +96,9 @@ class Output:
 def build(groups: Sequence[Group], *, share: bool = True) -> Pack:
     """One pack of all ``groups``.
 
-    With ``share`` False the prompt is repeated before each completion, so that every sequence is
-    a segment of its own: the layout for architectures on which sharing is not exact.
+    A lone completion and its prompt are one segment. With ``share`` False the prompt is repeated
+    before each completion, so that every sequence is: the layout for architectures on which
+    sharing is not exact.
     """
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
@@ -124,12 +125,13 @@ def build(groups: Sequence[Group], *, share: bool = True) -> Pack:
         width = len(group.prompt)
         prompt_at = parent = -1
         assert width > 0, f"group {group.id} has an empty prompt"
-        if share or not group.completions:
+        shared = share and len(group.completions) > 1
+        if shared or not group.completions:
             prompt_at = put(group.prompt, 0, -1)
             parent = len(segments) - 1
         for completion in group.completions:
             assert len(completion) > 0, f"group {group.id} has an empty completion"
-            if share:
+            if shared:
                 start = put(completion.ids, width, parent)
             else:
                 prompt_at = put(np.concatenate([group.prompt, completion.ids]), 0, -1)

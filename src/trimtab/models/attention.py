@@ -25,8 +25,10 @@ from trimtab.data.pack import Pack, Segment
 
 NAME = "trimtab_tree"
 
-_WASTE = 1.5
+_WASTE = 1.15
 """A bucket may compute this many times the scores its segments need; beyond, a new one starts."""
+_NEVER = 2**30
+"""Position of a padded key: after every query."""
 
 
 @dataclass(slots=True)
@@ -34,23 +36,43 @@ class Bucket:
     """R segments of like shape: Q query slots and S key slots each, padded."""
 
     query_RQ: Tensor
-    """Pack index of each query; 0 in padding."""
+    """Position of each query; in padding that of the row's last key."""
     key_RS: Tensor
-    """Pack index of each key; 0 in padding."""
-    distance_RQS: Tensor
-    """Query position minus key position, -1 where the key may not be seen."""
-    masks: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    """Position of each key; ``_NEVER`` in padding."""
+    causal: bool
+    """Whether its rows are whole sequences: then nothing but order hides a key from a real query."""
+    masks: dict[tuple[int, torch.dtype], Tensor] = field(
+        default_factory=dict[tuple[int, torch.dtype], Tensor]
+    )
 
-    def mask(self, window: int) -> Tensor:
-        """[R, 1, Q, S], True where attended; ``window`` 0 means unlimited."""
-        if window not in self.masks:
-            seen = self.distance_RQS >= 0
+    def mask(self, window: int, kind: torch.dtype) -> Tensor:
+        """[R, 1, Q, S] to add to scores: 0 where attended, else -inf; ``window`` 0 has no end."""
+        if (window, kind) not in self.masks:
+            # Ancestors stand at smaller positions, so one comparison says both "an ancestor" and
+            # "not later in the same segment".
+            distance = self.query_RQ[:, :, None] - self.key_RS[:, None, :]
+            hidden = distance < 0
             if window > 0:
-                seen &= self.distance_RQS < window
-            # A padded query sees everything: a row without keys would be NaN.
-            seen |= ~(self.distance_RQS >= 0).any(-1, keepdim=True)
-            self.masks[window] = seen[:, None]
-        return self.masks[window]
+                hidden |= distance >= window
+            made = torch.zeros(hidden.shape, dtype=kind, device=hidden.device)
+            self.masks[window, kind] = made.masked_fill_(hidden, float("-inf"))[:, None]
+        return self.masks[window, kind]
+
+
+@dataclass(slots=True)
+class Rows:
+    """Which tokens of a pack stand in the buckets' rows, and where each stands there."""
+
+    token_M: Tensor
+    """Pack index of each place of all buckets' rows, end to end; 0 in padding."""
+    place_N: Tensor
+    """A place of each token: its own segment's."""
+    again_E: Tensor
+    """Further places, of prompts' tokens in their completions' rows."""
+    token_E: Tensor
+    """Whose they are."""
+    sizes: list[int]
+    """Places of each bucket."""
 
 
 @dataclass(slots=True)
@@ -58,8 +80,10 @@ class Tree:
     """A pack's tree, ready for attention."""
 
     buckets: list[Bucket]
-    gather_N: Tensor
-    """Where each pack token's output stands in the buckets' concatenated outputs."""
+    query: Rows
+    key: Rows
+    padding_M: Tensor | None
+    """Query places that are padding; None where there are none."""
     segment_N: Tensor
     """Segment of each token."""
     parent_N: Tensor
@@ -71,15 +95,22 @@ class Tree:
 
 def _divide(shapes: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Indices of like shapes together. ``shapes`` are (queries, keys)."""
-    order = sorted(range(len(shapes)), key=lambda i: (-shapes[i][1], -shapes[i][0], i))
+
+    def rank(i: int) -> tuple[bool, int, int, int]:
+        q, s = shapes[i]
+        return (q < s, -s, -q, i)
+
     parts: list[list[int]] = []
     wide = deep = needed = 0
-    for i in order:
+    whole = True
+    for i in sorted(range(len(shapes)), key=rank):
         q, s = shapes[i]
         grown = (len(parts[-1]) + 1) * max(wide, q) * max(deep, s) if parts else 0
-        if not parts or grown > _WASTE * (needed + q * s):
+        # Whole sequences need no mask, so they stay among themselves.
+        if not parts or whole != (q == s) or grown > _WASTE * (needed + q * s):
             parts.append([])
             wide = deep = needed = 0
+        whole = q == s
         parts[-1].append(i)
         wide, deep, needed = max(wide, q), max(deep, s), needed + q * s
     return parts
@@ -98,54 +129,121 @@ def make_tree(pack: Pack) -> Tree:
     def span(s: Segment) -> np.ndarray:
         return np.arange(s.start, s.start + s.length)
 
+    def put(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x).to(device)
+
     keys: list[np.ndarray] = []
     for s in segments:
         keys.append(span(s) if s.parent < 0 else np.concatenate([keys[s.parent], span(s)]))
     shapes = [(s.length, len(k)) for s, k in zip(segments, keys, strict=True)]
     buckets: list[Bucket] = []
-    gather = np.zeros(len(positions), dtype=np.int64)
-    offset = 0
+    queries: list[np.ndarray] = []
+    held: list[np.ndarray] = []
+    real: list[np.ndarray] = []
+    query_place, key_place = (np.zeros(len(positions), dtype=np.int64) for _ in range(2))
+    again: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+    whose: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+    query_at = key_at = 0
     for part in _divide(shapes):
         wide = max(shapes[i][0] for i in part)
         deep = max(shapes[i][1] for i in part)
         query = np.zeros((len(part), wide), dtype=np.int64)
         key = np.zeros((len(part), deep), dtype=np.int64)
-        distance = np.full((len(part), wide, deep), -1, dtype=np.int32)
+        query_position = np.zeros((len(part), wide), dtype=np.int64)
+        key_position = np.full((len(part), deep), _NEVER, dtype=np.int64)
+        is_real = np.zeros((len(part), wide), dtype=np.bool_)
         for r, i in enumerate(part):
             q, s = shapes[i]
             mine = span(segments[i])
-            query[r, :q], key[r, :s] = mine, keys[i]
-            # Ancestors stand at smaller positions, so one comparison says both
-            # "an ancestor" and "not later in the same segment".
-            distance[r, :q, :s] = positions[mine][:, None] - positions[keys[i]][None, :]
-            gather[mine] = offset + r * wide + np.arange(q)
-        np.maximum(distance, -1, out=distance)
-        buckets.append(
-            Bucket(
-                torch.from_numpy(query).to(device),
-                torch.from_numpy(key).to(device),
-                torch.from_numpy(distance).to(device),
-            )
-        )
-        offset += len(part) * wide
+            query[r, :q], key[r, :s], is_real[r, :q] = mine, keys[i], True
+            key_position[r, :s] = positions[keys[i]]
+            query_position[r, :q] = positions[mine]
+            query_position[r, q:] = positions[mine[-1]]
+            query_place[mine] = query_at + r * wide + np.arange(q)
+            row = key_at + r * deep
+            key_place[mine] = row + np.arange(s - q, s)
+            again.append(row + np.arange(s - q))
+            whose.append(keys[i][: s - q])
+        whole = all(shapes[i][0] == shapes[i][1] for i in part)
+        buckets.append(Bucket(put(query_position), put(key_position), whole))
+        queries.append(query.ravel())
+        held.append(key.ravel())
+        real.append(is_real.ravel())
+        query_at += query.size
+        key_at += key.size
+    none = put(np.zeros(0, dtype=np.int64))
+    padding = ~np.concatenate(real)
     lengths = [s.length for s in segments]
     return Tree(
         buckets,
-        torch.from_numpy(gather).to(device),
-        torch.from_numpy(np.repeat(np.arange(len(segments)), lengths)).to(device),
-        torch.from_numpy(np.repeat([s.parent for s in segments], lengths)).to(device),
+        Rows(put(np.concatenate(queries)), put(query_place), none, none, [len(x) for x in queries]),
+        Rows(
+            put(np.concatenate(held)), put(key_place), put(np.concatenate(again)),
+            put(np.concatenate(whose)), [len(x) for x in held],
+        ),
+        put(padding) if padding.any() else None,
+        put(np.repeat(np.arange(len(segments)), lengths)),
+        put(np.repeat([s.parent for s in segments], lengths)),
         pack.positions_N,
-    )
+    )  # fmt: skip
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens [N, H, D] to the places of rows [M, H, D].
+
+    The backward gathers too, since almost every token has one place: autograd's own would add one
+    gradient of the whole pack for each bucket.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_NHD: Tensor, rows: Rows) -> Tensor:
+        ctx.rows = rows
+        return x_NHD.index_select(0, rows.token_M)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        rows: Rows = ctx.rows
+        (grad_MHD,) = grad_outputs
+        made = grad_MHD.index_select(0, rows.place_N)
+        if len(rows.token_E):
+            made.index_add_(0, rows.token_E, grad_MHD.index_select(0, rows.again_E))
+        return made, None
+
+
+class _Collect(torch.autograd.Function):
+    """Places of query rows [M, H, D] back to tokens [N, H, D]; padding gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MHD: Tensor, rows: Rows, padding_M: Tensor | None) -> Tensor:
+        ctx.rows, ctx.padding = rows, padding_M
+        return x_MHD.index_select(0, rows.place_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (grad_NHD,) = grad_outputs
+        made = grad_NHD.index_select(0, ctx.rows.token_M)
+        if ctx.padding is not None:
+            made.masked_fill_(ctx.padding[:, None, None], 0.0)
+        return made, None, None
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float, softcap: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    dropout: float,
+    softcap: float,
 ) -> Tensor:
     """Attention of [R, H, Q, D] over [R, H, S, D]; soft-capped scores have no fused kernel."""
     if not softcap:
-        return scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
+        return scaled_dot_product_attention(
+            q, k, v, mask, dropout, is_causal=mask is None, scale=scale
+        )
+    assert mask is not None
     scores = torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap)) * softcap
-    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).float().softmax(-1)
+    weights = (scores + mask).float().softmax(-1)
     return torch.dropout(weights.to(q.dtype), dropout, dropout > 0) @ v
 
 
@@ -164,14 +262,22 @@ def bucketed(
     if repeat > 1:
         k_NHD = k_NHD.repeat_interleave(repeat, 1)
         v_NHD = v_NHD.repeat_interleave(repeat, 1)
+
+    def parts(x: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+        spread: Any = _Spread.apply(x, rows)
+        return spread.split(rows.sizes)
+
     outs: list[Tensor] = []
-    for b in tree.buckets:
-        q = q_NHD[b.query_RQ].transpose(1, 2)
-        k = k_NHD[b.key_RS].transpose(1, 2)
-        v = v_NHD[b.key_RS].transpose(1, 2)
-        out = _attend(q, k, v, b.mask(window), scale, dropout, softcap)
-        outs.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outs).index_select(0, tree.gather_N)
+    for b, q, k, v in zip(
+        tree.buckets, parts(q_NHD, tree.query), parts(k_NHD, tree.key), parts(v_NHD, tree.key),
+        strict=True,
+    ):  # fmt: skip
+        q, k, v = (x.unflatten(0, (len(b.query_RQ), -1)).transpose(1, 2) for x in (q, k, v))
+        plain = b.causal and not window and not softcap
+        mask = None if plain else b.mask(window, q.dtype)
+        outs.append(_attend(q, k, v, mask, scale, dropout, softcap).transpose(1, 2).flatten(0, 1))
+    made: Any = _Collect.apply(torch.cat(outs), tree.query, tree.padding_M)
+    return made
 
 
 def tree_mask(tree: Tree, window: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:

@@ -1,5 +1,7 @@
 """Log-probs and entropies of chosen tokens, without logits that outlive their chunk.
 
+Where all logits are few, their log-softmax is kept for the backward, which then spares a product.
+
 The backward is written out. From p = softmax(z), l = log p, H the entropy and upstream gradients
 g of the log-prob and e of the entropy:
 
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+_KEPT = 2**23
+"""Log-probs of the whole vocabulary that may wait for the backward: 32 MB in fp32."""
 _LEAST = -1e30
 """Stands for a log-prob of -inf: its probability is 0, and 0 times it is 0, not NaN."""
 
@@ -76,6 +80,8 @@ class _TokenLogps(torch.autograd.Function):
         logps: list[Tensor] = []
         norms: list[Tensor] = []
         entropies: list[Tensor] = []
+        kept: Tensor | None = None
+        keeps = not head.cap and len(y_C) <= head.chunk and len(y_C) * len(weight) <= _KEPT
         for h, y in zip(h_CD.split(head.chunk), y_C.split(head.chunk), strict=True):
             z = _logits(h, w, b, head)
             norm = torch.logsumexp(z, -1, keepdim=True)
@@ -85,9 +91,11 @@ class _TokenLogps(torch.autograd.Function):
             norms.append(norm)
             if head.want:
                 entropies.append(-torch.exp(l).mul_(l).sum(-1))
+            if keeps and any(ctx.needs_input_grad):
+                kept = l
         logp, norm = torch.cat(logps), torch.cat(norms)
         entropy = torch.cat(entropies) if head.want else torch.zeros_like(logp)
-        ctx.save_for_backward(h_CD, y_C, weight, bias, norm, entropy)
+        ctx.save_for_backward(h_CD, y_C, weight, bias, norm, entropy, kept)
         ctx.head = head
         ctx.set_materialize_grads(False)
         return logp, entropy
@@ -99,7 +107,7 @@ class _TokenLogps(torch.autograd.Function):
     ) -> Any:
         g_C: Tensor | None = grad_outputs[0]
         e_C: Tensor | None = grad_outputs[1]
-        h_CD, y_C, weight, bias, norm_C1, entropy_C = ctx.saved_tensors
+        h_CD, y_C, weight, bias, norm_C1, entropy_C, kept = ctx.saved_tensors
         head: _Head = ctx.head
         wants_h, _, wants_w, wants_b, _ = ctx.needs_input_grad
         w = weight.to(head.kind)
@@ -110,14 +118,18 @@ class _TokenLogps(torch.autograd.Function):
         for at in range(0, len(y_C), head.chunk):
             part = slice(at, at + head.chunk)
             h, y, norm = h_CD[part], y_C[part], norm_C1[part]
-            z = _logits(h, w, b, head)
             slope = None
-            if head.cap:
-                slope = 1.0 - (z * (head.temperature / head.cap)) ** 2
-            l = z.sub_(norm).clamp_(min=_LEAST)
+            if kept is None:
+                z = _logits(h, w, b, head)
+                if head.cap:
+                    slope = 1.0 - (z * (head.temperature / head.cap)) ** 2
+                l = z.sub_(norm).clamp_(min=_LEAST)
+            else:
+                # A second backward through a kept graph must find it as it was.
+                l = kept.clone() if e_C is not None else kept
             if e_C is None:
                 assert g_C is not None
-                dz = l.exp_().mul_(-g_C[part, None])
+                dz = torch.exp(l).mul_(-g_C[part, None])
             else:
                 p = torch.exp(l)
                 factor = l.add_(entropy_C[part, None]).mul_(e_C[part, None])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from trimtab.types import Ints
@@ -239,6 +239,12 @@ def picked(held: torch.Tensor, rows: Ints) -> torch.Tensor:
     if np.array_equal(rows, np.arange(first, first + len(rows))):
         return held[first : first + len(rows)]
     return held[torch.from_numpy(rows).to(held.device)]
+
+
+def stacked(parts: list[KV], deep: int) -> KV:
+    """Prompts' keys and values of several forwards as one, zero-filled to ``deep`` tokens."""
+    keys, values = ([pad(x[i], (0, 0, 0, deep - x[i].shape[2])) for x in parts] for i in (0, 1))
+    return torch.cat(keys), torch.cat(values)
 
 
 # No mask function of this name: transformers then builds no mask at all.

@@ -13,11 +13,14 @@ import numpy as np
 import torch
 
 from trimtab.errors import ConfigError, ModelError
-from trimtab.sample.attention import KV, NAME, Slots, attached, evaluating
+from trimtab.sample.attention import KV, NAME, Slots, attached, evaluating, stacked
 from trimtab.sample.draw import SamplingConfig, draw, uniforms
+from trimtab.sample.lean import Lean
 from trimtab.sample.shared import Shared
 from trimtab.types import Floats, Ints
 
+PREFILL = 1024
+"""Tokens of a forward over prompts on a CPU: what passes between layers then stays in its cache."""
 Progress = Callable[[int, int], None]
 """Called with (completions finished, completions asked for)."""
 
@@ -151,9 +154,11 @@ class Sampler:
         self.vocab: int = text.vocab_size
         self.own: str = model.config._attn_implementation
         window = getattr(text, "sliding_window", None)
+        self.lean: Lean | None = None
         self.exact = self._exact(Slots(2, 12))
         # A window can hide a whole prompt, so there each completion keeps its own copy.
         self.shares = self.exact and window is None and self._exact(Shared(2, 4))
+        self.leans = self.exact and self._exact(Slots(2, 12), lean=True)
         if not self.exact:
             warnings.warn(
                 f"{type(model).__name__} is sampled through transformers' own cache, which is "
@@ -166,7 +171,7 @@ class Sampler:
         """Where the embeddings, and so the ids, live."""
         return self.model.get_input_embeddings().weight.device
 
-    def _exact(self, slots: Slots) -> bool:
+    def _exact(self, slots: Slots, lean: bool = False) -> bool:
         """Whether two ragged prompts and three steps agree with the plain forward."""
         ids = torch.from_numpy(np.random.default_rng(0).integers(0, self.vocab, (2, 12)))
         ids = ids.to(self.device)
@@ -176,6 +181,7 @@ class Sampler:
                 plain = self.model(input_ids=ids, use_cache=False).logits.float()
             try:
                 with attached(self.model):
+                    self.lean = Lean(self.model, mixed=False) if lean else None
                     asked = [ids[r, :n].cpu().numpy() for r, n in enumerate(lengths)]
                     source, first = self._prefill(slots, asked)
                     slots.enter(source, np.arange(2), np.array(lengths), 0)
@@ -188,12 +194,30 @@ class Sampler:
                         want.append(plain[[0, 1], at.tolist()])
             except (TypeError, AttributeError, KeyError, ValueError, RuntimeError):
                 return False
+            finally:
+                self.lean = None
         a, b = torch.stack(logits).float(), torch.stack(want)
         loose = 1e-4 if self.model.dtype in (torch.float32, torch.float64) else 5e-2
         return bool((a - b).abs().max() <= loose * b.abs().max().clamp(min=1.0))
 
     def _prefill(self, slots: Slots, prompts: list[Ints]) -> tuple[dict[int, KV], torch.Tensor]:
         """Keys and values of the prompts, and the logits [R, V] after each."""
+        at_once = max(1, PREFILL // max(len(p) for p in prompts))
+        if self.device.type != "cpu" or at_once >= len(prompts):
+            return self._prefill_part(slots, prompts)
+        whole: dict[int, list[KV]] = defaultdict(list)
+        logits: list[torch.Tensor] = []
+        for start in range(0, len(prompts), at_once):
+            source, after = self._prefill_part(slots, prompts[start : start + at_once])
+            logits.append(after)
+            for layer, pair in source.items():
+                whole[layer].append(pair)
+        deep = max(len(p) for p in prompts)
+        return {n: stacked(parts, deep) for n, parts in whole.items()}, torch.cat(logits)
+
+    def _prefill_part(
+        self, slots: Slots, prompts: list[Ints]
+    ) -> tuple[dict[int, KV], torch.Tensor]:
         lengths = np.array([len(p) for p in prompts])
         ids = np.zeros((len(prompts), lengths.max()), np.int64)
         for row, prompt in enumerate(prompts):
@@ -213,6 +237,8 @@ class Sampler:
 
     def _decode(self, slots: Slots, token: torch.Tensor, length: Ints) -> torch.Tensor:
         at = slots.decode(length, self.device)
+        if self.lean is not None:
+            return self.lean(slots, token[:, 0], at)
         out = self.model(input_ids=token, position_ids=at[:, None], use_cache=False, decode=slots)
         return out.logits[:, -1]
 
@@ -254,8 +280,12 @@ class Sampler:
             attached(self.model, NAME if self.exact else self.own),
             torch.autocast(self.device.type, torch.bfloat16) if self.mixed else nullcontext(),
         ):
+            self.lean = Lean(self.model, self.mixed) if self.leans else None
             run = self._run if self.exact else self._run_plain
-            run(requests, book, on_progress)
+            try:
+                run(requests, book, on_progress)
+            finally:
+                self.lean = None
         return book.results()
 
     def _run(self, requests: Sequence[Request], book: _Book, progress: Progress | None) -> None:
