@@ -139,9 +139,13 @@ def closed(
 
 
 def figures(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The two targets: by recipe and in all, with a bootstrap interval over runs and a standard error."""
+    """The two targets: what is recovered, with a bootstrap interval over runs, and what healthy runs lose.
+
+    A recipe that should be healthy may do harm on some seed; what is lost is also told of those runs
+    alone whose gold, left alone, did not end below the start.
+    """
     ill = [r for r in runs if r["recipe"] in HARMED]
-    loss = np.array([(r["alone"] - r["guarded"]) / r["alone"] for r in runs if r["recipe"] in WELL])
+    well = [r for r in runs if r["recipe"] in WELL]
 
     def counts(of: Sequence[dict[str, Any]]) -> dict[str, int]:
         early = sum(r["ended"] < r["steps"] for r in of)
@@ -163,8 +167,20 @@ def figures(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         told["recovered"] = recovered(ill)
         told["recovered, 95 %"] = np.nanpercentile(draws, [2.5, 97.5]).tolist()
         told["by recipe"] = {n: recovered([r for r in ill if r["recipe"] == n]) for n in HARMED}
-    told["healthy"] = counts([r for r in runs if r["recipe"] in WELL])
-    if len(loss) > 1:
-        told["healthy loses"] = float(loss.mean())
-        told["standard error"] = float(loss.std(ddof=1) / np.sqrt(len(loss)))
+    told["healthy"] = counts(well)
+    told["healthy, by recipe"] = {n: loss([r for r in well if r["recipe"] == n]) for n in WELL}
+    told["healthy, gold did not fall"] = loss([r for r in well if r["alone"] >= r["start"]])
     return told
+
+
+def loss(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean share of the gold left alone that is lost when guarded, and its standard error."""
+    lost = np.array([(r["alone"] - r["guarded"]) / r["alone"] for r in runs])
+    n = len(lost)
+    if n < 2:
+        return {"runs": n}
+    return {
+        "runs": n,
+        "lost": float(lost.mean()),
+        "standard error": float(lost.std(ddof=1)) / n**0.5,
+    }
