@@ -189,10 +189,9 @@ def limited(stage: policy.RLStage, seconds: float) -> None:
     step: Callable[[int], dict[str, float]] = stage.step
 
     def timed(index: int) -> dict[str, float]:
-        told = step(index)
         if time.process_time() > seconds:
             stage.steps = index + 1
-        return told
+        return step(index)
 
     stage.step = timed  # type: ignore[method-assign]
 

@@ -224,7 +224,8 @@ def _closed(rl: dict[Any, Any], closed: dict[Any, Any], told: dict[str, Any]) ->
         free = [r[2] for r in rl["single", seed]["path"]]
         smooth = averaged(free, 4)
         peak, end = max(smooth), float(np.mean(free[-5:]))
-        act = result["actions"][0] if result["actions"] else None
+        # Of an action that was taken: that the last policy was kept is written down too.
+        act = next((a for a in result["actions"] if "back_to" in a), None)
         kept = None
         if act is not None:
             at = act["back_to"] - 1

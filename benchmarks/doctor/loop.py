@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from benchmarks.doctor.run import STAGES, configured, kinds_of
 from benchmarks.doctor.worlds import put, scenes
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.models.load import LM, ModelSpec
-from trimtab.runs import Run
+from trimtab.runs import Run, read_summary
 from trimtab.sample.native import Request, Sampler, SamplingConfig
 from trimtab.sandbox.world import gold
 from trimtab.train import step as loop
@@ -24,15 +25,17 @@ from trimtab.train.world import prompt_groups
 EVERY = 50
 """``loop.doctor_every`` of the overhead: what ``docs/doctor.md`` advises."""
 HARMED = ("noisy-rm", "pays-words", "loose", "no-brake")
-WELL = ("grpo",)
-SEEDS = range(3)
+WELL = ("grpo", "grpo-rm")
+HARMED_SEEDS, WELL_SEEDS = range(3, 7), range(3, 11)
+"""Seeds 0 to 2 were looked at while the guard was made."""
 AUDIT = {
     "gold": {"function": "trimtab.sandbox.world:gold_reward"},
     "share": 0.25,
     "act": "stop",
-    "block": 24,
 }
-"""A quarter of rollouts is 240 of the 960 of a run; 1 % of a run of 24,000."""
+"""A quarter of rollouts and a block of the first batch: 260 of the 960 of a run; 1 % of a run of 26,000."""
+ASKED = 384
+"""Prompts that say what a policy is worth."""
 
 
 def overhead(out: Path, looks: int = 4) -> dict[str, Any]:
@@ -67,11 +70,11 @@ def overhead(out: Path, looks: int = 4) -> dict[str, Any]:
 
 
 def worth(path: str, task: str, seed: int) -> float:
-    """Mean gold of a policy's sampled answers to 96 prompts of the task that no run has seen."""
+    """Mean gold of a policy's sampled answers to ``ASKED`` prompts of the task that no run has seen."""
     renderer = Renderer(load_tokenizer(path), max_prompt=512, max_tokens=64)
     lm = LM.load(ModelSpec(path=path), train=False)
     sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
-    asked = scenes(kinds_of(task), 96, seed, 23)
+    asked = scenes(kinds_of(task), ASKED, seed, 23)
     said = sampler(
         [Request(g.prompt, (0, i)) for i, g in enumerate(prompt_groups(asked, renderer))],
         SamplingConfig(max_new_tokens=36),
@@ -81,7 +84,7 @@ def worth(path: str, task: str, seed: int) -> float:
 
 
 def trained(recipe: Recipe, seed: int, out: Path, audit: dict[str, Any]) -> dict[str, Any]:
-    """Gold at the start and the end of one run, and the step at which the guard stopped it."""
+    """Gold at the start and of what one run hands over, its steps, and what the guard said."""
     spec = Spec(recipe, seed)
     folder = out / f"{recipe.name}-{seed}{'-guarded' if audit else ''}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -94,12 +97,18 @@ def trained(recipe: Recipe, seed: int, out: Path, audit: dict[str, Any]) -> dict
         "start": worth(config.model.path, spec.task, seed),
         "end": worth(str(folder / "model"), spec.task, seed),
         "steps": stage.steps,
+        "audit": read_summary(folder).get("audit", {}),
     }
     shutil.rmtree(folder)
     return told
 
 
-def closed(out: Path, minutes: float) -> dict[str, Any]:
+def closed(
+    out: Path,
+    minutes: float,
+    harmed: Iterable[int] = HARMED_SEEDS,
+    well: Iterable[int] = WELL_SEEDS,
+) -> dict[str, Any]:
     """Pairs of runs, alone and guarded: the share of the lost gold won back, and what healthy runs lose.
 
     Lost is the gold of the start above that at the end of the run that was left alone. A stopped
@@ -111,24 +120,67 @@ def closed(out: Path, minutes: float) -> dict[str, Any]:
     )
     done = {(r["recipe"], r["seed"]) for r in found}
     began = time.monotonic()
-    for spec in specs(SEEDS):
+    wanted = {(n, s) for n in HARMED for s in harmed} | {(n, s) for n in WELL for s in well}
+    for spec in specs(sorted({seed for _, seed in wanted})):
         name = spec.recipe.name
-        if name not in HARMED + WELL or (name, spec.seed) in done:
+        if (name, spec.seed) not in wanted - done:
             continue
         if time.monotonic() - began > 60 * minutes:
             break
         alone, guarded = (trained(spec.recipe, spec.seed, out, a) for a in ({}, AUDIT))
+        audit = guarded["audit"]
         row = {"recipe": name, "seed": spec.seed, "start": alone["start"], "alone": alone["end"],
-               "guarded": guarded["end"], "stopped": guarded["steps"] < alone["steps"] and guarded["steps"]}  # fmt: skip
+               "guarded": guarded["end"], "steps": alone["steps"], "ended": guarded["steps"],
+               "back_to": int(audit.get("handed_over", 0)), "audited": int(audit["rollouts"])}  # fmt: skip
         print(row, flush=True)
         found.append(row)
         put(kept, found)
-    hurt = [r for r in found if r["recipe"] in HARMED and r["alone"] < r["start"]]
-    well = [(r["alone"] - r["guarded"]) / r["alone"] for r in found if r["recipe"] in WELL]
-    lost = sum(r["start"] - r["alone"] for r in hurt)
+    return {"runs": found, **figures(found)}
+
+
+def figures(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The two targets: what is recovered, with a bootstrap interval over runs, and what healthy runs lose.
+
+    A recipe that should be healthy may do harm on some seed; what is lost is also told of those runs
+    alone whose gold, left alone, did not end below the start.
+    """
+    ill = [r for r in runs if r["recipe"] in HARMED]
+    well = [r for r in runs if r["recipe"] in WELL]
+
+    def counts(of: Sequence[dict[str, Any]]) -> dict[str, int]:
+        early = sum(r["ended"] < r["steps"] for r in of)
+        return {"runs": len(of), "stopped early": early,
+                "handed over at the end": sum(r["back_to"] > 0 for r in of) - early}  # fmt: skip
+
+    def recovered(of: Sequence[dict[str, Any]]) -> float:
+        hurt = [r for r in of if r["alone"] < r["start"]]
+        lost = sum(r["start"] - r["alone"] for r in hurt)
+        return sum(r["guarded"] - r["alone"] for r in hurt) / lost if lost else float("nan")
+
+    told: dict[str, Any] = {"faulty": counts(ill)}
+    if ill:
+        rng = np.random.default_rng(0)
+        draws = [
+            recovered([ill[int(i)] for i in rng.integers(0, len(ill), len(ill))])
+            for _ in range(2000)
+        ]
+        told["recovered"] = recovered(ill)
+        told["recovered, 95 %"] = np.nanpercentile(draws, [2.5, 97.5]).tolist()
+        told["by recipe"] = {n: recovered([r for r in ill if r["recipe"] == n]) for n in HARMED}
+    told["healthy"] = counts(well)
+    told["healthy, by recipe"] = {n: loss([r for r in well if r["recipe"] == n]) for n in WELL}
+    told["healthy, gold did not fall"] = loss([r for r in well if r["alone"] >= r["start"]])
+    return told
+
+
+def loss(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean share of the gold left alone that is lost when guarded, and its standard error."""
+    lost = np.array([(r["alone"] - r["guarded"]) / r["alone"] for r in runs])
+    n = len(lost)
+    if n < 2:
+        return {"runs": n}
     return {
-        "runs": found,
-        "lost": lost,
-        "recovered": sum(r["guarded"] - r["alone"] for r in hurt) / lost if lost else None,
-        "healthy loses": float(np.mean(well)) if well else None,
+        "runs": n,
+        "lost": float(lost.mean()),
+        "standard error": float(lost.std(ddof=1)) / n**0.5,
     }

@@ -21,11 +21,13 @@ from trimtab.config import Config
 from trimtab.errors import DataError
 from trimtab.rewards.score import RewardSpec
 from trimtab.runs import fs, to_json, write_atomic
+from trimtab.stats.change import welch
 from trimtab.stats.overoptimisation import Fit, fit_points
 from trimtab.stats.sequential import fall
 
 FILE = "audit.jsonl"
 ALPHA = 0.01
+FINAL = 0.05
 
 
 class Row(BaseModel):
@@ -98,11 +100,18 @@ class AuditSpec(Config):
 
     gold: GoldSpec
     share: float = Field(default=0.01, gt=0.0, le=1.0)
-    """Of all rollouts."""
+    """Of all rollouts; with ``act: stop`` the first batch gives a whole ``block`` where it has as many,
+    so that the start is known by itself."""
     act: Literal["none", "stop", "switch", "refresh"] = "none"
-    """What is done: nothing but a line in actions.jsonl; return to the best audited policy and
-    stop; return, and take an ensemble by ``switch`` from there; return, and go on with a refreshed
-    reward model."""
+    """What is done when gold falls. "none": a line in actions.jsonl. "stop": the run ends and hands
+    over the best audited policy, whatever the reward did; and a run that comes to its own end hands
+    that over too where its gold is surely higher (``final``). Where gold falls and the reward does
+    not, "switch": return to the best, and take an ensemble by ``switch`` from there; "refresh":
+    return, and go on with a refreshed reward model."""
+    final: float = Field(default=FINAL, ge=0.0, lt=1.0)
+    """With ``act: stop``, the chance that a policy is handed over at the run's own end that is no
+    better than the last: the best block's gold is tested against the last block's, once (Welch,
+    one-sided, times the number of blocks). 0 always hands over the last."""
     switch: Literal["worst", "uncertainty"] = "worst"
     """How the ensembles among ``rewards`` combine afterwards."""
     refresh: RefreshSpec | None = None
@@ -117,6 +126,10 @@ class AuditSpec(Config):
     def _whole(self) -> AuditSpec:
         if (self.act == "refresh") != (self.refresh is not None):
             raise ValueError("act: refresh and the key refresh belong together: give both or none")
+        if self.final != FINAL and self.act != "stop":
+            raise ValueError(
+                f"final belongs to act: stop, and act is {self.act}; remove the key final"
+            )
         return self
 
 
@@ -144,8 +157,10 @@ class Reading:
     gold_after: float
     proxy_gain: float
     """Mean proxy after that step less that before it, over the same rollouts."""
+    fell: bool
+    """Gold fell: p is below alpha."""
     hacked: bool
-    """Gold fell (p below alpha) while the proxy did not."""
+    """It did while the proxy did not."""
     gold: Fit | None
     """Gao's form through gold by sqrt(KL); None where KL is unknown or too little was audited."""
     proxy: Fit | None
@@ -218,9 +233,50 @@ def reading(
     whole = blocks(rows, block)
     return Reading(
         len(rows), found.p, since, found.before, found.after, gain,
-        found.p < alpha and gain >= 0, gold, proxy, past,
+        found.p < alpha, found.p < alpha and gain >= 0, gold, proxy, past,
         max(whole, key=lambda b: b.gold, default=None),
     )  # fmt: skip
+
+
+@dataclass(slots=True, frozen=True)
+class Choice:
+    """Which policy is handed over at a run's own end."""
+
+    back_to: int | None
+    """The last step of the best block, whose policy it is; None for the last policy."""
+    p: float
+    """That the best block's policy is no better than the last block's, times the blocks before the
+    last; 1 where there is nothing to compare."""
+    blocks: int
+    """Whole blocks."""
+    best: Block | None
+    last: float
+    """Mean gold of the last block and the rest after it; NaN where there is none."""
+
+
+def choose(rows: Sequence[Row], size: int, level: float = FINAL) -> Choice:
+    """The best block's policy where its gold is surely higher than the last block's, else the last.
+
+    For one look at the end: read at any time it would hand over too often.
+
+    Args:
+        rows: All that was audited.
+        size: Rollouts a block; a rest smaller than that counts with the last block.
+        level: Of the one-sided test, over all blocks that it might have been.
+    """
+    rows = sorted(rows, key=lambda r: r.step)
+    whole = blocks(rows, size)
+    if not whole:
+        return Choice(None, 1.0, 0, None, math.nan)
+    top = max(range(len(whole)), key=lambda i: (whole[i].gold, i))
+    golds = [r.gold for r in rows]
+    end = golds[(len(whole) - 1) * size :]
+    p = 1.0
+    if top < len(whole) - 1:
+        p = min(1.0, (len(whole) - 1) * welch(golds[top * size : (top + 1) * size], end))
+    return Choice(
+        whole[top].last if p < level else None, p, len(whole), whole[top], float(np.mean(end))
+    )
 
 
 def told(r: Reading) -> dict[str, Any]:

@@ -72,9 +72,10 @@ def _first(d: Diagnosis, e: Evidence) -> Section:
         if rows
         else []
     )
-    return Section(
-        "", "", [Verdict(HEADS[d.verdict], d.line, TONES[d.verdict])], tiles, tables=tables
-    )
+    said = [Verdict(HEADS[d.verdict], d.line, TONES[d.verdict])]
+    if d.handed_over:
+        said.append(Verdict("What was handed over", d.handed_over, "fair"))
+    return Section("", "", said, tiles, tables=tables)
 
 
 def _finding(f: Finding) -> Section:

@@ -142,7 +142,7 @@ CATALOGUE: tuple[Remedy, ...] = (
     Remedy("kl-target", (2, 3), "Let beta find a KL of 6 nats by itself.", _target, True, "1909.08593"),
     Remedy("lower-beta", (3,), "A tenth of the KL coefficient: the policy hardly moved.", _freer),
     Remedy("lower-lr", (2, 7, 12), "A third of the learning rate.", _slower),
-    Remedy("stop-at-peak", (1,), "Audit 1 % of rollouts; when gold falls, return to the best audited policy and stop.", _audit("stop"), True, "2210.10760"),
+    Remedy("stop-at-peak", (1,), "Audit 1 % of rollouts; when gold falls stop, and hand over the best audited policy, also at the end where it is surely better than the last.", _audit("stop"), True, "2210.10760"),
     Remedy("switch-ensemble", (1, 6), "When gold falls, return, and go on with the worst member's score.", lambda v: _audit("switch")(v) if _ensemble(v, "mean") else {}, True, "2310.02743"),
     Remedy("refresh-reward", (1, 4, 5, 16), "When gold falls, rank hacked against best audited answers, train the reward model on, go on from the best.", _audit("refresh"), True),
     Remedy("audit", (1,), "Audit 1 % of rollouts and say what they show; nothing else.", _audit("none")),

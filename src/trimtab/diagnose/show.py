@@ -14,6 +14,8 @@ TIERS = {"T0": "curves and facts", "T1": "rollouts and probes", "T2": "gold audi
 def text(d: Diagnosis) -> str:
     """Verdict, findings with what to change, what was not checked."""
     lines = [_wrap(f"{d.verdict.upper()}. {d.line}", ""), ""]
+    if d.handed_over:
+        lines[1:1] = [_wrap(f"Handed over: {d.handed_over}", "")]
     for f in d.findings:
         lines += [*_finding(f), ""]
     if d.clean:

@@ -86,6 +86,8 @@ class Diagnosis(BaseModel):
     """Alarms that could not be asked, and why."""
     audited: int
     """Rollouts in the gold audit."""
+    handed_over: str = ""
+    """Which policy a run with ``audit.act: stop`` handed over, and why; empty for any other run."""
 
 
 def examine(folder: str | Path, leave: frozenset[str] = frozenset()) -> Diagnosis:
@@ -132,7 +134,13 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     return Diagnosis(
         run=str(evidence.folder), stage=evidence.stage, verdict=word, line=line, findings=ranked,
         clean=tuple(clean), unchecked=unchecked, audited=len(evidence.audit),
+        handed_over=_handed_over(evidence),
     )  # fmt: skip
+
+
+def _handed_over(e: Evidence) -> str:
+    audit = e.summary.get("audit")
+    return str(audit.get("why", "")) if isinstance(audit, dict) else ""
 
 
 def _order(finding: Finding, found: list[Finding], evidence: Evidence) -> float:

@@ -94,7 +94,8 @@ def report_run(folder: str | Path) -> Path:
                 tiles.append(
                     Tile(name, number(values[-1]), f"from {number(values[0])} at the start")
                 )
-    flat = _flatten(read_summary(folder))
+    summary = read_summary(folder)
+    flat = _flatten(summary)
     table = Table(("Figure", "Value"), flat)
     findings = [
         Verdict(
@@ -104,6 +105,10 @@ def report_run(folder: str | Path) -> Path:
         )
         for f in read_findings(folder)
     ]
+    audit = summary.get("audit")
+    if isinstance(audit, Mapping) and "why" in audit:
+        why = str(cast(Mapping[str, Any], audit)["why"])
+        findings.append(Verdict("What was handed over", why, "fair"))
     page = render(
         [
             Section("", "The last recorded figures of this run.", findings, tiles),

@@ -73,6 +73,25 @@ def two_means(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     return gap / error if error > 0 else math.copysign(math.inf, gap) if gap else 0.0
 
 
+def welch(before: npt.ArrayLike, after: npt.ArrayLike) -> float:
+    """One-sided p of Welch's test that the mean of ``after`` is not below that of ``before``.
+
+    1 with fewer than two values on a side; 0 or 1 where neither varies.
+
+    >>> round(welch([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), 3)
+    0.5
+    """
+    x, y = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if min(len(x), len(y)) < 2:
+        return 1.0
+    t = two_means(y, x)
+    a, b = float(x.var(ddof=1)) / len(x), float(y.var(ddof=1)) / len(y)
+    if a + b == 0 or not math.isfinite(t):
+        return float(t <= 0)
+    freedom = (a + b) ** 2 / (a * a / (len(x) - 1) + b * b / (len(y) - 1))
+    return float(stdtr(freedom, -t))
+
+
 def drop(values: Sequence[float], first: int = 8, ratio: float = 1.5) -> tuple[float, int]:
     """Whether a mean has fallen at some point of a series, and where that shows best: p, values before.
 
@@ -87,11 +106,7 @@ def drop(values: Sequence[float], first: int = 8, ratio: float = 1.5) -> tuple[f
     best, at, looked = 1.0, 0, 0
     split = float(first)
     while (n := int(split)) <= len(x) - first:
-        before, after = x[:n], x[n:]
-        t = two_means(after, before)
-        a, b = float(before.var(ddof=1)) / n, float(after.var(ddof=1)) / len(after)
-        freedom = (a + b) ** 2 / (a * a / (n - 1) + b * b / (len(after) - 1)) if a + b > 0 else 1.0
-        p = float(stdtr(freedom, -t)) if math.isfinite(t) else float(t < 0)
+        p = welch(x[:n], x[n:])
         if p < best:
             best, at = p, n
         looked += 1

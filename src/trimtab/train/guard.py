@@ -1,7 +1,8 @@
 """A gold audit beside training, and what it does when the reward is hacked.
 
 Advice by default. An action is opt-in (``audit.act``), written to ``actions.jsonl``, and can be
-taken back: the policy as it was lies in ``undo/step-N``.
+taken back: the policy as it was lies in ``undo/step-N``. A run that ends hands over another policy
+than its last when it exports; its checkpoint holds the last one.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from trimtab.diagnose.audit import (
     Row,
     append_rows,
     blocks,
+    choose,
     read_audit,
     reading,
     write_rows,
 )
-from trimtab.errors import ConfigError
+from trimtab.errors import CheckpointError, ConfigError
 from trimtab.models import checkpoint
 from trimtab.models.load import ModelSpec
 from trimtab.rewards.learned import LearnedPart
@@ -41,6 +43,8 @@ from trimtab.train.rollouts import Rollouts
 from trimtab.train.sft import DataSpec
 from trimtab.train.step import LoopSpec, OptimSpec, Trainer
 from trimtab.types import Completion, Group
+
+ACTIONS = "actions.jsonl"
 
 
 class Guarded(Protocol):
@@ -77,6 +81,18 @@ def check(spec: AuditSpec, rewards: Sequence[RewardSpec]) -> None:
         raise ValueError("audit.act: refresh needs exactly one reward with 'model'")
 
 
+def too_little(spec: AuditSpec, rollouts: int) -> str:
+    """What to change where a run of so many rollouts is too short for ``act: stop`` to choose; else
+    empty."""
+    about = round(spec.share * rollouts)
+    if spec.act != "stop" or about >= 2 * spec.block:
+        return ""
+    return (
+        f"about {about} of {rollouts} rollouts are audited, fewer than two blocks of {spec.block}: too "
+        "few to tell policies apart; raise audit.share or lower audit.block"
+    )
+
+
 class Guard:
     """Audits rollouts as they come and acts on what they show.
 
@@ -105,6 +121,10 @@ class Guard:
         self.best: float | None = None
         """Mean gold of the block whose policy is kept."""
         self.ended: int | None = None
+        self.handed: int | None = None
+        """Step of the policy that is exported in place of the last."""
+        self.why = ""
+        """What is exported and why, in a sentence, once the run has ended."""
         self.combine: str | None = None
         self.model: str | None = None
         self.found: Reading | None = None
@@ -112,26 +132,24 @@ class Guard:
     def observe(self, index: int, groups: Sequence[Group]) -> dict[str, float]:
         """Audit a share of the scored rollouts of batch ``index``; what the audit says so far."""
         step = index + 1
-        if self.rows is None:
-            # A resumed run forgets what was audited after its checkpoint.
-            self.rows = [r for r in read_audit(self.out) if r.step < step]
-            write_rows(self.out, self.rows)
+        rows = self._recalled(step)
+        self.handed, self.why = None, ""  # a run that ended, and was given more steps
         kls = [k for g in groups for c in g.completions if (k := log_kl(c)) is not None]
         mean = float(np.mean(kls)) if kls else None
         new = self._audit(step, groups, mean)
         whole = len(blocks(self._now(), self.spec.block))
-        self.rows += new
+        rows += new
         append_rows(self.out, new)
         now = self._now()
-        told = {"audit/rollouts": float(len(self.rows))}
+        told = {"audit/rollouts": float(len(rows))}
         if mean is not None:
             told["audit/kl"] = mean
         if new:
             told["audit/gold"] = float(np.mean([r.gold for r in new]))
-        made = blocks(now, self.spec.block)
-        if len(made) > whole and (self.best is None or made[-1].gold >= self.best):
+        done = [b.gold for b in blocks(now, self.spec.block)[whole:]]
+        if done and (self.best is None or max(done) >= self.best):
             # The weights that made these rollouts, before the update that they are for.
-            self.best = made[-1].gold
+            self.best = max(done)
             self._keep(step, self.best)
         if new:
             gold = self.spec.gold
@@ -139,6 +157,14 @@ class Guard:
         if self.found is not None:
             told["audit/p"] = self.found.p
         return told
+
+    def _recalled(self, step: int) -> list[Row]:
+        """What was audited; a resumed run forgets what came at ``step``, its first, or later."""
+        if self.rows is None:
+            self.rows = [r for r in read_audit(self.out) if r.step < step]
+            write_rows(self.out, self.rows)
+            _forget(self.out / ACTIONS, step)
+        return self.rows
 
     def _now(self) -> list[Row]:
         return [r for r in self.rows or () if r.step > self.since]
@@ -150,6 +176,8 @@ class Guard:
         rng = np.random.default_rng((self.loop.seed, step, 31))
         wanted = self.spec.share * len(done)
         count = int(wanted) + int(rng.random() < wanted % 1)
+        if step == 1 and self.spec.act == "stop":
+            count = min(len(done), max(count, self.spec.block))
         picked = [done[int(i)] for i in sorted(rng.permutation(len(done))[:count])]
         copies = [
             replace(g, completions=[replace(c, scores={}, reward=None)]) for g, _, c in picked
@@ -174,11 +202,22 @@ class Guard:
         told = {"step": step, "gold": gold}
         checkpoint.save(self.out / "best", step, {"params.policy": params}, told, keep=1)
 
-    def act(self, index: int) -> None:
-        """Do what is asked for when the reward is hacked; once for each time that it is."""
-        if self.found is None or not self.found.hacked or self.ended is not None:
-            return
-        step, found, spec = index + 1, self.found, self.spec
+    def act(self, index: int) -> dict[str, float]:
+        """Do what is asked for when gold fell, once for each time; at the end choose what is handed over.
+
+        Returns:
+            What was handed over, as metrics; empty where the run goes on.
+        """
+        if self.ended is None and self.found is not None:
+            advised = self.spec.act in ("none", "stop")
+            if self.found.fell if advised else self.found.hacked:
+                self._act(index + 1, self.found)
+        if self.ended is not None or self.spec.act != "stop":
+            return {} if self.handed is None else {"audit/handed_over": float(self.handed)}
+        return self._end(index + 1) if index + 1 == self.stage.steps else {}
+
+    def _act(self, step: int, found: Reading) -> None:
+        spec = self.spec
         saved = checkpoint.latest(self.out / "best")
         action = spec.act if self.actions < spec.times else "stop"
         if action != "none" and saved is None:
@@ -186,34 +225,91 @@ class Guard:
         told: dict[str, Any] = {
             "step": step, "action": action, "p": found.p, "since": found.since,
             "gold_before": found.gold_before, "gold_after": found.gold_after,
-            "proxy_gain": found.proxy_gain,
+            "proxy_gain": found.proxy_gain, "hacked": found.hacked,
         }  # fmt: skip
         if action != "none":
             assert saved is not None
-            undo = self.out / "undo" / f"step-{step:08d}"
-            self.stage.export(undo)
-            told |= {"back_to": saved.step, "gold_there": saved.state["gold"], "undo": str(undo)}
-            self._restore(saved)
-        if action == "stop":
-            self.ended = self.stage.steps = step
-        elif action == "switch":
+            told |= self._back(step, saved)
+            if action != "stop":
+                self._restore(saved)
+        if action == "switch":
             self.combine = spec.switch
             self._switch()
         elif action == "refresh":
             told |= self._refresh(step)
             if told["new_pairs"] == 0:
                 told["action"] = action = "stop"
-                self.ended = self.stage.steps = step
         self.actions += 1
         self.since, self.found = step, None
-        with fs.open(self.out / "actions.jsonl", "ab") as handle:
-            fs.write(handle, (to_json(told) + "\n").encode())
         back = f"; back to the policy of step {told['back_to']}" if "back_to" in told else ""
-        console.print(
-            f"[bold]audit[/bold]: step {step}: gold fell from {found.gold_before:.3f} to "
-            f"{found.gold_after:.3f} while the reward changed by {found.proxy_gain:+.3f} "
-            f"(p {found.p:.1g}): {action}{back}"
+        said = (
+            f"step {step}: gold fell from {found.gold_before:.3f} to {found.gold_after:.3f} while the "
+            f"reward changed by {found.proxy_gain:+.3f} (p {found.p:.2g}): {action}{back}"
         )
+        if action == "stop":
+            self.ended = self.stage.steps = step
+            self.handed = told["back_to"]
+            self.why = told["why"] = said
+        self._tell(told, said)
+
+    def _back(self, step: int, saved: checkpoint.Checkpoint) -> dict[str, Any]:
+        """Keep the policy as it is, and say where to and where from."""
+        undo = self.out / "undo" / f"step-{step:08d}"
+        self.stage.export(undo)
+        return {"back_to": saved.step, "gold_there": saved.state["gold"], "undo": str(undo)}
+
+    def _end(self, step: int) -> dict[str, float]:
+        """The one look at the run's own end."""
+        size, rows = self.spec.block, self._recalled(step)
+        found = choose(rows, size, self.spec.final)
+        saved = checkpoint.latest(self.out / "best")
+        told: dict[str, Any] = {"step": step, "action": "keep", "p": found.p}
+        if found.best is None or found.blocks < 2:
+            self.why = (
+                f"The last policy is handed over: {len(rows)} audited rollouts are not "
+                f"two blocks of {size} (audit.share, audit.block), so none is known to be better."
+            )
+        else:
+            best = found.best
+            told |= {"gold_best": best.gold, "gold_last": found.last}
+            seen = (
+                f"gold was {best.gold:.3f} over steps {best.first} to {best.last} and {found.last:.3f} "
+                f"over the last block (p {found.p:.2g} for {found.blocks - 1} blocks)"
+            )
+            if found.back_to is None:
+                self.why = f"The last policy is handed over; none is surely better: {seen}."
+            elif saved is None or saved.step != found.back_to:
+                self.why = f"The last policy is handed over; a better one was not kept: {seen}."
+            else:
+                told |= {"action": "hand-over", **self._back(step, saved)}
+                self.handed = saved.step
+                self.why = f"The policy of step {saved.step} is handed over: {seen}."
+        told["why"] = self.why
+        self._tell(told, self.why)
+        figures = {"handed_over": self.handed or 0, "gold_best": told.get("gold_best"),
+                   "gold_last": told.get("gold_last"), "p_final": found.p}  # fmt: skip
+        return {f"audit/{k}": float(v) for k, v in figures.items() if v is not None}
+
+    def _tell(self, told: dict[str, Any], said: str) -> None:
+        with fs.open(self.out / ACTIONS, "ab") as handle:
+            fs.write(handle, (to_json(told) + "\n").encode())
+        console.print(f"[bold]audit[/bold]: {said}")
+
+    def hand_over(self) -> None:
+        """Put the chosen policy in the place of the last, for the export; nothing where it is the last.
+
+        Raises:
+            CheckpointError: its weights are gone.
+        """
+        if self.handed is None:
+            return
+        saved = checkpoint.latest(self.out / "best")
+        if saved is None or saved.step != self.handed:
+            raise CheckpointError(
+                f"{self.out / 'best'}: the policy of step {self.handed}, which the audit chose, is gone; "
+                f"the last one is a model in {self.out / 'undo'}"
+            )
+        self._restore(saved)
 
     @torch.no_grad()
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
@@ -296,7 +392,7 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """What resume needs beside ``audit.jsonl``."""
-        names = ("since", "actions", "best", "ended", "combine", "model")
+        names = ("since", "actions", "best", "ended", "handed", "why", "combine", "model")
         return {name: getattr(self, name) for name in names}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -309,6 +405,16 @@ class Guard:
             self._switch()
         if self.model is not None:
             self._load_model()
+
+
+def _forget(path: Path, step: int) -> None:
+    """Drop the guard's lines of ``step`` and later: a resumed run writes them again."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [x for x in lines if x.endswith("\n")]  # the last may be torn by a crash
+        kept = [x for x in whole if (json.loads(x).get("step") or 0) < step]
+        if len(kept) < len(lines):
+            write_atomic(path, "".join(kept).encode())
 
 
 def _comparisons(path: str) -> list[dict[str, Any]]:

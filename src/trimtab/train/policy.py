@@ -34,7 +34,7 @@ from trimtab.runs.console import console
 from trimtab.sample.native import SamplingConfig
 from trimtab.train.credit import assign
 from trimtab.train.facts import record, template_facts
-from trimtab.train.guard import Guard, check
+from trimtab.train.guard import Guard, check, too_little
 from trimtab.train.reference import Anchor
 from trimtab.train.rollouts import Rollouts, describe, nothing_scored, sample_rows
 from trimtab.train.sft import DataSpec, load_groups, renderer_for
@@ -86,7 +86,8 @@ class RLConfig(Config):
     critic: CriticSpec = CriticSpec()
     ptx: PtxSpec | None = None
     audit: AuditSpec | None = None
-    """A gold audit of a share of the rollouts, and what is done when gold falls."""
+    """A gold audit of a share of the rollouts, and what is done when gold falls: ``act: stop`` hands
+    over the best audited policy in place of a worse last one."""
     steps: int = Field(default=100, gt=0)
     """Batches of rollouts."""
     prompts: int = Field(default=64, gt=0)
@@ -212,6 +213,8 @@ class RLStage:
             self.guard = Guard(
                 self, config.audit, config.out, config.rewards, config.loop, config.model.device
             )
+            if said := too_little(config.audit, config.steps * config.prompts * config.size):
+                console.print(f"[bold]audit[/bold]: {said}")
 
     def recorded(self, run: Run) -> RLStage:
         """Itself, with ``facts.json`` written."""
@@ -315,6 +318,12 @@ class RLStage:
 
     def step(self, index: int) -> dict[str, float]:
         """One batch of rollouts and its updates; none where dynamic sampling found nothing."""
+        metrics = self._train(index)
+        if self.guard is not None:
+            metrics.update(self.guard.act(index))
+        return metrics
+
+    def _train(self, index: int) -> dict[str, float]:
         groups, metrics = self.rollout(index)
         self.last = groups
         metrics["kl/beta"] = self.kl.beta
@@ -347,8 +356,6 @@ class RLStage:
                 f"step {index}: KL stayed above method.kl.high for {self.kl.above} steps; lower the "
                 "learning rate or raise method.kl.beta (the last checkpoint is kept)"
             )
-        if self.guard is not None:
-            self.guard.act(index)
         return metrics
 
     def _update(self, groups: list[Group], index: int) -> list[dict[str, float]]:
@@ -406,7 +413,9 @@ class RLStage:
         self.scoring.load(state["rewards"])
 
     def export(self, folder: Path) -> None:
-        """See ``Stage``."""
+        """See ``Stage``; where the audit chose an earlier policy, that one."""
+        if self.guard is not None:
+            self.guard.hand_over()
         save_model(self.lm.model, folder, self.renderer.tokenizer, self.lm.plain)
 
     def line(self, metrics: dict[str, float]) -> str:
@@ -430,7 +439,10 @@ def shape_of(config: RLConfig) -> ShapeSpec:
 def main(config: RLConfig) -> dict[str, float]:
     """Run the stage; the policy is in ``out``/model."""
     run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
-    figures = fit(RLStage(config).recorded(run), run, config.loop)
+    stage = RLStage(config).recorded(run)
+    figures = fit(stage, run, config.loop)
+    if stage.guard is not None and stage.guard.why:
+        run.summary({"audit.why": stage.guard.why})
     dense = config.process or config.implicit
     names = [r.name for r in (*config.rewards, *([dense] if dense else []))]
     parts = ", ".join(f"{n} {figures.get(f'reward/{n}', math.nan):+.3f}" for n in names)
