@@ -57,6 +57,24 @@ def fitted(found: list[dict[str, Any]]) -> dict[str, float]:
     return {n: round(exponent(x, [p[n] for p in found]), 2) for n in whole}
 
 
+def flat(found: list[dict[str, Any]]) -> dict[str, float]:
+    """How far a step's time is from ``fixed + each * group``, as a share of the fixed part.
+
+    The line goes through the curve by least squares from groups of 8 on; its fixed part is what
+    the prompts cost, paid once whatever the group.
+    """
+    points = [p for p in found if p["x"] >= 8]
+    if len(points) < 3:
+        return {}
+    x, y = (np.array([p[k] for p in points]) for k in ("x", "ours"))
+    each, fixed = np.polyfit(x, y, 1)
+    return {
+        "fixed": float(fixed),
+        "each": float(each),
+        "off": float(np.abs(y - fixed - each * x).max() / fixed),
+    }
+
+
 def main() -> None:
     """Measure one axis."""
     parser = flags("growth of GRPO's time and memory")
@@ -70,7 +88,10 @@ def main() -> None:
     args = parser.parse_args()
     found = points(args)
     told = {"row": f"growth-{args.axis}", "points": found, "exponents": fitted(found)}
-    path = Path(args.folder) / "results" / f"growth-{args.axis}.json"
+    if args.axis == "group":
+        told["prompt"], told["prompts"], told["flat"] = args.prompt, args.prompts, flat(found)
+        told["row"] += f"-{args.prompt}"
+    path = Path(args.folder) / "results" / f"{told['row']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(told))

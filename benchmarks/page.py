@@ -18,7 +18,7 @@ others fill in. A row says its threads, turns and clock (`--threads`, `--turns` 
 
 What a run can set: `model.precision: mixed` multiplies in bfloat16 with weights, sums and log-softmax in
 fp32, and `auto` does so where a measurement at the start says that it pays; `loop.token_budget` is the
-size of a forward in tokens (2,048 on CPU, 8,192 on CUDA), halved by itself where a step does not fit into
+size of a forward in tokens (1,024 on CPU, 8,192 on CUDA), halved by itself where a step does not fit into
 memory, with the same gradients; `loop.tune_budget` measures at the first step which size is fastest;
 `model.gradient_checkpointing` trades time for memory. `trimtab sft|reward|process|dpo|online_dpo|rl … --plan` takes
 a few real steps and says what the whole run will need.
@@ -83,6 +83,11 @@ def growth(rows: list[dict[str, Any]]) -> list[str]:
     for r in rows:
         x = [p["x"] for p in r["points"]]
         told = ", ".join(f"{k} {v:g}" for k, v in r["exponents"].items())
+        if r.get("flat"):
+            told += (
+                f"; from 8 on a step takes {r['flat']['fixed']:.2f} s + {r['flat']['each']:.3f} s a completion "
+                f"of each prompt, within {100 * r['flat']['off']:.0f} % of the fixed part"
+            )
         lines.append(f"| {r['row'].removeprefix('growth-')} | {x[0]:g}, {x[-1]:g} | {told} |")
     return lines
 

@@ -20,6 +20,9 @@ from benchmarks import flops
 from tests.models import tiny
 from tests.test_forward import alone, groups, packed, worst
 from trimtab.data.pack import Output, Pack, build
+from trimtab.models.attention import make_tree
+from trimtab.models.buckets import bucketed
+from trimtab.models.flash import flash
 from trimtab.models.forward import token_logps
 from trimtab.models.load import LM, ModelSpec, bfloat16_gain, use_mixed
 from trimtab.models.logprobs import LogitHead
@@ -60,6 +63,57 @@ def test_written_backward(bias: bool, times: float, cap: float, chunk: int) -> N
         want = torch.autograd.grad(loss(want_l, want_h), given)
         for a, b in zip(torch.autograd.grad(loss(got_l, got_h), given), want, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shapes", [
+    [(7, [])], [(5, [3])], [(6, [2, 4, 9])], [(4, [3, 3]), (9, [1, 8, 2]), (4, [5]), (1, [1, 1])],
+])  # fmt: skip
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_flash_attention_over_trees_equals_masked(
+    shapes: list[tuple[int, list[int]]], heads: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(0)
+    pack = build([
+        Group(str(i), rng.integers(0, 9, p), [Completion(rng.integers(0, 9, n), np.ones(n, np.bool_)) for n in ns])
+        for i, (p, ns) in enumerate(shapes)
+    ])  # fmt: skip
+    tree = make_tree(pack)
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(pack.size, h, 8, dtype=torch.float64, requires_grad=True)
+        for h in (heads[0], heads[1], heads[1])
+    )
+    g = torch.randn(pack.size, heads[0], 8, dtype=torch.float64)
+    want = bucketed(q, k, v, tree.buckets, 0.3, 0.0, 0, 0.0)
+    got = flash(q, k, v, tree.squares, 0.3)
+    torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
+    expected = torch.autograd.grad(want, (q, k, v), g)
+    for a, b in zip(torch.autograd.grad(got, (q, k, v), g), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+def test_memory_of_a_prompt_is_paid_once() -> None:
+    """What the backward keeps of attention grows with tokens, not with completions times prompt."""
+    kept: list[int] = []
+    for n in (2, 32):
+        pack = build(
+            [
+                Group(
+                    "a",
+                    np.ones(256, np.int64),
+                    [Completion(np.ones(2, np.int64), np.ones(2, np.bool_))] * n,
+                )
+            ]
+        )
+        tree = make_tree(pack)
+        x = torch.randn(pack.size, 2, 8, requires_grad=True)
+        held: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, held=held: held.append(t.numel()) or t, lambda t: t
+        ):
+            flash(x, x, x, tree.squares, 0.3)
+        kept.append(sum(held))
+    assert kept[1] < 1.5 * kept[0]
 
 
 def test_frozen_head_impossible_tokens_and_no_entropy() -> None:
