@@ -17,8 +17,8 @@ ROWS = (
     ["sft"], ["sft", "--peer", "grouped"], ["sft", "--peer", "bfd"],
     ["sft", "--peer", "defaults", "--dtype", "bfloat16"], ["reward"],
     ["reward", "--peer", "grouped"], ["dpo"], ["dpo", "--peer", "grouped"], ["dpo", "--cached"],
-    ["grpo", "--prompt", "64"], ["grpo", "--prompt", "256"], ["grpo", "--prompt", "1024"],
-    ["ppo"], ["ppo", "--critic", "shared"], ["sampler"], ["sampler", "--ragged"],
+    ["grpo", "--prompt", "64"], ["grpo", "--prompt", "256"], ["grpo", "--prompt", "1024", "--prompts", "2"],
+    ["ppo", "--prompts", "16"], ["ppo", "--critic", "shared", "--prompts", "16"], ["sampler"], ["sampler", "--ragged"],
     ["sampler", "--peer", "vllm"], ["sampler", "--peer", "vllm", "--ragged"], ["bare"],
     ["precision", "--model", "25m"], ["plan"],
 )  # fmt: skip
@@ -35,6 +35,8 @@ def main() -> None:
     runs = [] if args.page else list(ROWS)
     if not args.page and not args.no_growth:
         runs += [["growth", "--axis", axis] for axis in GROWTH]
+        # Whether a longer group costs its completions alone; the peer would take an hour.
+        runs += [["growth", "--axis", "group", "--prompt", "1024", "--ours-only", "--turns", "3"]]
     for row in runs:
         # A row's own flags come last and so win: the 25m row stays one.
         name, *own = row
