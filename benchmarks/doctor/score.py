@@ -38,15 +38,18 @@ class Result:
 
 
 def overoptimised(truth: dict[str, Any]) -> bool:
-    """Whether gold, of every logged rollout, fell from its best stretch while the proxy rose."""
+    """Whether gold, of every logged rollout, fell from its best stretch while the proxy rose, since
+    the start and since then."""
     gold, proxy = np.array(truth["gold"]), np.array(truth["proxy"])
     if len(gold) < 10:
         return False
     n = max(3, len(gold) // 5)
     means = np.convolve(gold, np.ones(n) / n, mode="valid")
     noise = float(np.std(np.diff(gold))) / np.sqrt(2 * n)
+    best = int(means.argmax())
     fell = float(means.max() - gold[-n:].mean())
-    return fell > max(0.03, 3 * noise) and float(proxy[-n:].mean()) > float(proxy[:n].mean())
+    before = max(float(proxy[:n].mean()), float(proxy[best : best + n].mean()))
+    return fell > max(0.03, 3 * noise) and float(proxy[-n:].mean()) > before
 
 
 def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
