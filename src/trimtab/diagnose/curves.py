@@ -202,9 +202,9 @@ def value_collapse(e: Evidence) -> Found | None:
     flat = len(mine) > 0 and edge(mine, True, 0.34) < 0.05 * varied
     if late > 0.02 and not flat:
         return None
-    half = slice(len(x) // 2, None)
-    climb, low, _ = slope(x[half], explained[half])
-    if low > 0 and climb * float(x[-1] - x[half][0]) > 0.02:
+    rest = slice(len(x) // 3, None)
+    climb, low, _ = slope(x[rest], explained[rest])
+    if low > 0 and climb * float(x[-1] - x[rest][0]) > 0.02:
         return None  # learning, if late: it was kept from it
     lr = float(e.key("critic.optim.lr", 0.0))
     policy = float(e.key("optim.lr", 0.0))
