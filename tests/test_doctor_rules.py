@@ -53,11 +53,11 @@ def test_a_drop_may_be_looked_for_as_often_as_one_likes() -> None:
         # Scores that are 0 or 1 with more of one: what small samples are worst at.
         x = (rng.random(96) < 0.8).astype(float).tolist()
         looks = [drop(x[:n], 96)[0] for n in range(24, 97, 18)]
-        often += min(looks) < 0.05
-        last += looks[-1] < 0.05
-        once += min(drop(x[:n])[0] for n in range(24, 97, 18)) < 0.05
-    assert often / 60 <= 0.1, "level 0.05, and two standard errors of 60 runs"
-    assert last <= often < once, "without the plan each look is a new chance to be wrong"
+        often += min(looks) < 0.2
+        last += looks[-1] < 0.2
+        once += min(drop(x[:n])[0] for n in range(24, 97, 18)) < 0.2
+    assert 0 < last <= often <= 0.2 * 60
+    assert once > 0.2 * 60, "without the plan each look is a new chance to be wrong"
 
 
 def _audit(level: Callable[[int], float], proxy: Callable[[int], float]) -> Evidence:
@@ -126,6 +126,13 @@ def test_frozen_is_held_or_still_and_never_slow(
     assert (found is not None) == rings, name
     if found is not None:
         assert ("beta 8" in found.cause) == (name == "stiff")
+    # Where answers have come to be equal, no penalty holds it.
+    e = _evidence(
+        20, reward__mean=lambda s: 0.5 + 0.05 * (-1) ** s, reward__std=lambda s: 0.3,
+        objective__kl=lambda s: 0.04, advantage__std=lambda s: 0.8 if s < 12 else 0.0,
+    )  # fmt: skip
+    e.rollouts = _rollouts(20, lambda s, i: i / 24)
+    assert curves.frozen(e) is None
     # Where the reward climbs nothing is frozen.
     e = _evidence(
         20, e.config, reward__mean=lambda s: s / 20, reward__std=lambda s: 0.3, objective__kl=kl,

@@ -173,7 +173,13 @@ def _gold(folder: Path, spec: Spec, config: policy.RLConfig) -> dict[str, Any]:
         [float(np.mean([r[k] for r in rows if r["step"] == s])) for s in steps]
         for k in ("gold", "reward")
     )
-    return {"gold": gold_of, "proxy": proxy_of, "rollouts": len(rows), "audited": len(lines)}
+    told = {"gold": gold_of, "proxy": proxy_of, "rollouts": len(rows), "audited": len(lines)}
+    template = config.rewards[0].options.get("template")
+    if template:
+        # Taken where most late answers are the template itself, which the doctor does not know.
+        late = [r["completion"] for r in rows if r["step"] in steps[-max(1, len(steps) // 5) :]]
+        told["took"] = float(np.mean([" ".join(t.lower().split()) == template for t in late])) > 0.5
+    return told
 
 
 def _probe(folder: Path, spec: Spec, config: policy.RLConfig) -> None:

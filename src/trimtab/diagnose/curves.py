@@ -129,14 +129,14 @@ def frozen(e: Evidence) -> Found | None:
 
 
 def _penalty(e: Evidence) -> tuple[float, float]:
-    """What a nat costs, and how much what it is weighed against differs between answers."""
+    """What a nat costs, and how much what it is weighed against differs between answers, over the run."""
     place = e.key("method.kl_place", "")
     _, beta = e.series("kl/beta")
     cost = edge(beta, last=True) if len(beta) else float(e.key("method.kl.beta", 0.0))
     # In the loss it stands beside scaled advantages, else beside rewards.
     name = "advantage/std" if place == "loss" and e.has("advantage/std") else "reward/std"
     _, spread = e.series(name)
-    return (0.0 if place == "none" else cost), edge(spread, last=True) if len(spread) else 1.0
+    return (0.0 if place == "none" else cost), float(spread.mean()) if len(spread) else 1.0
 
 
 def _passed(e: Evidence) -> float:
