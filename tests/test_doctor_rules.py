@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trimtab.diagnose import curves, gold
+from trimtab.diagnose import curves, gold, texts
 from trimtab.diagnose.finding import Audited
 from trimtab.diagnose.signals import Evidence, Rollout, Unchecked
 from trimtab.stats.change import drop
@@ -185,3 +185,26 @@ def test_failures_hit_answers_whatever_they_say() -> None:
     assert outage is not None and outage.step == 11 and outage.number == pytest.approx(0.25)
     assert curves.pipe(_answers(often, never)) is None, "bad answers earn it"
     assert curves.pipe(_answers(never, never)) is None
+    # Word salad from some step on: nothing is like anything, and all of it earns little.
+    salad = _answers(never, often)
+    rng = np.random.default_rng(0)
+    for r in salad.rollouts:
+        if r.step > 10:
+            r.answer = " ".join(f"w{int(i)}" for i in rng.integers(0, 40, 12))
+            r.reward = (r.reward or 0.0) / 4
+    assert curves.pipe(salad) is None
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_length_is_bought_only_where_it_pays_for_one_prompt(filled: bool) -> None:
+    """Answers grow and longer ones earn more: by filling, or as more prompts ask for long answers."""
+    e = _evidence(20, reward__mean=lambda s: s / 20)
+    for s in range(1, 21):
+        for i in range(24):
+            prompt, rng = f"prompt {s} {i // 4}", np.random.default_rng((s, i))
+            wide = not filled and i // 4 < s // 4
+            n = (s if filled else 16 if wide else 4) + int(rng.integers(0, 4))
+            reward = 0.05 * n if filled else 0.9 if wide else 0.1
+            answer = " ".join(["the thing is"] * n)
+            e.rollouts.append(Rollout(s, prompt, answer, reward, {}, "stop", n, None, None))
+    assert (texts.lengthened(e) is not None) == filled

@@ -82,7 +82,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("no-end", "fault", 9, "sft", plant="plant_no_end"),
     Recipe("plain-template", "fault", 10, given=rl(model={"chat_template": "plain"}, steps=14, optim={"lr": 1e-4}), also=(9,)),
     Recipe("dead-critic", "fault", 11, kinds="summary,ask,silent", given=rl(method=PPO, critic={"optim": {"lr": 1e-10}}, **PPO_RUN)),
-    Recipe("stale", "fault", 12, plant="plant_stale", options={"lag": 12}, given=rl(optim={"lr": 1e-3}), also=(1, 2)),
+    Recipe("stale", "fault", 12, plant="plant_stale", options={"lag": 12}, given=rl(optim={"lr": 1e-3}), also=(1, 2, 9)),
     Recipe("hot", "fault", 12, plant="plant_hot", options={"temperature": 1.7}, given=rl(), also=(1,)),
     Recipe("too-easy", "fault", 13, given=rl(rewards=[{**GOLD, "options": {"part": "harmless"}}])),
     Recipe("too-hard", "fault", 13, kinds="summary", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:reversed_reward"}], optim={"lr": 3e-5}, prompts=24, group=2)),

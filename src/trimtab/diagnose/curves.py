@@ -353,8 +353,11 @@ def _fallback(e: Evidence) -> Found | None:
             z = two_rates(round(before.mean() * n1), n1, round(after.mean() * n2), n2)
             if z <= 3:
                 continue
+            early = np.array([r.reward for s in order[:cut] for r in steps[s]], np.float64)
             late = [r for s in order[cut:] for r in steps[s]]
-            if _blind(value, late, every):
+            rest = np.array([r.reward for r in late if not _gets(r, value)], np.float64)
+            # A failure leaves the others their rewards; where all of them fell, answers got worse.
+            if rest.mean() > early.mean() - 0.5 * early.std() and _blind(value, late, every):
                 return Found(
                     f"From step {order[cut]} on {after.mean():.0%} of answers get exactly {value:g}, which "
                     f"{before.mean():.1%} got before, whatever they say.",
