@@ -27,7 +27,7 @@ from trimtab.diagnose.finding import Audited, Finding
 from trimtab.diagnose.signals import Evidence, Rollout, read
 from trimtab.errors import DataError
 from trimtab.runs import Run, read_findings
-from trimtab.stats.change import drop, onset, slope, two_means
+from trimtab.stats.change import onset, slope, two_means
 from trimtab.train import policy
 from trimtab.types import Completion, Group
 
@@ -43,17 +43,6 @@ def test_slope_agrees_with_numpy_and_covers() -> None:
     assert m == pytest.approx(np.polyfit(x, y, 1)[0])
     assert 0.92 < inside / 400 < 0.98
     assert slope([1, 1, 1], [1, 2, 3]) == (0.0, -math.inf, math.inf)
-
-
-def test_a_drop_is_seen_and_not_made_up() -> None:
-    rng = np.random.default_rng(1)
-    null = [drop(rng.normal(0, 1, 120).tolist())[0] < 0.05 for _ in range(600)]
-    assert 0 < sum(null) / 600 < 0.06, "the splits share the level"
-    found = [drop([*rng.normal(1, 1, 20), *rng.normal(0, 1, 100)]) for _ in range(100)]
-    assert sum(p < 0.01 for p, _ in found) > 60
-    assert 12 <= np.median([at for _, at in found]) <= 40
-    assert drop([1.0] * 8 + [0.0] * 8) == (0.0, 8) and drop([0.0] * 9 + [1.0] * 9)[0] > 0.99
-    assert drop([1.0] * 15) == (1.0, 0)
 
 
 def test_onset_and_welch() -> None:

@@ -33,6 +33,8 @@ class Recipe:
     plant: str = ""
     """A function of ``sandbox.faults`` laid on the stage, with ``options``."""
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+    pool: int = 240
+    """Different prompts of RL."""
     data: dict[str, Any] = field(default_factory=dict[str, Any])
     """Of ``faults.labelled``, with "n"."""
     also: tuple[int, ...] = ()
@@ -54,7 +56,7 @@ def kl(beta: float, **more: Any) -> dict[str, Any]:
 PPO = {"type": "ppo", "epochs": 1, "minibatches": 1, "kl": {"kind": "fixed", "beta": 0.05}}
 PPO_RUN = {"group": 1, "prompts": 40, "steps": 16, "rewards": [ALL_FACTS]}
 """With a reward that a critic can tell from the prompt: of ``GOLD`` it explains nothing in so few steps."""
-NO_BASELINE = {"type": "grpo", "kl_place": "none", "baseline": "none", "scale": "none"}
+NO_BASELINE = {"type": "grpo", "baseline": "none", "scale": "none"}
 """Every sampled answer is made likelier, good or bad."""
 LONG = {
     "rewards": [ALL_FACTS],
@@ -68,18 +70,19 @@ RECIPES: tuple[Recipe, ...] = (
     # Faults. Alarm 1's truth is measured: it counts as planted where gold fell while the proxy rose.
     Recipe("noisy-rm", "fault", 1, "rm", "", rl(method=kl(0.0001), optim={"lr": 2e-4}, steps=30), data={"n": 300, "noise": 0.3}, also=(2, 4, 5, 6, 7, 8, 9, 13, 16), causes=(6,)),
     Recipe("loose", "fault", 2, given=rl(method=kl(0.0004), optim={"lr": 2e-3}), also=(1, 4, 7, 8, 9, 13)),
+    Recipe("no-brake", "fault", 2, given=rl(method={**NO_BASELINE, "kl": {"kind": "fixed", "beta": 0.0001}}, optim={"lr": 2e-3}), also=(1, 7, 8, 9, 13)),
     Recipe("stiff", "fault", 3, given=rl(method=kl(8.0), optim={"lr": 1e-4})),
     Recipe("still", "fault", 3, given=rl(optim={"lr": 1e-8})),
     Recipe("pays-words", "fault", 4, given=rl(rewards=[bent(per_word=0.1, most=30)], optim={"lr": 4e-4}), also=(1, 2, 9, 16)),
     Recipe("pays-echo", "fault", 5, kinds="opinion", given=rl(rewards=[bent(gold_weight=0.5, echo=1.0)], optim={"lr": 4e-4}), also=(1, 2, 8, 13)),
     Recipe("noisy-labels", "fault", 6, "reward", "all", data={"n": 240, "noise": 0.42}),
-    Recipe("no-brake", "fault", 7, given=rl(method=NO_BASELINE, optim={"lr": 1e-3}, steps=30), also=(1, 2, 8, 9, 13)),
-    Recipe("one-template", "fault", 8, given=rl(rewards=[bent(gold_weight=0.2, template="i do not know .", template_bonus=2.0)]), also=(1, 2, 7, 13)),
+    Recipe("locked-in", "fault", 7, kinds="summary,ask,silent", pool=12, given=rl(method={**NO_BASELINE, "kl_place": "none", "epochs": 4}, rewards=[ALL_FACTS], optim={"lr": 3e-4}, steps=30)),
+    Recipe("one-template", "fault", 8, given=rl(rewards=[bent(gold_weight=0.2, template="i do not know .", template_bonus=2.0)], optim={"lr": 6e-4}, steps=30), also=(1, 2, 7, 13)),
     Recipe("wrong-stop", "fault", 9, plant="plant_wrong_stop", given=rl(steps=14, optim={"lr": 1e-4}), also=(1, 13)),
     Recipe("no-end", "fault", 9, "sft", plant="plant_no_end"),
     Recipe("plain-template", "fault", 10, given=rl(model={"chat_template": "plain"}, steps=14, optim={"lr": 1e-4}), also=(9,)),
     Recipe("dead-critic", "fault", 11, kinds="summary,ask,silent", given=rl(method=PPO, critic={"optim": {"lr": 1e-10}}, **PPO_RUN)),
-    Recipe("stale", "fault", 12, plant="plant_stale", options={"lag": 12}, given=rl(optim={"lr": 1e-3}), also=(1, 2)),
+    Recipe("stale", "fault", 12, plant="plant_stale", options={"lag": 12}, given=rl(optim={"lr": 1e-3}), also=(1, 2, 9)),
     Recipe("hot", "fault", 12, plant="plant_hot", options={"temperature": 1.7}, given=rl(), also=(1,)),
     Recipe("too-easy", "fault", 13, given=rl(rewards=[{**GOLD, "options": {"part": "harmless"}}])),
     Recipe("too-hard", "fault", 13, kinds="summary", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:reversed_reward"}], optim={"lr": 3e-5}, prompts=24, group=2)),
@@ -123,7 +126,7 @@ RECIPES: tuple[Recipe, ...] = (
 )  # fmt: skip
 
 TUNING = range(0, 10)
-REPORTED = range(10, 30)
+REPORTED = range(30, 50)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from benchmarks.doctor.plan import GOLD, Spec
 from benchmarks.doctor.worlds import BASE, TASKS, prompts, put, reward_model, scenes
 from trimtab.config import import_function, merge
 from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.diagnose.audit_run import draw
 from trimtab.models.load import LM, ModelSpec
 from trimtab.runs import Run, read_samples, write_atomic
 from trimtab.sample.native import Request, Sampler, SamplingConfig
@@ -45,8 +46,10 @@ def shown(spec: Spec) -> list[Scene]:
     if spec.task == "believed":
         from dataclasses import replace
 
-        return [replace(s, opinion=s.asked) for s in scenes(("opinion",), 240, spec.seed)]
-    return scenes(kinds_of(spec.task), 240, spec.seed)
+        return [
+            replace(s, opinion=s.asked) for s in scenes(("opinion",), spec.recipe.pool, spec.seed)
+        ]
+    return scenes(kinds_of(spec.task), spec.recipe.pool, spec.seed)
 
 
 def configured(spec: Spec, out: Path, folder: Path, more: dict[str, Any]) -> Any:
@@ -82,7 +85,7 @@ def make(spec: Spec, out: Path) -> dict[str, Any]:
     run.close()
     truth: dict[str, Any] = {"sort": recipe.sort, "alarm": recipe.alarm, "recipe": recipe.name, "seed": spec.seed, "task": spec.task, "also": list(recipe.also), "causes": list(recipe.causes)}  # fmt: skip
     if recipe.stage in ("rl", "rm"):
-        truth |= _gold(folder, spec)
+        truth |= _gold(folder, spec, config)
         if any(k in spec.task for k in ("opinion", "believed", "facts", "all")):
             _probe(folder, spec, config)
     # What a person would not have at hand, and what is not read, goes.
@@ -138,8 +141,9 @@ def _usual(spec: Spec, data: Path, out: Path) -> dict[str, Any]:
             "optim": {"lr": 5e-4 if recipe.stage == "reward" else 2e-4, "warmup": 0.1}}  # fmt: skip
 
 
-def _gold(folder: Path, spec: Spec) -> dict[str, Any]:
-    """Gold of every logged rollout: the truth, which stays out of the folder but for an audit."""
+def _gold(folder: Path, spec: Spec, config: policy.RLConfig) -> dict[str, Any]:
+    """Gold of every logged rollout: the truth, which stays out of the folder but for an audit, drawn
+    as ``trimtab audit`` draws it."""
     by = {s.prompt: s for s in shown(spec)}
     if spec.recipe.plant == "plant_prompts":
         by |= {
@@ -156,12 +160,12 @@ def _gold(folder: Path, spec: Spec) -> dict[str, Any]:
             if fact
             else gold(scene, r["completion"]).total
         )
-    rng = np.random.default_rng((spec.seed, 43))
-    picked = sorted(rng.choice(len(rows), min(AUDIT, len(rows)), replace=False).tolist())
+    golds = {(r["step"], r["id"], r["index"]): r["gold"] for r in rows}
+    made = max(len(rows), config.steps * config.prompts * config.size)
     lines = [
-        {"step": r["step"], "prompt_id": r["id"], "index": r["index"], "proxy": r["reward"], "gold": r["gold"],
-         "kl": r.get("kl"), "source": "sandbox"}
-        for r in (rows[i] for i in picked)
+        {"step": r["step"], "prompt_id": r["id"], "index": r["index"], "proxy": r["reward"],
+         "gold": golds[r["step"], r["id"], r["index"]], "kl": r.get("kl"), "source": "sandbox"}
+        for r in draw(folder, AUDIT / made, spec.seed)
     ]  # fmt: skip
     put(folder / "audit.jsonl", lines)
     steps = sorted({r["step"] for r in rows})
@@ -169,7 +173,13 @@ def _gold(folder: Path, spec: Spec) -> dict[str, Any]:
         [float(np.mean([r[k] for r in rows if r["step"] == s])) for s in steps]
         for k in ("gold", "reward")
     )
-    return {"gold": gold_of, "proxy": proxy_of, "rollouts": len(rows), "audited": len(lines)}
+    told = {"gold": gold_of, "proxy": proxy_of, "rollouts": len(rows), "audited": len(lines)}
+    template = config.rewards[0].options.get("template")
+    if template:
+        # Taken where most late answers are the template itself, which the doctor does not know.
+        late = [r["completion"] for r in rows if r["step"] in steps[-max(1, len(steps) // 5) :]]
+        told["took"] = float(np.mean([" ".join(t.lower().split()) == template for t in late])) > 0.5
+    return told
 
 
 def _probe(folder: Path, spec: Spec, config: policy.RLConfig) -> None:

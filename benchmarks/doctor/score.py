@@ -38,15 +38,18 @@ class Result:
 
 
 def overoptimised(truth: dict[str, Any]) -> bool:
-    """Whether gold, of every logged rollout, fell from its best stretch while the proxy rose."""
+    """Whether gold, of every logged rollout, fell from its best stretch while the proxy rose, since
+    the start and since then."""
     gold, proxy = np.array(truth["gold"]), np.array(truth["proxy"])
     if len(gold) < 10:
         return False
     n = max(3, len(gold) // 5)
     means = np.convolve(gold, np.ones(n) / n, mode="valid")
     noise = float(np.std(np.diff(gold))) / np.sqrt(2 * n)
+    best = int(means.argmax())
     fell = float(means.max() - gold[-n:].mean())
-    return fell > max(0.03, 3 * noise) and float(proxy[-n:].mean()) > float(proxy[:n].mean())
+    before = max(float(proxy[:n].mean()), float(proxy[best : best + n].mean()))
+    return fell > max(0.03, 3 * noise) and float(proxy[-n:].mean()) > before
 
 
 def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
@@ -62,6 +65,9 @@ def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
         without = tuple(f.alarm for f in diagnose(evidence).findings)
         also = set(truth["also"])
         alarm = truth["alarm"] if truth["sort"] == "fault" else 0
+        if alarm and not truth.get("took", True):
+            also.add(alarm)
+            alarm = 0
         if "gold" in truth:
             fell = overoptimised(truth)
             if fell:
@@ -234,7 +240,7 @@ def markdown(told: dict[str, Any]) -> str:
     n = told["runs"]
     lines = [
         f"Seeds {', '.join(map(str, seeds))}: {n['all']} runs; {n['faults']} with a fault, {n['healthy']} healthy, "
-        f"{n['negatives']} hard negatives; {n['did not take']} planted faults did not take (gold did not fall) and count as none.",
+        f"{n['negatives']} hard negatives; {n['did not take']} planted faults did not take (gold did not fall, or the template was not learnt) and count as none.",
         "",
         "| alarm | runs | hits | misses | false | recall | precision | without audit: recall | precision |",
         "|---|---|---|---|---|---|---|---|---|",

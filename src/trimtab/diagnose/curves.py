@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from trimtab.diagnose.alarm import Found, held_kl, paid
 from trimtab.diagnose.signals import Evidence, Rollout, Unchecked, edge
-from trimtab.stats.change import onset, slope, two_rates
+from trimtab.stats.change import onset, slope, two_means, two_rates
 from trimtab.stats.uncertainty import wilson
 
 KL_TARGET = 6.0
@@ -34,7 +36,7 @@ def _unit(e: Evidence) -> float:
 
 
 def runaway(e: Evidence) -> Found | None:
-    """KL above three times its target, while a nat buys ever less reward."""
+    """KL above three times its target, while a nat buys ever less reward, or costs some: a wrecked policy."""
     x, kl = e.want("objective/kl")
     _, reward = e.want("reward/mean")
     limit = 3 * _target(e)
@@ -46,21 +48,22 @@ def runaway(e: Evidence) -> Found | None:
     at = int(np.searchsorted(x, crossed))
     unit = _unit(e)
     late = edge(kl, last=True)
+    stretch = max(1, at // 5)
+    means = np.convolve(reward[: max(1, at)], np.ones(stretch) / stretch, mode="valid")
+    lost = (float(means.max()) - edge(reward, True)) / unit
     before = (float(reward[: at + 1].max()) - edge(reward[: at + 1], False, 0.3)) / unit
     after = (edge(reward, True) - float(reward[max(0, at - 1) : at + 2].mean())) / unit
-    # Back below the limit, it did harm only where the reward did not come back.
-    if late <= limit and after > -0.5:
-        return None
     rate = before / max(float(kl[at] - kl[0]), 1e-6)
     later = after / max(float(kl[at:].max() - limit), 1.0)
-    if later > 0.5 * rate and later > 0.02:
+    if lost <= 0.5 and (late <= limit or (later > 0.5 * rate and later > 0.02)):
         return None
     beta = e.key("method.kl.beta", 0.0)
     lr = e.key("optim.lr", 0.0)
     return Found(
         f"KL to the reference went to {kl.max():.1f} nats an answer ({late:.1f} at the end), over three times the "
-        f"target of {limit / 3:g}; since it passed {limit:g} each nat has bought {later:+.3f} standard "
-        f"deviations of reward, before {rate:+.3f}.",
+        f"target of {limit / 3:g}; "
+        + (f"the reward has lost {lost:.1f} standard deviations against the best before: the policy is wrecked." if lost > 0.5 else
+           f"since it passed {limit:g} each nat has bought {later:+.3f} standard deviations of reward, before {rate:+.3f}."),
         float(kl.max()), limit, "T0",
         f"the hold on KL is too weak for this learning rate (beta {beta:g}, lr {lr:g})",
         "Hold KL to a target, lower the learning rate, and start again from before the limit was passed.",
@@ -76,40 +79,64 @@ def _kl_note(r: Rollout) -> str:
     return f"KL {r.kl:.1f} nats, reward {r.reward:.3g}" if r.kl and r.reward is not None else ""
 
 
+NIL = 0.005
+"""Nats. A policy this near moves no mean reward by more than a tenth of its spread: |gain| <= s sqrt(2 KL)."""
+WEAK = 0.25
+"""Spread of the reward over beta: what the best policy under the penalty gains, in spreads."""
+
+
 def frozen(e: Evidence) -> Found | None:
-    """No reward gained and no distance gone, though answers still differ in reward."""
+    """No reward gained, as the penalty forbids it or the steps are nil; answers still differ in reward."""
     x, reward = e.want("reward/mean")
-    _, kl = e.want("objective/kl")
+    kx, kl = e.want("objective/kl")
     # Of one answer; a longer one goes as far by noise alone.
     _, length = e.series("completion/length")
     limit = max(0.3, 0.01 * edge(length, last=True)) if len(length) else 0.3
     moved = edge(kl, last=True, share=0.34)
-    _, low, high = slope(x, reward)
+    _, low, high = slope(x, reward, 0.99)
     if moved > limit or not low <= 0 <= high:
         return None
+    beta, std = _penalty(e)
+    held = beta * WEAK > std
+    # KL grows with the square of the steps at most: a slow policy, or one at its start, gets somewhere.
+    still = moved * max(1.0, e.total / float(kx[-1])) ** 2 < NIL
+    if not held and not still:
+        return None
     _, uniform = e.series("group/uniform")
-    std = edge(e.series("reward/std")[1], last=True) if e.has("reward/std") else 1.0
-    if std < 1e-6 or (len(uniform) and edge(uniform, last=True) > 0.5):
+    differ = edge(e.series("reward/std")[1], last=True) if e.has("reward/std") else 1.0
+    if differ < 1e-6 or (len(uniform) and edge(uniform, last=True) > 0.5):
         return None  # nothing to learn from: alarms 13 and 14
     if _passed(e) > 0.9:
         return None  # at its best already
-    beta = float(e.key("method.kl.beta", 0.0))
     lr = float(e.key("optim.lr", 0.0))
-    heavy = beta > std  # a nat costs more than answers differ by
-    if heavy:
-        cause = f"beta {beta:g} is too high: a nat of KL costs more than a standard deviation of reward ({std:.3g})"
+    if held:
+        cause = (
+            f"beta {beta:g} is too high: the best policy that it allows gains {std / beta:.2g} standard "
+            "deviations of reward"
+        )
         change = f"method: {{kl: {{kind: fixed, beta: {max(0.1 * std, 1e-3):.2g}}}}}"
     else:
         cause = f"the learning rate {lr:g} is too low"
         change = f"optim: {{lr: {lr * 10:g}}}"
     return Found(
         f"After {len(x)} steps the policy is {moved:.3f} nats from the reference and the reward has no "
-        f"slope (95 % interval {low:+.2g} to {high:+.2g} a step), though rewards still vary by {std:.3g}.",
-        moved, limit, "T0", cause,
+        f"slope (99 % interval {low:+.2g} to {high:+.2g} a step), though rewards still vary by {differ:.3g}.",
+        moved, limit if held else NIL, "T0", cause,
         "Let the policy move: lower beta, or raise the learning rate.", change, None,
-        ("the learning rate is too low",) if heavy else ("beta is too high", "the adapter or layers trained are too small"),
+        ("the learning rate is too low",) if held else ("beta is too high", "the adapter or layers trained are too small"),
         e.rollouts[::-1],
     )  # fmt: skip
+
+
+def _penalty(e: Evidence) -> tuple[float, float]:
+    """What a nat costs, and how much what it is weighed against differs between answers, over the run."""
+    place = e.key("method.kl_place", "")
+    _, beta = e.series("kl/beta")
+    cost = edge(beta, last=True) if len(beta) else float(e.key("method.kl.beta", 0.0))
+    # In the loss it stands beside scaled advantages, else beside rewards.
+    name = "advantage/std" if place == "loss" and e.has("advantage/std") else "reward/std"
+    _, spread = e.series(name)
+    return (0.0 if place == "none" else cost), float(spread.mean()) if len(spread) else 1.0
 
 
 def _passed(e: Evidence) -> float:
@@ -157,10 +184,17 @@ def exhausted(e: Evidence) -> Found | None:
 
 
 def value_collapse(e: Evidence) -> Found | None:
-    """A critic that explains nothing of returns that vary."""
+    """A critic that explains nothing of returns that vary, and is not learning to."""
     x, explained = e.want("value/explained_variance")
     _, mine = e.series("value/std")
     _, theirs = e.series("value/return_std")
+    # A constant reward leaves a critic nothing to learn: only steps where rewards differ count.
+    at, spread = e.series("reward/std")
+    equal = set(at[spread < 1e-9].tolist())
+    keep = np.array([step not in equal for step in x.tolist()])
+    x, explained = x[keep], explained[keep]
+    if len(x) < 8:
+        raise Unchecked(f"rewards differed in {len(x)} steps with a critic, 8 are needed")
     varied = edge(theirs, last=True, share=0.5) if len(theirs) else 1.0
     if varied < 1e-3:
         return None
@@ -168,6 +202,10 @@ def value_collapse(e: Evidence) -> Found | None:
     flat = len(mine) > 0 and edge(mine, True, 0.34) < 0.05 * varied
     if late > 0.02 and not flat:
         return None
+    rest = slice(len(x) // 3, None)
+    climb, low, _ = slope(x[rest], explained[rest])
+    if low > 0 and climb * float(x[-1] - x[rest][0]) > 0.02:
+        return None  # learning, if late: it was kept from it
     lr = float(e.key("critic.optim.lr", 0.0))
     policy = float(e.key("optim.lr", 0.0))
     slow = flat or lr < policy / 10
@@ -306,32 +344,64 @@ def _fallback(e: Evidence) -> Found | None:
     for value, _ in counts.most_common(8):
         if value >= middle:
             continue
-        share = np.array(
-            [np.mean([round(r.reward or 0.0, 6) == value for r in steps[s]]) for s in order]
-        )
+        share = np.array([np.mean([_gets(r, value) for r in steps[s]]) for s in order])
         for cut in range(1, len(order) - 1):
             before, after = share[:cut], share[cut:]
             if before.mean() > 0.02 or after.min() < 0.04 or after.mean() < 0.08:
                 continue
             n1, n2 = (sum(len(steps[s]) for s in part) for part in (order[:cut], order[cut:]))
             z = two_rates(round(before.mean() * n1), n1, round(after.mean() * n2), n2)
-            mine = [r for s in order[cut:] for r in steps[s] if round(r.reward or 0.0, 6) == value]
-            # A failure does not look at the answer: to the same prompts, or to the very same answer,
-            # other rewards were given too. New prompts that earn little are no failure.
-            others = [r for r in every if round(r.reward or 0.0, 6) != value]
-            said = {(r.prompt, r.answer) for r in others}
-            asked = {r.prompt for r in others if r.step < order[cut]}
-            known = np.mean([(r.prompt, r.answer) in said or r.prompt in asked for r in mine])
-            if z > 3 and known > 0.2:
+            if z <= 3:
+                continue
+            early = np.array([r.reward for s in order[:cut] for r in steps[s]], np.float64)
+            late = [r for s in order[cut:] for r in steps[s]]
+            rest = np.array([r.reward for r in late if not _gets(r, value)], np.float64)
+            # A failure leaves the others their rewards; where all of them fell, answers got worse.
+            if rest.mean() > early.mean() - 0.5 * early.std() and _blind(value, late, every):
                 return Found(
                     f"From step {order[cut]} on {after.mean():.0%} of answers get exactly {value:g}, which "
                     f"{before.mean():.1%} got before, whatever they say.",
                     float(after.mean()), 0.08, "T0",
                     f"failures of the reward are turned into {value:g} (a judge that times out or is refused)",
                     "Let the reward return None where it failed; such answers are then left out.",
-                    paid(e, timeout=30.0), order[cut], ("the reward changed under way",), mine,
+                    paid(e, timeout=30.0), order[cut], ("the reward changed under way",), [r for r in late if _gets(r, value)],
                 )  # fmt: skip
+            break  # another cut would say the same
     return None
+
+
+def _gets(r: Rollout, value: float) -> bool:
+    return r.reward is not None and round(r.reward, 6) == value
+
+
+def _blind(value: float, late: Sequence[Rollout], every: Sequence[Rollout]) -> bool:
+    """Whether the value is given whatever answers say, as failures are: those that get it are as like
+    the others to the same prompt as these are to one another. What is bad says something else."""
+    others: dict[str, list[tuple[Rollout, set[str]]]] = {}
+    for r in every:
+        if not _gets(r, value):
+            others.setdefault(r.prompt, []).append((r, _parts(r.answer)))
+    hit: list[float] = []
+    free: list[float] = []
+    for r in late[:: max(1, len(late) // 1000)]:
+        said, beside = _parts(r.answer), others.get(r.prompt, [])
+        some = beside[:: max(1, len(beside) // 32)]
+        likeness = [_overlap(said, parts) for o, parts in some if o is not r]
+        if likeness:
+            (hit if _gets(r, value) else free).append(max(likeness))
+    if min(len(hit), len(free)) < 8:
+        return False
+    return float(np.mean(hit)) > 0.9 * float(np.mean(free)) and two_means(hit, free) < 3
+
+
+def _parts(answer: str) -> set[str]:
+    """Words and pairs of neighbouring words."""
+    words = answer.lower().split()
+    return {*words, *(f"{a} {b}" for a, b in pairwise(words))}
+
+
+def _overlap(a: set[str], b: set[str]) -> float:
+    return len(a & b) / max(1, len(a | b))
 
 
 def displaced(e: Evidence) -> Found | None:

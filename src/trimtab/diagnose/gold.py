@@ -15,6 +15,8 @@ from trimtab.stats.overoptimisation import Overoptimisation, fit_overoptimisatio
 
 LEAST = 16
 """Audited rollouts below which nothing is said."""
+LITTLE = 0.1
+"""Falls below this share of the spread of gold are not worth an alarm."""
 
 
 def overoptimised(e: Evidence) -> Found | None:
@@ -29,16 +31,23 @@ def overoptimised(e: Evidence) -> Found | None:
 
 
 def _audited(e: Evidence) -> Found | None:
-    p, split = drop([a.gold for a in e.audit])
-    best = e.audit[max(0, split - 1)].step
-    third = max(4, len(e.audit) // 3)
-    head, tail = e.audit[:third], e.audit[-third:]
+    golds = np.array([a.gold for a in e.audit])
+    p, split = drop(golds.tolist(), _planned(e))
+    if p >= 0.01:
+        return None
+    # Down now, and not only once: what was audited last is still below what came before the fall.
+    last = golds[max(split, len(golds) - max(8, len(golds) // 5)) :]
+    fell = float(golds[:split].mean() - last.mean())
+    if two_means(last, golds[:split]) < 1.645 or fell < LITTLE * float(golds.std()):
+        return None
+    best = e.audit[split - 1].step
     # Of the proxy all logged rollouts are known.
-    proxies = [r.reward for r in e.rollouts if r.reward is not None] or [a.proxy for a in e.audit]
+    proxies = [(r.step, r.reward) for r in e.rollouts if r.reward is not None]
+    proxies = proxies or [(a.step, a.proxy) for a in e.audit]
     n = max(4, len(proxies) // 5)
-    rise = two_means(proxies[:n], proxies[-n:])
-    early, late = (float(np.mean([a.gold for a in part])) for part in (head, tail))
-    if p >= 0.01 or rise <= 2:
+    late = [v for _, v in proxies[-n:]]
+    rise = two_means([v for s, v in proxies if s <= best], late)
+    if min(rise, two_means([v for _, v in proxies[:n]], late)) <= 2:
         return None
     fit = fitted(e)
     past = ""
@@ -49,14 +58,20 @@ def _audited(e: Evidence) -> Found | None:
     shown = [r for r in reversed(e.rollouts) if r.reward is not None]
     shown.sort(key=lambda r: -(r.reward or 0.0))
     return Found(
-        f"Over the audit of {len(e.audit)} rollouts the proxy rose (t {rise:.1f}) while gold fell "
-        f"(first third {early:.3f}, last third {late:.3f}; from about step {best} on, p {p:.1g} over the splits looked at).{past}",
+        f"Over the audit of {len(e.audit)} rollouts gold fell from {golds[:split].mean():.3f} (until about step {best}) to "
+        f"{last.mean():.3f} now (p {p:.1g}, however often it is looked at), while the proxy rose (t {rise:.1f}).{past}",
         p, 0.01, "T2", "the reward model is trusted further than it was trained",
         f"Go back to the best audited checkpoint (about step {best:.0f}) and hold KL near {target:.1f} nats; refresh the reward "
         "model with labelled rollouts of now.",
         held_kl(e, target), best,
         ("too few or too noisy labels (alarm 6)", "beta is too low"), shown,
     )  # fmt: skip
+
+
+def _planned(e: Evidence) -> int:
+    """Audited rollouts there will be at the planned end."""
+    done = max([a.step for a in e.audit] + [int(r["step"]) for r in e.rows[-1:]])
+    return round(len(e.audit) * max(1.0, e.total / max(done, 1)))
 
 
 def _kl_at(e: Evidence, step: float) -> float | None:

@@ -110,14 +110,18 @@ def _length_note(r: Rollout) -> str:
 
 
 def _explained(e: Evidence, grown: float, gain: float) -> float:
-    """Share of the gain that the within-step slope of reward on length accounts for."""
+    """Share of the gain that the slope of reward on length accounts for, among answers to one prompt
+    in one step where there are several, else within steps: prompts that ask for more are no filling."""
+    by: dict[tuple[int, str], list[Rollout]] = {}
+    for r in _rewarded(e.rollouts):
+        by.setdefault((r.step, r.prompt), []).append(r)
+    alone = np.mean([len(rs) for rs in by.values()]) < 2
     xs: list[Array] = []
     ys: list[Array] = []
-    for rs in e.by_step().values():
-        scored = _rewarded(rs)
-        if len(scored) > 2:
-            x = _lengths(scored)
-            y = np.array([r.reward for r in scored], np.float64)
+    for rs in map(_rewarded, e.by_step().values()) if alone else by.values():
+        if len(rs) > (2 if alone else 1):
+            x = _lengths(rs)
+            y = np.array([r.reward for r in rs], np.float64)
             xs.append(x - x.mean())
             ys.append(y - y.mean())
     m, _, _ = slope(np.concatenate(xs), np.concatenate(ys)) if xs else (0.0, 0.0, 0.0)

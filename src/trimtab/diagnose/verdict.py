@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from trimtab.diagnose import curves, data, gold, texts
 from trimtab.diagnose.alarm import Alarm
 from trimtab.diagnose.finding import Finding
-from trimtab.diagnose.signals import Evidence, Unchecked, read
+from trimtab.diagnose.signals import Evidence, Unchecked, edge, read
 from trimtab.errors import DataError
 from trimtab.runs import read_findings, write_atomic
 from trimtab.runs.console import console
@@ -63,7 +63,7 @@ ALARMS: tuple[Alarm, ...] = (
 UPSTREAM = (10, 14, 15, 18, 6, 12, 2, 5, 16, 4, 8, 11, 17, 1, 9, 3, 13, 7)
 """Causes before what they bring about: a broken pipe explains a frozen policy, a bonus for length
 explains truncation, and any hack explains that gold falls. KL that runs away explains odd text only
-where it came first: see ``_order``."""
+where it came first and bought nothing: see ``_order``."""
 
 Word = Literal["real", "not real", "broken", "not proven"]
 
@@ -146,15 +146,18 @@ def _handed_over(e: Evidence) -> str:
 def _order(finding: Finding, found: list[Finding], evidence: Evidence) -> float:
     """Place in the order of causes: what is so before the first step causes what comes later."""
     place = float(UPSTREAM.index(finding.alarm))
-    if finding.severity == "warning":
+    # Repetition is a mere sign where length is paid for; alone it is the cause.
+    sign = finding.alarm != 16 or any(f.alarm == 4 for f in found)
+    if finding.severity == "warning" and sign:
         return place + len(UPSTREAM)
     if finding.alarm == 9 and finding.step is None:
         return 0.5  # a wrong stop token, not something learnt
     if finding.alarm == 2:
-        # Distance is a means of every hack; it is the cause where it came first.
-        hacked = any(
-            f.alarm in (4, 5, 8, 16) and (f.step or 0) <= (finding.step or 0) for f in found
-        )
+        # Distance is a means of every hack; it is the cause where it came first and bought nothing.
+        x, reward = evidence.series("reward/mean")
+        began = finding.step or 0
+        bought = edge(reward, last=True) > float(reward[np.argmin(np.abs(x - began))])
+        hacked = any(f.alarm in (4, 5, 8, 16) and (bought or (f.step or 0) <= began) for f in found)
         return UPSTREAM.index(8) + 0.5 if hacked else place
     if finding.alarm == 13 and finding.step is not None and finding.step <= 0.2 * evidence.total:
         return UPSTREAM.index(2) - 0.5
