@@ -28,7 +28,7 @@ EXPECTED = (
     "sft-random", "sft-grouped", "sft-bfd", "sft-defaults", "reward-random", "reward-grouped",
     "dpo-random", "dpo-grouped", "dpo-random-cached", "grpo-64", "grpo-256", "grpo-1024",
     "ppo-separate", "ppo-shared", "sampler-equal-generate", "sampler-ragged-generate",
-    "sampler-equal-vllm", "sampler-ragged-vllm", "bare-sft", "precision-25m",
+    "sampler-equal-vllm", "sampler-ragged-vllm", "bare-sft", "bare-sft-25m", "precision-25m",
 )  # fmt: skip
 
 

@@ -98,8 +98,9 @@ def bare(args: argparse.Namespace) -> Result:
     count = spec["steps"] * args.batch
     data, about = material.demonstrations(Path(args.folder) / "material", vocabulary, count)
     spec |= {"kind": "sft", "model": model, "data": str(data), "batch": args.batch}
+    row = "bare-sft" if args.model == "5m" else f"bare-sft-{args.model}"
     return compare(
-        "bare-sft", "token", spec | {"job": "benchmarks.ours:Train"},
+        row, "token", spec | {"job": "benchmarks.ours:Train"},
         spec | {"job": "benchmarks.ours:Bare"}, args=args, peer_name="bare", about=about, target=0.9,
     )  # fmt: skip
 
