@@ -48,7 +48,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     return {
         "device": args.device, "dtype": dtype, "threads": args.threads, "steps": args.steps,
-        "folder": args.folder,
+        "folder": args.folder, "clock": args.clock,
     }  # fmt: skip
 
 
@@ -60,8 +60,9 @@ class Side:
         threads = str(spec["threads"])
         env |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
         env |= {"TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
-        # Others' work on the machine must not be waited for by spinning.
-        env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        if spec.get("clock") == "cpu":
+            # Spinning while others have the processor would count as work.
+            env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         places = [str(ROOT), str(ROOT / "src"), *([str(packages)] if packages else [])]
         env["PYTHONPATH"] = os.pathsep.join(places)
         folder = Path(spec["folder"])
