@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.doctor.plan import Recipe, Spec, specs
+from benchmarks.doctor.plan import RECIPES, Recipe, Spec, specs
 from benchmarks.doctor.run import STAGES, configured, kinds_of
 from benchmarks.doctor.worlds import put, scenes
 from trimtab.data.render import Renderer, load_tokenizer
@@ -121,7 +121,9 @@ def closed(
     done = {(r["recipe"], r["seed"]) for r in found}
     began = time.monotonic()
     wanted = {(n, s) for n in HARMED for s in harmed} | {(n, s) for n in WELL for s in well}
-    for spec in specs(sorted({seed for _, seed in wanted})):
+    named = {r.name: r for r in RECIPES}
+    # All of them for each seed: ``specs`` would take two plants of one alarm in turn.
+    for spec in (Spec(named[n], s) for n, s in sorted(wanted, key=lambda w: (w[1], w[0]))):
         name = spec.recipe.name
         if (name, spec.seed) not in wanted - done:
             continue
