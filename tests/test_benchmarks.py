@@ -30,7 +30,7 @@ def test_a_row_runs_and_reaches_the_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert {"backward", "optimiser"} <= set(told["phases_ours"])
     page.write(tmp_path / "results", tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert f"| bare-sft | {told['ours']:.4g} tokens |" in text
+    assert f"| bare-sft-1m | {told['ours']:.4g} tokens |" in text
     assert "grpo-256" in text.split("Not measured in this run:")[1].splitlines()[0]
 
 
