@@ -120,8 +120,10 @@ class Lean:
             q, k = turned.to(kept).split([layer.heads, layer.kv], dim=1)
             slots.write(layer.index, k, v.to(kept))
             q = q.reshape(rows, layer.kv, -1, layer.dim)
-            seen = slots.attention(layer.index, q, layer.scale, layer.window, None)
-            h = h + layer.out(seen.reshape(rows, -1))
+            # As in the model's own forward, attention takes no part in mixed precision.
+            with torch.autocast(h.device.type, enabled=False):
+                seen = slots.attention(layer.index, q, layer.scale, layer.window, None)
+            h = h + layer.out(seen.reshape(rows, -1).to(h.dtype))
             gate, up = layer.wide(_normed(h, layer.after)).chunk(2, -1)
             gate = silu(gate) if isinstance(layer.act, nn.SiLU) else layer.act(gate)
             h += layer.down(gate.mul_(up))
