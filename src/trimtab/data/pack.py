@@ -171,8 +171,9 @@ def build(groups: Sequence[Group], *, share: bool = True) -> Pack:
 def plan(groups: Sequence[Group], budget: int, *, share: bool = True) -> list[list[Group]]:
     """Divide ``groups`` into lists that fit ``budget`` tokens each, none cut in two.
 
-    First-fit on groups sorted by cost, largest first: packs come out nearly full, and a group
-    larger than the budget stands alone. The division never changes a result (law 3).
+    First-fit on groups sorted by cost, largest first, says how many; they then go to the emptiest
+    one each, since a small last pack costs more than even ones. A group larger than the budget
+    stands alone. The division never changes a result (law 3).
     """
 
     def cost(g: Group) -> int:
@@ -191,7 +192,13 @@ def plan(groups: Sequence[Group], budget: int, *, share: bool = True) -> list[li
         else:
             bins.append([groups[i]])
             room.append(budget - need)
-    return bins
+    even: list[list[Group]] = [[] for _ in bins]
+    load = [0] * len(bins)
+    for i in order:
+        b = load.index(min(load))
+        even[b].append(groups[i])
+        load[b] += cost(groups[i])
+    return even if max(load, default=0) <= budget else bins
 
 
 def packs(groups: Sequence[Group], budget: int, *, share: bool = True) -> list[Pack]:

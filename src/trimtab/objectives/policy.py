@@ -268,11 +268,21 @@ class PolicyMethod(Kind):
         return default_counts(pack)
 
     def __call__(self, out: Output, pack: Pack) -> Loss:
-        """Needs ``logp_C``, ``entropy_C`` and the tokens' "advantage"; "old_logp" unless the
-        weights are those that sampled; "ref_logp" with a KL in the loss; "value", "return" and
-        ``value_C`` with a critic; "sampler_logp" where the sampler's log-probs matter."""
-        assert out.logp_C is not None and out.entropy_C is not None
-        logp, advantage = out.logp_C, pack.tokens["advantage"]
+        """The policy's loss where there is ``logp_C``, the critic's where there is ``value_C``:
+        they may come of two forwards. The first needs ``entropy_C`` and the tokens' "advantage",
+        "old_logp" unless the weights are those that sampled, "ref_logp" with a KL in the loss,
+        "sampler_logp" where the sampler's log-probs matter; the second "value" and "return"."""
+        loss = Loss({}, {}) if out.logp_C is None else self._policy(out.logp_C, out, pack)
+        if out.value_C is not None:
+            tokens = pack.tokens
+            critic = value_loss(out.value_C, tokens["value"], tokens["return"], self.value_clip)
+            loss.terms["value/loss"] = aggregate(critic, pack, "token-mean")
+            loss.terms["value/loss"].coef = self.value_coef
+        return loss
+
+    def _policy(self, logp: Tensor, out: Output, pack: Pack) -> Loss:
+        assert out.entropy_C is not None
+        advantage = pack.tokens["advantage"]
         old = pack.tokens.get("old_logp", logp.detach())
         anchor = pack.tokens["sampler_logp"] if self.anchor == "sampler" else old
         ratio = level_ratios(logp, anchor, pack, self.ratio)
@@ -302,11 +312,6 @@ class PolicyMethod(Kind):
             terms["policy/kl_loss"] = aggregate(kl, pack, self.aggregation, self.max_length)
             terms["policy/kl_loss"].coef = self.kl.beta
             metrics["policy/kl"] = (detached(to_ref), "completions")
-        if out.value_C is not None:
-            tokens = pack.tokens
-            critic = value_loss(out.value_C, tokens["value"], tokens["return"], self.value_clip)
-            terms["value/loss"] = aggregate(critic, pack, "token-mean")
-            terms["value/loss"].coef = self.value_coef
         if self.entropy_coef:
             bonus = aggregate(out.entropy_C, pack, self.aggregation, self.max_length)
             bonus.coef = -self.entropy_coef

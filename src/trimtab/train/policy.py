@@ -231,15 +231,17 @@ class RLStage:
         return self.lm.exact and (self.critic is None or self.critic.exact)
 
     def forward(self, pack: Pack) -> Output:
-        """Log-probs at the sampling temperature, entropies, values."""
+        """Log-probs at the sampling temperature, entropies, and the values of a shared trunk."""
         states = self.lm.states(pack)
         logp, entropy = self.lm.logps(states, pack, self.config.sampling.temperature)
         value = None
-        if self.critic is not None:
-            value = self.critic.values(pack)
-        elif self.value_head is not None:
+        if self.value_head is not None:
             value = self.value_head(states[pack.source_C])[:, 0].float()
         return Output(logp_C=logp, entropy_C=entropy, value_C=value)
+
+    def _value_forward(self, pack: Pack) -> Output:
+        assert self.critic is not None
+        return Output(value_C=self.critic.values(pack))
 
     def _ptx_forward(self, pack: Pack) -> Output:
         logp, _ = self.lm.logps(self.lm.states(pack), pack, entropy=False)
@@ -263,7 +265,8 @@ class RLStage:
             if own:
                 out = self.forward(on)
                 assert out.entropy_C is not None
-                columns = {"old_logp": out.logp_C, "value": out.value_C}
+                value = self.critic.values(on) if self.critic is not None else out.value_C
+                columns = {"old_logp": out.logp_C, "value": value}
                 entropy += float(out.entropy_C.sum())
                 count += len(out.entropy_C)
             if self.reference is not None:
@@ -371,7 +374,11 @@ class RLStage:
         for epoch in range(method.epochs):
             order = np.random.default_rng((c.loop.seed, index, epoch)).permutation(len(units))
             for number, part in enumerate(np.array_split(order, method.minibatches)):
-                parts = [Part([units[i] for i in part], method, self.forward, self.share)]
+                taken_up = [units[i] for i in part]
+                parts = [Part(taken_up, method, self.forward, self.share)]
+                if self.critic is not None:
+                    # A forward of its own, so that only one model's activations wait at a time.
+                    parts.append(Part(taken_up, method, self._value_forward, self.share))
                 if c.ptx is not None:
                     at = (index * method.epochs + epoch) * method.minibatches + number
                     given = batch_indices(len(self.ptx), c.ptx.batch, at, c.loop.seed)
