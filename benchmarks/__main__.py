@@ -18,7 +18,7 @@ ROWS = (
     ["sft", "--peer", "defaults", "--dtype", "bfloat16"], ["reward"],
     ["reward", "--peer", "grouped"], ["dpo"], ["dpo", "--peer", "grouped"], ["dpo", "--cached"],
     ["grpo", "--prompt", "64"], ["grpo", "--prompt", "256"], ["grpo", "--prompt", "1024", "--prompts", "2"],
-    ["ppo", "--prompts", "16"], ["ppo", "--critic", "shared", "--prompts", "16"], ["sampler"], ["sampler", "--ragged"],
+    ["ppo"], ["ppo", "--critic", "shared"], ["sampler"], ["sampler", "--ragged"],
     ["sampler", "--peer", "vllm"], ["sampler", "--peer", "vllm", "--ragged"], ["bare"], ["bare", "--model", "25m"],
     ["precision", "--model", "25m"], ["plan"],
 )  # fmt: skip

@@ -33,6 +33,12 @@ KINDS = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["rows", "columns"])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of laying out a query's products, whoever made this processor."""
+    monkeypatch.setattr("trimtab.sample.attention.columns", lambda: request.param)
+
+
 def tiny(kind: str = "llama"):
     torch.manual_seed(0)
     return tf.AutoModelForCausalLM.from_config(KINDS[kind](), attn_implementation="eager")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,26 @@ BLOCK = 64
 """Tokens by which the slots grow: a product that skips through a long row is slow."""
 
 
+@lru_cache(1)
+def columns() -> bool:
+    """Whether one query is best a column beside its matrices, and not a row before them.
+
+    MKL's row times matrix is at the speed of memory on Intel's processors and far from it on AMD's,
+    where matrix times column is. Told from the maker and not by a clock, so that sums of a run and
+    of its resumption have one order.
+    """
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            return "AuthenticAMD" in lines.read(4096)
+    except OSError:
+        return False
+
+
 class Slots:
     """Keys and values [slots, kv_heads, S, head_dim] of every layer, and the step under way.
 
-    On a CPU values lie in memory as [slots, kv_heads, head_dim, S]: one query's attention is then
-    two products of a matrix with a vector, both of which read straight through the cache.
+    Where queries are ``columns`` values lie in memory as [slots, kv_heads, head_dim, S], so that
+    both products read straight through the cache.
     """
 
     def __init__(self, slots: int, length: int) -> None:
@@ -82,7 +98,7 @@ class Slots:
         What a row does not see counts with weight 0, which garbage could turn into NaN.
         """
         k = key.new_empty(self.slots, key.shape[1], self.room, key.shape[3])
-        if value.device.type != "cpu":
+        if value.device.type != "cpu" or not columns():
             return k, value.new_empty(*k.shape[:3], value.shape[3])
         return k, value.new_empty(*k.shape[:2], value.shape[3], self.room).transpose(2, 3)
 
@@ -211,8 +227,7 @@ def weighed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention [..., L, dim] to some keys, and the logarithm of its normaliser [..., L, 1]."""
     q = q * scale
-    # A product with one vector reads a matrix row by row, whichever side the vector stands on.
-    single = q.shape[-2] == 1 and q.device.type == "cpu"
+    single = q.shape[-2] == 1 and q.device.type == "cpu" and columns()
     if single:
         # A view, since the strides of a transposed column send the second product a slow way.
         scores = torch.matmul(k, q.transpose(-1, -2)).view(*q.shape[:-1], k.shape[-2]).float()
