@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ memory, with the same gradients; `loop.tune_budget` measures at the first step w
 a few real steps and says what the whole run will need.
 """
 
+GROWTH, PLAN = "Growth of a GRPO step", "What --plan says, and what comes"
 EXPECTED = (
     "sft-random", "sft-grouped", "sft-bfd", "sft-defaults", "reward-random", "reward-grouped",
     "dpo-random", "dpo-grouped", "dpo-random-cached", "grpo-64", "grpo-256", "grpo-1024",
@@ -60,13 +62,23 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 def phases(rows: list[dict[str, Any]]) -> list[str]:
     """Where the time goes."""
     lines = ["", "## Where the time goes", "", "| row | trimtab | peer |", "|---|---|---|"]
-    for r in rows:
-        sides = [
-            ", ".join(f"{k} {100 * v:.0f} %" for k, v in (r.get(n) or {}).items() if v >= 0.02)
-            for n in ("phases_ours", "phases_peer")
-        ]
-        lines.append(f"| {r['row']} | {sides[0]} | {sides[1]} |")
+    lines += [_both(r, "phases") for r in rows]
+    told = [r for r in rows if "operations_ours" in r]
+    if told:
+        lines += [
+            "", "By kind of operation (`--operations`: a pass under the profiler, the main thread's time):",
+            "", "| row | trimtab | peer |", "|---|---|---|",
+            *(_both(r, "operations") for r in told),
+        ]  # fmt: skip
     return lines
+
+
+def _both(r: dict[str, Any], what: str) -> str:
+    sides = [
+        ", ".join(f"{k} {100 * v:.0f} %" for k, v in (r.get(f"{what}_{n}") or {}).items() if v >= 0.02)
+        for n in ("ours", "peer")
+    ]  # fmt: skip
+    return f"| {r['row']} | {sides[0]} | {sides[1]} |"
 
 
 def growth(rows: list[dict[str, Any]]) -> list[str]:
@@ -75,7 +87,7 @@ def growth(rows: list[dict[str, Any]]) -> list[str]:
         return []
     lines = [
         "",
-        "## Growth of a GRPO step",
+        f"## {GROWTH}",
         "",
         "| along | from, to | exponents |",
         "|---|---|---|",
@@ -94,7 +106,7 @@ def growth(rows: list[dict[str, Any]]) -> list[str]:
 
 def planned(told: dict[str, Any] | None) -> list[str]:
     """What ``--plan`` said, and what came."""
-    lines = ["", "## What --plan says, and what comes", ""]
+    lines = ["", f"## {PLAN}", ""]
     if told is None:
         return [*lines, "Not measured in this run (`python -m benchmarks.plan`)."]
     rows = told["rows"]
@@ -110,8 +122,25 @@ def planned(told: dict[str, Any] | None) -> list[str]:
     ]
 
 
+def processor() -> str:
+    """What the rows ran on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+
+
+def kept(page: Path, title: str) -> list[str]:
+    """A section of the page as it stands, from an earlier run, where this one did not measure it."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    _, found, rest = text.partition(f"\n## {title}\n")
+    return ["", f"## {title}", *rest.partition("\n## ")[0].rstrip().splitlines()] if found else []
+
+
 def write(results: Path, page: Path) -> None:
-    """Read every row, write the page."""
+    """Read every row, write the page; curves that were not measured now stay as they stand."""
     found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in results.glob("*.json")}
     plan = found.pop("plan", None)
     rows = [r for name, r in found.items() if not name.startswith("growth-")]
@@ -123,7 +152,15 @@ def write(results: Path, page: Path) -> None:
         lines += ["", f"Not measured in this run: {', '.join(missing)}."]
     if not any(r["device"] == "cuda" for r in rows):
         lines += ["", "GPU rows (`--device cuda --model qwen-1.5b`): not measured, no GPU at hand."]
-    lines += [*phases(rows), *growth(curves), *planned(plan), "", "## On what", ""]
+    lines += [
+        *phases(rows),
+        *(growth(curves) or kept(page, GROWTH)),
+        *(planned(plan) if plan else kept(page, PLAN) or planned(None)),
+        "",
+        "## On what",
+        "",
+        f"- {processor()}",
+    ]
     lines += sorted({f"- {r['row']}: {r['about']}" for r in rows})
     versions = {k: v for r in rows for k, v in r["versions"].items() if k != "trl"}
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) + "."]

@@ -103,16 +103,41 @@ def gemm_rate(device: str, dtype: str) -> float:
     return best
 
 
+KINDS = (
+    ("products", ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "onednn::", "mkldnn")),
+    ("attention", ("scaled_dot_product", "_Flash", "_FlashBackward")),
+    ("moved", ("aten::copy_", "aten::cat", "aten::index", "aten::fill_", "aten::gather", "aten::scatter")),
+)  # fmt: skip
+"""Operations by what they do; the rest is elementwise, sums, and calling them."""
+
+
+def operations(run: Callable[[], Any]) -> dict[str, float]:
+    """Shares of a pass by kind of operation, of the main thread's time within operations."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        run()
+    shares = dict.fromkeys([k for k, _ in KINDS] + ["elementwise and rest"], 0.0)
+    for event in seen.key_averages():
+        kind = next(
+            (k for k, names in KINDS if any(n in event.key for n in names)), "elementwise and rest"
+        )
+        shares[kind] += event.self_cpu_time_total
+    total = sum(shares.values()) or 1.0
+    return {k: round(v / total, 3) for k, v in shares.items()}
+
+
 def main() -> None:
     """Serve one job."""
     spec: dict[str, Any] = json.loads(sys.argv[1])
     talk = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     import torch
-    import transformers.utils
+    import transformers.utils as found
 
     # Our tests bring scikit-learn and no side needs it, but transformers imports it where it is.
-    transformers.utils.is_sklearn_available = lambda: False
+    hidden: Any = found
+    hidden.is_sklearn_available = lambda: False
     torch.set_num_threads(int(spec["threads"]))
     sync = torch.cuda.synchronize if spec["device"] == "cuda" else _nothing
     module, _, name = str(spec["job"]).partition(":")
@@ -124,6 +149,8 @@ def main() -> None:
         answer: dict[str, Any] = {}
         if asked == "gemm":
             answer = {"gemm": gemm_rate(spec["device"], spec["dtype"])}
+        elif asked == "operations":
+            answer = {"operations": operations(job.run)}
         elif asked == "go":
             sync()
             phases.start()

@@ -37,6 +37,11 @@ def flags(about: str) -> argparse.ArgumentParser:
         help="cpu counts processor seconds: for a machine that others use too",
     )  # fmt: skip
     parser.add_argument("--ours-only", action="store_true", help="no peer: a figure to compare by")
+    parser.add_argument(
+        "--operations",
+        action="store_true",
+        help="one more pass, profiled: products, attention, rest",
+    )
     parser.add_argument("--folder", default=str(ROOT / "runs" / "bench"))
     return parser
 
@@ -168,6 +173,7 @@ def compare(
         [side.ask("go") for side in sides] for _ in range(args.turns)
     ]
     gemm.append(one.ask("gemm")["gemm"])
+    kinds = [side.ask("operations")["operations"] for side in sides] if args.operations else []
     for side in sides:
         side.close()
 
@@ -215,6 +221,9 @@ def compare(
             + (f", target {target:g}" if target else "")
             + f"; memory {told['peak_mb_ours'] / told['peak_mb_peer']:.2f}",
         ]
+    for who, shares in zip(("ours", "peer"), kinds, strict=False):
+        told[f"operations_{who}"] = shares
+        lines.append(f"  {who} by operation: {_shares(shares)}")
     lines.append("  " + ", ".join(f"{k} {v}" for k, v in told["versions"].items()))
     return Result(row, unit, told, lines)
 

@@ -20,6 +20,7 @@ def test_a_row_runs_and_reaches_the_page(tmp_path: Path, monkeypatch: pytest.Mon
     command = [
         sys.executable, "-m", "benchmarks.bare", "--model", "1m", "--quick", "--turns", "1",
         "--steps", "1", "--batch", "3", "--threads", "1", "--clock", "cpu", "--folder", str(tmp_path),
+        "--operations",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     told = json.loads(done.stdout.splitlines()[-1])
@@ -28,9 +29,14 @@ def test_a_row_runs_and_reaches_the_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert told["ratio"] == pytest.approx(told["ours"] / told["peer"])
     assert told["peak_mb_ours"] > 50 and told["peak_mb_peer"] > 50
     assert {"backward", "optimiser"} <= set(told["phases_ours"])
+    assert sum(told["operations_ours"].values()) == pytest.approx(1, abs=0.01)
+    assert told["operations_ours"]["products"] > 0.1 and told["operations_ours"]["attention"] > 0
+    (tmp_path / "page.md").write_text(f"# Old\n\n## {page.GROWTH}\n\n| old |\n\n## More\n")
     page.write(tmp_path / "results", tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert f"| bare-sft-1m | {told['ours']:.4g} tokens |" in text
+    assert f"## {page.GROWTH}\n\n| old |\n\n##" in text and "## More" not in text
+    assert "By kind of operation" in text
     assert "grpo-256" in text.split("Not measured in this run:")[1].splitlines()[0]
 
 
