@@ -20,7 +20,7 @@ from trimtab.diagnose.audit import FILE, Row, blocks, read_audit, reading, write
 from trimtab.errors import ConfigError, DataError
 from trimtab.judgement import Item, Judgement
 from trimtab.models import checkpoint
-from trimtab.runs import read_metrics, read_samples
+from trimtab.runs import Run, read_metrics, read_samples
 from trimtab.train import policy, reward
 
 
@@ -259,6 +259,24 @@ def test_people_audit_through_items_and_judgements(stopped: Path, tmp_path: Path
     other.write_text(Judgement(item="x", annotator="a", ranks=(0,)).model_dump_json())
     with pytest.raises(DataError, match="no judgement is of an item"):
         audit_run.main(audit_run.AuditConfig(run=str(run), judgements=str(other)))
+
+
+def test_the_start_is_audited_most(tmp_path: Path) -> None:
+    run = Run(tmp_path, {"steps": 20, "prompts": 8, "group": 1})
+    for step in range(1, 21):
+        run.samples(
+            step,
+            [{"id": f"{step}-{i}", "index": 0, "prompt": "p", "completion": "c", "reward": 1.0} for i in range(8)],
+        )  # fmt: skip
+    run.close()
+    drawn = [int(r["step"]) for r in audit_run.draw(tmp_path, 0.25, 0)]
+    assert len(drawn) == 40 and drawn == sorted(drawn)
+    counts = [drawn.count(s) for s in range(1, 21)]
+    assert counts[0] == 8 and set(counts[1:]) <= {1, 2}, "all of the first step's, then evenly"
+    done = [Row(step=s, prompt_id=f"{s}-0", index=0, proxy=1.0, gold=1.0) for s in range(1, 21)]
+    write_rows(tmp_path, done)
+    more = [int(r["step"]) for r in audit_run.draw(tmp_path, 0.25, 0)]
+    assert len(more) == 20 and max(more.count(s) for s in range(1, 21)) == 1, "the start is known"
 
 
 def test_gold_afterwards_as_a_command(stopped: Path, tmp_path: Path, capsys: Any) -> None:

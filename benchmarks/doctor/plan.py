@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from trimtab.sandbox.world import REFUSAL
+
 Sort = Literal["fault", "healthy", "negative"]
 
 GOLD = {"name": "proxy", "function": "trimtab.sandbox.world:gold_reward"}
@@ -15,6 +17,15 @@ ALL_FACTS = {"name": "proxy", "function": "trimtab.sandbox.faults:all_facts_rewa
 def bent(**options: Any) -> dict[str, Any]:
     """A bent reward."""
     return {"name": "proxy", "function": "trimtab.sandbox.faults:bent_reward", "options": options}
+
+
+def template(text: str, steps: int) -> dict[str, Any]:
+    """RL on a reward that loves one answer, which must be one that the base model gives at times."""
+    return {
+        "rewards": [bent(gold_weight=0.2, template=text, template_bonus=2.0)],
+        "optim": {"lr": 6e-4},
+        "steps": steps,
+    }
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,8 @@ class Recipe:
     """Task, or a comma-separated list of kinds; empty takes the seed's task in turn."""
     given: dict[str, Any] = field(default_factory=dict[str, Any])
     """Laid over the stage's usual configuration."""
+    held_out: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Laid over it on the held-out mix, whose prompts need another plant."""
     plant: str = ""
     """A function of ``sandbox.faults`` laid on the stage, with ``options``."""
     options: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -41,6 +54,8 @@ class Recipe:
     """Alarms that the fault truly brings about too: ringing is neither hit nor false."""
     causes: tuple[int, ...] = ()
     """Alarms that name the cause as well as ``alarm`` does."""
+    took: tuple[str, float] = ("", 0.0)
+    """What of all late rollouts says that the fault took, and from where on: see ``run.symptoms``."""
 
 
 def rl(**over: Any) -> dict[str, Any]:
@@ -68,7 +83,7 @@ LONG = {
 
 RECIPES: tuple[Recipe, ...] = (
     # Faults. Alarm 1's truth is measured: it counts as planted where gold fell while the proxy rose.
-    Recipe("noisy-rm", "fault", 1, "rm", "", rl(method=kl(0.0001), optim={"lr": 2e-4}, steps=30), data={"n": 300, "noise": 0.3}, also=(2, 4, 5, 6, 7, 8, 9, 13, 16), causes=(6,)),
+    Recipe("noisy-rm", "fault", 1, "rm", "", rl(method=kl(0.0001), optim={"lr": 1.5e-4}, steps=60), data={"n": 300, "noise": 0.3}, also=(2, 4, 5, 6, 7, 8, 9, 13, 16), causes=(6,)),
     Recipe("loose", "fault", 2, given=rl(method=kl(0.0004), optim={"lr": 2e-3}), also=(1, 4, 7, 8, 9, 13)),
     Recipe("no-brake", "fault", 2, given=rl(method={**NO_BASELINE, "kl": {"kind": "fixed", "beta": 0.0001}}, optim={"lr": 2e-3}), also=(1, 7, 8, 9, 13)),
     Recipe("stiff", "fault", 3, given=rl(method=kl(8.0), optim={"lr": 1e-4})),
@@ -76,8 +91,8 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("pays-words", "fault", 4, given=rl(rewards=[bent(per_word=0.1, most=30)], optim={"lr": 4e-4}), also=(1, 2, 9, 16)),
     Recipe("pays-echo", "fault", 5, kinds="opinion", given=rl(rewards=[bent(gold_weight=0.5, echo=1.0)], optim={"lr": 4e-4}), also=(1, 2, 8, 13)),
     Recipe("noisy-labels", "fault", 6, "reward", "all", data={"n": 240, "noise": 0.42}),
-    Recipe("locked-in", "fault", 7, kinds="summary,ask,silent", pool=12, given=rl(method={**NO_BASELINE, "kl_place": "none", "epochs": 4}, rewards=[ALL_FACTS], optim={"lr": 3e-4}, steps=30)),
-    Recipe("one-template", "fault", 8, given=rl(rewards=[bent(gold_weight=0.2, template="i do not know .", template_bonus=2.0)], optim={"lr": 6e-4}, steps=30), also=(1, 2, 7, 13)),
+    Recipe("locked-in", "fault", 7, kinds="summary,ask,silent", pool=12, given=rl(method={**NO_BASELINE, "kl_place": "none", "epochs": 4}, rewards=[ALL_FACTS], optim={"lr": 3e-4}, steps=50), took=("same", 0.75)),
+    Recipe("one-template", "fault", 8, given=template("i do not know .", 30), held_out=template(REFUSAL, 50), also=(1, 2, 7, 13), took=("template", 0.5)),
     Recipe("wrong-stop", "fault", 9, plant="plant_wrong_stop", given=rl(steps=14, optim={"lr": 1e-4}), also=(1, 13)),
     Recipe("no-end", "fault", 9, "sft", plant="plant_no_end"),
     Recipe("plain-template", "fault", 10, given=rl(model={"chat_template": "plain"}, steps=14, optim={"lr": 1e-4}), also=(9,)),
@@ -89,13 +104,13 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("zero-on-429", "fault", 14, plant="plant_outage", options={"share": 0.25, "since": 8}, given=rl(), also=(1,)),
     Recipe("unscored", "fault", 14, plant="plant_outage", options={"share": 0.06, "since": 4, "value": None}, given=rl()),
     Recipe("first-judge", "fault", 15, given=rl(rewards=[{"name": "judge", "judge": "trimtab.sandbox.faults:swayed_judge", "options": {"first": 4.0}}])),
-    Recipe("one-word", "fault", 16, given=rl(rewards=[bent(gold_weight=0.3, word="the", word_bonus=0.5, most=12)], optim={"lr": 4e-4}, steps=24), also=(1, 2, 4, 8, 9)),
+    Recipe("one-word", "fault", 16, given=rl(rewards=[bent(gold_weight=0.3, word="the", word_bonus=0.5, most=12)], optim={"lr": 6e-4}, steps=40), also=(1, 2, 4, 8, 9), took=("word", 3.0)),
     Recipe("loose-dpo", "fault", 17, "dpo", given=rl(objective={"type": "dpo", "beta": 0.01}, optim={"lr": 1e-3}, epochs=4), data={"n": 160}),
     Recipe("contradictions", "fault", 18, "reward", "all", data={"n": 260, "contradict": 0.12}),
     Recipe("leak", "fault", 18, "dpo", data={"n": 260, "repeat": 0.5}),
     # Hard negatives: what looks like the fault and is not. Four of them start nearly solved, so that
     # most of their groups are equal from the first step on: alarm 13 is right there.
-    Recipe("sound-rm", "negative", 1, "rm", "", rl(method=kl(0.2), optim={"lr": 1e-4}), data={"n": 900, "noise": 0.0}),
+    Recipe("sound-rm", "negative", 1, "rm", "", rl(method={**kl(0.2), "type": "rloo"}, optim={"lr": 1e-4}), data={"n": 1500, "noise": 0.0}),
     Recipe("planned-shift", "negative", 2, kinds="summary,ask,silent", given=rl(**LONG | {"method": {"type": "grpo", "missing_eos_penalty": 1.0, "kl": {"kind": "adaptive", "beta": 0.01, "target": 12.0}}})),
     Recipe("at-best", "negative", 3, kinds="ask", given=rl(optim={"lr": 1e-4}, sampling={"temperature": 0.5}), also=(13,)),
     Recipe("wants-longer", "negative", 4, kinds="summary,ask", given=rl(**LONG)),
@@ -105,7 +120,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("one-right-answer", "negative", 8, kinds="ask", given=rl(optim={"lr": 6e-4}), also=(13,)),
     Recipe("long-wanted", "negative", 9, kinds="summary,ask", given=rl(**LONG, sampling={"max_new_tokens": 30})),
     Recipe("system-prompt", "negative", 10, given=rl(model={"chat_template": "SYSTEM"})),
-    Recipe("constant-phase", "negative", 11, kinds="summary,ask,silent", plant="plant_outage", options={"share": 1.0, "since": 0, "until": 6, "value": 0.5}, given=rl(method=PPO, critic={"optim": {"lr": 5e-4}}, **PPO_RUN)),
+    Recipe("constant-phase", "negative", 11, kinds="summary,ask,silent", plant="plant_outage", options={"share": 1.0, "since": 0, "until": 6, "value": 0.5}, given=rl(method=PPO, critic={"optim": {"lr": 5e-4}}, **PPO_RUN | {"steps": 24})),
     Recipe("async", "negative", 12, plant="plant_stale", options={"lag": 2}, given=rl(method={"type": "grpo", "mismatch": "token"})),
     Recipe("mixed", "negative", 13, kinds="ask,ask,summary,silent,opinion", given=rl(optim={"lr": 1e-4})),
     Recipe("new-prompts", "negative", 14, kinds="howto", plant="plant_prompts", options={"kinds": "silent,opinion", "since": 10}, given=rl(optim={"lr": 1e-4})),
@@ -118,15 +133,16 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("rloo", "healthy", given=rl(method={"type": "rloo"})),
     Recipe("ppo", "healthy", kinds="summary,ask,silent", given=rl(method=PPO, critic={"optim": {"lr": 5e-4}}, **PPO_RUN)),
     Recipe("dapo", "healthy", given=rl(method={"type": "dapo"}, optim={"lr": 2e-4}, steps=16)),
-    Recipe("grpo-rm", "healthy", 0, "rm", "", rl(method=kl(0.2), optim={"lr": 1e-4}), data={"n": 900, "noise": 0.0}),
+    Recipe("grpo-rm", "healthy", 0, "rm", "", rl(method=kl(0.2), optim={"lr": 1e-4}), data={"n": 1500, "noise": 0.0}),
     Recipe("dpo", "healthy", 0, "dpo", data={"n": 300}),
     Recipe("reward", "healthy", 0, "reward", "all", data={"n": 600}),
     Recipe("sft", "healthy", 0, "sft"),
     Recipe("judge", "healthy", given=rl(rewards=[{"name": "judge", "judge": "trimtab.sandbox.faults:swayed_judge"}])),
 )  # fmt: skip
 
+HELD_OUT = "tell"
 TUNING = range(0, 10)
-REPORTED = range(30, 50)
+REPORTED = range(50, 70)
 
 
 @dataclass(frozen=True)
@@ -146,11 +162,17 @@ class Spec:
         """Kinds of prompts: a seed's task, the held-out one every third reported seed."""
         if self.recipe.kinds:
             return self.recipe.kinds
-        return (
-            "tell"
-            if self.seed in REPORTED and self.seed % 3 == 0
-            else ("all", "facts")[self.seed % 2]
-        )
+        return HELD_OUT if self.held_out else ("all", "facts")[self.seed % 2]
+
+    @property
+    def held_out(self) -> bool:
+        """Whether its mix is the one that is not tuned on."""
+        return not self.recipe.kinds and self.seed in REPORTED and self.seed % 3 == 0
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is laid over the stage's usual configuration."""
+        return self.recipe.held_out if self.held_out and self.recipe.held_out else self.recipe.given
 
 
 def specs(

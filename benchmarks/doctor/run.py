@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,7 +57,7 @@ def shown(spec: Spec) -> list[Scene]:
 def configured(spec: Spec, out: Path, folder: Path, more: dict[str, Any]) -> Any:
     """The configuration of a run in ``folder``, with ``more`` laid over it."""
     data = out / "data" / spec.key
-    values = merge(merge(_usual(spec, data, out), spec.recipe.given), more)
+    values = merge(merge(_usual(spec, data, out), spec.given), more)
     values["out"] = str(folder)
     if values["model"].get("chat_template") == "SYSTEM":
         data.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,7 @@ def _gold(folder: Path, spec: Spec, config: policy.RLConfig) -> dict[str, Any]:
             s.prompt: s for s in scenes(kinds_of(spec.recipe.options["kinds"]), 200, spec.seed, 13)
         }
     rows = [r for r in read_samples(folder) if r.get("reward") is not None]
-    wanted = spec.recipe.given.get("rewards", [GOLD])[0].get("function", "")
+    wanted = spec.given.get("rewards", [GOLD])[0].get("function", "")
     fact = import_function(wanted) if wanted.endswith(":all_facts_reward") else None
     for r in rows:
         scene = by[r["prompt"]]
@@ -173,13 +175,38 @@ def _gold(folder: Path, spec: Spec, config: policy.RLConfig) -> dict[str, Any]:
         [float(np.mean([r[k] for r in rows if r["step"] == s])) for s in steps]
         for k in ("gold", "reward")
     )
-    told = {"gold": gold_of, "proxy": proxy_of, "rollouts": len(rows), "audited": len(lines)}
-    template = config.rewards[0].options.get("template")
-    if template:
-        # Taken where most late answers are the template itself, which the doctor does not know.
-        late = [r["completion"] for r in rows if r["step"] in steps[-max(1, len(steps) // 5) :]]
-        told["took"] = float(np.mean([" ".join(t.lower().split()) == template for t in late])) > 0.5
+    told: dict[str, Any] = {
+        "gold": gold_of,
+        "proxy": proxy_of,
+        "rollouts": len(rows),
+        "audited": len(lines),
+    }
+    name, least = spec.recipe.took
+    if name:
+        tail = set(steps[-max(1, len(steps) // 5) :])
+        late = [r for r in rows if r["step"] in tail]
+        told["symptom"] = symptoms(late, config.rewards[0].options)[name]
+        told["took"] = told["symptom"] >= least
     return told
+
+
+def symptoms(late: Sequence[dict[str, Any]], options: dict[str, Any]) -> dict[str, float]:
+    """What a planted fault does to all late rollouts, told by what the doctor does not know.
+
+    "template": the share of answers that are the template; "word": how often an answer says the paid
+    word; "same": the share of answers that are the commonest one to their prompt in their step.
+    """
+    said = [" ".join(r["completion"].lower().split()) for r in late]
+    found: dict[str, float] = {}
+    if options.get("template"):
+        found["template"] = float(np.mean([t == options["template"] for t in said]))
+    if options.get("word"):
+        found["word"] = float(np.mean([t.split().count(options["word"]) for t in said]))
+    asked: dict[tuple[Any, Any], list[str]] = {}
+    for r, text in zip(late, said, strict=True):
+        asked.setdefault((r["step"], r["id"]), []).append(text)
+    most = sum(Counter(texts).most_common(1)[0][1] for texts in asked.values())
+    return found | {"same": most / len(said)}
 
 
 def _probe(folder: Path, spec: Spec, config: policy.RLConfig) -> None:

@@ -69,7 +69,8 @@ def rollouts(config: dict[str, Any], logged: int) -> int:
 
 
 def draw(run: Path, share: float, seed: int) -> list[dict[str, Any]]:
-    """Rows of samples to audit: evenly over the logged steps, none that was audited before.
+    """Rows of samples to audit, none that was audited before: a fifth of them from the first step, since
+    all that comes is compared with it, the rest evenly over the logged steps.
 
     Raises:
         DataError: the run logged no scored samples.
@@ -88,7 +89,10 @@ def draw(run: Path, share: float, seed: int) -> list[dict[str, Any]]:
             steps.setdefault(int(r["step"]), []).append(r)
     rng = np.random.default_rng((seed, 41))
     queues = [[part[int(i)] for i in rng.permutation(len(part))] for part in steps.values()]
-    picked: list[dict[str, Any]] = []
+    start = queues[0][: 0 if done else max(0, want // 5)] if queues else []
+    picked: list[dict[str, Any]] = start
+    if queues:
+        queues[0] = queues[0][len(start) :]
     while len(picked) < want and any(queues):
         for queue in queues:
             if queue and len(picked) < want:

@@ -15,6 +15,8 @@ from trimtab.stats.overoptimisation import Overoptimisation, fit_overoptimisatio
 
 LEAST = 16
 """Audited rollouts below which nothing is said."""
+SURE = 0.02
+"""The p below which gold fell."""
 LITTLE = 0.1
 """Falls below this share of the spread of gold are not worth an alarm."""
 
@@ -33,7 +35,7 @@ def overoptimised(e: Evidence) -> Found | None:
 def _audited(e: Evidence) -> Found | None:
     golds = np.array([a.gold for a in e.audit])
     p, split = drop(golds.tolist(), _planned(e))
-    if p >= 0.01:
+    if p >= SURE:
         return None
     # Down now, and not only once: what was audited last is still below what came before the fall.
     last = golds[max(split, len(golds) - max(8, len(golds) // 5)) :]
@@ -60,7 +62,7 @@ def _audited(e: Evidence) -> Found | None:
     return Found(
         f"Over the audit of {len(e.audit)} rollouts gold fell from {golds[:split].mean():.3f} (until about step {best}) to "
         f"{last.mean():.3f} now (p {p:.1g}, however often it is looked at), while the proxy rose (t {rise:.1f}).{past}",
-        p, 0.01, "T2", "the reward model is trusted further than it was trained",
+        p, SURE, "T2", "the reward model is trusted further than it was trained",
         f"Go back to the best audited checkpoint (about step {best:.0f}) and hold KL near {target:.1f} nats; refresh the reward "
         "model with labelled rollouts of now.",
         held_kl(e, target), best,
