@@ -18,7 +18,7 @@ from trimtab.config import import_function, merge
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.diagnose.audit_run import draw
 from trimtab.models.load import LM, ModelSpec
-from trimtab.runs import Run, read_samples, write_atomic
+from trimtab.runs import Run, read_metrics, read_samples, write_atomic
 from trimtab.sample.native import Request, Sampler, SamplingConfig
 from trimtab.sandbox import faults
 from trimtab.sandbox.tokenizer import TEMPLATE
@@ -86,6 +86,10 @@ def make(spec: Spec, out: Path) -> dict[str, Any]:
     fit(stage.recorded(run), run, config.loop)
     run.close()
     truth: dict[str, Any] = {"sort": recipe.sort, "alarm": recipe.alarm, "recipe": recipe.name, "seed": spec.seed, "task": spec.task, "also": list(recipe.also), "causes": list(recipe.causes)}  # fmt: skip
+    if recipe.stage == "dpo":
+        # Of pairs that were not trained on; the doctor reads those that were.
+        name = "eval/logps/chosen_shift"
+        truth["held_out_shift"] = [r[name] for r in read_metrics(folder) if name in r][-1]
     if recipe.stage in ("rl", "rm"):
         truth |= _gold(folder, spec, config)
         if any(k in spec.task for k in ("opinion", "believed", "facts", "all")):
@@ -175,17 +179,22 @@ def _gold(folder: Path, spec: Spec, config: policy.RLConfig) -> dict[str, Any]:
         [float(np.mean([r[k] for r in rows if r["step"] == s])) for s in steps]
         for k in ("gold", "reward")
     )
+    tail = set(steps[-max(1, len(steps) // 5) :])
+    late = [r for r in rows if r["step"] in tail]
+    found = symptoms(late, config.rewards[0].options)
+    best, worst = np.quantile([r["gold"] for r in rows], [0.98, 0.02])
     told: dict[str, Any] = {
         "gold": gold_of,
         "proxy": proxy_of,
+        "kl": [float(np.mean([r["kl"] for r in rows if r["step"] == s])) for s in steps],
+        "same": found["same"],
+        "below": float(np.mean([r["gold"] < best - 0.05 * max(best - worst, 1e-9) for r in late])),
         "rollouts": len(rows),
         "audited": len(lines),
     }
     name, least = spec.recipe.took
     if name:
-        tail = set(steps[-max(1, len(steps) // 5) :])
-        late = [r for r in rows if r["step"] in tail]
-        told["symptom"] = symptoms(late, config.rewards[0].options)[name]
+        told["symptom"] = found[name]
         told["took"] = told["symptom"] >= least
     return told
 

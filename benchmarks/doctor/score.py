@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.diagnose.curves import kl_target
 from trimtab.diagnose.signals import Evidence, read
 from trimtab.diagnose.verdict import ALARMS, diagnose
 from trimtab.stats.uncertainty import wilson
@@ -39,19 +40,52 @@ class Result:
     """The planted alarm, where the plant's symptom stayed small."""
 
 
+def _fall(gold: Sequence[float]) -> tuple[bool, int, int]:
+    """Whether the gold of all logged rollouts fell for sure from its best stretch; where that
+    stretch begins, and how many steps it has."""
+    x = np.array(gold)
+    n = max(3, len(x) // 5)
+    means = np.convolve(x, np.ones(n) / n, mode="valid")
+    noise = float(np.std(np.diff(x))) / np.sqrt(2 * n)
+    fell = float(means.max() - x[-n:].mean()) > max(0.03, 3 * noise)
+    return fell, int(means.argmax()), n
+
+
 def overoptimised(truth: dict[str, Any]) -> bool:
     """Whether gold, of every logged rollout, fell from its best stretch while the proxy rose, since
     the start and since then."""
-    gold, proxy = np.array(truth["gold"]), np.array(truth["proxy"])
-    if len(gold) < 10:
+    if len(truth["gold"]) < 10:
         return False
-    n = max(3, len(gold) // 5)
-    means = np.convolve(gold, np.ones(n) / n, mode="valid")
-    noise = float(np.std(np.diff(gold))) / np.sqrt(2 * n)
-    best = int(means.argmax())
-    fell = float(means.max() - gold[-n:].mean())
+    fell, best, n = _fall(truth["gold"])
+    proxy = np.array(truth["proxy"])
     before = max(float(proxy[:n].mean()), float(proxy[best : best + n].mean()))
-    return fell > max(0.03, 3 * noise) and float(proxy[-n:].mean()) > before
+    return fell and float(proxy[-n:].mean()) > before
+
+
+SAME = 0.75
+"""Of answers to a prompt in a step, from where on the policy tries nothing else."""
+LOST = -8.0
+"""Nats that chosen answers lose."""
+
+
+def happened(truth: dict[str, Any], target: float) -> set[int]:
+    """Alarms that are right, whatever was planted, by what the doctor does not read.
+
+    1: gold fell while the proxy rose. 2: KL went over three times its target and gold fell. 7: three
+    in four answers to a prompt are the same, and a quarter of all have less than the best gold. 17: chosen answers of
+    held-out pairs lost 8 nats.
+    """
+    found: set[int] = set()
+    if "gold" in truth:
+        if overoptimised(truth):
+            found.add(1)
+        if len(truth["gold"]) >= 10 and max(truth["kl"]) > 3 * target and _fall(truth["gold"])[0]:
+            found.add(2)
+        if truth["same"] >= SAME and truth["below"] > 0.25:
+            found.add(7)
+    if truth.get("held_out_shift", 0.0) <= LOST:
+        found.add(17)
+    return found
 
 
 def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
@@ -71,13 +105,11 @@ def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
         if weak:
             also.add(alarm)
             alarm = 0
-        if "gold" in truth:
-            fell = overoptimised(truth)
-            if fell:
-                also.add(1)
-            elif alarm == 1:
-                alarm = 0  # the fault did not take: gold did not fall
-                also.add(1)
+        right = happened(truth, kl_target(evidence))
+        also |= right
+        if alarm == 1 and 1 not in right:
+            alarm = 0  # the fault did not take: gold did not fall
+            also.add(1)
         sort = "did not take" if truth["sort"] == "fault" and alarm == 0 else truth["sort"]
         found.append(
             Result(

@@ -18,7 +18,8 @@ KL_TARGET = 6.0
 """Nats an answer, where the run names no target of its own (1909.08593)."""
 
 
-def _target(e: Evidence) -> float:
+def kl_target(e: Evidence) -> float:
+    """The run's target of KL, nats an answer, or the upper end of its range; else ``KL_TARGET``."""
     kl = e.key("method.kl", {})
     return (
         float(kl.get("target") or kl.get("high") or KL_TARGET)
@@ -39,7 +40,7 @@ def runaway(e: Evidence) -> Found | None:
     """KL above three times its target, while a nat buys ever less reward, or costs some: a wrecked policy."""
     x, kl = e.want("objective/kl")
     _, reward = e.want("reward/mean")
-    limit = 3 * _target(e)
+    limit = 3 * kl_target(e)
     n = min(len(kl), len(reward))
     kl, reward, x = kl[-n:], reward[-n:], x[-n:]
     crossed = onset(x, kl > limit, 2)
@@ -106,7 +107,7 @@ def frozen(e: Evidence) -> Found | None:
     differ = edge(e.series("reward/std")[1], last=True) if e.has("reward/std") else 1.0
     if differ < 1e-6 or (len(uniform) and edge(uniform, last=True) > 0.5):
         return None  # nothing to learn from: alarms 13 and 14
-    if _passed(e) > 0.9:
+    if not _relative(e) and _passed(e) > 0.9:
         return None  # at its best already
     lr = float(e.key("optim.lr", 0.0))
     if held:
@@ -139,6 +140,12 @@ def _penalty(e: Evidence) -> tuple[float, float]:
     return (0.0 if place == "none" else cost), float(spread.mean()) if len(spread) else 1.0
 
 
+def _relative(e: Evidence) -> bool:
+    """Whether rewards say which answer is better than the others to its prompt, and no more."""
+    specs = (s for s in e.config.get("rewards") or () if isinstance(s, dict))
+    return any(s.get("judge") and s.get("weight", 1.0) for s in specs)
+
+
 def _passed(e: Evidence) -> float:
     """Share of late rollouts near the best reward that was ever reached."""
     held = np.array([r.reward for r in e.rollouts if r.reward is not None])
@@ -163,6 +170,11 @@ def exhausted(e: Evidence) -> Found | None:
     left = e.total - float(x[-1])
     if late > floor and not (fall < 0 and late + fall * left < 0 and left > 0.1 * e.total):
         return None
+    if _relative(e):
+        raise Unchecked(
+            "entropy is gone, and a judge's comparisons do not say whether there was more to win; "
+            "audit gold, or add a reward of weight 0 that scores answers by themselves"
+        )
     passed = _passed(e)
     if passed >= 0.75:
         return None

@@ -280,7 +280,7 @@ def collapsed(e: Evidence) -> Found | None:
     first = Counter(opening(x) for x in other).most_common(1)[0]
     began_so = first[1] / len(other)
     was = float(np.mean([opening(x) == first[0] for x in one]))
-    if not (b < 0.5 * a or (began_so > 0.7 and began_so - was > 0.4)):
+    if not (b < 0.5 * a or (began_so > 0.5 and began_so - was > 0.3)):
         return None
     rose = _gold_rose(e)
     if rose:
