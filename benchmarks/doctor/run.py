@@ -186,7 +186,8 @@ def _gold(folder: Path, spec: Spec, config: policy.RLConfig) -> dict[str, Any]:
     told: dict[str, Any] = {
         "gold": gold_of,
         "proxy": proxy_of,
-        "kl": [float(np.mean([r["kl"] for r in rows if r["step"] == s])) for s in steps],
+        # None is held to a reference where the method has no KL.
+        "kl": [float(np.mean([r.get("kl") or 0.0 for r in rows if r["step"] == s])) for s in steps],
         "same": found["same"],
         "below": float(np.mean([r["gold"] < best - 0.05 * max(best - worst, 1e-9) for r in late])),
         "rollouts": len(rows),
