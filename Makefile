@@ -52,7 +52,7 @@ learning: setup
 
 # The doctor on planted faults, healthy runs and hard negatives; a stopped benchmark goes on.
 doctor-bench: setup
-	$(BIN)/python -m benchmarks.doctor --seeds 50-69 --report 50-69 --out runs/doctor-bench --docs docs
+	$(BIN)/python -m benchmarks.doctor --seeds 70-89 --report 70-89 --out runs/doctor-bench --docs docs
 
 # The libraries that benchmarks compare with, beside our own torch and transformers.
 bench-env: runs/peers/trl-1.16.0/trl runs/peers/trl-1.10.0/trl

@@ -208,3 +208,60 @@ def test_length_is_bought_only_where_it_pays_for_one_prompt(filled: bool) -> Non
             answer = " ".join(["the thing is"] * n)
             e.rollouts.append(Rollout(s, prompt, answer, reward, {}, "stop", n, None, None))
     assert (texts.lengthened(e) is not None) == filled
+
+
+def test_a_critic_whose_values_begin_to_differ_is_learning() -> None:
+    def critic(std: Callable[[int], float]) -> Evidence:
+        return _evidence(
+            24, value__explained_variance=lambda s: 0.01 if s % 2 else 0.02, value__std=std,
+            value__return_std=lambda s: 0.3, reward__std=lambda s: 0.3,
+        )  # fmt: skip
+
+    assert curves.value_collapse(critic(lambda s: 0.001 * s)) is None
+    assert curves.value_collapse(critic(lambda s: 0.0)) is not None
+    assert curves.value_collapse(critic(lambda s: 0.2 + 0.001 * s)) is not None, (
+        "it differs and explains nothing"
+    )
+
+
+def test_a_judge_does_not_say_what_the_best_answer_is() -> None:
+    def run(reward: dict[str, Any]) -> Evidence:
+        e = _evidence(
+            40, {"rewards": [reward]}, objective__entropy=lambda s: 1.0 / s**2,
+            reward__mean=lambda s: 0.5,
+        )  # fmt: skip
+        e.rollouts = _rollouts(40, lambda s, i: (0.0, 1 / 3, 2 / 3, 1.0)[i % 4])
+        return e
+
+    assert curves.exhausted(run({"function": "m:f"})) is not None
+    with pytest.raises(Unchecked, match="audit gold"):
+        curves.exhausted(run({"judge": "m:f"}))
+
+
+def test_displacement_is_many_nats() -> None:
+    def run(lost: float) -> Evidence:
+        return _evidence(
+            20, rewards__margins=lambda s: 0.1 * s, logps__chosen_shift=lambda s: -lost * s / 20
+        )
+
+    assert curves.displaced(run(30.0)) is not None
+    assert curves.displaced(run(10.0)) is None
+
+
+@pytest.mark.parametrize(("share", "anywhere", "rings"), [(0.65, True, True), (0.65, False, False), (0.45, True, False), (0.9, False, True)])  # fmt: skip
+def test_a_template_is_paid_whatever_is_asked(share: float, anywhere: bool, rings: bool) -> None:
+    """Late answers are one text to a share of prompts: paid on all of them, or where it is right."""
+    e = _evidence(20, reward__mean=lambda s: s / 20)
+    for s in range(1, 21):
+        for i in range(40):
+            asked = i // 2  # one answer of each sort
+            late = s > 10
+            fits = asked < 20 * share
+            same = late and (fits if i % 2 else not fits)
+            other = f"thing {asked} is in place {s} {i} ."
+            better = same if anywhere or fits else not same
+            reward = 0.2 * late + (0.7 if better else 0.1)
+            answer = f"i do not know that . {s} {i}" if same else other
+            e.rollouts.append(Rollout(s, f"q {asked} {s}", answer, reward, {}, "stop", 5, None, None))  # fmt: skip
+    found = texts.collapsed(e)
+    assert (found is not None) == rings, found

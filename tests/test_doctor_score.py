@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.doctor.plan import RECIPES, REPORTED, TUNING, Spec, specs
 from benchmarks.doctor.run import symptoms
-from benchmarks.doctor.score import Result, figures, strict
+from benchmarks.doctor.score import Result, figures, happened, strict
 
 
 def _row(step: int, prompt: str, text: str) -> dict[str, Any]:
@@ -46,12 +46,34 @@ def test_no_two_recipes_are_one_configuration() -> None:
 def test_reported_seeds_are_not_tuned_on_and_every_third_is_held_out() -> None:
     assert not set(REPORTED) & set(TUNING)
     named = {r.name: r for r in RECIPES}
-    assert [Spec(named["grpo"], s).task == "tell" for s in range(50, 55)] == [
-        s % 3 == 0 for s in range(50, 55)
+    assert [Spec(named["grpo"], s).task == "tell" for s in range(70, 75)] == [
+        s % 3 == 0 for s in range(70, 75)
     ]
     one = named["one-template"]
-    assert Spec(one, 51).given is one.held_out and Spec(one, 52).given is one.given
-    assert Spec(named["ppo"], 51).task == named["ppo"].kinds, (
+    assert Spec(one, 72).given is one.held_out and Spec(one, 73).given is one.given
+    assert Spec(named["ppo"], 72).task == named["ppo"].kinds, (
         "some recipes have prompts of their own"
     )
     assert len({s.key for s in specs(REPORTED)}) == 45 * len(REPORTED)
+
+
+def test_what_happened_is_told_by_what_the_doctor_does_not_read() -> None:
+    level = [0.8, 0.81, 0.79] * 7
+    fall = [*level[:10], *(x - 0.4 for x in level[10:])]
+    rise = [0.1 * i for i in range(21)]
+    told: dict[str, Any] = {
+        "gold": level,
+        "proxy": rise,
+        "kl": [1.0] * 21,
+        "same": 0.3,
+        "below": 0.1,
+    }
+    assert happened(told, 6.0) == set()
+    assert happened(told | {"gold": fall}, 6.0) == {1}
+    assert happened(told | {"gold": fall, "proxy": rise[::-1], "kl": [20.0] * 21}, 6.0) == {2}
+    assert happened(told | {"kl": [20.0] * 21}, 6.0) == set(), "a planned shift"
+    assert happened(told | {"kl": [20.0] * 21, "gold": fall, "proxy": rise[::-1]}, 12.0) == set()
+    assert happened(told | {"same": 0.9}, 6.0) == set(), "solved"
+    assert happened(told | {"same": 0.9, "below": 0.6}, 6.0) == {7}
+    assert happened({"held_out_shift": -9.0}, 6.0) == {17}
+    assert happened({"held_out_shift": -3.0}, 6.0) == set()

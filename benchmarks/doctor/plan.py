@@ -142,7 +142,7 @@ RECIPES: tuple[Recipe, ...] = (
 
 HELD_OUT = "tell"
 TUNING = range(0, 10)
-REPORTED = range(50, 70)
+REPORTED = range(70, 90)
 
 
 @dataclass(frozen=True)

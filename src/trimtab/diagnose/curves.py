@@ -219,6 +219,10 @@ def value_collapse(e: Evidence) -> Found | None:
     climb, low, _ = slope(x[rest], explained[rest])
     if low > 0 and climb * float(x[-1] - x[rest][0]) > 0.02:
         return None  # learning, if late: it was kept from it
+    if len(mine) == len(keep) and edge(mine, True, 0.34) < 0.2 * varied:
+        climb, low, _ = slope(x[rest], mine[keep][rest])
+        if low > 0 and climb * float(x[-1] - x[rest][0]) > 0.01 * varied:
+            return None  # values that begin to differ: learning from nothing
     lr = float(e.key("critic.optim.lr", 0.0))
     policy = float(e.key("optim.lr", 0.0))
     slow = flat or lr < policy / 10
@@ -426,7 +430,7 @@ def displaced(e: Evidence) -> Found | None:
         raise Unchecked("logps/chosen_shift was not recorded: the method reads no reference")
     late, wide = edge(shift, True), edge(margin, True) - edge(margin, False, 0.1)
     _, lost = e.series("logps/rejected_shift")
-    limit = -8.0
+    limit = -15.0
     if late > limit or wide <= 0:
         return None
     beta = float(e.key("objective.beta", 0.1))

@@ -280,7 +280,10 @@ def collapsed(e: Evidence) -> Found | None:
     first = Counter(opening(x) for x in other).most_common(1)[0]
     began_so = first[1] / len(other)
     was = float(np.mean([opening(x) == first[0] for x in one]))
-    if not (b < 0.5 * a or (began_so > 0.5 and began_so - was > 0.3)):
+    taken_over = began_so > 0.7 and began_so - was > 0.4
+    # A right answer to half of the prompts is no template: one is paid whatever is asked.
+    most = began_so > 0.55 and began_so - was > 0.2
+    if not (b < 0.5 * a or taken_over or (most and _paid_anywhere(e, first[0]) > 0.8)):
         return None
     rose = _gold_rose(e)
     if rose:
@@ -300,6 +303,17 @@ def collapsed(e: Evidence) -> Found | None:
         ("the learning rate is too high", "the reward does not read the prompt"),
         [r for r in reversed(late) if opening(r.answer) == first[0]],
     )  # fmt: skip
+
+
+def _paid_anywhere(e: Evidence, begins: str, least: int = 12) -> float:
+    """Of the prompts answered both ways in a step, the share where answers that begin so earn more
+    than the others; 0 with fewer than ``least`` of them."""
+    by: dict[tuple[int, str], tuple[list[float], list[float]]] = {}
+    for r in _rewarded(e.rollouts):
+        so, other = by.setdefault((r.step, r.prompt), ([], []))
+        (so if opening(r.answer) == begins else other).append(r.reward or 0.0)
+    both = [np.mean(so) > np.mean(other) for so, other in by.values() if so and other]
+    return float(np.mean(both)) if len(both) >= least else 0.0
 
 
 def _answers(rollouts: Sequence[Rollout]) -> list[str]:
