@@ -21,6 +21,7 @@ def test_symptoms_are_read_off_the_answers() -> None:
     found = symptoms(late, {"template": "no", "word": "the"})
     assert found == {"template": 3 / 6, "word": 4 / 6, "same": 4 / 6}
     assert symptoms(late, {}) == {"same": 4 / 6}
+    assert symptoms([_row(1, "a", "x"), _row(1, "b", "y")], {}) == {"same": 0.0}, "asked once each"
 
 
 def test_plants_that_did_not_take_can_be_counted_as_misses() -> None:

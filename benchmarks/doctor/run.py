@@ -204,7 +204,8 @@ def symptoms(late: Sequence[dict[str, Any]], options: dict[str, Any]) -> dict[st
     """What a planted fault does to all late rollouts, told by what the doctor does not know.
 
     "template": the share of answers that are the template; "word": how often an answer says the paid
-    word; "same": the share of answers that are the commonest one to their prompt in their step.
+    word; "same": the share of answers that are the commonest one to their prompt in their step, where
+    it is answered more than once.
     """
     said = [" ".join(r["completion"].lower().split()) for r in late]
     found: dict[str, float] = {}
@@ -215,8 +216,9 @@ def symptoms(late: Sequence[dict[str, Any]], options: dict[str, Any]) -> dict[st
     asked: dict[tuple[Any, Any], list[str]] = {}
     for r, text in zip(late, said, strict=True):
         asked.setdefault((r["step"], r["id"]), []).append(text)
-    most = sum(Counter(texts).most_common(1)[0][1] for texts in asked.values())
-    return found | {"same": most / len(said)}
+    several = [texts for texts in asked.values() if len(texts) > 1]
+    most = sum(Counter(texts).most_common(1)[0][1] for texts in several)
+    return found | {"same": most / max(1, sum(map(len, several)))}
 
 
 def _probe(folder: Path, spec: Spec, config: policy.RLConfig) -> None:
