@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trimtab.data.pack import Pack
 from trimtab.models.attention import NAME, make_tree
-from trimtab.models.last import reads_rows
+from trimtab.models.layers import reads_rows
 from trimtab.models.logprobs import LogitHead, chunk_rows, fused_logps, plain_layer
 
 Head = Callable[[Tensor], Tensor]
