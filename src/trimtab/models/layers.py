@@ -4,10 +4,10 @@ Of the last layer's states only some are read: those before trained tokens, or a
 one. Every token's keys and values are needed there; what comes after attention is needed at the rows
 that are read, and is computed for these alone, forward and backward.
 
-RMS norm gets a backward of its own: autograd keeps two more tensors for it and goes over each several
-times, which costs a small model as much as its attention.
+RMS norm and rotary positions get a backward of their own: autograd keeps more tensors for them and
+goes over each several times, which costs a small model as much as its attention.
 
-Both come as classes put over transformers' own, so that weights, names, copies and adapters stay.
+All come as classes put over transformers' own, so that weights, names, copies and adapters stay.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from trimtab.models.attention import Tree, tree_attention
 
 LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})  # fmt: skip
 """Those that are x + attention(norm(x)), then x + unit(norm(x))."""
@@ -67,6 +69,67 @@ def _written(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (_Written, kind), {"forward": forward})
 
 
+def turned(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor, back: bool = False) -> Tensor:
+    """The two halves of every head, turned by the angles of its position (arXiv 2104.09864)."""
+    half = x_NHD.shape[-1] // 2
+    cos, sin = cos_ND[:, None, :half], sin_ND[:, None, :half]
+    out = torch.empty_like(x_NHD)
+    one, two = x_NHD.split(half, -1)
+    first, second = out.split(half, -1)
+    torch.mul(one, cos, out=first).addcmul_(two, sin, value=1 if back else -1)
+    torch.mul(two, cos, out=second).addcmul_(one, sin, value=-1 if back else 1)
+    return out
+
+
+class _Turn(torch.autograd.Function):
+    """``turned``, whose gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return turned(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch's decorator renames ctx
+        ctx: Any, *grad_outputs: Any
+    ) -> Any:
+        return turned(grad_outputs[0].contiguous(), *ctx.saved_tensors, back=True), None, None
+
+
+class _Packed:
+    """Marks an attention that takes a tree, and the rows to give."""
+
+
+@lru_cache
+def _packed(kind: type[nn.Module]) -> type[nn.Module]:
+    def forward(
+        self: Any, hidden_states: Tensor, *given: Any, tree: Tree | None = None,
+        rows: Tensor | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        if tree is None:
+            return kind.forward(self, hidden_states, *given, **kwargs)
+        x = hidden_states[0]
+        q, k, v = (
+            f(x).unflatten(-1, (-1, self.head_dim)) for f in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        cos, sin = (t[0] for t in kwargs["position_embeddings"])
+        q, k = (_Turn.apply(t.to(cos.dtype), cos, sin) for t in (q, k))
+        # Some families keep the window by layer, others for all of them.
+        held = self if hasattr(self, "sliding_window") else self.config
+        out, _ = tree_attention(
+            self, *(t.transpose(0, 1)[None] for t in (q, k, v)), None, scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            sliding_window=getattr(held, "sliding_window", None), tree=tree,
+        )  # fmt: skip
+        out = out.flatten(-2)
+        return self.o_proj(out if rows is None else out.index_select(1, rows)), None
+
+    return type(kind.__name__, (_Packed, kind), {"forward": forward})
+
+
 class _Reading:
     """Marks a layer that takes ``read``."""
 
@@ -78,16 +141,7 @@ def _reading(kind: type[nn.Module]) -> type[nn.Module]:
     ) -> Any:
         if read is None:
             return kind.forward(self, hidden_states, **kwargs)
-
-        def at_rows(_: nn.Module, given: tuple[Tensor]) -> Tensor:
-            return given[0].index_select(-2, read)
-
-        # What attention gives is cut before its output projection, adapters and all.
-        hook = self.self_attn.o_proj.register_forward_pre_hook(at_rows)
-        try:
-            added, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
-        finally:
-            hook.remove()
+        added, _ = self.self_attn(self.input_layernorm(hidden_states), rows=read, **kwargs)
         x = hidden_states.index_select(-2, read) + added
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -103,8 +157,8 @@ def _theirs(module: nn.Module, names: frozenset[str]) -> bool:
 def reads_rows(backbone: nn.Module) -> bool:
     """Whether the backbone's forward takes ``read``, rows [K] of the last layer that are wanted.
 
-    Where its family is known, its norms and last layer are given their classes; they are copied with
-    the model, and without ``read`` give what they gave before.
+    Where its family is known, its norms, attentions and last layer are given their classes; they are
+    copied with the model, and without a tree give what they gave before.
     """
     layers: Any = getattr(backbone, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
@@ -112,10 +166,12 @@ def reads_rows(backbone: nn.Module) -> bool:
     last = layers[-1]
     if isinstance(last, _Reading):
         return True
-    if not _theirs(last, LAYERS):
+    if not all(_theirs(layer, LAYERS) for layer in layers):
         return False
     for module in backbone.modules():
         if _theirs(module, NORMS):
             module.__class__ = _written(type(module))
+    for layer in layers:
+        layer.self_attn.__class__ = _packed(type(layer.self_attn))
     last.__class__ = _reading(type(last))
     return True
