@@ -27,7 +27,7 @@ NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNo
 """Those that are weight * x / sqrt(mean(x^2) + eps)."""
 
 
-class _RMSNorm(torch.autograd.Function):
+class RMSNorm(torch.autograd.Function):
     """weight * x / sqrt(mean(x^2) + eps) over the last of any axes (arXiv 1910.07467)."""
 
     @staticmethod
@@ -56,14 +56,14 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _Written:
-    """Marks a norm that goes by ``_RMSNorm``."""
+    """Marks a norm that goes by ``RMSNorm``."""
 
 
 @lru_cache
 def _written(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, hidden_states: Tensor) -> Any:
         if hidden_states.dtype == self.weight.dtype == torch.float32:
-            return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+            return RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
         return kind.forward(self, hidden_states)
 
     return type(kind.__name__, (_Written, kind), {"forward": forward})
@@ -81,7 +81,7 @@ def turned(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor, back: bool = False) ->
     return out
 
 
-class _Turn(torch.autograd.Function):
+class Turn(torch.autograd.Function):
     """``turned``, whose gradient is turned back."""
 
     @staticmethod
@@ -116,11 +116,12 @@ def _packed(kind: type[nn.Module]) -> type[nn.Module]:
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         cos, sin = (t[0] for t in kwargs["position_embeddings"])
-        q, k = (_Turn.apply(t.to(cos.dtype), cos, sin) for t in (q, k))
+        q, k = (Turn.apply(t.to(cos.dtype), cos, sin) for t in (q, k))
         # Some families keep the window by layer, others for all of them.
         held = self if hasattr(self, "sliding_window") else self.config
+        q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
         out, _ = tree_attention(
-            self, *(t.transpose(0, 1)[None] for t in (q, k, v)), None, scaling=self.scaling,
+            self, q, k, v, None, scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
             sliding_window=getattr(held, "sliding_window", None), tree=tree,
         )  # fmt: skip
@@ -160,8 +161,9 @@ def reads_rows(backbone: nn.Module) -> bool:
     Where its family is known, its norms, attentions and last layer are given their classes; they are
     copied with the model, and without a tree give what they gave before.
     """
-    layers: Any = getattr(backbone, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not len(layers):
+    found = getattr(backbone, "layers", None)
+    layers: list[Any] = list(found) if isinstance(found, nn.ModuleList) else []
+    if not layers:
         return False
     last = layers[-1]
     if isinstance(last, _Reading):

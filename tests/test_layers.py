@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from peft import TaskType
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.models import tiny
 from tests.test_forward import groups
 from trimtab.data.pack import Pack, build
 from trimtab.models import forward
+from trimtab.models.layers import RMSNorm, Turn, turned
 from trimtab.models.load import LM, LoraSpec, ModelSpec, add_lora, backbone_of, checkpoint_layers
 
 TOLD = {"llama", "mistral", "qwen2", "qwen3"}
@@ -23,7 +27,7 @@ def loaded(kind: str, dressed: str = "") -> LM:
     """A model in float64, plain or as ``dressed`` says."""
     model: torch.nn.Module = tiny(kind).double()
     if dressed == "lora":
-        model = add_lora(model, LoraSpec(r=2), "CAUSAL_LM", 0).double()  # type: ignore[arg-type]
+        model = add_lora(model, LoraSpec(r=2), TaskType.CAUSAL_LM, 0).double()
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.1)
@@ -61,6 +65,27 @@ def test_rows_are_those_of_the_whole(
             torch.testing.assert_close(a, b, atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(9, 16), (2, 7, 16)])
+def test_norm_backward(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(shape[-1], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w: RMSNorm.apply(x, w, 1e-5), (x, w))
+    got: Any = RMSNorm.apply(x, w, 1e-5)
+    torch.testing.assert_close(got, torch.nn.functional.rms_norm(x, shape[-1:], w, 1e-5))
+
+
+def test_turns_as_transformers_does() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 8, dtype=torch.float64, requires_grad=True)
+    angle = torch.randn(5, 4, dtype=torch.float64).repeat(1, 2)
+    cos, sin = angle.cos(), angle.sin()
+    heads = x.transpose(0, 1)[None]
+    want, _ = apply_rotary_pos_emb(heads, heads, cos[None], sin[None])
+    torch.testing.assert_close(turned(x, cos, sin), want[0].transpose(0, 1))
+    assert torch.autograd.gradcheck(lambda x: Turn.apply(x, cos, sin), (x,))
+
+
 def test_unread_rows_are_not_multiplied() -> None:
     lm = loaded("llama")
     pack = build(groups())
@@ -70,7 +95,7 @@ def test_unread_rows_are_not_multiplied() -> None:
             lm.states_at(pack, rows)
         return counter.get_total_flops()
 
-    c = lm.model.config  # type: ignore[union-attr]
+    c: Any = lm.model.config
     after = 2 * c.hidden_size * (c.hidden_size + 3 * c.intermediate_size)
     every = torch.arange(pack.size)
     assert spent(every) - spent(pack.last_B) == after * (pack.size - len(pack.last_B))
