@@ -137,7 +137,7 @@ class Bench:
         lm = LM.load(ModelSpec(path=str(BASE), device="cpu"), train=False)
         found: dict[int, Floats] = {}
         for pack in packs(list(groups), 8192, share=lm.exact):
-            rows = iter(lm.states(pack)[pack.last_B].double().numpy())
+            rows = iter(lm.states_at(pack, pack.last_B).double().numpy())
             for g in pack.groups:
                 found[id(g)] = np.array([next(rows) for _ in g.completions])
         return np.concatenate([found[id(g)] for g in groups])

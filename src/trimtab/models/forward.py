@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trimtab.data.pack import Pack
 from trimtab.models.attention import NAME, make_tree
+from trimtab.models.layers import reads_rows
 from trimtab.models.logprobs import LogitHead, chunk_rows, fused_logps, plain_layer
 
 Head = Callable[[Tensor], Tensor]
@@ -36,33 +37,43 @@ def mixed_precision(device: torch.device, on: bool) -> AbstractContextManager[An
 
 
 def hidden(
-    backbone: nn.Module, pack: Pack, *, exact: bool, plain: str = "sdpa", mixed: bool = False
+    backbone: nn.Module,
+    pack: Pack,
+    read_K: Tensor,
+    *,
+    exact: bool,
+    plain: str = "sdpa",
+    mixed: bool = False,
 ) -> Tensor:
-    """Last hidden states [N, D] of a pack.
+    """Last hidden states [K, D] of a pack at the rows that are read.
 
     Args:
         backbone: A transformers decoder without its head.
         pack: Built with ``share=exact``.
+        read_K: Indices into N; one may be there several times.
         exact: Whether tree attention serves this architecture; otherwise every sequence is a
             right-padded row under the ``plain`` attention, which is exact for any causal model.
         mixed: Multiply in bfloat16.
     """
     with mixed_precision(pack.ids_N.device, mixed):
-        states = _hidden(backbone, pack, exact, plain)
+        states = _hidden(backbone, pack, read_K, exact, plain)
     return states.float() if mixed else states
 
 
-def _hidden(backbone: nn.Module, pack: Pack, exact: bool, plain: str) -> Tensor:
+def _hidden(backbone: nn.Module, pack: Pack, read_K: Tensor, exact: bool, plain: str) -> Tensor:
     if exact:
         set_attention(backbone, NAME)
+        cut = reads_rows(backbone)
         out = backbone(
             input_ids=pack.ids_N[None],
             position_ids=pack.positions_N[None],
             attention_mask=None,
             use_cache=False,
             tree=make_tree(pack),
+            **({"read": read_K} if cut else {}),
         )
-        return out.last_hidden_state[0]
+        states = out.last_hidden_state[0]
+        return states if cut else states.index_select(0, read_K)
     set_attention(backbone, plain)
     assert all(s.parent < 0 for s in pack.segments), "rows need a pack built without sharing"
     lengths = [s.length for s in pack.segments]
@@ -70,7 +81,7 @@ def _hidden(backbone: nn.Module, pack: Pack, exact: bool, plain: str) -> Tensor:
     at = torch.arange(rows.shape[1], device=rows.device)
     real = at[None] < torch.tensor(lengths, device=rows.device)[:, None]
     out = backbone(input_ids=rows, attention_mask=real.long(), use_cache=False)
-    return out.last_hidden_state[real]
+    return out.last_hidden_state[real].index_select(0, read_K)
 
 
 def _logp_entropy(

@@ -89,9 +89,14 @@ class Scorer:
 
     def _raw(self, pack: Pack, index: Tensor) -> Tensor:
         states = hidden(
-            backbone_of(self.model), pack, exact=self.exact, plain=self.plain, mixed=self.mixed
+            backbone_of(self.model),
+            pack,
+            index,
+            exact=self.exact,
+            plain=self.plain,
+            mixed=self.mixed,
         )
-        return score_layer(self.model)(states[index])[:, 0].float()
+        return score_layer(self.model)(states)[:, 0].float()
 
     def scores(self, pack: Pack) -> Tensor:
         """Raw score [B] at each completion's last token (ALGORITHMS: r = w.h)."""

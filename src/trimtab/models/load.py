@@ -209,8 +209,8 @@ def sharing_error(model: nn.Module, plain: str) -> float:
     device = inner.device
     pack = build(groups).to(device)
     try:
-        states = hidden(backbone_of(model), pack, exact=True)
-        shared, _ = token_logps(states[pack.source_C], pack.target_C, logit_head(model))
+        states = hidden(backbone_of(model), pack, pack.source_C, exact=True)
+        shared, _ = token_logps(states, pack.target_C, logit_head(model))
     except (
         RuntimeError,
         TypeError,
@@ -307,22 +307,30 @@ class LM:
         return int(base_of(self.model).config.get_text_config().hidden_size)
 
     def states(self, pack: Pack) -> Tensor:
-        """Hidden states [N, D]."""
+        """Hidden states [C, D] before each trained token."""
+        return self.states_at(pack, pack.source_C)
+
+    def states_at(self, pack: Pack, read_K: Tensor) -> Tensor:
+        """Hidden states [K, D] at some of the pack's tokens."""
         return hidden(
-            backbone_of(self.model), pack, exact=self.exact, plain=self.plain, mixed=self.mixed
+            backbone_of(self.model),
+            pack,
+            read_K,
+            exact=self.exact,
+            plain=self.plain,
+            mixed=self.mixed,
         )
 
     def logps(
-        self, states_ND: Tensor, pack: Pack, temperature: float = 1.0, *, entropy: bool = True
+        self, states_CD: Tensor, pack: Pack, temperature: float = 1.0, *, entropy: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies [C] of the trained tokens, from hidden states.
+        """Log-probs and entropies [C] of the trained tokens, from the states before them.
 
         Without ``entropy`` zeros stand in its place, and its cost is spared.
         """
-        picked = states_ND.index_select(0, pack.source_C)
         # On CPU the head stays in fp32: rounded logits would part policy and sampler.
-        head = logit_head(self.model, self.mixed and picked.is_cuda)
-        return token_logps(picked, pack.target_C, head, temperature=temperature, entropy=entropy)
+        head = logit_head(self.model, self.mixed and states_CD.is_cuda)
+        return token_logps(states_CD, pack.target_C, head, temperature=temperature, entropy=entropy)
 
     def frozen_copy(self) -> LM:
         """A frozen copy of the weights as they are now: the reference of full training."""

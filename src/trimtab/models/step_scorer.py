@@ -73,10 +73,11 @@ class StepScorer:
 
     def logits(self, pack: Pack) -> Tensor:
         """Both logits [C, 2] at each trained token; mask the step ends to score steps."""
+        at = trained_positions(pack)
         states = hidden(
-            backbone_of(self.model), pack, exact=self.exact, plain=self.plain, mixed=self.mixed
+            backbone_of(self.model), pack, at, exact=self.exact, plain=self.plain, mixed=self.mixed
         )
-        return score_layer(self.model)(states[trained_positions(pack)]).float()
+        return score_layer(self.model)(states).float()
 
     def log_odds(self, pack: Pack) -> Tensor:
         """log p/(1-p) [C] that the step ending at each trained token is correct."""

@@ -236,7 +236,7 @@ class RLStage:
         logp, entropy = self.lm.logps(states, pack, self.config.sampling.temperature)
         value = None
         if self.value_head is not None:
-            value = self.value_head(states[pack.source_C])[:, 0].float()
+            value = self.value_head(states)[:, 0].float()
         return Output(logp_C=logp, entropy_C=entropy, value_C=value)
 
     def _value_forward(self, pack: Pack) -> Output:
