@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -268,3 +269,26 @@ def test_starts_in_half_a_second(what: list[str]) -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(spent) <= 0.5
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own settings")
+@pytest.mark.parametrize("named", [False, True])
+def test_freed_memory_is_kept_unless_somebody_decides_otherwise(named: bool) -> None:
+    told = """
+import resource, torch
+from trimtab.train.heap import keep_freed
+kept = keep_freed()
+for _ in range(4):
+    held = [torch.ones(2**20) for _ in range(64)]  # 256 MB in blocks of 4
+    del held
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+held = [torch.ones(2**20) for _ in range(64)]
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    env = dict(os.environ) | ({"MALLOC_TRIM_THRESHOLD_": "65536"} if named else {})
+    made = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, check=True, env=env
+    )
+    kept, faults = made.stdout.split()
+    assert kept == str(not named)
+    assert int(faults) > 30_000 if named else int(faults) < 3_000

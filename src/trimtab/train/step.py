@@ -30,6 +30,7 @@ from trimtab.models import checkpoint
 from trimtab.objectives.terms import Counts, Loss
 from trimtab.runs import Run, read_metrics
 from trimtab.runs.console import bar, console
+from trimtab.train.heap import keep_freed
 from trimtab.train.tuning import fastest
 from trimtab.types import Group
 
@@ -152,6 +153,7 @@ class Trainer:
     def __init__(
         self, modules: dict[str, nn.Module], optim: dict[str, OptimSpec], total: int, loop: LoopSpec
     ) -> None:
+        keep_freed()
         self.modules = modules
         self.optim = optim
         self.total = max(1, total)
