@@ -54,6 +54,10 @@ def _logits(h_CD: Tensor, weight: Tensor, bias: Tensor | None, head: _Head) -> T
     return z if scale == 1.0 else z.mul_(scale)
 
 
+def _log_softmax(z_CV: Tensor) -> Tensor:
+    return torch.log_softmax(z_CV, -1).clamp_(min=_LEAST)
+
+
 @dataclass(frozen=True, slots=True)
 class _Head:
     """What the function needs besides tensors."""
@@ -78,24 +82,20 @@ class _TokenLogps(torch.autograd.Function):
         w = weight.to(head.kind)
         b = None if bias is None else bias.to(head.kind)
         logps: list[Tensor] = []
-        norms: list[Tensor] = []
         entropies: list[Tensor] = []
         kept: Tensor | None = None
         keeps = not head.cap and len(y_C) <= head.chunk and len(y_C) * len(weight) <= _KEPT
         for h, y in zip(h_CD.split(head.chunk), y_C.split(head.chunk), strict=True):
-            z = _logits(h, w, b, head)
-            norm = torch.logsumexp(z, -1, keepdim=True)
-            # From log p, not from z: norm - sum(p z) cancels when all logits are large.
-            l = z.sub_(norm).clamp_(min=_LEAST)
+            l = _log_softmax(_logits(h, w, b, head))
             logps.append(l.gather(-1, y[:, None])[:, 0])
-            norms.append(norm)
+            # From log p, not from z: log-sum-exp less sum(p z) cancels when all logits are large.
             if head.want:
                 entropies.append(-torch.exp(l).mul_(l).sum(-1))
             if keeps and any(ctx.needs_input_grad):
                 kept = l
-        logp, norm = torch.cat(logps), torch.cat(norms)
+        logp = torch.cat(logps)
         entropy = torch.cat(entropies) if head.want else torch.zeros_like(logp)
-        ctx.save_for_backward(h_CD, y_C, weight, bias, norm, entropy, kept)
+        ctx.save_for_backward(h_CD, y_C, weight, bias, entropy, kept)
         ctx.head = head
         ctx.set_materialize_grads(False)
         return logp, entropy
@@ -107,7 +107,7 @@ class _TokenLogps(torch.autograd.Function):
     ) -> Any:
         g_C: Tensor | None = grad_outputs[0]
         e_C: Tensor | None = grad_outputs[1]
-        h_CD, y_C, weight, bias, norm_C1, entropy_C, kept = ctx.saved_tensors
+        h_CD, y_C, weight, bias, entropy_C, kept = ctx.saved_tensors
         head: _Head = ctx.head
         wants_h, _, wants_w, wants_b, _ = ctx.needs_input_grad
         w = weight.to(head.kind)
@@ -117,13 +117,13 @@ class _TokenLogps(torch.autograd.Function):
         db = torch.zeros_like(bias) if wants_b and bias is not None else None
         for at in range(0, len(y_C), head.chunk):
             part = slice(at, at + head.chunk)
-            h, y, norm = h_CD[part], y_C[part], norm_C1[part]
+            h, y = h_CD[part], y_C[part]
             slope = None
             if kept is None:
                 z = _logits(h, w, b, head)
                 if head.cap:
                     slope = 1.0 - (z * (head.temperature / head.cap)) ** 2
-                l = z.sub_(norm).clamp_(min=_LEAST)
+                l = _log_softmax(z)
             else:
                 # A second backward through a kept graph must find it as it was.
                 l = kept.clone() if e_C is not None else kept
