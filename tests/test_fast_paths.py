@@ -68,6 +68,7 @@ def test_written_backward(bias: bool, times: float, cap: float, chunk: int) -> N
 
 @pytest.mark.parametrize("shapes", [
     [(7, [])], [(5, [3])], [(6, [2, 4, 9])], [(4, [3, 3]), (9, [1, 8, 2]), (4, [5]), (1, [1, 1])],
+    [(4, [3]), (5, [2]), (1, [6])],
 ])  # fmt: skip
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
 def test_flash_attention_over_trees_equals_masked(
@@ -87,6 +88,7 @@ def test_flash_attention_over_trees_equals_masked(
     g = torch.randn(pack.size, heads[0], 8, dtype=torch.float64)
     want = bucketed(q, k, v, tree.buckets, 0.3, 0.0, 0, 0.0)
     got = flash(q, k, v, tree.squares, 0.3)
+    assert tree.squares.near.whole == (len({s.length for s in pack.segments}) == 1)
     torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
     expected = torch.autograd.grad(want, (q, k, v), g)
     for a, b in zip(torch.autograd.grad(got, (q, k, v), g), expected, strict=True):

@@ -35,6 +35,8 @@ class Rows:
     """[R, L] of each bucket."""
     token_M: Tensor
     """Pack index of each place, buckets end to end; 0 in padding."""
+    whole: bool
+    """Whether the places are the pack's tokens in their order, as when all are of one length."""
     padding_M: Tensor | None
     """Which places are padding; None where there are none."""
     place_E: Tensor
@@ -44,7 +46,7 @@ class Rows:
 
     def spread(self, x_N: Tensor, fill: float | None = None) -> list[Tensor]:
         """Rows [R, L, ...] of every bucket, padding as it falls or ``fill``."""
-        made = x_N.index_select(0, self.token_M)
+        made = x_N if self.whole else x_N.index_select(0, self.token_M)
         if fill is not None and self.padding_M is not None:
             made[self.padding_M] = fill
         sizes = [r * n for r, n in self.shapes]
@@ -54,10 +56,11 @@ class Rows:
     def collect(self, parts: list[Tensor]) -> Tensor:
         """[E, ...] of rows [R, L, ...]."""
         flat = [x.flatten(0, 1) for x in parts]
-        return (flat[0] if len(flat) == 1 else torch.cat(flat)).index_select(0, self.place_E)
+        joined = flat[0] if len(flat) == 1 else torch.cat(flat)
+        return joined if self.whole else joined.index_select(0, self.place_E)
 
 
-def _rows(parts: list[list[np.ndarray]], device: torch.device) -> Rows:
+def _rows(parts: list[list[np.ndarray]], size: int, device: torch.device) -> Rows:
     shapes: list[tuple[int, int]] = []
     tokens: list[np.ndarray] = []
     padding: list[np.ndarray] = []
@@ -77,8 +80,10 @@ def _rows(parts: list[list[np.ndarray]], device: torch.device) -> Rows:
     def put(x: np.ndarray) -> Tensor:
         return torch.from_numpy(x).to(device)
 
+    padded = bool(empty.any())
+    whole = not padded and len(token_M) == size and bool((token_M == np.arange(size)).all())
     return Rows(
-        shapes, put(token_M), put(empty) if empty.any() else None, put(place), put(token_M[place])
+        shapes, put(token_M), whole, put(empty) if padded else None, put(place), put(token_M[place])
     )
 
 
@@ -102,6 +107,7 @@ class Squares:
 
 def make_squares(segments: Sequence[Segment], device: torch.device) -> Squares:
     """The plan of a pack's segments."""
+    size = sum(s.length for s in segments)
     whole = [span(s) for s in segments]
     near = [[whole[i] for i in part] for part in divide([(len(x), len(x)) for x in whole])]
     below: dict[int, list[np.ndarray]] = {}
@@ -109,11 +115,11 @@ def make_squares(segments: Sequence[Segment], device: torch.device) -> Squares:
         if s.parent >= 0:
             below.setdefault(s.parent, []).append(x)
     if not below:
-        return Squares(_rows(near, device), None)
+        return Squares(_rows(near, size, device), None)
     pairs = [(np.concatenate(children), whole[p]) for p, children in below.items()]
     parts = divide([(len(q), len(p)) for q, p in pairs])
-    queries = _rows([[pairs[i][0] for i in part] for part in parts], device)
-    prompts = _rows([[pairs[i][1] for i in part] for part in parts], device)
+    queries = _rows([[pairs[i][0] for i in part] for part in parts], size, device)
+    prompts = _rows([[pairs[i][1] for i in part] for part in parts], size, device)
     masks: list[Tensor | None] = [None] * len(parts)
     if prompts.padding_M is not None:
         sizes = [r * n for r, n in prompts.shapes]
@@ -125,7 +131,7 @@ def make_squares(segments: Sequence[Segment], device: torch.device) -> Squares:
                     hide.view(shape), float("-inf")
                 )
                 masks[b] = mask[:, None, None]
-    return Squares(_rows(near, device), Far(queries, prompts, masks))
+    return Squares(_rows(near, size, device), Far(queries, prompts, masks))
 
 
 def _heads(x_RLHD: Tensor) -> Tensor:
