@@ -278,7 +278,7 @@ def test_starts_in_half_a_second(what: list[str]) -> None:
 def test_freed_memory_is_kept_unless_somebody_decides_otherwise(named: bool) -> None:
     told = """
 import resource, torch
-from trimtab.train.heap import keep_freed
+from trimtab.heap import keep_freed
 kept = keep_freed()
 for _ in range(4):
     held = [torch.ones(2**20) for _ in range(64)]  # 256 MB in blocks of 4

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from trimtab.errors import ConfigError, ModelError
+from trimtab.heap import keep_freed
 from trimtab.sample.attention import KV, NAME, Slots, attached, evaluating, stacked
 from trimtab.sample.draw import SamplingConfig, draw, uniforms
 from trimtab.sample.lean import Lean
@@ -140,6 +141,7 @@ class Sampler:
         stop_ids: Sequence[int] | None = None,
         mixed: bool = False,
     ) -> None:
+        keep_freed()
         self.model, self.tokenizer, self.mixed = model, tokenizer, mixed
         if stop_ids is None:
             found: set[int] = set()

@@ -26,11 +26,11 @@ from trimtab.config import Config
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.diagnose.verdict import attend
 from trimtab.errors import UserError
+from trimtab.heap import keep_freed
 from trimtab.models import checkpoint
 from trimtab.objectives.terms import Counts, Loss
 from trimtab.runs import Run, read_metrics
 from trimtab.runs.console import bar, console
-from trimtab.train.heap import keep_freed
 from trimtab.train.tuning import fastest
 from trimtab.types import Group
 
