@@ -55,11 +55,11 @@ def test_rows_are_those_of_the_whole(
     kind: str, dressed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = loaded(kind, dressed)
-    assert lm.exact and forward.reads_rows(backbone_of(lm.model))
+    assert lm.exact and forward.lean_layers(backbone_of(lm.model))
     for read in (lambda p: p.source_C, lambda p: p.last_B, lambda p: p.last_B.flip(0)[:1]):
         got = told(lm, read)
         with monkeypatch.context() as m:
-            m.setattr(forward, "reads_rows", lambda _: False)
+            m.setattr(forward, "lean_layers", lambda _: False)
             want = told(lm, read)
         for a, b in zip(got, want, strict=True):  # norms are taken in fp32 whatever the weights are
             torch.testing.assert_close(a, b, atol=5e-5, rtol=1e-4)
@@ -120,6 +120,6 @@ def test_a_copy_reads_its_own_weights() -> None:
 def test_other_families_are_read_whole() -> None:
     for kind in ("gpt2", "gemma2"):
         lm = LM(tiny(kind), ModelSpec(path=kind))
-        assert not forward.reads_rows(backbone_of(lm.model))
+        assert not forward.lean_layers(backbone_of(lm.model))
         pack = build(groups(), share=lm.exact)
         assert lm.states(pack).shape == (len(pack.source_C), lm.logit_width)

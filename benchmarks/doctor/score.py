@@ -38,6 +38,8 @@ class Result:
     """Alarms that name the cause."""
     weak: int = 0
     """The planted alarm, where the plant's symptom stayed small."""
+    excused: tuple[int, ...] = ()
+    """Alarms 2, 7 and 17 where they rang and only ``happened`` says that they are right."""
 
 
 def _fall(gold: Sequence[float]) -> tuple[bool, int, int]:
@@ -106,6 +108,7 @@ def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
             also.add(alarm)
             alarm = 0
         right = happened(truth, kl_target(evidence))
+        excused = tuple(a for a in with_audit if a in right - also - {1, alarm})
         also |= right
         if alarm == 1 and 1 not in right:
             alarm = 0  # the fault did not take: gold did not fall
@@ -123,6 +126,7 @@ def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
                 frozenset(also - {alarm}),
                 frozenset({alarm, *truth["causes"]}),
                 weak,
+                excused,
             )
         )
     return found
@@ -268,6 +272,7 @@ def summary(out: Path, seeds: set[int]) -> dict[str, Any]:
             "alignment without audit": pooled(counted["blind"], by["alignment"]),
             "right cause first": _first(every),
         },
+        "right by a measure of their own": [[r.key, list(r.excused)] for r in runs if r.excused],
         "right cause first": _first(runs),
         "healthy with a false alarm": _share(sum(bool(r.found) for r in healthy), len(healthy)),
         "hard negatives with a false alarm": _share(sum(bool(set(r.found) - r.also) for r in negatives), len(negatives)),
@@ -351,6 +356,7 @@ def markdown(told: dict[str, Any]) -> str:
         "",
         "Missed: " + (", ".join(f"`{k}`" for a in told["alarms"].values() for k in a["with audit"]["missed"]) or "none") + ".",
         "False: " + (", ".join(f"{a['number']} on `{k}`" for a in told["alarms"].values() for k in a["with audit"]["false"]) or "none") + ".",
+        "Right by a measure of their own: " + (", ".join(f"{', '.join(map(str, a))} on `{k}`" for k, a in told["right by a measure of their own"]) or "none") + ".",
         "Plants that did not take: " + (", ".join(f"`{k}`" for k in everything["weak"]) or "none") + ".",
         "Another cause first: " + (", ".join(f"`{k}` (said {', '.join(map(str, f))})" for k, f in told["wrong cause first"]) or "none") + ".",
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trimtab.data.pack import Pack
 from trimtab.models.attention import NAME, make_tree
-from trimtab.models.layers import reads_rows
+from trimtab.models.layers import lean_layers
 from trimtab.models.logprobs import LogitHead, chunk_rows, fused_logps, plain_layer
 
 Head = Callable[[Tensor], Tensor]
@@ -63,7 +63,7 @@ def hidden(
 def _hidden(backbone: nn.Module, pack: Pack, read_K: Tensor, exact: bool, plain: str) -> Tensor:
     if exact:
         set_attention(backbone, NAME)
-        cut = reads_rows(backbone)
+        cut = lean_layers(backbone)
         out = backbone(
             input_ids=pack.ids_N[None],
             position_ids=pack.positions_N[None],

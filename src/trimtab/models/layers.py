@@ -155,11 +155,13 @@ def _theirs(module: nn.Module, names: frozenset[str]) -> bool:
     return kind.__name__ in names and kind.__module__.startswith("transformers.")
 
 
-def reads_rows(backbone: nn.Module) -> bool:
-    """Whether the backbone's forward takes ``read``, rows [K] of the last layer that are wanted.
+def lean_layers(backbone: nn.Module) -> bool:
+    """Put these classes on a backbone's norms, attentions and last layer, where its family is known.
 
-    Where its family is known, its norms, attentions and last layer are given their classes; they are
-    copied with the model, and without a tree give what they gave before.
+    They are copied with the model, and without a tree give what they gave before.
+
+    Returns:
+        Whether its forward takes ``read``, the rows [K] of the last layer that are wanted.
     """
     found = getattr(backbone, "layers", None)
     layers: list[Any] = list(found) if isinstance(found, nn.ModuleList) else []
