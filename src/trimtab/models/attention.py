@@ -143,10 +143,15 @@ def tree_attention(
         out = flexed(query, key, value, tree, scale, window, cap, _compiled_flex())
         return out.transpose(1, 2).contiguous(), None
     # Under mixed precision rotated queries and keys come back in fp32, values in bfloat16.
-    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    kind = value.dtype
+    if query.device.type == "cpu" and kind == torch.bfloat16:
+        # The kernels' backward takes three times as long in bfloat16 (LOG.md).
+        kind = torch.float32
+    q, k, v = (x[0].transpose(0, 1).to(kind) for x in (query, key, value))
     if q.device.type == "cpu" and not dropout and not cap and not 0 < window < tree.longest:
-        return flash(q, k, v, tree.squares, scale)[None], None
-    return bucketed(q, k, v, tree.buckets, scale, dropout, window, cap)[None], None
+        return flash(q, k, v, tree.squares, scale)[None].to(value.dtype), None
+    out = bucketed(q, k, v, tree.buckets, scale, dropout, window, cap)[None]
+    return out.to(value.dtype), None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

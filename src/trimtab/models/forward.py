@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from trimtab.data.pack import Pack
 from trimtab.models.attention import NAME, make_tree
 from trimtab.models.layers import lean_layers
-from trimtab.models.logprobs import LogitHead, chunk_rows, fused_logps, plain_layer
+from trimtab.models.logprobs import LogitHead, chunk_rows, fused_logps
+from trimtab.products import plain, quick_linears
 
 Head = Callable[[Tensor], Tensor]
 
@@ -61,6 +62,7 @@ def hidden(
 
 
 def _hidden(backbone: nn.Module, pack: Pack, read_K: Tensor, exact: bool, plain: str) -> Tensor:
+    quick_linears(backbone)
     if exact:
         set_attention(backbone, NAME)
         cut = lean_layers(backbone)
@@ -122,7 +124,7 @@ def token_logps(
         return empty, empty
     if isinstance(head, nn.Linear):
         head = LogitHead(head)
-    if isinstance(head, LogitHead) and plain_layer(head.layer):
+    if isinstance(head, LogitHead) and plain(head.layer):
         rows = chunk or chunk_rows(int(cast(Any, head.layer).out_features), hidden_CD.device)
         return fused_logps(
             hidden_CD, target_C, head, temperature=temperature, chunk=rows, entropy=entropy

@@ -32,6 +32,7 @@ from trimtab.data.pack import Pack, build
 from trimtab.errors import ModelError
 from trimtab.models.forward import hidden, set_attention, token_logps
 from trimtab.models.logprobs import LogitHead
+from trimtab.products import product
 from trimtab.types import Completion, Group
 
 log = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ def bfloat16_gain(width: int, rows: int = 512) -> float:
             spent.append(time.thread_time() - before)
         return max(min(spent), 1e-9)
 
-    full = best(lambda: linear(x, w))
+    full = best(lambda: product(x, w))
     return full / best(lambda: linear(x.bfloat16(), half).float())
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+
+from trimtab.products import outer, product, times
 
 _KEPT = 2**23
 """Log-probs of the whole vocabulary that may wait for the backward: 32 MB in fp32."""
@@ -47,7 +48,7 @@ class LogitHead:
 
 def _logits(h_CD: Tensor, weight: Tensor, bias: Tensor | None, head: _Head) -> Tensor:
     """Logits over the temperature [C, V], fp32, fresh memory."""
-    z = linear(h_CD.to(weight.dtype), weight, bias).float()
+    z = product(h_CD.to(weight.dtype), weight, bias).float()
     if head.cap:
         return z.mul_(head.times / head.cap).tanh_().mul_(head.cap / head.temperature)
     scale = head.times / head.temperature
@@ -145,9 +146,9 @@ class _TokenLogps(torch.autograd.Function):
                 dz.mul_(scale)
             dz = dz.to(head.kind)
             if dh is not None:
-                dh[part] = (dz @ w).to(dh.dtype)
+                dh[part] = times(dz, w).to(dh.dtype)
             if dw is not None:
-                dw += (dz.t() @ h.to(head.kind)).to(dw.dtype)
+                dw += outer(dz, h.to(head.kind)).to(dw.dtype)
             if db is not None:
                 db += dz.sum(0).to(db.dtype)
         return dh, None, dw, db, None
@@ -157,12 +158,6 @@ def chunk_rows(vocabulary: int, device: torch.device) -> int:
     """Positions whose logits exist at one time: 64 MB of fp32 logits on CPU, 1 GB on CUDA."""
     floats = 2**28 if device.type == "cuda" else 2**24
     return max(64, min(8192, floats // max(1, vocabulary)))
-
-
-def plain_layer(layer: nn.Module) -> bool:
-    """Whether a head is one product and no more; adapters and hooks on it are more."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks")
-    return type(layer) is nn.Linear and not any(getattr(layer, name) for name in hooks)
 
 
 def fused_logps(
@@ -176,7 +171,7 @@ def fused_logps(
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and, where asked for, entropies [C] in fp32; zeros stand for entropies that are not.
 
-    ``head.layer`` must be a ``plain_layer``.
+    ``head.layer`` must be ``plain``.
     """
     layer: Any = head.layer
     kind = torch.bfloat16 if head.half else layer.weight.dtype

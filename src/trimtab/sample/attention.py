@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from trimtab.products import amd
 from trimtab.types import Ints
 
 NAME = "trimtab_decode"
@@ -20,7 +20,6 @@ BLOCK = 64
 """Tokens by which the slots grow: a product that skips through a long row is slow."""
 
 
-@lru_cache(1)
 def columns() -> bool:
     """Whether one query is best a column beside its matrices, and not a row before them.
 
@@ -28,11 +27,7 @@ def columns() -> bool:
     where matrix times column is. Told from the maker and not by a clock, so that sums of a run and
     of its resumption have one order.
     """
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            return "AuthenticAMD" in lines.read(4096)
-    except OSError:
-        return False
+    return amd()
 
 
 class Slots:
@@ -49,6 +44,8 @@ class Slots:
         self.rows: torch.Tensor | None = None
         self.at: torch.Tensor | None = None
         self.longest = 0
+        self.reach = 0
+        """Tokens of each slot that are multiplied; those beyond the longest row are hidden."""
         self.level: int | None = None
         """Where every row writes, if that is one place."""
         self.masks: dict[int | None, torch.Tensor | None] = {}
@@ -67,13 +64,15 @@ class Slots:
         self.longest = int(own.max()) + 1
         self.level = self.longest - 1 if int(own.min()) == self.longest - 1 else None
         self._grow(self.longest, len(own))
+        # On these processors a product that leaves the end of every slot out takes half as long again.
+        self.reach = self.room if device.type == "cpu" and columns() else self.longest
         self.rows = torch.arange(len(own), device=device)
         self.at = torch.from_numpy(own).to(device)
         return torch.from_numpy(length).to(device)
 
     def enter(self, source: dict[int, KV], rows: Ints, widths: Ints, start: int) -> None:
         """Copy prefilled ``rows`` [n], of ``widths`` tokens, into the slots from ``start`` on."""
-        self._grow(int(widths.max()), start)
+        self._grow(int(widths.max()) + 1, start)
         for layer, (k, v) in source.items():
             if layer not in self.cache:
                 self.cache[layer] = self._empty(k, v)
@@ -131,22 +130,25 @@ class Slots:
         softcap: float | None,
     ) -> torch.Tensor:
         """Attention [R, kv, group, dim] of one query a row to what its slot holds."""
-        k, v = (x[: len(query), :, : self.longest] for x in self.cache[layer])
+        k, v = (x[: len(query), :, : self.reach] for x in self.cache[layer])
         hide = self.hidden(window)
         if query.device.type == "cpu" and softcap is None:
             return weighed(query, k, v, hide, scale, None)[0]
         return _attend(query, k, v, hide, scale, softcap)
 
     def hidden(self, window: int | None) -> torch.Tensor | None:
-        """Slots [R, 1, 1, S] that a row must not see in this step; None where there is none."""
+        """Slots [R or 1, 1, 1, S] that a row must not see in this step; None where there is none."""
         if window not in self.masks:
             assert self.at is not None
-            at, keys = self.at[:, None, None, None], torch.arange(self.longest)
+            at, keys = self.at[:, None, None, None], torch.arange(self.reach)
             keys = keys.to(at.device)
             if window is not None and window < self.longest:
                 self.masks[window] = (keys > at) | (keys <= at - window)
+            elif self.level is None:
+                self.masks[window] = keys > at
             else:
-                self.masks[window] = keys > at if self.level is None else None
+                beyond = (keys >= self.longest)[None, None, None]
+                self.masks[window] = beyond if self.reach > self.longest else None
         return self.masks[window]
 
     def ahead(self, length: int, window: int | None, device: torch.device) -> torch.Tensor:
@@ -254,12 +256,6 @@ def picked(held: torch.Tensor, rows: Ints) -> torch.Tensor:
     if np.array_equal(rows, np.arange(first, first + len(rows))):
         return held[first : first + len(rows)]
     return held[torch.from_numpy(rows).to(held.device)]
-
-
-def stacked(parts: list[KV], deep: int) -> KV:
-    """Prompts' keys and values of several forwards as one, zero-filled to ``deep`` tokens."""
-    keys, values = ([pad(x[i], (0, 0, 0, deep - x[i].shape[2])) for x in parts] for i in (0, 1))
-    return torch.cat(keys), torch.cat(values)
 
 
 # No mask function of this name: transformers then builds no mask at all.

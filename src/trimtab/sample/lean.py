@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import pad, silu
 
+from trimtab.products import plain, product, serves
 from trimtab.sample.attention import Slots
 
 FAMILIES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 )
 """Pre-norm decoders of RMS norms, rotary positions and gated units."""
+GRAIN = 16
+"""Rows are made up to a multiple of it where each number of them has a program of its own."""
 COPIED = 2**27
 """Weights up to which joined projections are copied: half a gigabyte in float32."""
 
@@ -30,7 +33,7 @@ class Joined:
         """``kind`` is the type to multiply in, where that is not the weights' own."""
         self.parts, self.weight, self.bias = parts, None, None
         self.kind = kind
-        if not all(type(p) is nn.Linear for p in parts):
+        if not all(plain(p) for p in parts):
             return
         weights: list[Tensor] = [p.weight for p in parts]  # pyright: ignore[reportAssignmentType]
         if not copies and (len(parts) > 1 or kind is not None):
@@ -51,7 +54,10 @@ class Joined:
     def __call__(self, x: Tensor) -> Tensor:
         """[R, in] to [R, out], the layers' outputs side by side."""
         if self.weight is not None:
-            return linear(x if self.kind is None else x.to(self.kind), self.weight, self.bias)
+            x = x if self.kind is None else x.to(self.kind)
+            more = -len(x) % GRAIN if serves(x, self.weight) else 0
+            made = product(pad(x, (0, 0, 0, more)) if more else x, self.weight, self.bias)
+            return made[: len(x)] if more else made
         made = [p(x) for p in self.parts]
         return made[0] if len(made) == 1 else torch.cat(made, -1)
 

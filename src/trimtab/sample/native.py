@@ -14,7 +14,8 @@ import torch
 
 from trimtab.errors import ConfigError, ModelError
 from trimtab.heap import keep_freed
-from trimtab.sample.attention import KV, NAME, Slots, attached, evaluating, stacked
+from trimtab.products import quick_linears
+from trimtab.sample.attention import KV, NAME, Slots, attached, evaluating
 from trimtab.sample.draw import SamplingConfig, draw, uniforms
 from trimtab.sample.lean import Lean
 from trimtab.sample.shared import Shared
@@ -142,6 +143,7 @@ class Sampler:
         mixed: bool = False,
     ) -> None:
         keep_freed()
+        quick_linears(model)
         self.model, self.tokenizer, self.mixed = model, tokenizer, mixed
         if stop_ids is None:
             found: set[int] = set()
@@ -207,15 +209,19 @@ class Sampler:
         at_once = max(1, PREFILL // max(len(p) for p in prompts))
         if self.device.type != "cpu" or at_once >= len(prompts):
             return self._prefill_part(slots, prompts)
-        whole: dict[int, list[KV]] = defaultdict(list)
+        whole: dict[int, KV] = {}
         logits: list[torch.Tensor] = []
+        deep = max(len(p) for p in prompts)
         for start in range(0, len(prompts), at_once):
             source, after = self._prefill_part(slots, prompts[start : start + at_once])
             logits.append(after)
             for layer, pair in source.items():
-                whole[layer].append(pair)
-        deep = max(len(p) for p in prompts)
-        return {n: stacked(parts, deep) for n, parts in whole.items()}, torch.cat(logits)
+                if layer not in whole:
+                    k, v = (x.new_zeros(len(prompts), x.shape[1], deep, x.shape[3]) for x in pair)
+                    whole[layer] = k, v
+                for held, new in zip(whole[layer], pair, strict=True):
+                    held[start : start + len(new), :, : new.shape[2]] = new
+        return whole, torch.cat(logits)
 
     def _prefill_part(
         self, slots: Slots, prompts: list[Ints]
@@ -290,6 +296,17 @@ class Sampler:
                 self.lean = None
         return book.results()
 
+    def _waiting(
+        self, slots: Slots, requests: Sequence[Request], batch: list[int], book: _Book
+    ) -> list[_Waiting]:
+        """Every completion of some requests, its prompt computed."""
+        source, logits = self._prefill(slots, [requests[r].prompt for r in batch])
+        return [
+            _Waiting(int(book.first[r]) + i, source, row, len(requests[r].prompt), logits[row])
+            for row, r in enumerate(batch)
+            for i in range(requests[r].n)
+        ]
+
     def _run(self, requests: Sequence[Request], book: _Book, progress: Progress | None) -> None:
         total = len(book.owner)
         size = min(book.config.slots, total)
@@ -313,17 +330,14 @@ class Sampler:
                     batch: list[int] = []
                     while todo and sum(requests[r].n for r in batch) < free:
                         batch.append(todo.popleft())
-                    source, logits = self._prefill(slots, [requests[r].prompt for r in batch])
-                    for row, r in enumerate(batch):
-                        for i in range(requests[r].n):
-                            item = int(book.first[r]) + i
-                            n = len(requests[r].prompt)
-                            waiting.append(_Waiting(item, source, row, n, logits[row]))
+                    waiting.extend(self._waiting(slots, requests, batch, book))
                 new = [waiting.popleft() for _ in range(min(free, len(waiting)))]
                 widths = np.array([w.length for w in new])
                 slots.enter(new[0].source, np.array([w.row for w in new]), widths, len(items))
                 fresh = np.array([w.item for w in new])
                 drawn, ended = book.step(fresh, torch.stack([w.logits for w in new]))
+                # Prompts' keys and values are let go once all of them have entered.
+                del new
                 ended = np.concatenate([np.zeros(len(items), np.bool_), ended])
                 items = np.concatenate([items, fresh])
                 length = np.concatenate([length, widths])

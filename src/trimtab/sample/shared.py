@@ -94,7 +94,7 @@ class Shared(Slots):
         far, far_norm = weighed(q, k, v, self.beyond, scale, softcap)
         far = far.view(count, kv, most, group, dim).transpose(1, 2).flatten(0, 1)[self.back_R]
         far_norm = far_norm.view(count, kv, most, group, 1).transpose(1, 2).flatten(0, 1)
-        k, v = (x[:rows, :, : self.longest] for x in self.cache[layer])
+        k, v = (x[:rows, :, : self.reach] for x in self.cache[layer])
         near, near_norm = weighed(query, k, v, self.hidden(None), scale, softcap)
         # exp(a) / (exp(a) + exp(b)) is the share of the prompt.
         share = torch.sigmoid(far_norm[self.back_R] - near_norm)
