@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 LEAST = 2**21
 """Multiplications from which oneDNN's longer way in pays."""
-PROGRAMS = "16"
+PROGRAMS = 16
 """Programs that oneDNN keeps, one for each shape, with what they hold of the heap. Writing one takes
 0.2 ms, and no two packs have the same shapes; the layers of one pack have."""
 
@@ -44,9 +44,14 @@ def quick() -> bool:
     """Whether float32 goes by oneDNN: on AMD's processors with AVX-512, where torch has it."""
     found = amd() and " avx512f " in _told() and torch.backends.mkldnn.is_available() and _has()
     if found:
-        for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-            os.environ.setdefault(name, PROGRAMS)
+        keep_programs(PROGRAMS)
     return found
+
+
+def keep_programs(count: int) -> None:
+    """How many programs oneDNN keeps, if its first was not written yet and nobody else has said."""
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(count))
 
 
 def _has() -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import json
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Generator
@@ -32,7 +31,7 @@ from trimtab.data.pack import Pack, build
 from trimtab.errors import ModelError
 from trimtab.models.forward import hidden, set_attention, token_logps
 from trimtab.models.logprobs import LogitHead
-from trimtab.products import product
+from trimtab.products import keep_programs, product
 from trimtab.types import Completion, Group
 
 log = logging.getLogger(__name__)
@@ -155,8 +154,7 @@ def use_mixed(spec: ModelSpec, device: torch.device, width: int) -> bool:
     if spec.precision != "full" and device.type == "cpu":
         # oneDNN keeps a program and its buffers for each of the last 1,024 shapes, and no two packs
         # have the same: 2.8 GB after 24 steps of a 5M model, 1.2 GB with these (LOG.md).
-        for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-            os.environ.setdefault(name, "64")
+        keep_programs(64)
     if spec.precision != "auto" or spec.dtype != "float32":
         return spec.precision == "mixed" and spec.dtype == "float32"
     if device.type == "cuda":

@@ -16,8 +16,8 @@ from trimtab.types import Ints
 
 NAME = "trimtab_decode"
 KV = tuple[torch.Tensor, torch.Tensor]
-BLOCK = 64
-"""Tokens by which the slots grow: a product that skips through a long row is slow."""
+BLOCK = 32
+"""Tokens by which short slots grow; long ones by an eighth. Room that holds nothing is read as well."""
 
 
 def columns() -> bool:
@@ -84,7 +84,8 @@ class Slots:
         """Room for ``need`` tokens in every slot, in whole blocks; the first ``live`` rows count."""
         if need <= self.room:
             return
-        before, self.room = self.room, min(self.length, -(-need // BLOCK) * BLOCK)
+        block = max(BLOCK, need // 8)
+        before, self.room = self.room, min(self.length, -(-need // block) * block)
         for layer, pair in self.cache.items():
             self.cache[layer] = self._empty(*pair)
             for held, new in zip(pair, self.cache[layer], strict=True):
@@ -133,7 +134,7 @@ class Slots:
         k, v = (x[: len(query), :, : self.reach] for x in self.cache[layer])
         hide = self.hidden(window)
         if query.device.type == "cpu" and softcap is None:
-            return weighed(query, k, v, hide, scale, None)[0]
+            return attended(query, k, v, hide, scale, None)
         return _attend(query, k, v, hide, scale, softcap)
 
     def hidden(self, window: int | None) -> torch.Tensor | None:
@@ -212,11 +213,52 @@ def _attend(
     softcap: float | None,
 ) -> torch.Tensor:
     if softcap is not None:
-        return weighed(query, key, value, hide, scale, softcap)[0]
+        return attended(query, key, value, hide, scale, softcap)
     seen = None
     if hide is not None:
         seen = ~hide.expand(query.shape[0], 1, query.shape[2], key.shape[2])
     return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
+
+
+def _single(q: torch.Tensor) -> bool:
+    return q.shape[-2] == 1 and q.device.type == "cpu" and columns()
+
+
+def _scores(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    hide: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    q = q * scale
+    if _single(q):
+        # A view, since the strides of a transposed column send the second product a slow way.
+        scores = torch.matmul(k, q.transpose(-1, -2)).view(*q.shape[:-1], k.shape[-2]).float()
+    else:
+        scores = torch.matmul(q, k.transpose(-1, -2)).float()
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    return scores if hide is None else scores.masked_fill_(hide, float("-inf"))
+
+
+def _mean(weights: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    weights = weights.to(v.dtype)
+    if _single(weights):
+        return torch.matmul(v.transpose(-1, -2), weights.transpose(-1, -2)).transpose(-1, -2)
+    return torch.matmul(weights, v)
+
+
+def attended(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    hide: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention [..., L, dim] to some keys."""
+    return _mean(_scores(q, k, hide, scale, softcap).softmax(-1), v)
 
 
 def weighed(
@@ -228,26 +270,11 @@ def weighed(
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention [..., L, dim] to some keys, and the logarithm of its normaliser [..., L, 1]."""
-    q = q * scale
-    single = q.shape[-2] == 1 and q.device.type == "cpu" and columns()
-    if single:
-        # A view, since the strides of a transposed column send the second product a slow way.
-        scores = torch.matmul(k, q.transpose(-1, -2)).view(*q.shape[:-1], k.shape[-2]).float()
-    else:
-        scores = torch.matmul(q, k.transpose(-1, -2)).float()
-    if softcap is not None:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
-    if hide is not None:
-        scores.masked_fill_(hide, float("-inf"))
+    scores = _scores(q, k, hide, scale, softcap)
     most = scores.amax(-1, keepdim=True)
     weights = scores.sub_(most).exp_()
     total = weights.sum(-1, keepdim=True)
-    weights = weights.to(v.dtype)
-    if single:
-        out = torch.matmul(v.transpose(-1, -2), weights.transpose(-1, -2)).transpose(-1, -2)
-    else:
-        out = torch.matmul(weights, v)
-    return out / total, most + total.log()
+    return _mean(weights, v) / total, most + total.log()
 
 
 def picked(held: torch.Tensor, rows: Ints) -> torch.Tensor:

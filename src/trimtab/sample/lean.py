@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, silu
+from torch.nn.functional import pad, rms_norm, silu
 
-from trimtab.products import plain, product, serves
+from trimtab.products import plain, product, quick
 from trimtab.sample.attention import Slots
 
 FAMILIES = frozenset(
@@ -51,13 +51,16 @@ class Joined:
             self.weight = self.weight.to(kind)
             self.bias = None if self.bias is None else self.bias.to(kind)
 
+    @property
+    def by_onednn(self) -> bool:
+        """Whether products of many rows go by oneDNN."""
+        w = self.weight
+        return w is not None and w.dtype == torch.float32 and w.device.type == "cpu" and quick()
+
     def __call__(self, x: Tensor) -> Tensor:
         """[R, in] to [R, out], the layers' outputs side by side."""
         if self.weight is not None:
-            x = x if self.kind is None else x.to(self.kind)
-            more = -len(x) % GRAIN if serves(x, self.weight) else 0
-            made = product(pad(x, (0, 0, 0, more)) if more else x, self.weight, self.bias)
-            return made[: len(x)] if more else made
+            return product(x if self.kind is None else x.to(self.kind), self.weight, self.bias)
         made = [p(x) for p in self.parts]
         return made[0] if len(made) == 1 else torch.cat(made, -1)
 
@@ -106,6 +109,10 @@ class Lean:
 
     def __call__(self, slots: Slots, token: Tensor, at: Tensor) -> Tensor:
         """Logits [R, V] after ``token`` [R] at positions ``at`` [R]."""
+        live = len(token)
+        more = -live % GRAIN if live > GRAIN // 2 and self.head.by_onednn else 0
+        if more:
+            token, at = pad(token, (0, more)), pad(at, (0, more))
         h: Tensor = self.embed(token)
         cos, sin = self.rotary(h, at[:, None])
         half = cos.shape[-1] // 2
@@ -123,21 +130,24 @@ class Lean:
             turned[..., :half].addcmul_(b, sin[..., :half], value=-1)
             turned[..., half:].addcmul_(a, sin[..., half:])
             kept = slots.cache[layer.index][1].dtype
-            q, k = turned.to(kept).split([layer.heads, layer.kv], dim=1)
-            slots.write(layer.index, k, v.to(kept))
-            q = q.reshape(rows, layer.kv, -1, layer.dim)
+            q, k = turned[:live].to(kept).split([layer.heads, layer.kv], dim=1)
+            slots.write(layer.index, k, v[:live].to(kept))
+            q = q.reshape(live, layer.kv, -1, layer.dim)
             # As in the model's own forward, attention takes no part in mixed precision.
             with torch.autocast(h.device.type, enabled=False):
                 seen = slots.attention(layer.index, q, layer.scale, layer.window, None)
-            h = h + layer.out(seen.reshape(rows, -1).to(h.dtype))
+            seen = seen.reshape(live, -1).to(h.dtype)
+            h = h + layer.out(pad(seen, (0, 0, 0, more)) if more else seen)
             gate, up = layer.wide(_normed(h, layer.after)).chunk(2, -1)
             gate = silu(gate) if isinstance(layer.act, nn.SiLU) else layer.act(gate)
             h += layer.down(gate.mul_(up))
-        return self.head(_normed(h, self.norm))
+        return self.head(_normed(h, self.norm))[:live]
 
 
 def _normed(x: Tensor, norm: Any) -> Tensor:
     """The RMS norm of the last dimension, in float32 as transformers has it."""
+    if x.dtype == norm.weight.dtype == torch.float32:
+        return rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
     wide = x.float()
     size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
     size.div_(x.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
