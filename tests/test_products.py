@@ -28,7 +28,7 @@ from trimtab.sample.native import Request, Sampler
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """oneDNN takes products of any size; the shapes it was given."""
-    if not (torch.backends.mkldnn.is_available() and products._has()):
+    if not (torch.backends.mkldnn.is_available() and products._works()):
         pytest.skip("this torch has no oneDNN")
     seen: list[tuple[int, ...]] = []
     own = products._by_onednn
@@ -175,7 +175,7 @@ def test_nothing_is_taken_over_where_it_does_not_pay(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_the_processor_decides(told: str, pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (torch.backends.mkldnn.is_available() and products._has()):
+    if not (torch.backends.mkldnn.is_available() and products._works()):
         pytest.skip("this torch has no oneDNN")
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         # Set first, so that it is taken back.
@@ -184,6 +184,18 @@ def test_the_processor_decides(told: str, pays: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(products, "amd", products.amd.__wrapped__)
     assert products.quick.__wrapped__() is pays
     assert os.environ["LRU_CACHE_CAPACITY"] == "5"
+
+
+def test_a_torch_without_the_operation_multiplies_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def other(*_: Any) -> Tensor:
+        raise TypeError("takes other arguments")
+
+    monkeypatch.setattr(products, "_by_onednn", other)
+    assert not products._works()
+    monkeypatch.setattr(products, "_by_onednn", lambda x, w: x @ w)
+    assert not products._works()
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gemma2"])
