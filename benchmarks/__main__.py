@@ -15,7 +15,8 @@ from benchmarks.turns import ROOT, flags
 
 ROWS = (
     ["sft"], ["sft", "--peer", "grouped"], ["sft", "--peer", "bfd"],
-    ["sft", "--peer", "defaults", "--dtype", "bfloat16"], ["reward"],
+    ["sft", "--peer", "defaults", "--dtype", "bfloat16"],
+    ["sft", "--peer", "defaults", "--dtype", "bfloat16", "--checkpoint"], ["reward"],
     ["reward", "--peer", "grouped"], ["dpo"], ["dpo", "--peer", "grouped"], ["dpo", "--cached"],
     ["grpo", "--prompt", "64"], ["grpo", "--prompt", "256"], ["grpo", "--prompt", "1024", "--prompts", "2"],
     ["ppo"], ["ppo", "--critic", "shared"], ["sampler"], ["sampler", "--ragged"],

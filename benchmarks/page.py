@@ -29,7 +29,7 @@ a few real steps and says what the whole run will need.
 
 GROWTH, PLAN = "Growth of a GRPO step", "What --plan says, and what comes"
 EXPECTED = (
-    "sft-random", "sft-grouped", "sft-bfd", "sft-defaults", "reward-random", "reward-grouped",
+    "sft-random", "sft-grouped", "sft-bfd", "sft-defaults", "sft-defaults-checkpointed", "reward-random", "reward-grouped",
     "dpo-random", "dpo-grouped", "dpo-random-cached", "grpo-64", "grpo-256", "grpo-1024",
     "ppo-separate", "ppo-shared", "sampler-equal-generate", "sampler-ragged-generate",
     "sampler-equal-vllm", "sampler-ragged-vllm", "bare-sft", "bare-sft-25m", "precision-25m",

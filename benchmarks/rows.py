@@ -49,6 +49,10 @@ def training_flags(kind: str) -> argparse.ArgumentParser:
     parser = flags(f"{kind} beside TRL")
     parser.add_argument("--peer", default="random", choices=list(PEERS), help="TRL's setting")
     parser.add_argument("--batch", type=int, default=16, help="rows an optimiser step")
+    parser.add_argument(
+        "--checkpoint", action="store_true",
+        help="ours too recomputes its activations, in forwards of 1,024 tokens: for memory",
+    )  # fmt: skip
     return parser
 
 
@@ -65,6 +69,10 @@ def train(kind: str, args: argparse.Namespace) -> Result:
     name = f"{kind}-{args.peer}" + ("-cached" if cached else "")
     ours = spec | {"job": "benchmarks.ours:Train"}
     _half(args, ours)
+    if args.checkpoint:
+        name += "-checkpointed"
+        ours |= {"held": ours.get("held", {}) | {"gradient_checkpointing": True}}
+        ours["token_budget"] = 1024
     work = tokens(data) if kind == "sft" else spec["steps"] * args.batch
     peer = spec | {"job": "benchmarks.trl_jobs:Train", "tokens": work, **PEERS[args.peer]}
     target = TARGETS.get((kind, "cached" if cached else args.peer))
