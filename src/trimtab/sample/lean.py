@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, rms_norm, silu
 
-from trimtab.products import plain, product, quick
+from trimtab import products
+from trimtab.products import plain, product
 from trimtab.sample.attention import Slots
 
 FAMILIES = frozenset(
@@ -55,7 +56,12 @@ class Joined:
     def by_onednn(self) -> bool:
         """Whether products of many rows go by oneDNN."""
         w = self.weight
-        return w is not None and w.dtype == torch.float32 and w.device.type == "cpu" and quick()
+        return (
+            w is not None
+            and w.dtype == torch.float32
+            and w.device.type == "cpu"
+            and products.quick()
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """[R, in] to [R, out], the layers' outputs side by side."""
