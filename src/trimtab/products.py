@@ -25,9 +25,10 @@ PROGRAMS = 16
 
 
 @lru_cache(1)
-def amd() -> bool:
-    """Whether the processor is one of AMD's."""
-    return "AuthenticAMD" in _told()
+def amd_512() -> bool:
+    """Whether the processor is one of AMD's with AVX-512."""
+    told = _told()
+    return "AuthenticAMD" in told and " avx512f " in told
 
 
 @lru_cache(1)
@@ -42,7 +43,7 @@ def _told() -> str:
 @lru_cache(1)
 def quick() -> bool:
     """Whether float32 goes by oneDNN: on AMD's processors with AVX-512, where this torch has it."""
-    if not (amd() and " avx512f " in _told() and torch.backends.mkldnn.is_available()):
+    if not (amd_512() and torch.backends.mkldnn.is_available()):
         return False
     keep_programs(PROGRAMS)
     return _works()

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from trimtab.products import amd
+from trimtab.products import amd_512
 from trimtab.types import Ints
 
 NAME = "trimtab_decode"
@@ -23,11 +23,11 @@ BLOCK = 32
 def columns() -> bool:
     """Whether one query is best a column beside its matrices, and not a row before them.
 
-    MKL's row times matrix is at the speed of memory on Intel's processors and far from it on AMD's,
-    where matrix times column is. Told from the maker and not by a clock, so that sums of a run and
-    of its resumption have one order.
+    MKL's row times matrix is far from the speed of memory on AMD's processors with AVX-512, where
+    matrix times column is near it; on others it is the better one. Told from the processor and not
+    by a clock, so that sums of a run and of its resumption have one order.
     """
-    return amd()
+    return amd_512()
 
 
 class Slots:
@@ -152,6 +152,44 @@ class Slots:
                 self.masks[window] = beyond if self.reach > self.longest else None
         return self.masks[window]
 
+    def onto_prompts(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Attention of prompts [R, heads, L, dim] to themselves; their keys and values are kept."""
+        assert self.prefilled is not None
+        self.prefilled[layer] = (key, value)
+        group, length = query.shape[1] // key.shape[1], query.shape[2]
+        if group > 1:
+            key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
+        if softcap is None and (window is None or window >= length):
+            return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+        hide = self.ahead(length, window, query.device)
+        return _attend(query, key, value, hide, scale, softcap)
+
+    def onto_ends(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        last: torch.Tensor,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Attention [R, kv, group, dim] of the token at ``last`` [R] of each prompt to the prompt."""
+        assert self.prefilled is not None
+        self.prefilled[layer] = (key, value)
+        at, keys = last[:, None, None, None], torch.arange(key.shape[2], device=key.device)
+        hide = keys > at if window is None else (keys > at) | (keys <= at - window)
+        return attended(query, key, value, hide, scale, None)
+
     def ahead(self, length: int, window: int | None, device: torch.device) -> torch.Tensor:
         """Keys [1, 1, L, L] of a prompt that its tokens must not see."""
         if window not in self.masks:
@@ -188,14 +226,7 @@ def attend(
     query, key, value = (x.to(kind or value.dtype) for x in (query, key, value))
     with torch.autocast(value.device.type, enabled=False):
         if decode.prefilled is not None:
-            decode.prefilled[layer] = (key, value)
-            if group > 1:
-                key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
-            if softcap is None and (sliding_window is None or sliding_window >= q_len):
-                out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
-            else:
-                hide = decode.ahead(q_len, sliding_window, query.device)
-                out = _attend(query, key, value, hide, scale, softcap)
+            out = decode.onto_prompts(layer, query, key, value, scale, sliding_window, softcap)
         else:
             decode.write(layer, key[:, :, 0], value[:, :, 0])
             # With one query per row, the heads of a group are its queries: keys are not expanded.

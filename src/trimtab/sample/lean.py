@@ -1,8 +1,9 @@
-"""Decoding one token a row through a Llama-shaped model, in as few operations as it takes.
+"""Prompts, then one token a row, through a Llama-shaped model, in as few operations as it takes.
 
 transformers' own forward spends as long in Python as in arithmetic where the model is small or
 few rows live. What is here computes the same from the same live weights: projections of one input
-are one product, and residual sums are made in place.
+are one product, residual sums are made in place, and of a prompt only the keys and values of the
+last layer are computed beyond its last token.
 """
 
 from __future__ import annotations
@@ -91,6 +92,29 @@ class _Layer:
         self.heads: int = attention.q_proj.out_features // self.dim
         self.kv: int = attention.k_proj.out_features // self.dim
 
+    def turned(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [R, heads + kv, dim] at their positions, and values [R, kv, dim]."""
+        made = self.qkv(_normed(h, self.before)).view(len(h), -1, self.dim)
+        q, k, v = made.split([self.heads, self.kv, self.kv], dim=1)
+        if self.query_norm is not None:
+            qk = torch.cat([_normed(q, self.query_norm), _normed(k, self.key_norm)], dim=1)
+        else:
+            qk = made[:, : self.heads + self.kv]
+        half = self.dim // 2
+        a, b = qk[..., :half], qk[..., half:]
+        turned = qk * cos
+        turned[..., :half].addcmul_(b, sin[..., :half], value=-1)
+        turned[..., half:].addcmul_(a, sin[..., half:])
+        return turned, v
+
+    def added(self, h: Tensor, seen: Tensor) -> Tensor:
+        """The states [R, width] after what attention gave, and after the gated unit."""
+        h = h + self.out(seen)
+        gate, up = self.wide(_normed(h, self.after)).chunk(2, -1)
+        gate = silu(gate) if isinstance(self.act, nn.SiLU) else self.act(gate)
+        h += self.down(gate.mul_(up))
+        return h
+
 
 class Lean:
     """The decode step of a model as its weights stand; made anew for each call of the sampler.
@@ -121,20 +145,8 @@ class Lean:
             token, at = pad(token, (0, more)), pad(at, (0, more))
         h: Tensor = self.embed(token)
         cos, sin = self.rotary(h, at[:, None])
-        half = cos.shape[-1] // 2
-        rows = len(h)
         for layer in self.layers:
-            made = layer.qkv(_normed(h, layer.before)).view(rows, -1, layer.dim)
-            q, k, v = made.split([layer.heads, layer.kv, layer.kv], dim=1)
-            if layer.query_norm is not None:
-                q, k = _normed(q, layer.query_norm), _normed(k, layer.key_norm)
-                turned = torch.cat([q, k], dim=1)
-            else:
-                turned = made[:, : layer.heads + layer.kv]
-            a, b = turned[..., :half], turned[..., half:]
-            turned = turned * cos
-            turned[..., :half].addcmul_(b, sin[..., :half], value=-1)
-            turned[..., half:].addcmul_(a, sin[..., half:])
+            turned, v = layer.turned(h, cos, sin)
             kept = slots.cache[layer.index][1].dtype
             q, k = turned[:live].to(kept).split([layer.heads, layer.kv], dim=1)
             slots.write(layer.index, k, v[:live].to(kept))
@@ -143,11 +155,35 @@ class Lean:
             with torch.autocast(h.device.type, enabled=False):
                 seen = slots.attention(layer.index, q, layer.scale, layer.window, None)
             seen = seen.reshape(live, -1).to(h.dtype)
-            h = h + layer.out(pad(seen, (0, 0, 0, more)) if more else seen)
-            gate, up = layer.wide(_normed(h, layer.after)).chunk(2, -1)
-            gate = silu(gate) if isinstance(layer.act, nn.SiLU) else layer.act(gate)
-            h += layer.down(gate.mul_(up))
+            h = layer.added(h, pad(seen, (0, 0, 0, more)) if more else seen)
         return self.head(_normed(h, self.norm))[:live]
+
+    def prompts(self, slots: Slots, ids: Tensor, last: Tensor) -> Tensor:
+        """Logits [R, V] after the token at ``last`` [R] of prompts [R, L]; ``slots`` collects them."""
+        rows, long = ids.shape
+        h: Tensor = self.embed(ids.flatten())
+        at = torch.arange(long, device=ids.device)
+        cos, sin = (x[0].repeat(rows, 1)[:, None] for x in self.rotary(h, at[None]))
+        ends = torch.arange(rows, device=ids.device) * long + last
+        for layer in self.layers:
+            turned, v = layer.turned(h, cos, sin)
+            # As in the model's own forward, attention takes no part in mixed precision on a CPU.
+            kept = (
+                torch.float32 if h.device.type == "cpu" and v.dtype == torch.bfloat16 else v.dtype
+            )
+            q, k = turned.to(kept).split([layer.heads, layer.kv], dim=1)
+            k, v = (x.view(rows, long, -1, layer.dim).transpose(1, 2) for x in (k, v.to(kept)))
+            with torch.autocast(h.device.type, enabled=False):
+                if layer is self.layers[-1]:
+                    q = q[ends].view(rows, layer.kv, -1, layer.dim)
+                    seen = slots.onto_ends(layer.index, q, k, v, last, layer.scale, layer.window)
+                    h = h[ends]
+                else:
+                    q = q.view(rows, long, -1, layer.dim).transpose(1, 2)
+                    seen = slots.onto_prompts(layer.index, q, k, v, layer.scale, layer.window, None)
+                    seen = seen.transpose(1, 2)
+            h = layer.added(h, seen.reshape(len(h), -1).to(h.dtype))
+        return self.head(_normed(h, self.norm))
 
 
 def _normed(x: Tensor, norm: Any) -> Tensor:

@@ -230,8 +230,11 @@ class Sampler:
         ids = np.zeros((len(prompts), lengths.max()), np.int64)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
-        keep, which = np.unique(lengths - 1, return_inverse=True)
         source = slots.prefill()
+        if self.lean is not None:
+            given = (torch.from_numpy(x).to(self.device) for x in (ids, lengths - 1))
+            return source, self.lean.prompts(slots, *given)
+        keep, which = np.unique(lengths - 1, return_inverse=True)
         at = torch.arange(ids.shape[1], device=self.device).expand(len(prompts), -1)
         logits = self.model(
             input_ids=torch.from_numpy(ids).to(self.device),
