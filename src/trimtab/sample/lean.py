@@ -117,7 +117,7 @@ class _Layer:
 
 
 class Lean:
-    """The decode step of a model as its weights stand; made anew for each call of the sampler.
+    """Prompts and decode steps of a model as its weights stand; made anew for each call of the sampler.
 
     Raises:
         AttributeError: the model is not built as its family is; it is then sampled as it comes.
