@@ -24,6 +24,8 @@ from trimtab.products import Linear, outer, plain, product, quick_linears, times
 from trimtab.sample.draw import SamplingConfig
 from trimtab.sample.native import Request, Sampler
 
+FULL_WIDTH = products._full_width
+
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
@@ -38,6 +40,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return own(x, w, bias)
 
     monkeypatch.setattr(products, "quick", lambda: True)
+    monkeypatch.setattr(products, "_full_width", lambda: True)
     monkeypatch.setattr(products, "LEAST", 1)
     monkeypatch.setattr(products, "_by_onednn", counted)
     return seen
@@ -184,6 +187,26 @@ def test_the_processor_decides(told: str, pays: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(products, "amd_512", products.amd_512.__wrapped__)
     assert products.quick.__wrapped__() is pays
     assert os.environ["LRU_CACHE_CAPACITY"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("told", "whole"),
+    [
+        ("cpu family\t: 25\nmodel\t\t: 17", False),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", True),
+        ("", False),
+    ],
+)
+def test_weight_gradients_go_by_onednn_where_512_bits_are_multiplied_at_once(
+    told: str, whole: bool, on: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = FULL_WIDTH.__wrapped__
+    monkeypatch.setattr(products, "_told", lambda: told)
+    monkeypatch.setattr(products, "_full_width", found)
+    torch.manual_seed(0)
+    g, x = torch.randn(6, 4), torch.randn(6, 8)
+    close(outer(g, x), g.t() @ x)
+    assert bool(on) is whole
 
 
 def test_a_torch_without_the_operation_multiplies_as_before(

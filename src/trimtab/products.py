@@ -9,6 +9,7 @@ a clock, so that a run and its resumption add up in one order.
 from __future__ import annotations
 
 import os
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +30,13 @@ def amd_512() -> bool:
     """Whether the processor is one of AMD's with AVX-512."""
     told = _told()
     return "AuthenticAMD" in told and " avx512f " in told
+
+
+@lru_cache(1)
+def _full_width() -> bool:
+    """Whether 512 bits are multiplied at once: family 26 on. The one before takes them by halves."""
+    found = re.search(r"^cpu family\s*: (\d+)$", _told(), re.MULTILINE)
+    return found is not None and int(found[1]) >= 26
 
 
 @lru_cache(1)
@@ -126,7 +134,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def outer(g_MN: Tensor, x_MK: Tensor) -> Tensor:
     """A weight's gradient [N, K]: g turned times x. Not differentiable."""
-    if not (_large(g_MN.numel(), x_MK.shape[1]) and _ours(g_MN) and _ours(x_MK)):
+    # One side must be turned in memory for oneDNN, which takes longer than it gains by halves.
+    large = _full_width() and _large(g_MN.numel(), x_MK.shape[1])
+    if not (large and _ours(g_MN) and _ours(x_MK)):
         return g_MN.t() @ x_MK
     # The longer side is best the second: a third faster at 2,048 rows.
     if g_MN.shape[1] > x_MK.shape[1]:
