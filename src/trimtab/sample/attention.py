@@ -255,25 +255,27 @@ def _single(q: torch.Tensor) -> bool:
     return q.shape[-2] == 1 and q.device.type == "cpu" and columns()
 
 
-def _scores(
+def scores(
     q: torch.Tensor,
     k: torch.Tensor,
     hide: torch.Tensor | None,
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
+    """What each of [..., L] queries thinks of each key [..., L, S], in float32; -inf of hidden ones."""
     q = q * scale
     if _single(q):
         # A view, since the strides of a transposed column send the second product a slow way.
-        scores = torch.matmul(k, q.transpose(-1, -2)).view(*q.shape[:-1], k.shape[-2]).float()
+        made = torch.matmul(k, q.transpose(-1, -2)).view(*q.shape[:-1], k.shape[-2]).float()
     else:
-        scores = torch.matmul(q, k.transpose(-1, -2)).float()
+        made = torch.matmul(q, k.transpose(-1, -2)).float()
     if softcap is not None:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
-    return scores if hide is None else scores.masked_fill_(hide, float("-inf"))
+        made = made.div_(softcap).tanh_().mul_(softcap)
+    return made if hide is None else made.masked_fill_(hide, float("-inf"))
 
 
-def _mean(weights: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def mean(weights: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Values [..., L, dim] summed by weights [..., L, S]."""
     weights = weights.to(v.dtype)
     if _single(weights):
         return torch.matmul(v.transpose(-1, -2), weights.transpose(-1, -2)).transpose(-1, -2)
@@ -289,23 +291,7 @@ def attended(
     softcap: float | None,
 ) -> torch.Tensor:
     """Attention [..., L, dim] to some keys."""
-    return _mean(_scores(q, k, hide, scale, softcap).softmax(-1), v)
-
-
-def weighed(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    hide: torch.Tensor | None,
-    scale: float,
-    softcap: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention [..., L, dim] to some keys, and the logarithm of its normaliser [..., L, 1]."""
-    scores = _scores(q, k, hide, scale, softcap)
-    most = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(most).exp_()
-    total = weights.sum(-1, keepdim=True)
-    return _mean(weights, v) / total, most + total.log()
+    return mean(scores(q, k, hide, scale, softcap).softmax(-1), v)
 
 
 def picked(held: torch.Tensor, rows: Ints) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Decoding several completions of a prompt: its keys and values are held, and read, once.
 
-Attention to the prompt is one product for all of its completions, attention to a completion's own
-tokens another; the two are put together by their normalisers.
+Scores against the prompt are one product for all of its completions, those against a completion's own
+tokens another; one softmax goes over both, and what it gives is summed in two products again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trimtab.sample.attention import KV, Slots, picked, weighed
+from trimtab.sample.attention import KV, Slots, mean, picked, scores
 from trimtab.types import Ints
 
 
@@ -72,10 +72,12 @@ class Shared(Slots):
         place = np.arange(len(of)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         table = np.zeros((count, most), np.int64)
         table[of[order], place] = order
-        back = np.zeros(len(of), np.int64)
-        back[order] = of[order] * most + place
         self.table_PG = torch.from_numpy(table).to(device)
-        self.back_R = torch.from_numpy(back).to(device)
+        within = np.zeros(len(of), np.int64)
+        within[order] = place
+        self.place_R = torch.from_numpy(of).to(device), torch.from_numpy(within).to(device)
+        self.ordered = np.array_equal(table.ravel(), np.arange(len(of)))
+        """Whether the rows stand as the table has them, none missing."""
         deep = int(self.width_P.max()) if count else 0
         beyond = torch.from_numpy(np.arange(deep)[None] >= self.width_P[:, None]).to(device)
         # Without a ragged edge there is nothing to hide.
@@ -87,18 +89,31 @@ class Shared(Slots):
     ) -> Tensor:
         """Attention [R, kv, group, dim] of one query a row to its prompt and its own tokens."""
         assert window is None, "prompts are not shared under a sliding window"
-        rows, kv, group, dim = query.shape
+        rows = len(query)
+        prompt = self.prompts[layer]
+        own = [x[:rows, :, : self.reach] for x in self.cache[layer]]
+        far = self._by_row(scores(self._by_prompt(query), prompt[0], self.beyond, scale, softcap))
+        near = scores(query, own[0], self.hidden(None), scale, softcap)
+        weights = torch.cat([far, near], -1).softmax(-1)
+        far, near = weights.split([far.shape[-1], near.shape[-1]], -1)
+        return mean(near, own[1]) + self._by_row(mean(self._by_prompt(far), prompt[1]))
+
+    def _by_prompt(self, x: Tensor) -> Tensor:
+        """[P, kv, G * group, ...] of rows [R, kv, group, ...]; what stands where none is left is any."""
+        _, kv, group, last = x.shape
         count, most = self.table_PG.shape
-        k, v = self.prompts[layer]
-        q = query[self.table_PG].transpose(1, 2).reshape(count, kv, most * group, dim)
-        far, far_norm = weighed(q, k, v, self.beyond, scale, softcap)
-        far = far.view(count, kv, most, group, dim).transpose(1, 2).flatten(0, 1)[self.back_R]
-        far_norm = far_norm.view(count, kv, most, group, 1).transpose(1, 2).flatten(0, 1)
-        k, v = (x[:rows, :, : self.reach] for x in self.cache[layer])
-        near, near_norm = weighed(query, k, v, self.hidden(None), scale, softcap)
-        # exp(a) / (exp(a) + exp(b)) is the share of the prompt.
-        share = torch.sigmoid(far_norm[self.back_R] - near_norm)
-        return torch.lerp(near, far, share)
+        x = x.view(count, most, kv, group, last) if self.ordered else x[self.table_PG]
+        return x.transpose(1, 2).reshape(count, kv, most * group, last)
+
+    def _by_row(self, x: Tensor) -> Tensor:
+        """[R, kv, group, ...] of what is by prompt [P, kv, G * group, ...]."""
+        count, kv, wide, last = x.shape
+        most = self.table_PG.shape[1]
+        x = x.view(count, kv, most, wide // most, last)
+        if self.ordered:
+            return x.transpose(1, 2).flatten(0, 1)
+        prompt_R, within_R = self.place_R
+        return x[prompt_R, :, within_R]
 
 
 def device_of(held: dict[int, KV]) -> torch.device:
