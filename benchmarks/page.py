@@ -12,7 +12,8 @@ HEAD = """# Performance
 Written by `make bench` (`python -m benchmarks`) from what it measured. Each row runs trimtab and its
 peer in turn, A B A B, in processes of their own, on the same weights, token ids and threads; a
 ratio compares neighbours in time, and its range is that of all turns. Memory is the peak of the
-process, libraries included. "Of GEMM" is useful arithmetic (each prompt once, no padding) against
+process, libraries included; "at the start" is what it held before its first pass: libraries, model
+and data. "Of GEMM" is useful arithmetic (each prompt once, no padding) against
 the best matrix product measured in the same run, and in brackets against torch's own where that is slower
 (trimtab multiplies float32 by oneDNN on AMD's processors with AVX-512, torch by MKL). On the wall clock other work on the machine moves
 the figures; on the cpu clock processor seconds are counted, which leaves waiting out and caches that
@@ -39,8 +40,8 @@ EXPECTED = (
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """The rows side by side."""
     lines = [
-        "| row | ours, a second | peer | ratio [range] | target | MB ours / peer | of GEMM | how |",
-        "|---|---|---|---|---|---|---|---|",
+        "| row | ours, a second | peer | ratio [range] | target | MB ours / peer | at the start | of GEMM | how |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         unit = r["unit"] + "s"
@@ -52,10 +53,13 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         if r["peak_mb_peer"]:
             share = r["peak_mb_ours"] / r["peak_mb_peer"]
             memory += f" / {r['peak_mb_peer']:.0f} = {share:.2f}"
+        start = ""
+        if r.get("start_mb_peer"):
+            start = f"{r['start_mb_ours']:.0f} / {r['start_mb_peer']:.0f}"
         used = _used(r)
         lines.append(
             f"| {r['row']} | {r['ours']:.4g} {unit} | {peer} | {ratio} | {r['target'] or ''} | {memory} "
-            f"| {used} | {r['model']}, {r['dtype']}, {r['threads']} threads, {r['turns']} turns, "
+            f"| {start} | {used} | {r['model']}, {r['dtype']}, {r['threads']} threads, {r['turns']} turns, "
             f"{r['clock']} clock |"
         )
     return lines
@@ -138,8 +142,20 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+
+    def told(key: str) -> list[str]:
+        return [x.partition(":")[2].strip() for x in lines if x.partition(":")[0].strip() == key]
+
+    names = told("model name")
+    if not names:
+        return platform.processor() or platform.machine()
+    # A name as short as a maker's does not tell generations apart.
+    kind = [
+        f"{key.removeprefix('cpu ')} {found[0]}"
+        for key in ("cpu family", "model")
+        if (found := told(key))
+    ]
+    return f"{len(names)} x {names[0]}" + (f" ({', '.join(kind)})" if kind else "")
 
 
 def kept(page: Path, title: str) -> list[str]:

@@ -70,8 +70,21 @@ def peak_mb(device: str) -> float:
         import torch
 
         return torch.cuda.max_memory_allocated() / 2**20
+    return _resident("VmHWM")
+
+
+def held_mb(device: str) -> float:
+    """Memory of this process now, told as ``peak_mb``."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.memory_allocated() / 2**20
+    return _resident("VmRSS")
+
+
+def _resident(which: str) -> float:
     with open("/proc/self/status", encoding="ascii") as lines:
-        found = next(line for line in lines if line.startswith("VmHWM"))
+        found = next(line for line in lines if line.startswith(which))
     return int(found.split()[1]) / 1024
 
 
@@ -146,7 +159,8 @@ def main() -> None:
     module, _, name = str(spec["job"]).partition(":")
     phases = Phases(sync)
     job = getattr(importlib.import_module(module), name)(spec, phases)
-    talk.write(json.dumps({"versions": job.versions()}) + "\n")
+    ready = {"versions": job.versions(), "start_mb": held_mb(spec["device"])}
+    talk.write(json.dumps(ready) + "\n")
     for line in sys.stdin:
         asked = line.strip()
         answer: dict[str, Any] = {}

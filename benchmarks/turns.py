@@ -79,7 +79,10 @@ class Side:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 env=env, cwd=ROOT,
             )  # fmt: skip
-        self.versions: dict[str, str] = self._read()["versions"]
+        ready = self._read()
+        self.versions: dict[str, str] = ready["versions"]
+        self.start_mb: float = ready["start_mb"]
+        """Memory before the first pass: libraries, model and data."""
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -190,6 +193,7 @@ def compare(
         "row": row, "unit": unit, "ours": _middle([rate(r[0]) for r in runs]), "peer": None,
         "ratio": None, "ratio_low": None, "ratio_high": None,
         "peak_mb_ours": runs[-1][0]["peak_mb"], "peak_mb_peer": None, "target": target,
+        "start_mb_ours": one.start_mb, "start_mb_peer": None,
         "about": about, "model": args.model, "threads": ours["threads"], "dtype": ours["dtype"],
         "clock": args.clock, "turns": args.turns, "device": ours["device"], "gemm_gflops": best, "gemm_gflops_torch": own,
         "gflops_ours": _middle([flops(r[0]) for r in runs]), "phases_ours": runs[-1][0]["phases"],
@@ -210,7 +214,7 @@ def compare(
         told |= {
             "peer": _middle([rate(r[1]) for r in runs]), "ratio": _middle(ratios),
             "ratio_low": ratios[0], "ratio_high": ratios[-1], "peer_name": peer_name,
-            "peak_mb_peer": runs[-1][1]["peak_mb"], "phases_peer": runs[-1][1]["phases"],
+            "peak_mb_peer": runs[-1][1]["peak_mb"], "start_mb_peer": two.start_mb, "phases_peer": runs[-1][1]["phases"],
             "gflops_peer": _middle([flops(r[1]) for r in runs]),
             "versions": one.versions | two.versions,
         }  # fmt: skip
@@ -220,7 +224,8 @@ def compare(
             f"{_shares(told['phases_peer'])}",
             f"  ratio {told['ratio']:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
             + (f", target {target:g}" if target else "")
-            + f"; memory {told['peak_mb_ours'] / told['peak_mb_peer']:.2f}",
+            + f"; memory {told['peak_mb_ours'] / told['peak_mb_peer']:.2f}"
+            f" ({one.start_mb:.0f} and {two.start_mb:.0f} MB before the first pass)",
         ]
     for who, shares in zip(("ours", "peer"), kinds, strict=False):
         told[f"operations_{who}"] = shares
