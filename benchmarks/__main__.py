@@ -37,7 +37,7 @@ def main() -> None:
     if not args.page and not args.no_growth:
         runs += [["growth", "--axis", axis] for axis in GROWTH]
         # Whether a longer group costs its completions alone; the peer would take an hour.
-        runs += [["growth", "--axis", "group", "--prompt", "1024", "--ours-only", "--turns", "3"]]
+        runs += [["growth", "--axis", "group", "--prompt", "1024", "--ours-only", "--turns", "15"]]
     for row in runs:
         # A row's own flags come last and so win: the 25m row stays one.
         name, *own = row

@@ -2,7 +2,9 @@
 
 One row of ``benchmarks.grpo`` a point, and the exponent b of y = a x^b through each curve, by least
 squares on logarithms. Memory is that of the whole process, libraries included, so its exponents are
-low for small models. Groups start at two: one answer has nothing to be compared with.
+low for small models. Groups start at two: one answer has nothing to be compared with. With
+``--ours-only`` all points are ready at once and take turns, each a share of its turn, so that a slow
+minute of the machine bends no curve.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import grpo
-from benchmarks.turns import flags
+from benchmarks.rows import grpo, grpo_sides
+from benchmarks.turns import Side, flags
 
 AXES: dict[str, tuple[str, list[Any]]] = {
     "prompt": ("prompt", [64, 256, 1024, 4096]),
@@ -34,7 +36,7 @@ def exponent(x: list[float], y: list[float]) -> float:
 
 
 def points(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds a step and memory at each value of the axis."""
+    """Seconds a step and memory at each value of the axis, one after another."""
     name, values = AXES[args.axis]
     found: list[dict[str, Any]] = []
     for value in values[: args.points]:
@@ -47,6 +49,36 @@ def points(args: argparse.Namespace) -> list[dict[str, Any]]:
         print(json.dumps(one), flush=True)
         found.append(one)
     return found
+
+
+def in_turn(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The same of our side alone, all points in turn."""
+    name, values = AXES[args.axis]
+    turns = args.turns
+    sides: list[Side] = []
+    for value in values[: args.points]:
+        setattr(args, name, value)
+        sides.append(Side(grpo_sides(args)[0], name=f"-{args.axis}-{value}"))
+    for side in sides:
+        side.ask("go")
+    runs = [[side.ask("go") for side in sides] for _ in range(turns)]
+    for side in sides:
+        side.close()
+    spent = [[one[args.clock] / args.steps for one in turn] for turn in runs]
+    found = [
+        {"x": SIZES.get(v, v), "ours": s, "peer": None, "peak_mb_ours": r["peak_mb"], "peak_mb_peer": None}
+        for v, s, r in zip(values, steady(spent), runs[-1], strict=False)
+    ]  # fmt: skip
+    for one in found:
+        print(json.dumps(one), flush=True)
+    return found
+
+
+def steady(seconds: list[list[float]]) -> list[float]:
+    """Seconds of each point from [turn][point]: its median share of a turn, of the median turn."""
+    all_turns = np.array(seconds)
+    whole = all_turns.sum(1)
+    return (np.median(all_turns / whole[:, None], 0) * np.median(whole)).tolist()
 
 
 def fitted(found: list[dict[str, Any]]) -> dict[str, float]:
@@ -86,7 +118,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32)
     parser.set_defaults(turns=1, steps=1, vocabulary=None)
     args = parser.parse_args()
-    found = points(args)
+    found = in_turn(args) if args.ours_only else points(args)
     told = {"row": f"growth-{args.axis}", "points": found, "exponents": fitted(found)}
     if args.axis == "group":
         told["prompt"], told["prompts"], told["flat"] = args.prompt, args.prompts, flat(found)

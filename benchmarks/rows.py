@@ -118,8 +118,8 @@ def tokens(path: Path) -> int:
     return sum(len(x.split()) - 2 + 1 for x in path.read_text(encoding="utf-8").splitlines())
 
 
-def grpo(args: argparse.Namespace) -> Result:
-    """GRPO against TRL: sampling, scoring and one update a batch."""
+def grpo_sides(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """What ours and TRL's GRPO are asked to do, and in words."""
     spec = settings(args)
     model, vocabulary = _model(args)
     folder = Path(args.folder) / "material"
@@ -133,11 +133,16 @@ def grpo(args: argparse.Namespace) -> Result:
         "rewards": [{"name": "last", "function": "benchmarks.material:reward"}],
     }  # fmt: skip
     _half(args, ours)
-    peer = spec | {"job": "benchmarks.trl_jobs:GRPO"}
+    about += f", {args.group} answers of at most {args.new} tokens to {args.prompts} prompts"
+    return ours, spec | {"job": "benchmarks.trl_jobs:GRPO"}, about
+
+
+def grpo(args: argparse.Namespace) -> Result:
+    """GRPO against TRL: sampling, scoring and one update a batch."""
+    ours, peer, about = grpo_sides(args)
     return compare(
         f"grpo-{args.prompt}", "completion", ours, peer, args=args, peer_name="TRL",
-        packages=None if args.ours_only else peer_packages(TRL),
-        about=f"{about}, {args.group} answers of at most {args.new} tokens to {args.prompts} prompts",
+        packages=None if args.ours_only else peer_packages(TRL), about=about,
         target=TARGETS.get(("grpo", str(args.prompt))),
     )  # fmt: skip
 

@@ -58,9 +58,22 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Side:
-    """A running process of ``benchmarks.side``."""
+    """A running process of ``benchmarks.side``.
 
-    def __init__(self, spec: dict[str, Any], packages: Path | None, python: str | None) -> None:
+    Args:
+        spec: Its job's description.
+        packages: Folder put before the packages it would import.
+        python: Another interpreter.
+        name: Tells its log from those of others with the same job.
+    """
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        packages: Path | None = None,
+        python: str | None = None,
+        name: str = "",
+    ) -> None:
         env = dict(os.environ)
         threads = str(spec["threads"])
         env |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
@@ -72,7 +85,7 @@ class Side:
         env["PYTHONPATH"] = os.pathsep.join(places)
         folder = Path(spec["folder"])
         folder.mkdir(parents=True, exist_ok=True)
-        self.log = folder / f"{str(spec['job']).replace(':', '.')}.log"
+        self.log = folder / f"{str(spec['job']).replace(':', '.')}{name}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [python or sys.executable, "-m", "benchmarks.side", json.dumps(spec)],
@@ -166,7 +179,7 @@ def compare(
         about: Data and sizes.
         target: The ratio that is aimed at.
     """
-    one = Side(ours, None, None)
+    one = Side(ours)
     two = None if peer is None or args.ours_only else Side(peer, packages, python)
     sides = [s for s in (one, two) if s is not None]
     gemm = [one.ask("gemm")]

@@ -50,6 +50,15 @@ def test_a_missing_peer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_exponents_and_ragged_lengths() -> None:
     x = [2.0, 4.0, 8.0, 16.0]
     assert growth.exponent(x, [3.0 * v**1.5 for v in x]) == pytest.approx(1.5)
+    line = [1.0 + 0.05 * g for g in (8, 16, 32, 64)]
+    slow = [[3 * v for v in line], line, [1.2 * v for v in line]]
+    told = growth.steady(slow)
+    points = [{"x": g, "ours": v} for g, v in zip((8, 16, 32, 64), told, strict=True)]
+    found = growth.flat(points)
+    assert found["off"] < 1e-9, "a slow turn is slow for every point"
+    assert found["fixed"] == pytest.approx(1.2) and found["each"] == pytest.approx(0.06)
+    points[1]["ours"] += 0.3
+    assert growth.flat(points)["off"] > 0.1
     lengths = np.array(ragged(128, 8, 256))
     assert lengths.min() >= 8 and lengths.max() == 256
     useful = lengths.sum() / (128 * 256)
