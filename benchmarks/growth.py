@@ -54,7 +54,7 @@ def points(args: argparse.Namespace) -> list[dict[str, Any]]:
 def in_turn(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The same of our side alone, all points in turn."""
     name, values = AXES[args.axis]
-    turns = args.turns
+    turns = args.turns  # before --quick, which ``grpo_sides`` heeds, makes them fewer
     sides: list[Side] = []
     for value in values[: args.points]:
         setattr(args, name, value)

@@ -47,9 +47,12 @@ def test_a_missing_peer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert done.returncode == 1 and "make bench-env" in done.stderr.splitlines()[-1]
 
 
-def test_exponents_and_ragged_lengths() -> None:
+def test_exponents() -> None:
     x = [2.0, 4.0, 8.0, 16.0]
     assert growth.exponent(x, [3.0 * v**1.5 for v in x]) == pytest.approx(1.5)
+
+
+def test_a_slow_turn_bends_no_curve() -> None:
     line = [1.0 + 0.05 * g for g in (8, 16, 32, 64)]
     slow = [[3 * v for v in line], line, [1.2 * v for v in line]]
     told = growth.steady(slow)
@@ -59,6 +62,9 @@ def test_exponents_and_ragged_lengths() -> None:
     assert found["fixed"] == pytest.approx(1.2) and found["each"] == pytest.approx(0.06)
     points[1]["ours"] += 0.3
     assert growth.flat(points)["off"] > 0.1
+
+
+def test_ragged_lengths() -> None:
     lengths = np.array(ragged(128, 8, 256))
     assert lengths.min() >= 8 and lengths.max() == 256
     useful = lengths.sum() / (128 * 256)
