@@ -20,7 +20,7 @@ from tests.test_forward import groups
 from trimtab import products
 from trimtab.data.pack import build
 from trimtab.models.load import LM, ModelSpec
-from trimtab.products import Linear, outer, plain, product, quick_linears, times
+from trimtab.products import Linear, few, outer, plain, product, quick_linears, times
 from trimtab.sample.draw import SamplingConfig
 from trimtab.sample.native import Request, Sampler
 
@@ -262,6 +262,43 @@ def test_sampling_draws_the_same(
     # More than sixteen rows are decoded as thirty-two, and the last few as they are; prompts end
     # in twenty-one.
     assert {32, 21, 3} <= rows and not rows & {17, 19, 20}
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_few_rows_are_columns_on_intels(biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "quick", lambda: False)
+    torch.manual_seed(0)
+    small, wide = torch.randn(40, 24), torch.randn(1100, 1024)
+
+    def columns(rows: int, weight: Tensor) -> bool:
+        x = torch.randn(rows, weight.shape[1])
+        bias = torch.randn(len(weight)) if biased else None
+        made = few(x, weight, bias)
+        close(made, linear(x, weight, bias))
+        return not made.is_contiguous()
+
+    monkeypatch.setattr(products, "intel_512", lambda: False)
+    assert not any(columns(n, w) for n in (8, 16, 59) for w in (small, wide))
+    monkeypatch.setattr(products, "intel_512", lambda: True)
+    assert [n for n in range(2, 66) if columns(n, small)] == list(range(16, 60))
+    assert [n for n in range(2, 66) if columns(n, wide)] == list(range(8, 60))
+    half = few(torch.randn(20, 24).bfloat16(), small.bfloat16())
+    assert half.is_contiguous() and half.dtype == torch.bfloat16
+
+
+def test_columns_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "quick", lambda: False)
+    rng = np.random.default_rng(0)
+    asked = [Request(rng.integers(3, 64, n), (n,), 3, limit=4 + n) for n in range(3, 24)]
+    config = SamplingConfig(max_new_tokens=40)
+    got: list[Any] = []
+    for is_intel in (True, False):
+        monkeypatch.setattr(products, "intel_512", lambda told=is_intel: told)
+        got.append(Sampler(tiny("qwen3").eval(), stop_ids=[2])(asked, config))
+    for a, b in zip(*got, strict=True):
+        for one, other in zip(a, b, strict=True):
+            assert one.ids.tolist() == other.ids.tolist()
+            assert np.allclose(one.logp, other.logp, atol=1e-5)
 
 
 def test_programs_are_bounded_before_the_first_is_written() -> None:

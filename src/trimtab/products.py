@@ -20,6 +20,10 @@ from torch.nn.functional import linear
 
 LEAST = 2**21
 """Multiplications from which oneDNN's longer way in pays."""
+FEW = range(16, 60)
+"""Rows before a turned matrix at which MKL loses half of its speed and more on Intel's processors."""
+FEWER, WIDE = range(8, 16), 2**20
+"""The same of large weights, by their numbers."""
 PROGRAMS = 16
 """Programs that oneDNN keeps, one for each shape, with what they hold of the heap. Writing one takes
 0.2 ms, and no two packs have the same shapes; the layers of one pack have."""
@@ -30,6 +34,13 @@ def amd_512() -> bool:
     """Whether the processor is one of AMD's with AVX-512."""
     told = _told()
     return "AuthenticAMD" in told and " avx512f " in told
+
+
+@lru_cache(1)
+def intel_512() -> bool:
+    """Whether the processor is one of Intel's with AVX-512."""
+    told = _told()
+    return "GenuineIntel" in told and " avx512f " in told
 
 
 @lru_cache(1)
@@ -130,6 +141,27 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     else:
         made = _by_onednn(rows, weight, bias)
     return made.view(*x.shape[:-1], -1)
+
+
+def few(x_RK: Tensor, w_NK: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``product`` for the few rows of a decode step: [R, N], not differentiable.
+
+    Where MKL serves on one of Intel's processors the weights come first and the rows are columns,
+    so what is made lies in memory as [N, R]; what comes after keeps that, and needs no copy.
+    """
+    if not (_columns(len(x_RK), w_NK.numel()) and _float(x_RK) and _float(w_NK)):
+        return product(x_RK, w_NK, bias)
+    made = w_NK @ x_RK.t() if bias is None else torch.addmm(bias[:, None], w_NK, x_RK.t())
+    return made.t()
+
+
+def _columns(rows: int, numbers: int) -> bool:
+    small = rows in FEW or (rows in FEWER and numbers >= WIDE)
+    return small and intel_512() and not quick()
+
+
+def _float(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 def outer(g_MN: Tensor, x_MK: Tensor) -> Tensor:

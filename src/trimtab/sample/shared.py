@@ -36,10 +36,7 @@ class Shared(Slots):
             parts = [_rows(new, fresh, deep)]
             if len(kept):
                 parts.insert(0, _rows(self.prompts[layer], kept, deep))
-            self.prompts[layer] = (
-                torch.cat([k for k, _ in parts]),
-                torch.cat([v for _, v in parts]),
-            )
+            self.prompts[layer] = _laid(parts)
             if layer not in self.cache:
                 self._grow(1, start)
                 self.cache[layer] = self._empty(*new)
@@ -60,7 +57,7 @@ class Shared(Slots):
             self.width_P = self.width_P[kept]
             deep = int(self.width_P.max())
             for layer, held in self.prompts.items():
-                self.prompts[layer] = _rows(held, kept, deep)
+                self.prompts[layer] = _laid([_rows(held, kept, deep)])
         self._arrange(device)
 
     def _arrange(self, device: torch.device) -> None:
@@ -92,11 +89,12 @@ class Shared(Slots):
         rows = len(query)
         prompt = self.prompts[layer]
         own = [x[:rows, :, : self.reach] for x in self.cache[layer]]
-        far = self._by_row(scores(self._by_prompt(query), prompt[0], self.beyond, scale, softcap))
+        far = scores(self._by_prompt(query), prompt[0], self.beyond, scale, softcap)
         near = scores(query, own[0], self.hidden(None), scale, softcap)
-        weights = torch.cat([far, near], -1).softmax(-1)
+        # In the prompts' order, so that the longer of the two stays where it is.
+        weights = torch.cat([far, self._by_prompt(near)], -1).softmax(-1)
         far, near = weights.split([far.shape[-1], near.shape[-1]], -1)
-        return mean(near, own[1]) + self._by_row(mean(self._by_prompt(far), prompt[1]))
+        return mean(self._by_row(near), own[1]).add_(self._by_row(mean(far, prompt[1])))
 
     def _by_prompt(self, x: Tensor) -> Tensor:
         """[P, kv, G * group, ...] of rows [R, kv, group, ...]; what stands where none is left is any."""
@@ -119,6 +117,15 @@ class Shared(Slots):
 def device_of(held: dict[int, KV]) -> torch.device:
     """Where keys and values are."""
     return next(iter(held.values()))[0].device
+
+
+def _laid(parts: list[KV]) -> KV:
+    """Prompts' keys and values in one, keys in memory as [P, kv_heads, head_dim, L].
+
+    So the product of a few queries reads along the tokens, in half to two thirds of the time.
+    """
+    keys = torch.cat([k.transpose(2, 3) for k, _ in parts])
+    return keys.transpose(2, 3), torch.cat([v for _, v in parts])
 
 
 def _rows(held: KV, rows: Ints, deep: int) -> KV:
