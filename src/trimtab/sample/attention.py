@@ -263,7 +263,8 @@ def scores(
     softcap: float | None,
 ) -> torch.Tensor:
     """What each of [..., L] queries thinks of each key [..., L, S], in float32; -inf of hidden ones."""
-    q = q * scale
+    if scale != 1.0:
+        q = q * scale
     if _single(q):
         # A view, since the strides of a transposed column send the second product a slow way.
         made = torch.matmul(k, q.transpose(-1, -2)).view(*q.shape[:-1], k.shape[-2]).float()

@@ -9,6 +9,7 @@ last layer are computed beyond its last token.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -120,7 +121,10 @@ class _Layer:
         self.kv: int = attention.k_proj.out_features // self.dim
 
     def turned(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys [R, heads + kv, dim] at their positions, and values [R, kv, dim]."""
+        """Queries and keys [R, heads + kv, dim] at their positions, and values [R, kv, dim].
+
+        ``cos`` and ``sin`` are [R, 1 or heads + kv, dim], sines of the first half negative.
+        """
         made = self.qkv(self.before(h)).view(len(h), -1, self.dim)
         q, k, v = made.split([self.heads, self.kv, self.kv], dim=1)
         if self.heads_norms:
@@ -129,10 +133,8 @@ class _Layer:
         else:
             qk = made[:, : self.heads + self.kv]
         half = self.dim // 2
-        a, b = qk[..., :half], qk[..., half:]
-        turned = qk * cos
-        turned[..., :half].addcmul_(b, sin[..., :half], value=-1)
-        turned[..., half:].addcmul_(a, sin[..., half:])
+        exchanged = torch.cat([qk[..., half:], qk[..., :half]], -1)
+        turned = (qk * cos).addcmul_(exchanged, sin)
         return turned, v
 
     def added(self, h: Tensor, seen: Tensor) -> Tensor:
@@ -165,6 +167,16 @@ class Lean:
             _Layer(x, kind, copies) for x in decoder.layers[: core.config.num_hidden_layers]
         ]
         self.head = Joined([core.lm_head], kind, copies)
+        first = self.layers[0]
+        # Queries come scaled out of the rotation, which is linear.
+        self.scaled = torch.ones(first.heads + first.kv, 1, device=self.embed.weight.device)
+        self.scaled[: first.heads] = first.scale
+
+    def _angles(self, h: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for ``_Layer.turned``, of positions [R]."""
+        cos, sin = self.rotary(h, at[:, None])
+        sin[..., : sin.shape[-1] // 2].neg_()
+        return cos, sin
 
     def __call__(self, slots: Slots, token: Tensor, at: Tensor) -> Tensor:
         """Logits [R, V] after ``token`` [R] at positions ``at`` [R]."""
@@ -173,16 +185,18 @@ class Lean:
         if more:
             token, at = pad(token, (0, more)), pad(at, (0, more))
         h: Tensor = self.embed(token)
-        cos, sin = self.rotary(h, at[:, None])
+        cos, sin = (x * self.scaled for x in self._angles(h, at))
+        mixed = torch.is_autocast_enabled(h.device.type)
+        # As in the model's own forward, attention takes no part in mixed precision.
+        apart = torch.autocast(h.device.type, enabled=False) if mixed else nullcontext()
         for layer in self.layers:
             turned, v = layer.turned(h, cos, sin)
             kept = slots.cache[layer.index][1].dtype
             q, k = turned[:live].to(kept).split([layer.heads, layer.kv], dim=1)
             slots.write(layer.index, k, v[:live].to(kept))
             q = q.reshape(live, layer.kv, -1, layer.dim)
-            # As in the model's own forward, attention takes no part in mixed precision.
-            with torch.autocast(h.device.type, enabled=False):
-                seen = slots.attention(layer.index, q, layer.scale, layer.window, None)
+            with apart:
+                seen = slots.attention(layer.index, q, 1.0, layer.window, None)
             seen = seen.reshape(live, -1).to(h.dtype)
             h = layer.added(h, pad(seen, (0, 0, 0, more)) if more else seen)
         return self.head(self.norm(h))[:live]
@@ -192,7 +206,7 @@ class Lean:
         rows, long = ids.shape
         h: Tensor = self.embed(ids.flatten())
         at = torch.arange(long, device=ids.device)
-        cos, sin = (x[0].repeat(rows, 1)[:, None] for x in self.rotary(h, at[None]))
+        cos, sin = (x.repeat(rows, 1, 1) for x in self._angles(h, at))
         ends = torch.arange(rows, device=ids.device) * long + last
         for layer in self.layers:
             turned, v = layer.turned(h, cos, sin)
