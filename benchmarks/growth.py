@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.page import processor
 from benchmarks.rows import grpo, grpo_sides
 from benchmarks.turns import Side, flags
 
@@ -118,8 +119,12 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32)
     parser.set_defaults(turns=1, steps=1, vocabulary=None)
     args = parser.parse_args()
+    how = (  # before the axis moves one of them, and ``--quick`` the turns
+        f"{args.group} answers of at most {args.new} tokens to {args.prompts} prompts of {args.prompt} but for "
+        f"the axis; {processor()}, {args.threads} threads, {args.turns} turns, {args.clock} clock"
+    )
     found = in_turn(args) if args.ours_only else points(args)
-    told = {"row": f"growth-{args.axis}", "points": found, "exponents": fitted(found)}
+    told = {"row": f"growth-{args.axis}", "how": how, "points": found, "exponents": fitted(found)}
     if args.axis == "group":
         told["prompt"], told["prompts"], told["flat"] = args.prompt, args.prompts, flat(found)
         told["row"] += f"-{args.prompt}"

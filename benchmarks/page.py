@@ -96,16 +96,13 @@ def _both(r: dict[str, Any], what: str) -> str:
 
 
 def growth(rows: list[dict[str, Any]]) -> list[str]:
-    """Exponents."""
+    """Exponents, and the points they go through."""
     if not rows:
         return []
-    lines = [
-        "",
-        f"## {GROWTH}",
-        "",
-        "| along | from, to | exponents |",
-        "|---|---|---|",
-    ]
+    lines = ["", f"## {GROWTH}", ""]
+    for how in sorted({r["how"] for r in rows}):
+        lines.append(f"- {', '.join(_along(r) for r in rows if r['how'] == how)}: {how}")
+    lines += ["", "| along | from, to | exponents |", "|---|---|---|"]
     for r in rows:
         x = [p["x"] for p in r["points"]]
         told = ", ".join(f"{k} {v:g}" for k, v in r["exponents"].items())
@@ -114,8 +111,24 @@ def growth(rows: list[dict[str, Any]]) -> list[str]:
                 f"; from 8 on a step takes {r['flat']['fixed']:.2f} s + {r['flat']['each']:.3f} s a completion "
                 f"of each prompt, within {100 * r['flat']['off']:.0f} % of the fixed part"
             )
-        lines.append(f"| {r['row'].removeprefix('growth-')} | {x[0]:g}, {x[-1]:g} | {told} |")
-    return lines
+        lines.append(f"| {_along(r)} | {x[0]:g}, {x[-1]:g} | {told} |")
+    lines += ["", "| along | at | s a step: ours | TRL | ratio | peak MB: ours | TRL |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    return lines + [_point(r, p) for r in rows for p in r["points"]]
+
+
+def _along(r: dict[str, Any]) -> str:
+    return r["row"].removeprefix("growth-")
+
+
+def _point(r: dict[str, Any], p: dict[str, Any]) -> str:
+    peer, ratio, mb = "", "", ""
+    if p["peer"]:
+        peer, ratio, mb = (
+            f"{p['peer']:.2f}",
+            f"{p['peer'] / p['ours']:.1f}",
+            f"{p['peak_mb_peer']:.0f}",
+        )
+    return f"| {_along(r)} | {p['x']:,.0f} | {p['ours']:.2f} | {peer} | {ratio} | {p['peak_mb_ours']:.0f} | {mb} |"
 
 
 def planned(told: dict[str, Any] | None) -> list[str]:

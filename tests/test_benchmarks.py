@@ -64,6 +64,21 @@ def test_a_slow_turn_bends_no_curve() -> None:
     assert growth.flat(points)["off"] > 0.1
 
 
+def test_curves_on_the_page() -> None:
+    points = [
+        {"x": x, "ours": s, "peer": t, "peak_mb_ours": 500.0, "peak_mb_peer": t and 1000.0}
+        for x, s, t in ((64, 0.5, 1.0), (4096, 2.0, 32.0))
+    ]
+    row = {"row": "growth-prompt", "how": "here", "points": points}
+    text = "\n".join(page.growth([row | {"exponents": growth.fitted(points)}]))
+    assert "- prompt: here\n" in text
+    assert "| prompt | 64, 4096 | ours 0.33, peer 0.83, " in text
+    assert "| prompt | 4,096 | 2.00 | 32.00 | 16.0 | 500 | 1000 |" in text
+    alone = [p | {"peer": None, "peak_mb_peer": None} for p in points]
+    text = "\n".join(page.growth([row | {"points": alone, "exponents": growth.fitted(alone)}]))
+    assert "| prompt | 4,096 | 2.00 |  |  | 500 |  |" in text
+
+
 def test_ragged_lengths() -> None:
     lengths = np.array(ragged(128, 8, 256))
     assert lengths.min() >= 8 and lengths.max() == 256
