@@ -318,9 +318,15 @@ def test_the_bound_on_errors_is_exact(total: int, data: st.DataObject) -> None:
     assert wrong / total <= bound <= 1
     errors = round(bound * total)
     at_most = total - (checked - wrong)
+    rare = 1 - 0.95  # as the function has it: beside 0.05 by rounding, as a chance of 1 in 20 is
     if errors < at_most:
-        assert hypergeom.cdf(wrong, total, errors + 1, checked) <= 0.05
-    assert errors == wrong or hypergeom.cdf(wrong, total, errors, checked) > 0.05
+        assert hypergeom.cdf(wrong, total, errors + 1, checked) <= rare
+    assert errors == wrong or hypergeom.cdf(wrong, total, errors, checked) > rare
+
+
+def test_a_chance_of_just_one_in_twenty_is_not_credible() -> None:
+    # Three of six wrong, three checked and none of those: 1 in C(6, 3) = 20.
+    assert audit.error_bound(0, 3, 6) == 2 / 6
 
 
 def test_how_many_more_to_check() -> None:
