@@ -23,7 +23,7 @@ LEAST = 2**21
 FEW = range(16, 60)
 """Rows before a turned matrix at which MKL loses half of its speed and more on Intel's processors."""
 FEWER, WIDE = range(8, 16), 2**20
-"""The same of large weights, by their numbers."""
+"""Fewer rows, at which it does so where a weight has this many numbers."""
 PROGRAMS = 16
 """Programs that oneDNN keeps, one for each shape, with what they hold of the heap. Writing one takes
 0.2 ms, and no two packs have the same shapes; the layers of one pack have."""
@@ -32,15 +32,18 @@ PROGRAMS = 16
 @lru_cache(1)
 def amd_512() -> bool:
     """Whether the processor is one of AMD's with AVX-512."""
-    told = _told()
-    return "AuthenticAMD" in told and " avx512f " in told
+    return _has_512("AuthenticAMD")
 
 
 @lru_cache(1)
 def intel_512() -> bool:
     """Whether the processor is one of Intel's with AVX-512."""
+    return _has_512("GenuineIntel")
+
+
+def _has_512(maker: str) -> bool:
     told = _told()
-    return "GenuineIntel" in told and " avx512f " in told
+    return maker in told and " avx512f " in told
 
 
 @lru_cache(1)
@@ -122,9 +125,8 @@ def _large(one: int, other: int) -> bool:
 def _ours(x: Tensor) -> bool:
     # Wrapped tensors (sharded, traced, mapped) know torch's own operations alone.
     return (
-        x.dtype == torch.float32
+        _float(x)
         and quick()
-        and x.device.type == "cpu"
         and type(x) in (Tensor, nn.Parameter)
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
