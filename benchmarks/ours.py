@@ -16,13 +16,13 @@ from benchmarks.asked import requests
 from benchmarks.side import Phases
 from trimtab.data.pack import packs
 from trimtab.models.load import LM, ModelSpec
-from trimtab.sample.native import Request, Sampler, SamplingConfig
-from trimtab.train.policy import RLConfig, RLStage
-from trimtab.train.preference import PreferenceConfig, PreferenceStage
+from trimtab.sample.sampler import Request, Sampler, SamplingConfig
+from trimtab.train.dpo import PreferenceConfig, PreferenceStage
 from trimtab.train.reference import Reference
 from trimtab.train.reward import RewardConfig, RewardStage
+from trimtab.train.rl import RLConfig, RLStage
 from trimtab.train.sft import SFTConfig, SFTStage
-from trimtab.train.step import Trainer
+from trimtab.train.trainer import Trainer
 
 
 class Job:

@@ -23,14 +23,16 @@ from benchmarks.overoptimisation_page import write
 from trimtab.config import build
 from trimtab.data import formats, sources
 from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.datagen import sandbox_data
 from trimtab.models.load import LM, ModelSpec
-from trimtab.objectives.reward import ensemble
+from trimtab.objectives.bradley_terry import ensemble
 from trimtab.rewards.score import Rewards, RewardSpec
-from trimtab.rollout.collect import collect
+from trimtab.rollout.collector import collect
 from trimtab.runs import read_metrics
-from trimtab.sample.native import Sampler, SamplingConfig
-from trimtab.stats.best_of_n import best_of_n, kl_bound
-from trimtab.train import policy, reward, sft, world
+from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.stats.order_stats import best_of_n, kl_bound
+from trimtab.train import reward, sft
+from trimtab.train import rl as policy
 
 BASE = str(Path(trimtab.__file__).parent / "sandbox" / "base")
 GOLD = {"name": "gold", "function": "trimtab.sandbox.world:gold_reward", "weight": 0}
@@ -50,8 +52,10 @@ def start(out: Path, limit: int = 1500) -> Path:
     whole = out / "whole"
     if whole.exists():
         return out
-    world.world(
-        world.WorldConfig(out=str(out / "world"), demonstrations=3000, prompts=3000, heldout=400)
+    sandbox_data.world(
+        sandbox_data.WorldConfig(
+            out=str(out / "world"), demonstrations=3000, prompts=3000, heldout=400
+        )
     )
     sft.main(
         build(
@@ -63,9 +67,9 @@ def start(out: Path, limit: int = 1500) -> Path:
             },
         )
     )  # fmt: skip
-    world.label(
+    sandbox_data.label(
         build(
-            world.LabelConfig,
+            sandbox_data.LabelConfig,
             {
                 "out": str(out / "label"), "model": {"path": str(out / "sft" / "model")},
                 "data": str(out / "world" / "prompts.jsonl"), "limit": limit, "heldout": 300,
@@ -169,7 +173,7 @@ def rl(
     stage = policy.RLStage(build(policy.RLConfig, settings))
     limited(stage, stop_s)
     from trimtab.runs import Run
-    from trimtab.train.step import fit
+    from trimtab.train.loop import fit
 
     fit(stage, Run(settings["out"]), stage.config.loop)
     rows = read_metrics(settings["out"])

@@ -92,7 +92,7 @@ def gemm_rate(device: str, dtype: str) -> dict[str, float]:
     """The best GFLOP/s of a matrix product here and now: of torch's own, and of the faster library."""
     import torch
 
-    from trimtab.products import times
+    from trimtab.kernels.matmul import times
 
     best = {"torch": 0.0, "gemm": 0.0}
     kind = getattr(torch, dtype)

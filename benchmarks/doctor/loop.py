@@ -15,12 +15,12 @@ from benchmarks.doctor.plan import RECIPES, Recipe, Spec, specs
 from benchmarks.doctor.run import STAGES, configured, kinds_of
 from benchmarks.doctor.worlds import put, scenes
 from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.datagen.sandbox_data import prompt_groups
 from trimtab.models.load import LM, ModelSpec
 from trimtab.runs import Run, read_summary
-from trimtab.sample.native import Request, Sampler, SamplingConfig
+from trimtab.sample.sampler import Request, Sampler, SamplingConfig
 from trimtab.sandbox.world import gold
-from trimtab.train import step as loop
-from trimtab.train.world import prompt_groups
+from trimtab.train import trainer as loop
 
 EVERY = 50
 """``loop.doctor_every`` of the overhead: what ``docs/doctor.md`` advises."""

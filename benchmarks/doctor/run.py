@@ -14,25 +14,25 @@ import numpy as np
 
 from benchmarks.doctor.plan import GOLD, Spec
 from benchmarks.doctor.worlds import BASE, TASKS, prompts, put, reward_model, scenes
+from trimtab.audit.audit_run import draw
 from trimtab.config import import_function, merge
 from trimtab.data.render import Renderer, load_tokenizer
-from trimtab.diagnose.audit_run import draw
+from trimtab.datagen.sandbox_data import prompt_groups
 from trimtab.models.load import LM, ModelSpec
 from trimtab.runs import Run, read_metrics, read_samples, write_atomic
-from trimtab.sample.native import Request, Sampler, SamplingConfig
+from trimtab.sample.sampler import Request, Sampler, SamplingConfig
 from trimtab.sandbox import faults
 from trimtab.sandbox.tokenizer import TEMPLATE
 from trimtab.sandbox.world import Kind, Scene, demonstrations, gold
-from trimtab.train import policy, preference, reward, sft
-from trimtab.train.step import fit
-from trimtab.train.world import prompt_groups
+from trimtab.train import dpo, reward, rl, sft
+from trimtab.train.loop import fit
 
 AUDIT = 120
 """Rollouts with a gold score."""
 STAGES: dict[str, tuple[Any, Any]] = {
-    "rl": (policy.RLConfig, policy.RLStage),
-    "rm": (policy.RLConfig, policy.RLStage),
-    "dpo": (preference.PreferenceConfig, preference.PreferenceStage),
+    "rl": (rl.RLConfig, rl.RLStage),
+    "rm": (rl.RLConfig, rl.RLStage),
+    "dpo": (dpo.PreferenceConfig, dpo.PreferenceStage),
     "reward": (reward.RewardConfig, reward.RewardStage),
     "sft": (sft.SFTConfig, sft.SFTStage),
 }
@@ -147,7 +147,7 @@ def _usual(spec: Spec, data: Path, out: Path) -> dict[str, Any]:
             "optim": {"lr": 5e-4 if recipe.stage == "reward" else 2e-4, "warmup": 0.1}}  # fmt: skip
 
 
-def _gold(folder: Path, spec: Spec, config: policy.RLConfig) -> dict[str, Any]:
+def _gold(folder: Path, spec: Spec, config: rl.RLConfig) -> dict[str, Any]:
     """Gold of every logged rollout: the truth, which stays out of the folder but for an audit, drawn
     as ``trimtab audit`` draws it."""
     by = {s.prompt: s for s in shown(spec)}
@@ -221,7 +221,7 @@ def symptoms(late: Sequence[dict[str, Any]], options: dict[str, Any]) -> dict[st
     return found | {"same": most / max(1, sum(map(len, several)))}
 
 
-def _probe(folder: Path, spec: Spec, config: policy.RLConfig) -> None:
+def _probe(folder: Path, spec: Spec, config: rl.RLConfig) -> None:
     """Belief swaps of the trained policy and of its start, and whether the reward pays for following."""
     asked = [s for s in scenes(("ask",), 48, spec.seed, 19)]
     pairs = [faults.swapped(s, i) for i, s in enumerate(asked)]

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.diagnose.curves import kl_target
-from trimtab.diagnose.signals import Evidence, read
-from trimtab.diagnose.verdict import ALARMS, diagnose
+from trimtab.doctor.alarms.curves import kl_target
+from trimtab.doctor.diagnosis import ALARMS, diagnose
+from trimtab.doctor.evidence import Evidence, read
 from trimtab.stats.uncertainty import wilson
 
 SHUFFLES = 200

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 import trimtab
+from trimtab.datagen.sandbox_data import prompt_rows
 from trimtab.runs import write_atomic
 from trimtab.sandbox.faults import labelled
 from trimtab.sandbox.world import Kind, Scene, make_scene
 from trimtab.train import reward
-from trimtab.train.world import prompt_rows
 
 BASE = Path(trimtab.__file__).parent / "sandbox" / "base"
 

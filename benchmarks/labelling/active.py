@@ -21,7 +21,7 @@ from scipy.special import expit
 
 from benchmarks.labelling.model import Bench, Floats, Probe, accuracy, needed, questions
 from trimtab.sandbox.annotators import Annotator
-from trimtab.stats.audit import bald
+from trimtab.stats.label_audit import bald
 from trimtab.types import Group
 
 HOWS = ("uniform", "active")

@@ -19,7 +19,7 @@ from scipy.special import xlogy
 
 from benchmarks.labelling.model import Bench, Floats, Probe, Question, accuracy, questions
 from trimtab.sandbox.annotators import Annotator
-from trimtab.stats.agreement import krippendorff_alpha
+from trimtab.stats.reliability import krippendorff_alpha
 
 LEVELS = 7
 

@@ -16,10 +16,10 @@ from trimtab.data.pack import Output, Pack, packs
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.models.heads import Scorer
 from trimtab.models.load import LM, ModelSpec
-from trimtab.objectives.reward import BradleyTerry
+from trimtab.objectives.bradley_terry import BradleyTerry
 from trimtab.sandbox.world import Scene, World, answer, gold
 from trimtab.stats.logistic import newton
-from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices
+from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer, batch_indices
 from trimtab.types import Group
 
 Floats = npt.NDArray[np.float64]

@@ -11,11 +11,12 @@ from scipy.stats import spearmanr
 
 from benchmarks.learning import words
 from trimtab.config import build
-from trimtab.sandbox import tasks as sandbox
-from trimtab.sandbox.tasks import Problem
-from trimtab.train import process, step_labels
-from trimtab.train.credit import assign
-from trimtab.train.policy import RLStage
+from trimtab.datagen import step_labels
+from trimtab.sandbox import word_problems as sandbox
+from trimtab.sandbox.word_problems import Problem
+from trimtab.train import process
+from trimtab.train.advantages import assign
+from trimtab.train.rl import RLStage
 from trimtab.types import Completion, Group
 
 

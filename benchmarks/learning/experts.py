@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.learning import words
 from trimtab.data.pack import packs, scatter
-from trimtab.train.policy import RLStage
+from trimtab.train.rl import RLStage
 from trimtab.types import Group
 
 EVERY = 4

@@ -7,12 +7,14 @@ from typing import Any
 
 import yaml
 
+import trimtab
 from trimtab.config import build
-from trimtab.evaluate import policies
+from trimtab.evaluate import compare as policies
+from trimtab.launch import recipe as pipeline
 from trimtab.objectives.preference import DIRECT
-from trimtab.train import pipeline, policy, preference
+from trimtab.train import dpo, rl
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(trimtab.__file__).parent / "recipes"
 SHARED = ("world", "sft", "label", "reward")
 SETTINGS: dict[str, dict[str, Any]] = {
     "cdpo": {"objective": {"type": "cdpo", "beta": 0.5, "smoothing": 0.1}},
@@ -58,7 +60,7 @@ def direct(out: Path, seed: int, *, start: str, name: str) -> dict[str, Any]:
         "data": {"path": str(origin / "label" / "comparisons.jsonl")}, "eval_data": None,
         "reference_cache": str(origin / "reference"), "loop": {"seed": seed},
     }  # fmt: skip
-    preference.main(build(preference.PreferenceConfig, values))
+    dpo.main(build(dpo.PreferenceConfig, values))
     return compare(out, origin)
 
 
@@ -70,7 +72,7 @@ def ppo(out: Path, seed: int, *, start: str) -> dict[str, Any]:
         out=start, stages={name: stages[name] for name in (*SHARED, "ppo")}, seed=seed
     )
     config = pipeline.plan(recipe, "sandbox-ppo.yaml")[-1].config
-    policy.main(build(policy.RLConfig, {**config.model_dump(), "out": str(out / "run")}))
+    rl.main(build(rl.RLConfig, {**config.model_dump(), "out": str(out / "run")}))
     return compare(out, origin)
 
 

@@ -126,7 +126,7 @@ def write(out: Path, docs: Path) -> None:
             "## PPO and every direct method on equal labels\n",
             "The sandbox's ranked answers, one SFT model; PPO has a reward model of the same labels. Gold "
             "and win rate against SFT on 600 held-out prompts, 95 % intervals over prompts; settings are "
-            "those of `recipes/sandbox-dpo.yaml`, `recipes/sandbox-ppo.yaml` and "
+            "those of `src/trimtab/recipes/sandbox-dpo.yaml`, `src/trimtab/recipes/sandbox-ppo.yaml` and "
             "`benchmarks/learning/labels.py`.\n",
             table(["method", "gold: SFT", "end", "win rate, each seed", "KL", "tokens", "distinct-2"], rows),
         ]  # fmt: skip

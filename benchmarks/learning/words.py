@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.config import build
+from trimtab.datagen import word_problem_data
 from trimtab.evaluate import solved
 from trimtab.runs import read_metrics
-from trimtab.sandbox.tasks import END
-from trimtab.train import policy, sft, tasks
+from trimtab.sandbox.word_problems import END
+from trimtab.train import rl, sft
 
-VERIFIER = {"name": "right", "function": "trimtab.sandbox.tasks:verifier_reward"}
+VERIFIER = {"name": "right", "function": "trimtab.sandbox.word_problems:verifier_reward"}
 LIMIT = 32
 """Tokens of a solution at most; right ones of two steps have 19."""
 WRONG = 0.35
@@ -25,7 +26,7 @@ def start(out: Path, *, size: str = "full", moe: bool = False) -> Path:
     given |= {"difficulty": {"steps": 2, "largest": 15}}
     given |= {"demonstrations": 8000 if few else 16_000, "prompts": 3000, "heldout": 300}
     if not (out / "tasks" / "heldout.jsonl").is_file():
-        tasks.tasks(build(tasks.TasksConfig, given))
+        word_problem_data.tasks(build(word_problem_data.TasksConfig, given))
     config = out / "tasks" / "config.json"
     if moe:
         config = _mixture(config)
@@ -72,7 +73,7 @@ def measure(model: Path, start: Path, out: Path, limit: int | None = None) -> di
 
 def settings(
     out: Path, seed: int, start: Path, samples: int, batch: int, lr: float, given: dict[str, Any]
-) -> policy.RLConfig:
+) -> rl.RLConfig:
     """RL on the verifier: ``batch`` completions a step, ``samples`` in all."""
     values: dict[str, Any] = {
         "out": str(out), "model": {"path": str(start / "sft" / "model")},
@@ -81,7 +82,7 @@ def settings(
         "optim": {"lr": lr, "warmup": 0.1, "schedule": "constant"}, "loop": {"seed": seed},
         **given,
     }  # fmt: skip
-    method = build(policy.RLConfig, {**values, "prompts": batch}).method
+    method = build(rl.RLConfig, {**values, "prompts": batch}).method
     if method.dynamic_sampling:
         # A step with a uniform group draws a second time, and nearly every step has one.
         values["steps"] //= 2
@@ -91,7 +92,7 @@ def settings(
     if method.needs_critic:
         spec = {"lr": 1e-3, "warmup": 0.1, "schedule": "constant"}
         values.setdefault("critic", {"optim": spec})
-    return build(policy.RLConfig, values)
+    return build(rl.RLConfig, values)
 
 
 def learn(
@@ -108,7 +109,7 @@ def learn(
     """Train and measure: start and end of pass@1 with its interval, pass@k, and the curve."""
     origin = Path(start)
     config = settings(out / "rl", seed, origin, samples, batch, lr, given)
-    policy.main(config)
+    rl.main(config)
     rows = read_metrics(out / "rl")
     before = measure(origin / "sft" / "model", origin, origin / "before", limit)
     after = measure(out / "rl" / "model", origin, out / "after", limit)

@@ -13,16 +13,16 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError, DataError
-from trimtab.evaluate import audit, bias, quality
+from trimtab.evaluate import bias, judge_audit, quality
 from trimtab.evaluate.standing import strengths
-from trimtab.judgement import Judgement
-from trimtab.label import exchange
-from trimtab.label import records as files
-from trimtab.label.records import Records
-from trimtab.label.votes import Unit, by_item, counts, gold_gaps, settled, votes
+from trimtab.exchange import convert
+from trimtab.feedback import records as files
+from trimtab.feedback.judgement import Judgement
+from trimtab.feedback.records import Records
+from trimtab.feedback.votes import Unit, by_item, counts, gold_gaps, settled, votes
 from trimtab.runs import write_atomic
 from trimtab.runs.console import console
-from trimtab.stats import agreement as stats
+from trimtab.stats import reliability as stats
 from trimtab.stats.calibrate import Calibrator
 from trimtab.stats.uncertainty import bootstrap_sums, draws
 
@@ -254,19 +254,19 @@ def measure(
     drifts = [m["drift"] for m in annotators.values() if m["drift"]]
     for one in drifts:
         one["found"] = one["p"] < bias.FAMILY / len(drifts)
-    truth = audit.people_say(by_unit, people)
+    truth = judge_audit.people_say(by_unit, people)
     told: dict[str, Any] = {}
     calibrators: dict[str, Calibrator] = {}
     for name in sorted(judges):
-        probs = audit.probabilities(cast, name) if config.dimension is None else {}
+        probs = judge_audit.probabilities(cast, name) if config.dimension is None else {}
         said_by = {u: mine[name] for u, mine in by_unit.items() if name in mine}
-        fitted = audit.calibration(probs, truth, seed)
+        fitted = judge_audit.calibration(probs, truth, seed)
         if fitted is not None:
             calibrators[name] = fitted[1]
-        doubt = audit.doubts(said_by, probs, calibrators.get(name), posterior)
+        doubt = judge_audit.doubts(said_by, probs, calibrators.get(name), posterior)
         told[name] = {
             "calibration": fitted[0] if fitted is not None else None,
-            "audit": audit.plan(
+            "audit": judge_audit.plan(
                 said_by, truth, doubt, config.audit.count, config.audit.target, seed
             ),
         }
@@ -314,7 +314,7 @@ def main(config: AgreementConfig) -> dict[str, Any]:
     """Read, measure, print a table; write the page and the JSON where asked."""
     from trimtab.evaluate import agreement_page
 
-    records = exchange.read(config.files)
+    records = convert.read(config.files)
     if not records.judgements:
         raise ConfigError(f"{', '.join(config.files)}: items alone; give the judgements too")
     found, calibrators = measure(records, config)
@@ -329,7 +329,7 @@ def main(config: AgreementConfig) -> dict[str, Any]:
         if not calibrators:
             raise ConfigError(
                 "calibrated: no judge gave probabilities on at least "
-                f"{audit.MIN_LABELS} pairs that people judged too"
+                f"{judge_audit.MIN_LABELS} pairs that people judged too"
             )
         better = recalibrated(records.current(), calibrators)
         write_atomic(Path(config.calibrated), files.lines(better))

@@ -8,8 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table as Shown
 
-from trimtab.evaluate.findings import SWAYS, span, verdicts
-from trimtab.label.records import Records
+from trimtab.evaluate.agreement_findings import SWAYS, span, verdicts
+from trimtab.feedback.records import Records
 from trimtab.report.charts import Bar, bar_chart, calibration_chart
 from trimtab.report.sections import Answer, Pick, Section, Table, Tile, render
 from trimtab.runs.console import console

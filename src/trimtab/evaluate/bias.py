@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.judgement import Item
-from trimtab.label.records import Records
-from trimtab.label.votes import FIRST, TIE, Unit, Vote
+from trimtab.feedback.judgement import Item
+from trimtab.feedback.records import Records
+from trimtab.feedback.votes import FIRST, TIE, Unit, Vote
 from trimtab.stats.logistic import ScoreTest, logistic
 from trimtab.stats.uncertainty import wilson
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
-from trimtab.label.records import Records
-from trimtab.label.votes import FIRST, SECOND, TIE, Unit, Vote, majority, prompt_key
-from trimtab.stats.agreement import dawid_skene
+from trimtab.feedback.records import Records
+from trimtab.feedback.votes import FIRST, SECOND, TIE, Unit, Vote, majority, prompt_key
 from trimtab.stats.ranking import Triads, triads
+from trimtab.stats.reliability import dawid_skene
 from trimtab.stats.uncertainty import draws, wilson
 
 

@@ -21,10 +21,10 @@ from trimtab.evaluate.side_page import write_page
 from trimtab.models import checkpoint
 from trimtab.models.load import LM, ModelSpec
 from trimtab.rewards.score import Rewards, RewardSpec
-from trimtab.rollout.collect import collect
+from trimtab.rollout.collector import collect
 from trimtab.runs import to_json, write_atomic
 from trimtab.runs.console import bar, console
-from trimtab.sample.native import Sampler, SamplingConfig
+from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.stats.length import Verdicts, length_controlled
 from trimtab.stats.style import openings, style
 from trimtab.stats.uncertainty import bootstrap_mean, win_rate

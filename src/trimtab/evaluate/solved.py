@@ -17,10 +17,10 @@ from trimtab.data import formats, sources
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.models.load import LM, ModelSpec
 from trimtab.rewards.score import Rewards, RewardSpec
-from trimtab.rollout.collect import collect
+from trimtab.rollout.collector import collect
 from trimtab.runs import write_atomic
 from trimtab.runs.console import bar, console
-from trimtab.sample.native import Sampler, SamplingConfig
+from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.stats.uncertainty import bootstrap_mean
 
 

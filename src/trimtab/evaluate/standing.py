@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.judgement import Item
-from trimtab.label.records import Records
-from trimtab.label.votes import FIRST, TIE, Vote, prompt_key
+from trimtab.feedback.judgement import Item
+from trimtab.feedback.records import Records
+from trimtab.feedback.votes import FIRST, TIE, Vote, prompt_key
 from trimtab.stats.length import Verdicts, difficulty, length_controlled
 from trimtab.stats.ranking import bradley_terry, connected, elo, triads
 from trimtab.stats.uncertainty import bootstrap_mean, draws

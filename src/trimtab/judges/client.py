@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from trimtab.config import import_function
 from trimtab.errors import ConfigError, JudgeError
 from trimtab.judges.cache import Cache
-from trimtab.judges.spec import ClientSpec
+from trimtab.judges.judge_config import ClientSpec
 from trimtab.runs.redact import HIDDEN, redact
 
 T = TypeVar("T")

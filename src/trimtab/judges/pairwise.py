@@ -7,12 +7,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.judgement import Item, Judgement
+from trimtab.feedback.judgement import Item, Judgement
 from trimtab.judges.client import Answer, Client, Failure, Reply
+from trimtab.judges.judge_config import JudgeSpec
 from trimtab.judges.question import LETTERS, ask
-from trimtab.judges.reading import read, verdict_prob
+from trimtab.judges.reply import read, verdict_prob
 from trimtab.judges.rubric import Rubric, load_rubric
-from trimtab.judges.spec import JudgeSpec
 
 TIE = 0.5
 _SHARE = {"A": 1.0, "B": 0.0, "tie": TIE}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.errors import DataError
-from trimtab.label.spec import OWNER
+from trimtab.label.label_config import OWNER
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trimtab.judgement import Judgement
-from trimtab.label import pages, verdict
+from trimtab.feedback.judgement import Judgement
+from trimtab.label import form as verdict
+from trimtab.label import pages
 from trimtab.label.access import Access, Visitor
 from trimtab.label.export import files, lines
 from trimtab.label.pages import Pages

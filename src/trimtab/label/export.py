@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trimtab.judgement import Item, Judgement
+from trimtab.feedback.judgement import Item, Judgement
 from trimtab.label import queue
 from trimtab.label.store import Kept, Store
 from trimtab.runs import write_atomic

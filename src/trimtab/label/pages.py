@@ -10,11 +10,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trimtab.label import progress
+from trimtab.feedback import progress
 from trimtab.label.access import Visitor
-from trimtab.label.spec import LabelConfig, Rubric
+from trimtab.label.label_config import LabelConfig, Rubric
+from trimtab.label.markdown import laid_out
 from trimtab.label.store import Place, Store
-from trimtab.label.words import laid_out
 
 _HERE = Path(__file__).parent
 STATIC = {

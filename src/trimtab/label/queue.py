@@ -7,9 +7,9 @@ import itertools
 import random
 from collections.abc import Mapping
 
-from trimtab.judgement import Item
-from trimtab.label.items import Entry
-from trimtab.label.spec import Plan
+from trimtab.feedback.item_rows import Entry
+from trimtab.feedback.judgement import Item
+from trimtab.label.label_config import Plan
 
 Said = Mapping[tuple[int, int], int]
 """Verdicts by pair (i, j), i < j: -1 when i is better, 1 when j is, 0 for a tie."""

@@ -15,11 +15,12 @@ import uvicorn
 
 from trimtab.data import formats, sources
 from trimtab.errors import ConfigError, DataError, UserError
-from trimtab.label import app, export, items
+from trimtab.feedback import item_rows
+from trimtab.feedback.item_rows import Entry
+from trimtab.label import app, export
 from trimtab.label.access import Access, read_secret
-from trimtab.label.items import Entry
+from trimtab.label.label_config import LabelConfig, read_rubric
 from trimtab.label.pages import Pages
-from trimtab.label.spec import LabelConfig, read_rubric
 from trimtab.label.store import Store
 from trimtab.runs.console import console
 
@@ -32,7 +33,9 @@ def _loaded(config: LabelConfig) -> list[Entry]:
     """Gold items, and unless they are to be sampled the items of ``data``."""
     entries: list[Entry] = []
     if not config.model:
-        made = items.load(config.data, limit=config.limit, strict=config.strict, marks=config.marks)
+        made = item_rows.load(
+            config.data, limit=config.limit, strict=config.strict, marks=config.marks
+        )
         entries += made.entries
         left = [
             f"{count} {what}"
@@ -46,7 +49,7 @@ def _loaded(config: LabelConfig) -> list[Entry]:
         if left:
             console.print(f"{config.data}: left out {', '.join(left)}")
     if config.gold is not None:
-        known = items.load(
+        known = item_rows.load(
             config.gold, limit=None, strict=config.strict, marks=config.marks, gold=True
         )
         asked = {e.item.id for e in entries}

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Literal
 
 from trimtab.errors import DataError, UserError
-from trimtab.judgement import Item, Judgement
+from trimtab.feedback.item_rows import Entry
+from trimtab.feedback.judgement import Item, Judgement
 from trimtab.label import queue
-from trimtab.label.items import Entry
-from trimtab.label.spec import Plan
+from trimtab.label.label_config import Plan
 
 Outcome = Literal["saved", "again", "other", "late", "not yours"]
 """saved; again: it was there already; other: another verdict was; late: the place had been given

@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from trimtab.data.pack import Pack
-from trimtab.models.attention import NAME, make_tree
-from trimtab.models.layers import lean_layers
-from trimtab.models.logprobs import LogitHead, chunk_rows, fused_logps
-from trimtab.products import plain, quick_linears
+from trimtab.kernels.layers import lean_layers
+from trimtab.kernels.logprobs import LogitHead, chunk_rows, fused_logps
+from trimtab.kernels.matmul import plain, quick_linears
+from trimtab.kernels.tree_attention import NAME, make_tree
 
 Head = Callable[[Tensor], Tensor]
 

@@ -27,11 +27,13 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from trimtab.config import Config
+from trimtab.data.dataset import DataSpec
 from trimtab.data.pack import Pack, build
+from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import ModelError
+from trimtab.kernels.logprobs import LogitHead
+from trimtab.kernels.matmul import keep_programs, product
 from trimtab.models.forward import hidden, set_attention, token_logps
-from trimtab.models.logprobs import LogitHead
-from trimtab.products import keep_programs, product
 from trimtab.types import Completion, Group
 
 log = logging.getLogger(__name__)
@@ -391,3 +393,9 @@ def save_model(model: nn.Module, folder: Path, tokenizer: Any, plain: str = "sdp
         inner = cast(PreTrainedModel, copy.deepcopy(model).merge_and_unload())
     inner.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+
+
+def renderer_for(model: ModelSpec, data: DataSpec) -> Renderer:
+    """Tokenizer and template of ``model`` with the limits of ``data``."""
+    tokenizer = load_tokenizer(model.tokenizer or model.path, model.chat_template)
+    return Renderer(tokenizer, max_prompt=data.max_prompt, max_tokens=data.max_completion)

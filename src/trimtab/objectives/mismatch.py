@@ -13,8 +13,8 @@ from torch import Tensor
 
 from trimtab.data.pack import Pack
 from trimtab.objectives.kl import CLAMP
+from trimtab.objectives.tensors import segment_sum
 from trimtab.objectives.terms import Per
-from trimtab.tensors import segment_sum
 
 Mismatch = Literal["none", "token", "mask", "sequence", "geometric"]
 """No correction; truncated weight min(w, high) (TIS); w inside [low, high] and else 0 (IcePop);

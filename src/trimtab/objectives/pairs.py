@@ -11,9 +11,9 @@ from torch import Tensor
 
 from trimtab.config import Kind
 from trimtab.data.pack import Output, Pack
-from trimtab.objectives.reward import pair_indices
+from trimtab.objectives.bradley_terry import pair_indices
+from trimtab.objectives.tensors import segment_sum
 from trimtab.objectives.terms import Counts, Loss, Per, Term, detached, zero_like
-from trimtab.tensors import segment_sum
 from trimtab.types import Group
 
 

@@ -23,6 +23,7 @@ from trimtab.objectives.mismatch import (
     sampler_figures,
     stale_rows,
 )
+from trimtab.objectives.tensors import segment_sum
 from trimtab.objectives.terms import (
     Aggregation,
     Counts,
@@ -33,7 +34,6 @@ from trimtab.objectives.terms import (
     detached,
 )
 from trimtab.objectives.value import value_loss
-from trimtab.tensors import segment_sum
 
 Surrogate = Literal["clipped", "weighted", "likelihood"]
 """-min(rho A, clip(rho) A) | -sg(min(rho, cap)) A log pi | -A log pi."""

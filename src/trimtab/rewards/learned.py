@@ -16,9 +16,9 @@ from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import DataError, ModelError
 from trimtab.models.heads import Scorer
 from trimtab.models.load import ModelSpec, base_of, load_pretrained
-from trimtab.objectives.reward import ensemble
+from trimtab.objectives.bradley_terry import ensemble
 from trimtab.rewards.functions import number
-from trimtab.rewards.spec import RewardSpec
+from trimtab.rewards.reward_config import RewardSpec
 from trimtab.stats.running import RunningFit
 from trimtab.types import Group, Score
 

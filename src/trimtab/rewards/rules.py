@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trimtab.config import Config, build
 from trimtab.errors import DataError
-from trimtab.rewards.maths import MathVerify
+from trimtab.rewards.math_answers import MathVerify
 from trimtab.types import Group, Score
 
 VerifierName = Literal["exact", "regex", "numeric", "math"]

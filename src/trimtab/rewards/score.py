@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from trimtab.errors import ConfigError
-from trimtab.rewards.ai import AIPart
+from trimtab.rewards.ai_judge import AIPart
 from trimtab.rewards.functions import FunctionPart
-from trimtab.rewards.judged import JudgedPart
+from trimtab.rewards.judge_function import JudgedPart
 from trimtab.rewards.learned import LearnedPart
+from trimtab.rewards.reward_config import RewardSpec
 from trimtab.rewards.rules import VerifierPart
-from trimtab.rewards.spec import RewardSpec
 from trimtab.types import Group, Score
 
 

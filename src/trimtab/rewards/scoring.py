@@ -8,8 +8,8 @@ from typing import Any
 from trimtab.data.render import Renderer
 from trimtab.errors import ConfigError
 from trimtab.rewards.implicit import ImplicitReward, ImplicitSpec
-from trimtab.rewards.process import ProcessReward, ProcessSpec
 from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.step_scores import ProcessReward, ProcessSpec
 from trimtab.types import Group
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trimtab.data.render import Renderer
-from trimtab.sample.native import Progress, Request, Sampler, SamplingConfig
+from trimtab.sample.sampler import Progress, Request, Sampler, SamplingConfig
 from trimtab.types import Completion, Floats, Group, Ints
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.judgement import Item, Judgement
+from trimtab.feedback.judgement import Item, Judgement
 from trimtab.sandbox.world import CLOSINGS, OPENINGS, Scene, gold
 
 

@@ -16,8 +16,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 
-from trimtab.data.render import Renderer
-from trimtab.diagnose.audit import (
+from trimtab.audit.gold_audit import (
     AuditSpec,
     Reading,
     RefreshSpec,
@@ -29,19 +28,21 @@ from trimtab.diagnose.audit import (
     reading,
     write_rows,
 )
+from trimtab.data.dataset import DataSpec
+from trimtab.data.render import Renderer
+from trimtab.data.rows import comparison
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.models import checkpoint
 from trimtab.models.load import ModelSpec
 from trimtab.rewards.learned import LearnedPart
 from trimtab.rewards.score import Rewards, RewardSpec, make_part
 from trimtab.rewards.scoring import Scoring
-from trimtab.rollout.collect import collect
+from trimtab.rollout.collector import collect
 from trimtab.runs import fs, to_json, write_atomic
 from trimtab.runs.console import console
-from trimtab.train import best_of_n, reward
+from trimtab.train import reward
 from trimtab.train.rollouts import Rollouts
-from trimtab.train.sft import DataSpec
-from trimtab.train.step import LoopSpec, OptimSpec, Trainer
+from trimtab.train.trainer import LoopSpec, OptimSpec, Trainer
 from trimtab.types import Completion, Group
 
 ACTIONS = "actions.jsonl"
@@ -353,7 +354,7 @@ class Guard:
             value, other = max(known)
             if value != mine:
                 chosen, rejected = (other, text) if value > mine else (text, other)
-                rows.append(best_of_n.comparison(g, chosen, rejected))
+                rows.append(comparison(g, chosen, rejected))
         return rows
 
     def _refresh(self, step: int) -> dict[str, Any]:

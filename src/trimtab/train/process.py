@@ -13,17 +13,18 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.data import formats
+from trimtab.data.dataset import DataSpec, load_groups, split
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.data.steps import Steps
-from trimtab.models.load import ModelSpec, save_model
+from trimtab.models.load import ModelSpec, renderer_for, save_model
 from trimtab.models.step_scorer import StepScorer
-from trimtab.objectives.process import StepLoss
+from trimtab.objectives.process_reward import StepLoss
 from trimtab.runs import Run, write_atomic
 from trimtab.runs.console import console
 from trimtab.stats.detection import bootstrap_auc, first_error
 from trimtab.stats.uncertainty import bootstrap_mean, calibration_bins, ece
-from trimtab.train.sft import DataSpec, load_groups, renderer_for, split
-from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
+from trimtab.train.loop import fit
+from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer, batch_indices
 from trimtab.types import Group
 
 

@@ -12,17 +12,18 @@ from pydantic import Field, model_validator
 
 from trimtab.config import Config
 from trimtab.data import formats
+from trimtab.data.dataset import DataSpec, load_groups, split
 from trimtab.data.pack import Output, Pack, packs
+from trimtab.evaluate.accuracy import Name
 from trimtab.evaluate.reward_models import FIGURES, figures
 from trimtab.models.heads import Scorer
-from trimtab.models.load import ModelSpec, save_model
-from trimtab.objectives.reward import BradleyTerry
+from trimtab.models.load import ModelSpec, renderer_for, save_model
+from trimtab.objectives.bradley_terry import BradleyTerry
 from trimtab.runs import Run, write_atomic
 from trimtab.runs.console import console
-from trimtab.train.accuracy import Name
-from trimtab.train.facts import record
-from trimtab.train.sft import DataSpec, load_groups, renderer_for, split
-from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
+from trimtab.train.loop import fit
+from trimtab.train.run_facts import record
+from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer, batch_indices
 from trimtab.types import Group
 
 

@@ -13,10 +13,10 @@ from trimtab.errors import DataError
 from trimtab.models.load import LM
 from trimtab.rewards.score import Rewards
 from trimtab.rewards.scoring import Scoring
-from trimtab.rollout.collect import collect
-from trimtab.sample.native import Sampler, SamplingConfig
-from trimtab.stats.best_of_n import pick
-from trimtab.train.step import batch_indices
+from trimtab.rollout.collector import collect
+from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.stats.order_stats import pick
+from trimtab.train.trainer import batch_indices
 from trimtab.types import Completion, Group
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +9,17 @@ import torch
 from pydantic import Field
 
 from trimtab.config import Config
-from trimtab.data import formats, sources
+from trimtab.data import formats
+from trimtab.data.dataset import DataSpec, load_groups, split
 from trimtab.data.pack import Output, Pack, packs
-from trimtab.data.render import Renderer, load_tokenizer
-from trimtab.errors import DataError
-from trimtab.models.load import LM, ModelSpec, save_model
-from trimtab.objectives.sft import SFT
+from trimtab.models.load import LM, ModelSpec, renderer_for, save_model
+from trimtab.objectives.nll import SFT
 from trimtab.runs import Run
 from trimtab.runs.console import console
-from trimtab.train.facts import record
-from trimtab.train.step import LoopSpec, OptimSpec, Part, Trainer, batch_indices, fit
+from trimtab.train.loop import fit
+from trimtab.train.run_facts import record
+from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer, batch_indices
 from trimtab.types import Group
-
-
-class DataSpec(Config):
-    """Where rows come from."""
-
-    path: str
-    """A local jsonl, json, parquet, csv or txt file (gz too), or a hub id."""
-    split: str | None = None
-    """Of a hub data set."""
-    limit: int | None = Field(default=None, gt=0)
-    """Use the first rows only."""
-    strict: bool = True
-    """False drops bad rows, counts them and says so."""
-    max_prompt: int = Field(default=512, gt=0)
-    """Longer prompts (tokens) are left out and counted."""
-    max_completion: int = Field(default=512, gt=0)
-    """Longer completions (tokens) are cut."""
 
 
 class SFTConfig(Config):
@@ -57,47 +39,6 @@ class SFTConfig(Config):
     objective: SFT = SFT()
     optim: OptimSpec = OptimSpec(lr=2e-5)
     loop: LoopSpec = LoopSpec()
-
-
-def load_groups(
-    spec: DataSpec,
-    make: Callable[[sources.Rows], list[formats.Example]],
-    render: Callable[[formats.Example], Group | None],
-) -> list[Group]:
-    """The rows of ``spec`` read by ``make`` and tokenised by ``render``; says what was left out.
-
-    Raises:
-        DataError: a row cannot be used (strict), or nothing is left.
-    """
-    rows = sources.read(spec.path, split=spec.split, limit=spec.limit, strict=spec.strict)
-    made = make(rows)
-    if rows.dropped:
-        console.print(
-            f"{rows.name}: {len(rows.dropped)} bad rows dropped, first: {rows.dropped[0]}"
-        )
-    kept = [g for g in map(render, made) if g is not None]
-    if len(kept) < len(made):
-        console.print(
-            f"{rows.name}: {len(made) - len(kept)} of {len(made)} prompts over max_prompt, left out"
-        )
-    if not kept:
-        raise DataError(
-            f"{rows.name}: no row is left to train on; raise max_prompt, or look at the data"
-        )
-    return kept
-
-
-def renderer_for(model: ModelSpec, data: DataSpec) -> Renderer:
-    """Tokenizer and template of ``model`` with the limits of ``data``."""
-    tokenizer = load_tokenizer(model.tokenizer or model.path, model.chat_template)
-    return Renderer(tokenizer, max_prompt=data.max_prompt, max_tokens=data.max_completion)
-
-
-def split(groups: list[Group], count: int, name: str) -> tuple[list[Group], list[Group]]:
-    """The last ``count`` held out."""
-    if count >= len(groups):
-        raise DataError(f"{name}: holdout {count} leaves none of {len(groups)} rows to train on")
-    return (groups[:-count], groups[-count:]) if count else (groups, [])
 
 
 class SFTStage:

@@ -11,9 +11,9 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.data.render import Renderer
 from trimtab.data.steps import Steps
-from trimtab.objectives.process import state_advantages
+from trimtab.objectives.process_reward import state_advantages
 from trimtab.rollout.monte_carlo import monte_carlo_values
-from trimtab.sample.native import Sampler, SamplingConfig
+from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.types import Group
 
 _STREAM = 1_000_003

@@ -1,0 +1,135 @@
+"""Best-of-n: sample, score, keep the best; rows for fine-tuning (RAFT, 2304.06767) and for pairs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+import numpy as np
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.data import formats
+from trimtab.data.dataset import DataSpec, load_groups
+from trimtab.data.rows import comparison, demonstration
+from trimtab.errors import DataError
+from trimtab.evaluate.best_of_n_gain import curve
+from trimtab.models.load import LM, ModelSpec, renderer_for
+from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rollout.collector import collect
+from trimtab.runs import Run, to_json, write_atomic
+from trimtab.runs.console import bar, console
+from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.stats.order_stats import pick
+from trimtab.train.rollouts import extremes, nothing_scored, sample_rows
+from trimtab.types import Completion
+
+
+class BestOfNConfig(Config):
+    """Configuration of ``trimtab best_of_n``."""
+
+    out: str = "runs/best_of_n"
+    """Gets best.jsonl, pairs.jsonl, samples/ and summary.json."""
+    model: ModelSpec
+    """Whose answers they are."""
+    data: DataSpec
+    """Prompts; other columns go to the rewards, and along into the rows."""
+    rewards: tuple[RewardSpec, ...] = Field(min_length=1)
+    """Their weighted sum picks; one of weight 0 is told for the picks and has no say in them."""
+    n: int = Field(default=8, ge=2)
+    """Answers a prompt."""
+    threshold: float | None = Field(default=None, allow_inf_nan=False)
+    """A best answer with a lower reward is left out of best.jsonl."""
+    sampling: SamplingConfig = SamplingConfig()
+    token_budget: int = Field(default=8192, gt=0)
+    seed: int = 0
+
+
+def usable(c: Completion) -> bool:
+    """Whether an answer can stand in a row of text: scored, not empty, and not cut by the limit,
+    since read again it would have an end that it never had."""
+    return c.reward is not None and bool(c.text.strip()) and c.finish != "length"
+
+
+def main(config: BestOfNConfig) -> dict[str, Any]:
+    """Sample, score, pick. Writes best.jsonl, pairs.jsonl, all answers in samples/, summary.json.
+
+    Of equal answers the first is best. Rows keep the prompt's other columns, and say the rewards.
+
+    Returns:
+        Rows written; prompts whose answers tie, or of which fewer than two are usable (no pair);
+        answers without a score, empty, cut by the limit; and ``best_of``, see ``curve``.
+
+    Raises:
+        DataError: no answer could be scored, or none is good enough for a row.
+    """
+    c = config
+    renderer = renderer_for(c.model, c.data)
+    prompts = load_groups(c.data, formats.prompts, renderer.prompt)
+    rewards = Rewards(c.rewards, renderer.tokenizer, c.token_budget, c.model.device)
+    lm = LM.load(c.model, train=False)
+    sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
+    with bar("best of n") as show:
+        groups = collect(
+            sampler, renderer, prompts, c.sampling,
+            n=c.n, key=(c.seed,), version=0, on_progress=show,
+        )  # fmt: skip
+    rewards(groups)
+    done = [x for g in groups for x in g.completions]
+    if all(x.reward is None for x in done):
+        raise nothing_scored(c.data.path, done)
+    best: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    ties = lone = below = 0
+    for group in groups:
+        extra = {k: v for k, v in group.extra.items() if k not in formats.COLUMNS}
+        extra = {"id": group.id, **extra}
+        mine = [x for x in group.completions if usable(x)]
+        if mine:
+            top = mine[pick([cast(float, x.reward) for x in mine])]
+            if c.threshold is not None and cast(float, top.reward) < c.threshold:
+                below += 1
+            else:
+                best.append({**extra, **demonstration(group, top.text), "reward": top.reward})
+        if len(mine) < 2:
+            lone += 1
+            continue
+        found = extremes(mine)
+        if found is None or found[0].text == found[1].text:
+            ties += 1
+            continue
+        w, l = found
+        told = {"reward_chosen": w.reward, "reward_rejected": l.reward}
+        pairs.append({**extra, **comparison(group, w.text, l.text), **told})
+    if not best:
+        raise DataError(
+            f"{c.data.path}: no answer is good enough for a row: of {len(groups)} prompts {below} "
+            f"have their best below threshold {c.threshold}, the others only answers without a "
+            "score, empty, or cut by sampling.max_new_tokens"
+        )
+    run = Run(c.out, c.model_dump(mode="json"))
+    for name, rows in (("best", best), ("pairs", pairs)):
+        write_atomic(run.path / f"{name}.jsonl", "".join(to_json(r) + "\n" for r in rows).encode())
+    run.samples(0, sample_rows(groups))
+    figures: dict[str, Any] = {
+        "prompts": len(groups),
+        "n": c.n,
+        "best": len(best),
+        "below": below,
+        "pairs": len(pairs),
+        "ties": ties,
+        "lone": lone,
+        "unscored": sum(x.reward is None for x in done),
+        "empty": sum(not x.text.strip() for x in done),
+        "truncated": sum(x.finish == "length" for x in done),
+        "length": float(np.mean([len(x) for x in done])),
+        "best_of": curve(groups, [r.name for r in c.rewards], c.n),
+    }
+    write_atomic(run.path / "summary.json", json.dumps(figures, indent=1).encode())
+    one, last = figures["best_of"]["1"], list(figures["best_of"].items())[-1]
+    console.print(
+        f"[bold]best of {last[0]}[/bold]: reward {one['reward']:+.3f} -> {last[1]['reward']:+.3f} "
+        f"(KL at most {last[1]['kl_bound']:.2f} nats); {len(best)} best, {len(pairs)} pairs, "
+        f"{ties} ties, {figures['unscored']} of {len(done)} answers without a score -> {c.out}"
+    )
+    return figures

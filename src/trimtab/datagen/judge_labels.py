@@ -1,0 +1,210 @@
+"""``trimtab judge``: AI labels for items, as judgements and as rows to train on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import Field, model_validator
+
+from trimtab.config import build
+from trimtab.errors import DataError
+from trimtab.feedback.items import label_rows, read_items, write_lines
+from trimtab.feedback.judgement import Item, Judgement
+from trimtab.judges.judge_config import JudgeSpec
+from trimtab.judges.pairwise import Judge, majority
+from trimtab.judges.question import LETTERS
+from trimtab.runs import Run, write_atomic
+from trimtab.runs.console import bar, console
+from trimtab.stats.uncertainty import bootstrap_mean, wilson
+
+
+class JudgeConfig(JudgeSpec):
+    """Configuration of ``trimtab judge``."""
+
+    out: str = "runs/judge"
+    """Gets judgements.jsonl, rows.jsonl, summary.json and, if ``cache`` is not given, cache.sqlite."""
+    data: str
+    """Items, or rows with ``prompt`` and ``completions`` or ``chosen`` and ``rejected``."""
+    limit: int | None = Field(default=None, gt=0)
+    panel: tuple[dict[str, Any], ...] = ()
+    """More judges of the same items: what differs from the keys above, such as
+    ``{model: NAME}`` or ``{rubric: honest}``. Rows then hold what most of them say."""
+
+    @model_validator(mode="after")
+    def _panel(self) -> JudgeConfig:
+        for i, over in enumerate(self.panel):
+            wrong = set(over) - set(JudgeSpec.model_fields)
+            if wrong:
+                raise ValueError(f"panel[{i}]: {', '.join(sorted(wrong))} is no key of a judge")
+        self.judges()
+        return self
+
+    def judges(self) -> list[JudgeSpec]:
+        """Every judge, this one first."""
+        mine = {k: getattr(self, k) for k in JudgeSpec.model_fields}
+        mine["cache"] = self.cache or str(Path(self.out) / "cache.sqlite")
+        return [build(JudgeSpec, {**mine, **over}, "panel") for over in ({}, *self.panel)]
+
+
+def main(config: JudgeConfig) -> dict[str, Any]:
+    """Ask every judge about every item. What was answered before comes from the cache.
+
+    Returns:
+        ``items``, ``rows``, ``undecided`` (all answers tie), ``failed`` by status, ``calls``,
+        ``cached`` and ``dollars`` of this time, the account over the life of the cache; for each
+        judge ``consistency`` (same winner in both orders), ``first`` (how often the answer shown
+        first wins, with its 95 % interval) and ``ties``; ``agreement`` with the ranks that the rows
+        already had, ties half, with its interval over items; and ``judges_agree`` of a panel.
+
+    Raises:
+        DataError: an item cannot be judged.
+        JudgeError: an endpoint cannot be used at all.
+    """
+    c = config
+    items = read_items(c.data, c.limit)
+    for number, item in enumerate(items, 1):
+        if not 2 <= len(item.answers) <= len(LETTERS) and c.mode != "score":
+            raise DataError(
+                f"{c.data}: row {number}: {len(item.answers)} answers; a judge compares 2 to "
+                f"{len(LETTERS)} (mode: score takes any number)"
+            )
+    run = Run(c.out, c.model_dump(mode="json"))
+    by_judge: list[list[Judgement]] = []
+    figures: dict[str, Any] = {"items": len(items), "judges": {}}
+    calls = cached = 0
+    failed: Counter[str] = Counter()
+    why: dict[str, str] = {}
+    account: dict[str, Any] = {}
+    for spec in c.judges():
+        judge = Judge(spec)
+        with judge.client, bar(f"judge {judge.name}") as show:
+            said = judge.client.each(items, judge, show)
+            calls += judge.client.calls
+            cached += judge.client.cached
+            total, dollars = judge.client.cache.account()
+            account[str(spec.cache)] = {"calls": total, "dollars": dollars}
+        for j in said:
+            if j.status == "error":
+                failed[str(j.detail["failure"])] += 1
+                why.setdefault(str(j.detail["failure"]), str(j.detail["why"]))
+        by_judge.append(said)
+        name = judge.name
+        while name in figures["judges"]:
+            name += "'"
+        figures["judges"][name] = about(said)
+    labels = by_judge[0]
+    if len(by_judge) > 1:
+        voted = [majority(mine) for mine in zip(*by_judge, strict=True)]
+        labels = [j for j in voted if j is not None]
+        write_lines(run.path / "majority.jsonl", labels)
+        alike = [j.detail["agree"] == len(j.detail["judges"]) for j in labels]
+        figures["judges_agree"] = sum(alike) / len(alike) if alike else None
+    rows, undecided = label_rows(items, labels)
+    write_lines(run.path / "judgements.jsonl", itertools.chain.from_iterable(by_judge))
+    write_lines(run.path / "rows.jsonl", rows)
+    figures |= {
+        "rows": len(rows),
+        "undecided": undecided,
+        "failed": dict(failed),
+        "calls": calls,
+        "cached": cached,
+        "account": account,
+    }
+    if (agreed := agreement(items, labels)) is not None:
+        figures["agreement"] = agreed
+    write_atomic(run.path / "summary.json", json.dumps(figures, indent=1).encode())
+    _tell(c, figures, failed, why)
+    return figures
+
+
+def about(said: Sequence[Judgement]) -> dict[str, Any]:
+    """What can be seen of a judge from its own judgements of pairs.
+
+    Returns:
+        ``ties`` (share of items), ``consistency`` (share of pairs asked in both orders that have
+        the same winner), and ``first``: rate, low and high of wins of what was shown first, over
+        verdicts that are no tie.
+    """
+    ok = [j for j in said if j.ranks is not None]
+    first = decided = same = both = 0
+    for j in ok:
+        by_pair: dict[tuple[int, ...], list[float]] = {}
+        for order in j.detail["orders"]:
+            if "share" not in order:
+                continue
+            shown: list[int] = order["shown"]
+            by_pair.setdefault(tuple(sorted(shown)), []).append(order["share"])
+            # ``share`` is of the lower index.
+            won = order["share"] if shown[0] < shown[1] else 1 - order["share"]
+            if won != 0.5:
+                decided += 1
+                first += won == 1.0
+        for shares in by_pair.values():
+            if len(shares) == 2:
+                both += 1
+                same += shares[0] == shares[1] != 0.5
+    told: dict[str, Any] = {
+        "judged": len(ok),
+        "ties": sum(max(j.ranks or (0,)) == 0 for j in ok) / len(ok) if ok else None,
+    }
+    if both:
+        told["consistency"] = same / both
+    if decided:
+        low, high = wilson(first, decided)
+        told["first"] = {"rate": first / decided, "low": low, "high": high}
+    return told
+
+
+def agreement(items: Sequence[Item], labels: Sequence[Judgement]) -> dict[str, float] | None:
+    """With the ranks that the rows brought along, over pairs that they do not tie."""
+    known = {i.id: cast("list[int]", i.extra["ranks"]) for i in items if "ranks" in i.extra}
+    right: list[float] = []
+    owner: list[str] = []
+    for j in labels:
+        truth = known.get(j.item)
+        if truth is None or j.ranks is None:
+            continue
+        for a, b in itertools.combinations(range(len(truth)), 2):
+            if truth[a] == truth[b]:
+                continue
+            x = j.ranks[a] - j.ranks[b]
+            right.append(0.5 if x == 0 else float((x < 0) == (truth[a] < truth[b])))
+            owner.append(j.item)
+    if not right:
+        return None
+    mean, low, high = bootstrap_mean(right, clusters=owner)
+    return {"mean": mean, "low": low, "high": high, "pairs": len(right)}
+
+
+def _tell(c: JudgeConfig, f: dict[str, Any], failed: Counter[str], why: dict[str, str]) -> None:
+    for name, mine in f["judges"].items():
+        said = f"{mine['judged']} of {f['items']} items"
+        if mine["judged"]:
+            said += f", {mine['ties']:.0%} tied"
+        if "consistency" in mine:
+            said += f", same winner in both orders {mine['consistency']:.0%}"
+        if "first" in mine:
+            p = mine["first"]
+            said += f", the first shown wins {p['rate']:.0%} [{p['low']:.0%}, {p['high']:.0%}]"
+        console.print(f"[bold]judge[/bold]: {name}: {said}")
+    if "agreement" in f:
+        a = f["agreement"]
+        console.print(
+            f"  agrees with the ranks of {c.data} on {a['mean']:.1%} "
+            f"[{a['low']:.1%}, {a['high']:.1%}] of {a['pairs']} pairs"
+        )
+    dollars = sum(a["dollars"] for a in f["account"].values())
+    cost = f", ${dollars:.4f} spent so far" if c.price_in is not None else ""
+    console.print(
+        f"  {f['calls']} calls, {f['cached']} replies from the cache{cost}; {f['rows']} rows "
+        f"({f['undecided']} items without a winner) -> {c.out}/rows.jsonl"
+    )
+    for status, count in failed.items():
+        console.print(f"  {count} without a verdict ({status}): {why[status]}")
+    if failed:
+        console.print("  the same command asks for those again, and for nothing else")

@@ -1,0 +1,150 @@
+"""Step labels without people: how often a model reaches the answer from each step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.data import formats
+from trimtab.data.dataset import DataSpec, load_groups
+from trimtab.data.steps import Steps
+from trimtab.errors import DataError
+from trimtab.models.load import LM, ModelSpec, renderer_for
+from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rollout.collector import collect
+from trimtab.rollout.monte_carlo import StateValues, monte_carlo_values
+from trimtab.runs import write_atomic
+from trimtab.runs.console import bar, console
+from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.types import Completion, Group
+
+
+class StepLabelsConfig(Config):
+    """Configuration of step labels by Monte-Carlo continuations (2312.08935)."""
+
+    out: str = "runs/step_labels"
+    model: ModelSpec
+    """Writes the solutions and goes on from their steps."""
+    data: DataSpec
+    """Prompts; other columns (``answer``) go to the rewards."""
+    rewards: tuple[RewardSpec, ...] = Field(min_length=1)
+    """Judge whole solutions."""
+    solutions: int = Field(default=4, gt=0)
+    """Sampled for each prompt."""
+    continuations: int = Field(default=8, gt=0)
+    """Sampled from each step."""
+    label: Literal["hard", "soft"] = "hard"
+    """1 when any continuation reaches the answer, or the share that does."""
+    threshold: float = 0.5
+    """A reward from here up counts as reaching the answer."""
+    separator: str = "\n"
+    """Ends a step."""
+    sampling: SamplingConfig = SamplingConfig()
+    """``max_new_tokens`` bounds a solution, its continuation included."""
+    chunk: int = Field(default=64, gt=0)
+    """Prompts whose labels are written at one time; a stopped run goes on after the last."""
+    token_budget: int = Field(default=8192, gt=0)
+    seed: int = 0
+
+
+def step_label(returns: list[float], how: Literal["hard", "soft"], threshold: float) -> float:
+    """One step's label from the rewards of its continuations.
+
+    >>> step_label([0.0, 1.0, 0.0, 0.0], "hard", 0.5), step_label([0.0, 1.0], "soft", 0.5)
+    (1.0, 0.5)
+    """
+    reached = [r >= threshold for r in returns]
+    return float(any(reached)) if how == "hard" else float(np.mean(reached))
+
+
+def _row(
+    config: StepLabelsConfig, cutter: Steps, group: Group, index: int, c: Completion, v: StateValues
+) -> dict[str, Any] | None:
+    """A stepwise row; None without a labelled step. It ends where no continuation had a score."""
+    scored = next((i for i, r in enumerate(v.returns[1:]) if not r), len(v.ends))
+    texts = cutter.texts(c.ids)
+    # An end token on a line of its own is no step that a reader could learn from.
+    scored = next((i for i, t in enumerate(texts[:scored]) if not t), scored)
+    if scored == 0:
+        return None
+    extra = {k: x for k, x in group.extra.items() if k != "messages"}
+    returns = v.returns[1 : scored + 1]
+    return {
+        **extra,
+        "id": f"{group.id}/{index}",
+        "prompt": group.extra.get("messages", group.text),
+        "completions": texts[:scored],
+        "labels": [step_label(r, config.label, config.threshold) for r in returns],
+        "values": [float(np.mean(r)) for r in returns],
+        "returns": returns,
+        "finish": c.finish,
+    }
+
+
+def main(config: StepLabelsConfig) -> dict[str, Any]:
+    """Write stepwise rows with their raw values as steps.jsonl, and summary.json, into ``out``.
+
+    A step none of whose continuations could be scored ends its row: it gets no label.
+
+    Raises:
+        DataError: not one step could be labelled.
+    """
+    out = Path(config.out)
+    (out / "parts").mkdir(parents=True, exist_ok=True)
+    renderer = renderer_for(config.model, config.data)
+    cutter = Steps(renderer, config.separator)
+    prompts = load_groups(config.data, formats.prompts, renderer.prompt)
+    lm = LM.load(config.model, train=False)
+    sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
+    rewards = Rewards(config.rewards, renderer.tokenizer, config.token_budget, config.model.device)
+    parts: list[Path] = []
+    with bar("steps", len(prompts)) as show:
+        for start in range(0, len(prompts), config.chunk):
+            part = out / "parts" / f"{start:08d}.jsonl"
+            parts.append(part)
+            if part.is_file():
+                continue
+            groups = collect(
+                sampler, renderer, prompts[start : start + config.chunk], config.sampling,
+                n=config.solutions, key=(config.seed, start, 0), version=0,
+            )  # fmt: skip
+            values = monte_carlo_values(
+                sampler, renderer, groups, rewards, config.sampling, cutter.ends,
+                config.continuations, (config.seed, start, 1),
+            )  # fmt: skip
+            rows = [
+                _row(config, cutter, g, j, c, v)
+                for g, mine in zip(groups, values, strict=True)
+                for j, (c, v) in enumerate(zip(g.completions, mine, strict=True))
+            ]
+            kept = [json.dumps(r) + "\n" for r in rows if r is not None]
+            write_atomic(part, "".join(kept).encode())
+            show(start + len(groups))
+    data = b"".join(p.read_bytes() for p in parts)
+    rows = [json.loads(line) for line in data.splitlines()]
+    if not rows:
+        raise DataError(
+            f"{config.data.path}: no step could be labelled; the rewards gave no score to any "
+            "continuation"
+        )
+    write_atomic(out / "steps.jsonl", data)
+    labels = [x for r in rows for x in r["labels"]]
+    figures: dict[str, Any] = {
+        "solutions": len(rows),
+        "steps": len(labels),
+        "steps_correct": float(np.mean(labels)),
+        "value": float(np.mean([x for r in rows for x in r["values"]])),
+        "truncated": float(np.mean([r["finish"] == "length" for r in rows])),
+        "unlabelled": len(prompts) * config.solutions - len(rows),
+    }
+    write_atomic(out / "summary.json", json.dumps(figures, indent=1).encode())
+    console.print(
+        f"[bold]step labels[/bold]: {figures['solutions']} solutions, {figures['steps']} steps, "
+        f"{figures['steps_correct']:.0%} correct -> {config.out}/steps.jsonl"
+    )
+    return figures

@@ -1,0 +1,92 @@
+"""Labels as a data set on the Hugging Face hub: ``items.jsonl`` and ``judgements.jsonl``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from trimtab.data import sources
+from trimtab.errors import DataError
+from trimtab.feedback.records import Records, lines, take
+
+PREFIX = "hub://"
+FILES = ("items.jsonl", "judgements.jsonl")
+CARD = """---
+configs:
+- config_name: items
+  data_files: items.jsonl
+- config_name: judgements
+  data_files: judgements.jsonl
+tags:
+- preference
+- trimtab
+---
+# Preference labels
+
+{items} items and {judgements} judgements. Names of annotators and times are in `judgements.jsonl`.
+`trimtab exchange hub://{name} --to labels.jsonl` reads them; so does `datasets`, by configuration.
+"""
+
+
+def _name(address: str) -> str:
+    name = address.removeprefix(PREFIX).strip("/")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", name):
+        raise DataError(f"{address}: write hub://OWNER/NAME")
+    return name
+
+
+def pull(address: str) -> Records:
+    """Items and judgements of a hub data set that ``push`` wrote.
+
+    Raises:
+        DataError: it is not there, cannot be reached, or is not of this form.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name = _name(address)
+    found = Records()
+    for file in FILES:
+        try:
+            path = hf_hub_download(name, file, repo_type="dataset")
+        except (HfHubHTTPError, OSError) as error:
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            raise DataError(f"{address}: {file} cannot be fetched ({why})") from None
+        if Path(path).stat().st_size:
+            take(sources.read(path), found)
+    found.check()
+    return found
+
+
+def push(address: str, records: Records, *, private: bool = True) -> str:
+    """One commit with both files and a card; the data set is made, private, if it is not there.
+
+    Returns:
+        Its address on the hub.
+
+    Raises:
+        DataError: the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name = _name(address)
+    card = CARD.format(items=len(records.items), judgements=len(records.judgements), name=name)
+    files = {
+        "items.jsonl": lines(records.items.values()),
+        "judgements.jsonl": lines(records.judgements),
+        "README.md": card.encode(),
+    }
+    api = HfApi()
+    try:
+        api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+        made = api.create_commit(
+            name,
+            [CommitOperationAdd(path, data) for path, data in files.items()],
+            commit_message="Preference labels",
+            repo_type="dataset",
+        )
+    except (HfHubHTTPError, OSError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{address}: cannot be written ({why}); 'hf auth login' signs in") from None
+    return str(made.repo_url)

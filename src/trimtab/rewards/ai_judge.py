@@ -1,0 +1,112 @@
+"""An AI judge as a part of the reward, asked while the policy learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trimtab.feedback.judgement import Item, Judgement
+from trimtab.judges.client import Failure
+from trimtab.judges.judge_config import JudgeSpec
+from trimtab.judges.pairwise import Judge, settled
+from trimtab.rewards.functions import Columns
+from trimtab.rewards.judge_function import JudgedPart
+from trimtab.types import Group, Score
+
+_STATUS = {"timeout": "timeout", "invalid": "invalid"}
+
+
+class _Pairs:
+    """What a pairwise judge says of pairs, as ``JudgedPart`` asks for it."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+
+    def ask(
+        self, prompts: list[str], completions: Sequence[Sequence[str]], columns: Columns
+    ) -> list[Score]:
+        """P(the second is better) of each pair."""
+        asked = columns.get("messages") or [None] * len(prompts)
+        items = [
+            Item.of(m or [{"role": "user", "content": text}], list(pair))
+            for text, m, pair in zip(prompts, asked, completions, strict=True)
+        ]
+
+        async def work(item: Item) -> Score:
+            found = await self.judge.compare(item, 0, 1)
+            if isinstance(found, Failure):
+                return Score(None, _STATUS.get(found.status, "error"), found.detail)
+            probs = [f["prob"] for f in found]
+            if None not in probs:
+                return Score(1.0 - sum(probs) / len(probs))
+            return Score(1.0 - settled([f["share"] for f in found]))
+
+        return self.judge.client.each(items, work)
+
+
+class AIPart:
+    """A judge behind an endpoint as a part of the reward.
+
+    Modes "pairwise" and "rank" give an answer the share of comparisons that it won against the
+    other answers to its prompt; "score" gives it the rubric's number by itself, scaled to [0, 1].
+    What the judge did not say has a status, and no number.
+
+    Args:
+        name: The part's name.
+        spec: The judge.
+
+    Raises:
+        ConfigError: the rubric, the cache or the server's function cannot be used.
+    """
+
+    def __init__(self, name: str, spec: JudgeSpec) -> None:
+        self.name = name
+        self.judge = Judge(spec)
+        self.pairs = JudgedPart(name, _Pairs(self.judge))
+
+    def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
+        """A score for each completion, in order.
+
+        Raises:
+            JudgeError: the endpoint cannot be used at all.
+        """
+        if self.judge.spec.mode == "pairwise":
+            return self.pairs(groups)
+        items = [
+            Item.of(
+                g.extra.get("messages") or [{"role": "user", "content": g.text}],
+                [c.text for c in g.completions],
+            )
+            for g in groups
+        ]
+        if self.judge.spec.mode == "score":
+            return {self.name: self._scores(items)}
+        said = self.judge.client.each(items, self.judge)
+        return {self.name: [s for j, i in zip(said, items, strict=True) for s in _places(j, i)]}
+
+    def _scores(self, items: Sequence[Item]) -> list[Score]:
+        low, high = self.judge.rubric.scale
+        # One question an answer, so that a failure takes nothing else with it.
+        single = [Item.of(list(i.prompt), [a]) for i in items for a in i.answers]
+        found: list[Score] = []
+        for j in self.judge.client.each(single, self.judge):
+            if j.ranks is None:
+                found.append(_failed(j))
+            else:
+                found.append(Score((j.scores["overall"][0] - low) / (high - low)))
+        return found
+
+
+def _failed(j: Judgement) -> Score:
+    status = str(j.detail["failure"])
+    return Score(None, _STATUS.get(status, "error"), str(j.detail["why"]))
+
+
+def _places(j: Judgement, item: Item) -> list[Score]:
+    """The share of the others that each answer was put above, ties half."""
+    if j.ranks is None:
+        return [_failed(j) for _ in item.answers]
+    others = max(1, len(j.ranks) - 1)
+    return [
+        Score(sum((r < s) + 0.5 * (r == s) for k, s in enumerate(j.ranks) if k != i) / others)
+        for i, r in enumerate(j.ranks)
+    ]

@@ -1,0 +1,173 @@
+"""Process rewards: scores of the steps of sampled completions, as dense and sequence rewards."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from trimtab.config import Config, import_function
+from trimtab.data.formats import Example
+from trimtab.data.pack import packs
+from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.steps import Steps
+from trimtab.errors import RewardError
+from trimtab.models.load import ModelSpec
+from trimtab.models.step_scorer import StepScorer
+from trimtab.objectives.process_reward import Aggregate, aggregate_steps, step_differences
+from trimtab.types import Completion, Floats, Group, Score
+
+
+class ProcessSpec(Config):
+    """Where the scores of steps come from, and what they become."""
+
+    name: str = Field(default="process", min_length=1)
+    """Its name in metrics and samples."""
+    model: str | None = None
+    """Folder or hub id of a token classification model with two labels (``trimtab process``)."""
+    function: str | None = None
+    """ "package.module:name" or "file.py:name", called as ``f(prompts, completions_steps,
+    **columns)``; for each completion (a list of step texts) it returns a list with the
+    probability that each step is correct, or None for "no score"."""
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Keyword arguments of the function."""
+    separator: str = "\n"
+    """Ends a step; must be the one that the model was trained with."""
+    aggregate: Aggregate = "product"
+    """How the steps make one sequence score."""
+    dense: Literal["difference", "raw", "none"] = "difference"
+    """Reward at the end of step k: p_k - p_(k-1), which adds up to the last p, or p_k itself,
+    which pays for more steps. "none": the aggregate joins the sequence reward instead."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Multiplies what it pays; 0 watches it without training on it."""
+
+    @model_validator(mode="after")
+    def _one(self) -> ProcessSpec:
+        if (self.model is None) == (self.function is None):
+            raise ValueError("give either 'model' or 'function', not both and not neither")
+        return self
+
+
+class ProcessReward:
+    """Scores the steps of completions in place.
+
+    Args:
+        spec: The source and its use.
+        renderer: The policy's; a model with the same vocabulary reads its token ids as they are,
+            another one reads the texts of the steps in its own tokens.
+        token_budget: Tokens of one forward.
+        device: Where the model is held.
+
+    Raises:
+        ConfigError: the function cannot be imported, or the separator has no token.
+        ModelError: the model is not a process reward model.
+    """
+
+    def __init__(
+        self, spec: ProcessSpec, renderer: Renderer, token_budget: int, device: str = "auto"
+    ) -> None:
+        self.spec = spec
+        self.budget = token_budget
+        self.steps = Steps(renderer, spec.separator)
+        self.function = None
+        self.foreign: Steps | None = None
+        if spec.function is not None:
+            self.function = import_function(spec.function, f"{spec.name}.function")
+            return
+        path = cast(str, spec.model)
+        self.scorer = StepScorer.load(ModelSpec(path=path, device=device), train=False)
+        own = load_tokenizer(path)
+        if own.get_vocab() != renderer.tokenizer.get_vocab():
+            limit = 1 << 20
+            self.foreign = Steps(Renderer(own, max_prompt=limit, max_tokens=limit), spec.separator)
+
+    def __call__(self, groups: Sequence[Group]) -> None:
+        """Fill ``scores[name]`` and the columns "dense", "step_end" and "step_score", each [T].
+
+        "step_end" is 1 on each step's last token, where "step_score" has the probability that the
+        step is correct and "dense" its reward; all are 0 elsewhere. Where the steps could not be
+        scored the score's status says so, and the columns are 0 throughout.
+        """
+        found = self._function(groups) if self.function is not None else self._model(groups)
+        flat = [c for g in groups for c in g.completions]
+        for c, p_S in zip(flat, found, strict=True):
+            for column in ("dense", "step_end", "step_score"):
+                c.tokens[column] = np.zeros(len(c), dtype=np.float32)
+            if isinstance(p_S, Score):
+                c.scores[self.spec.name] = p_S
+                continue
+            ends = self.steps.ends(c.ids)
+            p = torch.from_numpy(p_S.astype(np.float64))
+            c.scores[self.spec.name] = Score(float(aggregate_steps(p, self.spec.aggregate)))
+            if self.spec.dense != "none":
+                dense = step_differences(p) if self.spec.dense == "difference" else p
+                c.tokens["dense"][ends] = dense.numpy()
+            c.tokens["step_end"][ends] = 1.0
+            c.tokens["step_score"][ends] = p_S
+
+    @torch.no_grad()
+    def _model(self, groups: Sequence[Group]) -> list[Floats | Score]:
+        copies: list[Group] = []
+        for g in groups:
+            if self.foreign is not None:
+                copies += [self._retokenised(self.foreign, g, c) for c in g.completions]
+                continue
+            answers: list[Completion] = []
+            for c in g.completions:
+                ids, reads = self.steps.closed(c.ids)
+                mask = np.zeros(len(ids), dtype=bool)
+                mask[reads] = True
+                answers.append(Completion(ids, mask))
+            copies.append(Group(g.id, g.prompt, answers))
+        where = {id(c): i for i, c in enumerate(c for g in copies for c in g.completions)}
+        found: list[Floats | Score] = [Score(None, "invalid")] * len(where)
+        for pack in packs(copies, self.budget, share=self.scorer.exact):
+            p_C = torch.sigmoid(self.scorer.log_odds(pack.to(self.scorer.device))).cpu().numpy()
+            flat = [c for g in pack.groups for c in g.completions]
+            at = np.cumsum([c.trained for c in flat])[:-1]
+            for c, p_S in zip(flat, np.split(p_C, at), strict=True):
+                found[where[id(c)]] = _checked(p_S.tolist(), c.trained)
+        return found
+
+    def _retokenised(self, foreign: Steps, group: Group, c: Completion) -> Group:
+        prompt = group.extra.get("messages") or group.text
+        texts = self.steps.texts(c.ids)
+        made = foreign.group(Example(group.id, prompt, list(texts)))
+        assert made is not None, "a renderer without limits drops nothing"
+        return made
+
+    def _function(self, groups: Sequence[Group]) -> list[Floats | Score]:
+        assert self.function is not None
+        rows = [(g, self.steps.texts(c.ids)) for g in groups for c in g.completions]
+        names = {k for g in groups for k in g.extra} - {"prompts", "completions_steps"}
+        takes = inspect.signature(self.function).parameters
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
+            names &= takes.keys()
+        columns = {k: [g.extra.get(k) for g, _ in rows] for k in sorted(names)}
+        texts = [t for _, t in rows]
+        try:
+            raw = self.function([g.text for g, _ in rows], texts, **columns, **self.spec.options)
+        except Exception as error:  # noqa: BLE001  a user's function may raise anything; it becomes a status
+            why = f"{type(error).__name__}: {error}"
+            return [Score(None, "error", why) for _ in rows]
+        if not isinstance(raw, Sequence) or len(raw) != len(rows):
+            raise RewardError(
+                f"process reward {self.spec.name!r} ({self.spec.function}) must return one list of "
+                f"step scores for each of the {len(rows)} completions"
+            )
+        return [_checked(x, len(t)) for x, t in zip(raw, texts, strict=True)]
+
+
+def _checked(raw: Any, count: int) -> Floats | Score:
+    """Scores of ``count`` steps as an array, or the status that says why they are none."""
+    if not isinstance(raw, Sequence) or len(raw) != count:
+        return Score(None, "invalid", f"not one score for each of {count} steps: {raw!r}")
+    for x in raw:
+        if not isinstance(x, bool | int | float) or math.isnan(x) or not 0.0 <= x <= 1.0:
+            return Score(None, "invalid", f"not a probability: {x!r}")
+    return np.array(raw, dtype=np.float32)

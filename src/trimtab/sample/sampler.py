@@ -1,0 +1,388 @@
+"""Continuous batching on the live weights of any transformers decoder: no copy, no sync."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from trimtab.errors import ConfigError, ModelError
+from trimtab.kernels.allocator import keep_freed
+from trimtab.kernels.matmul import quick_linears
+from trimtab.sample.decode import Lean
+from trimtab.sample.draw import SamplingConfig, draw, uniforms
+from trimtab.sample.kv_cache import KV, NAME, Slots, attached, evaluating
+from trimtab.sample.shared_prompt import Shared
+from trimtab.types import Floats, Ints
+
+PREFILL = 1024
+"""Tokens of a forward over prompts on a CPU: what passes between layers then stays in its cache."""
+Progress = Callable[[int, int], None]
+"""Called with (completions finished, completions asked for)."""
+
+
+@dataclass(slots=True)
+class Request:
+    """A prompt [P] and how many completions of it; ``(*key, index)`` seeds each one's stream."""
+
+    prompt: Ints
+    key: tuple[int, ...]
+    n: int = 1
+    limit: int | None = None
+    """Tokens of a completion at most, where that is fewer than ``max_new_tokens``."""
+
+
+@dataclass(slots=True)
+class Sampled:
+    """Ids [T], with the stop token which ended them, and log-probs [T] as sampled."""
+
+    ids: Ints
+    logp: Floats
+    finish: Literal["stop", "length"]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    item: int
+    source: dict[int, KV]
+    row: int
+    length: int
+    logits: torch.Tensor
+
+
+class _Book:
+    """Every completion asked for: its stream, its tokens so far and whether it has ended."""
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        config: SamplingConfig,
+        stop_ids: tuple[int, ...],
+        tokenizer: Any,
+        positions: int | None,
+    ) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.owner = [(r, i) for r, req in enumerate(requests) for i in range(req.n)]
+        self.first = np.cumsum([0] + [r.n for r in requests])
+        count, longest = len(self.owner), config.max_new_tokens
+        self.ids = np.zeros((count, longest), np.int64)
+        self.logp = np.zeros((count, longest), np.float32)
+        self.count = np.zeros(count, np.int64)
+        self.stopped = np.zeros(count, np.bool_)
+        own = [requests[r].limit for r, _ in self.owner]
+        self.limit = np.array([longest if n is None else min(n, longest) for n in own], np.int64)
+        if positions is not None:
+            # The last token is never fed back, so it needs no position.
+            spare = [positions - len(requests[r].prompt) + 1 for r, _ in self.owner]
+            self.limit = np.minimum(self.limit, np.array(spare, np.int64))
+        self.stop_ids = np.array(stop_ids, np.int64)
+        # A character is at most four bytes, and a token at least one.
+        self.tail = 4 * max((len(s) for s in config.stop), default=0) + 4
+        self.u = np.zeros((count, longest))
+        if config.temperature > 0.0:
+            for item, (r, i) in enumerate(self.owner):
+                self.u[item] = uniforms((*requests[r].key, i), longest)
+        self.done = 0
+
+    def step(self, items: Ints, logits: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Draw one token for each item; the ids [R] on the device, and which items ended."""
+        at = self.count[items]
+        u = torch.from_numpy(self.u[items, at]).to(logits.device)
+        drawn, logp = draw(logits, u, self.config)
+        ids = drawn.cpu().numpy()
+        self.ids[items, at] = ids
+        self.logp[items, at] = logp.cpu().numpy()
+        self.count[items] = at + 1
+        stop = np.isin(ids, self.stop_ids)
+        if self.config.stop:
+            for row in np.flatnonzero(~stop):
+                end = int(at[row]) + 1
+                tail = self.ids[items[row], max(0, end - self.tail) : end]
+                text = self.tokenizer.decode(tail.tolist(), skip_special_tokens=False)
+                stop[row] = any(s in text for s in self.config.stop)
+        self.stopped[items] = stop
+        ended = stop | (at + 1 >= self.limit[items])
+        self.done += int(ended.sum())
+        return drawn, ended
+
+    def results(self) -> list[list[Sampled]]:
+        out: list[list[Sampled]] = [[] for _ in range(len(self.first) - 1)]
+        for item, (r, _) in enumerate(self.owner):
+            t = int(self.count[item])
+            finish = "stop" if self.stopped[item] else "length"
+            out[r].append(Sampled(self.ids[item, :t].copy(), self.logp[item, :t].copy(), finish))
+        return out
+
+
+class Sampler:
+    """Samples from a causal LM as it stands, at whatever weights it has when called.
+
+    Args:
+        model: a transformers causal LM, also wrapped by peft, in any mode; left as it was found.
+        tokenizer: needed for stop strings; gives the end-of-sequence id.
+        stop_ids: ids which end a completion; by default the tokenizer's and the generation
+            config's end-of-sequence ids.
+        mixed: multiply in bfloat16, as training under mixed precision does.
+
+    Warns once where the model's attention cannot be served from slots; it is then sampled
+    through transformers' own cache, prompts of equal length together.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        stop_ids: Sequence[int] | None = None,
+        mixed: bool = False,
+    ) -> None:
+        keep_freed()
+        quick_linears(model)
+        self.model, self.tokenizer, self.mixed = model, tokenizer, mixed
+        if stop_ids is None:
+            found: set[int] = set()
+            for holder in (tokenizer, getattr(model, "generation_config", None)):
+                eos = getattr(holder, "eos_token_id", None)
+                if eos is not None:
+                    found.update([eos] if isinstance(eos, int) else eos)
+            stop_ids = sorted(found)
+        self.stop_ids = tuple(stop_ids)
+        text = model.config.get_text_config()
+        self.positions: int | None = getattr(text, "max_position_embeddings", None)
+        self.vocab: int = text.vocab_size
+        self.own: str = model.config._attn_implementation
+        window = getattr(text, "sliding_window", None)
+        self.lean: Lean | None = None
+        self.exact = self._exact(Slots(2, 12))
+        # A window can hide a whole prompt, so there each completion keeps its own copy.
+        self.shares = self.exact and window is None and self._exact(Shared(2, 4))
+        self.leans = self.exact and self._exact(Slots(2, 12), lean=True)
+        if not self.exact:
+            warnings.warn(
+                f"{type(model).__name__} is sampled through transformers' own cache, which is "
+                "slower: its attention does not agree with the slot cache",
+                stacklevel=2,
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings, and so the ids, live."""
+        return self.model.get_input_embeddings().weight.device
+
+    def _exact(self, slots: Slots, lean: bool = False) -> bool:
+        """Whether two ragged prompts and three steps agree with the plain forward."""
+        ids = torch.from_numpy(np.random.default_rng(0).integers(0, self.vocab, (2, 12)))
+        ids = ids.to(self.device)
+        lengths = [9, 6]
+        with evaluating(self.model):
+            with attached(self.model, self.own):
+                plain = self.model(input_ids=ids, use_cache=False).logits.float()
+            try:
+                with attached(self.model):
+                    self.lean = Lean(self.model, mixed=False) if lean else None
+                    asked = [ids[r, :n].cpu().numpy() for r, n in enumerate(lengths)]
+                    source, first = self._prefill(slots, asked)
+                    slots.enter(source, np.arange(2), np.array(lengths), 0)
+                    want = [plain[[0, 1], [8, 5]]]
+                    logits = [first]
+                    for t in range(3):
+                        at = np.array(lengths) + t
+                        token = ids.gather(1, torch.from_numpy(at[:, None]).to(self.device))
+                        logits.append(self._decode(slots, token, at))
+                        want.append(plain[[0, 1], at.tolist()])
+            except (TypeError, AttributeError, KeyError, ValueError, RuntimeError):
+                return False
+            finally:
+                self.lean = None
+        a, b = torch.stack(logits).float(), torch.stack(want)
+        loose = 1e-4 if self.model.dtype in (torch.float32, torch.float64) else 5e-2
+        return bool((a - b).abs().max() <= loose * b.abs().max().clamp(min=1.0))
+
+    def _prefill(self, slots: Slots, prompts: list[Ints]) -> tuple[dict[int, KV], torch.Tensor]:
+        """Keys and values of the prompts, and the logits [R, V] after each."""
+        at_once = max(1, PREFILL // max(len(p) for p in prompts))
+        if self.device.type != "cpu" or at_once >= len(prompts):
+            return self._prefill_part(slots, prompts)
+        whole: dict[int, KV] = {}
+        logits: list[torch.Tensor] = []
+        deep = max(len(p) for p in prompts)
+        for start in range(0, len(prompts), at_once):
+            source, after = self._prefill_part(slots, prompts[start : start + at_once])
+            logits.append(after)
+            for layer, pair in source.items():
+                if layer not in whole:
+                    k, v = (x.new_zeros(len(prompts), x.shape[1], deep, x.shape[3]) for x in pair)
+                    whole[layer] = k, v
+                for held, new in zip(whole[layer], pair, strict=True):
+                    held[start : start + len(new), :, : new.shape[2]] = new
+        return whole, torch.cat(logits)
+
+    def _prefill_part(
+        self, slots: Slots, prompts: list[Ints]
+    ) -> tuple[dict[int, KV], torch.Tensor]:
+        lengths = np.array([len(p) for p in prompts])
+        ids = np.zeros((len(prompts), lengths.max()), np.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = prompt
+        source = slots.prefill()
+        if self.lean is not None:
+            given = (torch.from_numpy(x).to(self.device) for x in (ids, lengths - 1))
+            return source, self.lean.prompts(slots, *given)
+        keep, which = np.unique(lengths - 1, return_inverse=True)
+        at = torch.arange(ids.shape[1], device=self.device).expand(len(prompts), -1)
+        logits = self.model(
+            input_ids=torch.from_numpy(ids).to(self.device),
+            position_ids=at,
+            use_cache=False,
+            logits_to_keep=torch.from_numpy(keep).to(self.device),
+            decode=slots,
+        ).logits
+        rows = torch.arange(len(prompts), device=self.device)
+        return source, logits[rows, torch.from_numpy(which).to(self.device)]
+
+    def _decode(self, slots: Slots, token: torch.Tensor, length: Ints) -> torch.Tensor:
+        at = slots.decode(length, self.device)
+        if self.lean is not None:
+            return self.lean(slots, token[:, 0], at)
+        out = self.model(input_ids=token, position_ids=at[:, None], use_cache=False, decode=slots)
+        return out.logits[:, -1]
+
+    def __call__(
+        self,
+        requests: Sequence[Request],
+        config: SamplingConfig,
+        on_progress: Progress | None = None,
+    ) -> list[list[Sampled]]:
+        """The completions of every request, in order, ``n`` for each.
+
+        Raises:
+            ModelError: a prompt is empty, has ids outside the vocabulary, or exceeds the model's
+                positions.
+            ConfigError: stop strings are asked for without a tokenizer.
+        """
+        if config.stop and self.tokenizer is None:
+            raise ConfigError("stop: stop strings need a tokenizer; give one or use stop_ids")
+        for number, request in enumerate(requests, 1):
+            size = len(request.prompt)
+            if size == 0:
+                raise ModelError(f"prompt {number} is empty; give it at least one token")
+            if self.positions is not None and size > self.positions:
+                raise ModelError(
+                    f"prompt {number} has {size} tokens, but the model has {self.positions} "
+                    "positions; shorten the prompt"
+                )
+            if request.prompt.min() < 0 or request.prompt.max() >= self.vocab:
+                raise ModelError(
+                    f"prompt {number} has ids outside 0..{self.vocab - 1}; was it tokenised by "
+                    "this model's tokenizer?"
+                )
+        stop_ids = (*self.stop_ids, *config.stop_ids)
+        book = _Book(requests, config, stop_ids, self.tokenizer, self.positions)
+        if not book.owner:
+            return book.results()
+        with (
+            evaluating(self.model),
+            attached(self.model, NAME if self.exact else self.own),
+            torch.autocast(self.device.type, torch.bfloat16) if self.mixed else nullcontext(),
+        ):
+            self.lean = Lean(self.model, self.mixed) if self.leans else None
+            run = self._run if self.exact else self._run_plain
+            try:
+                run(requests, book, on_progress)
+            finally:
+                self.lean = None
+        return book.results()
+
+    def _waiting(
+        self, slots: Slots, requests: Sequence[Request], batch: list[int], book: _Book
+    ) -> list[_Waiting]:
+        """Every completion of some requests, its prompt computed."""
+        source, logits = self._prefill(slots, [requests[r].prompt for r in batch])
+        return [
+            _Waiting(int(book.first[r]) + i, source, row, len(requests[r].prompt), logits[row])
+            for row, r in enumerate(batch)
+            for i in range(requests[r].n)
+        ]
+
+    def _run(self, requests: Sequence[Request], book: _Book, progress: Progress | None) -> None:
+        total = len(book.owner)
+        size = min(book.config.slots, total)
+        longest_prompt, new = max(len(r.prompt) for r in requests), int(book.limit.max())
+        if self.shares and any(r.n > 1 for r in requests):
+            slots: Slots = Shared(size, new)
+        else:
+            slots = Slots(size, longest_prompt + new)
+        # Neighbours in length share a prefill with little padding.
+        order = sorted(range(len(requests)), key=lambda r: -len(requests[r].prompt))
+        todo = deque(r for r in order if requests[r].n > 0)
+        waiting: deque[_Waiting] = deque()
+        items = np.zeros(0, np.int64)
+        length = np.zeros(0, np.int64)
+        token = torch.zeros(0, dtype=torch.int64, device=self.device)
+        while todo or waiting or len(items):
+            free = size - len(items)
+            # A few rows enter together: a prefill for each single hole would be slow.
+            if (todo or waiting) and free >= max(1, size // 8):
+                if not waiting:
+                    batch: list[int] = []
+                    while todo and sum(requests[r].n for r in batch) < free:
+                        batch.append(todo.popleft())
+                    waiting.extend(self._waiting(slots, requests, batch, book))
+                new = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                widths = np.array([w.length for w in new])
+                slots.enter(new[0].source, np.array([w.row for w in new]), widths, len(items))
+                fresh = np.array([w.item for w in new])
+                drawn, ended = book.step(fresh, torch.stack([w.logits for w in new]))
+                # Prompts' keys and values are let go once all of them have entered.
+                del new
+                ended = np.concatenate([np.zeros(len(items), np.bool_), ended])
+                items = np.concatenate([items, fresh])
+                length = np.concatenate([length, widths])
+                token = torch.cat([token, drawn])
+            else:
+                logits = self._decode(slots, token[:, None], length)
+                length = length + 1
+                token, ended = book.step(items, logits)
+            if ended.any():
+                # The last live rows fill the holes, so that live rows stay the first ones.
+                live = int((~ended).sum())
+                holes = np.flatnonzero(ended[:live])
+                last = live + np.flatnonzero(~ended[live:])
+                where = np.arange(live)
+                where[holes] = last
+                slots.leave(live, holes, last, int(length.max()))
+                items, length = items[where], length[where]
+                token = token[torch.from_numpy(where).to(self.device)]
+                if progress is not None:
+                    progress(book.done, total)
+
+    def _run_plain(
+        self, requests: Sequence[Request], book: _Book, progress: Progress | None
+    ) -> None:
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for item, (r, _) in enumerate(book.owner):
+            by_length[len(requests[r].prompt)].append(item)
+        for same in by_length.values():
+            for start in range(0, len(same), book.config.slots):
+                items = np.array(same[start : start + book.config.slots])
+                prompts = np.stack([requests[book.owner[i][0]].prompt for i in items])
+                step = torch.from_numpy(prompts).to(self.device)
+                ended = np.zeros(len(items), np.bool_)
+                past: Any = None
+                while not ended.all():
+                    out = self.model(input_ids=step, past_key_values=past, use_cache=True)
+                    past = out.past_key_values
+                    live = np.flatnonzero(~ended)
+                    index = torch.from_numpy(live).to(self.device)
+                    drawn, over = book.step(items[live], out.logits[index, -1])
+                    step = torch.zeros(len(items), 1, dtype=torch.int64, device=self.device)
+                    step[index, 0] = drawn
+                    ended[live] = over
+                    if progress is not None and over.any():
+                        progress(book.done, len(book.owner))

@@ -1,0 +1,459 @@
+"""Online methods: sample, score, credit, update; every point of ``objectives.policy`` runs here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from trimtab.audit.gold_audit import AuditSpec
+from trimtab.config import Config
+from trimtab.data import formats
+from trimtab.data.dataset import DataSpec, load_groups
+from trimtab.data.pack import Output, Pack, packs, scatter
+from trimtab.errors import DataError
+from trimtab.models.heads import Scorer
+from trimtab.models.load import LM, ModelSpec, dropout_off, renderer_for, save_model
+from trimtab.objectives.kl import KLController
+from trimtab.objectives.methods import Method
+from trimtab.objectives.methods.ppo import PPO
+from trimtab.objectives.nll import SFT
+from trimtab.objectives.policy import PolicyMethod
+from trimtab.rewards.implicit import ImplicitSpec
+from trimtab.rewards.score import RewardSpec
+from trimtab.rewards.scoring import Scoring
+from trimtab.rewards.shape import Overlong, Shaper, ShapeSpec, Truncated
+from trimtab.rewards.step_scores import ProcessSpec
+from trimtab.runs import Run
+from trimtab.runs.console import console
+from trimtab.sample.sampler import SamplingConfig
+from trimtab.train.advantages import assign
+from trimtab.train.guard import Guard, check, too_little
+from trimtab.train.loop import fit
+from trimtab.train.reference import Anchor
+from trimtab.train.rollouts import Rollouts, describe, nothing_scored, sample_rows
+from trimtab.train.run_facts import record, template_facts
+from trimtab.train.state_values import MonteCarloSpec, MonteCarloValues
+from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer, batch_indices
+from trimtab.types import Completion, Group
+
+
+class CriticSpec(Config):
+    """Where values come from."""
+
+    kind: Literal["separate", "shared"] = "separate"
+    """A model of its own, or a linear head on the policy's trunk."""
+    model: ModelSpec | None = None
+    """What a separate critic starts from; the policy's own start when not given."""
+    optim: OptimSpec = OptimSpec(lr=1e-5)
+
+
+class PtxSpec(Config):
+    """PPO-ptx: a share of likelihood on given text in every update (2203.02155)."""
+
+    data: DataSpec
+    coef: float = Field(default=0.1, gt=0.0)
+    """Weight of the token-mean negative log-likelihood."""
+    batch: int = Field(default=16, gt=0)
+
+
+class RLConfig(Config):
+    """Configuration of ``trimtab rl``."""
+
+    out: str = "runs/rl"
+    model: ModelSpec
+    reference: ModelSpec | None = None
+    """The frozen reference; the policy's own start when not given."""
+    data: DataSpec
+    method: Method = PPO()
+    """``type: NAME`` is the published method; every other key of it overrides a part."""
+    rewards: tuple[RewardSpec, ...] = ()
+    """Parts of the sequence reward, which comes at the last token."""
+    process: ProcessSpec | None = None
+    """Scores of steps, as rewards at their ends."""
+    implicit: ImplicitSpec | None = None
+    """A preference-trained policy as a reward on every token."""
+    monte_carlo: MonteCarloSpec = MonteCarloSpec()
+    """Continuations behind ``method.values: monte-carlo``."""
+    shape: ShapeSpec = ShapeSpec()
+    """Whitening, clip and penalties of the weighted sum; the method's own penalties join them."""
+    sampling: SamplingConfig = SamplingConfig()
+    critic: CriticSpec = CriticSpec()
+    ptx: PtxSpec | None = None
+    audit: AuditSpec | None = None
+    """A gold audit of a share of the rollouts, and what is done when gold falls: ``act: stop`` hands
+    over the best audited policy in place of a worse last one."""
+    steps: int = Field(default=100, gt=0)
+    """Batches of rollouts."""
+    prompts: int = Field(default=64, gt=0)
+    """Prompts a batch."""
+    group: int | None = Field(default=None, gt=0)
+    """Completions a prompt; when not given, 8 for methods with a group baseline and 1 for others."""
+    optim: OptimSpec = OptimSpec(lr=1e-6)
+    loop: LoopSpec = LoopSpec()
+
+    @model_validator(mode="after")
+    def _sane(self) -> RLConfig:
+        if self.sampling.temperature <= 0:
+            raise ValueError(
+                "sampling.temperature must be above 0 for RL: a greedy policy has no log-probs to train on"
+            )
+        if self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0:
+            raise ValueError(
+                "top_p, top_k and min_p cut the distribution that importance ratios are taken over; "
+                "for RL leave them at 1.0, 0 and 0"
+            )
+        method = self.method
+        if self.size * self.prompts < method.minibatches:
+            raise ValueError("method.minibatches is more than the completions of a batch")
+        if method.needs_groups and self.size < 2:
+            raise ValueError(
+                f"group: {self.size} leaves {method.name} nothing to compare an answer with; its "
+                "baseline is the other answers to the same prompt, so give 2 or more"
+            )
+        if self.size < 2 and any(r.compares for r in self.rewards):
+            raise ValueError("a judge compares answers to one prompt: give group 2 or more")
+        if self.critic != CriticSpec() and not method.needs_critic:
+            raise ValueError(f"{method.name} has no critic; remove the key critic")
+        if self.process is not None and self.implicit is not None:
+            raise ValueError("process and implicit both write dense rewards; give one of them")
+        dense = self.process or self.implicit
+        if dense is None and not self.rewards:
+            raise ValueError("there is no reward: give rewards, process or implicit")
+        if all(r.weight == 0 for r in (*self.rewards, *([dense] if dense else []))):
+            raise ValueError("every reward has weight 0: there is nothing to train on")
+        if method.advantage == "process" and self.process is None:
+            raise ValueError("method.advantage: process needs the scores of steps; give process")
+        monte_carlo = method.values == "monte-carlo"
+        if monte_carlo and (dense is not None or all(r.weight == 0 for r in self.rewards)):
+            raise ValueError(
+                "method.values: monte-carlo estimates the sequence reward from each step; give "
+                "rewards, and neither process nor implicit"
+            )
+        if self.monte_carlo != MonteCarloSpec() and not monte_carlo:
+            raise ValueError("monte_carlo belongs to method.values: monte-carlo; remove the key")
+        if self.audit is not None:
+            check(self.audit, self.rewards)
+        return self
+
+    @property
+    def size(self) -> int:
+        """Completions a prompt."""
+        return self.method.default_group if self.group is None else self.group
+
+
+class RLStage:
+    """Online RL as a stage of the loop."""
+
+    name = "rl"
+
+    def __init__(self, config: RLConfig) -> None:
+        self.config = config
+        self.renderer = renderer_for(config.model, config.data)
+        prompts = load_groups(config.data, formats.prompts, self.renderer.prompt)
+        self.scoring = Scoring(
+            config.rewards, config.process, config.implicit, self.renderer,
+            config.loop.token_budget, config.model.device,
+        )  # fmt: skip
+        self.lm = LM.load(config.model)
+        # Dropout off: old and new log-probs must come from the same function.
+        dropout_off(self.lm.model)
+        method = config.method
+        self.method: PolicyMethod = method.model_copy(
+            update={"max_length": method.max_length or config.sampling.max_new_tokens}
+        )
+        self.reference: Anchor | None = None
+        if method.needs_reference or config.audit is not None:
+            self.reference = Anchor(self.lm, config.reference, self.renderer.tokenizer)
+        self.shaper = Shaper(shape_of(config))
+        self.kl = KLController(config.method.kl)
+        self.rollouts = Rollouts(
+            prompts, self.lm, self.renderer, self.scoring, config.sampling, config.loop.seed
+        )
+        self.state_values: MonteCarloValues | None = None
+        if method.values == "monte-carlo":
+            self.state_values = MonteCarloValues(
+                config.monte_carlo, self.rollouts.sampler, self.renderer, self.scoring.outcome,
+                config.sampling, config.loop.seed,
+            )  # fmt: skip
+        modules: dict[str, nn.Module] = {"policy": self.lm.model}
+        self.critic: Scorer | None = None
+        self.value_head: nn.Linear | None = None
+        if not method.needs_critic:
+            pass
+        elif config.critic.kind == "separate":
+            start = config.critic.model or config.model.model_copy(update={"lora": None})
+            self.critic = Scorer.load(
+                start, pad_id=int(self.renderer.tokenizer.pad_token_id), zero=True
+            )
+            modules["critic"] = self.critic.model
+        else:
+            width = int(self.lm.logit_width)
+            self.value_head = nn.Linear(width, 1, device=self.lm.device)
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+            modules["critic"] = self.value_head
+        self.ptx: list[Group] = []
+        if config.ptx is not None:
+            given = config.ptx.data
+            self.ptx = load_groups(given, formats.demonstrations, self.renderer.demonstration)
+        self.steps = config.steps
+        optim = {"policy": config.optim, "critic": config.critic.optim}
+        self.trainer = Trainer(
+            modules, {n: optim[n] for n in modules}, config.steps * method.updates, config.loop
+        )
+        self.last: list[Group] = []
+        self.guard: Guard | None = None
+        if config.audit is not None:
+            self.guard = Guard(
+                self, config.audit, config.out, config.rewards, config.loop, config.model.device
+            )
+            if said := too_little(config.audit, config.steps * config.prompts * config.size):
+                console.print(f"[bold]audit[/bold]: {said}")
+
+    def recorded(self, run: Run) -> RLStage:
+        """Itself, with ``facts.json`` written."""
+        c = self.config
+        known = template_facts(
+            self.lm, self.renderer, c.model, self.rollouts.prompts, c.loop.token_budget
+        )
+        record(run, self.name, self.renderer, self.rollouts.prompts, **known)
+        return self
+
+    @property
+    def share(self) -> bool:
+        """Packs serve policy and critic together, so both must allow sharing."""
+        return self.lm.exact and (self.critic is None or self.critic.exact)
+
+    def forward(self, pack: Pack) -> Output:
+        """Log-probs at the sampling temperature, entropies, and the values of a shared trunk."""
+        states = self.lm.states(pack)
+        logp, entropy = self.lm.logps(states, pack, self.config.sampling.temperature)
+        value = None
+        if self.value_head is not None:
+            value = self.value_head(states)[:, 0].float()
+        return Output(logp_C=logp, entropy_C=entropy, value_C=value)
+
+    def _value_forward(self, pack: Pack) -> Output:
+        assert self.critic is not None
+        return Output(value_C=self.critic.values(pack))
+
+    def _ptx_forward(self, pack: Pack) -> Output:
+        logp, _ = self.lm.logps(self.lm.states(pack), pack, entropy=False)
+        return Output(logp_C=logp)
+
+    @torch.no_grad()
+    def _annotate(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Put what the method needs on every token: old and reference log-probs, values.
+
+        With one update a batch and no KL in the reward, the training forward gives the old
+        log-probs, and nothing is computed here but the reference's.
+        """
+        method = self.method
+        own = method.updates > 1 or method.needs_critic or method.kl_place in ("reward", "sequence")
+        if not own and self.reference is None:
+            return {}
+        entropy = count = 0.0
+        for pack in packs(groups, self.config.loop.token_budget, share=self.share):
+            on = pack.to(self.lm.device)
+            columns: dict[str, Tensor | None] = {}
+            if own:
+                out = self.forward(on)
+                assert out.entropy_C is not None
+                value = self.critic.values(on) if self.critic is not None else out.value_C
+                columns = {"old_logp": out.logp_C, "value": value}
+                entropy += float(out.entropy_C.sum())
+                count += len(out.entropy_C)
+            if self.reference is not None:
+                columns["ref_logp"] = self.reference.logps(on, self.config.sampling.temperature)
+            scatter(pack, {k: v.cpu().numpy() for k, v in columns.items() if v is not None})
+        return {"objective/entropy": entropy / max(1.0, count)} if own else {}
+
+    def rollout(self, index: int) -> tuple[list[Group], dict[str, float]]:
+        """Sample and score batch ``index``; with dynamic sampling, until its prompts are found.
+
+        Raises:
+            DataError: no completion could be scored.
+        """
+        c, method = self.config, self.method
+        kept: list[Group] = []
+        everything: list[Completion] = []
+        seen = lone = uniform = tries = 0
+        while tries == 0 or (
+            method.dynamic_sampling and len(kept) < c.prompts and tries < method.max_tries
+        ):
+            groups = self.rollouts(index, c.prompts, c.size, self.trainer.updates, tries)
+            everything += [x for g in groups for x in g.completions]
+            tries += 1
+            for g in groups:
+                seen += 1
+                g.completions = [x for x in g.completions if x.reward is not None]
+                if len(g.completions) < (2 if method.needs_groups else 1):
+                    lone += 1
+                elif method.needs_groups and self._uniform(g):
+                    uniform += 1
+                    if not method.dynamic_sampling:
+                        kept.append(g)
+                else:
+                    kept.append(g)
+        metrics = describe(everything)
+        if lone == seen:
+            raise nothing_scored(f"step {index}", everything)
+        if method.needs_groups:
+            metrics["group/uniform"] = uniform / seen
+            metrics["group/unscored"] = lone / seen
+            metrics["group/tries"] = float(tries)
+        return kept[: c.prompts], metrics
+
+    def _uniform(self, group: Group) -> bool:
+        """Whether the unshaped reward is the same for every completion, its dense part included."""
+        name = self.method.filter_on
+        if name is not None:
+            return len({x.scores[name].value for x in group.completions}) < 2
+        dense = self.config.process or self.config.implicit
+        watched = dense.name if dense is not None and dense.weight != 0.0 else None
+        return len({(x.reward, watched and x.scores[watched].value) for x in group.completions}) < 2
+
+    def step(self, index: int) -> dict[str, float]:
+        """One batch of rollouts and its updates; none where dynamic sampling found nothing."""
+        metrics = self._train(index)
+        if self.guard is not None:
+            metrics.update(self.guard.act(index))
+        return metrics
+
+    def _train(self, index: int) -> dict[str, float]:
+        groups, metrics = self.rollout(index)
+        self.last = groups
+        metrics["kl/beta"] = self.kl.beta
+        if not groups:
+            return metrics
+        metrics.update(self._annotate(groups))
+        if self.state_values is not None:
+            metrics.update(self.state_values(groups, index))
+        metrics.update(self.shaper(groups))
+        if self.guard is not None:
+            metrics.update(self.guard.observe(index, groups))
+        beta = self.kl.beta if self.method.needs_reference else 0.0
+        metrics.update(assign(groups, self.method, beta))
+        taken = self._update(groups, index)
+        for name in taken[0]:
+            metrics[name] = float(np.mean([t[name] for t in taken]))
+        metrics["policy/updates"] = float(len(taken))
+        squared = metrics.pop("sampler/weight_squared", 0.0)
+        if squared > 0:
+            metrics["sampler/ess"] = metrics.pop("sampler/weight") ** 2 / squared
+        metrics.setdefault("objective/entropy", taken[0]["policy/entropy"])
+        if self.method.needs_reference:
+            # Before the first update of the batch, as where the KL is taken off the reward.
+            metrics.setdefault("objective/kl", taken[0].get("policy/kl", math.nan))
+            self.kl.update(metrics["objective/kl"], sum(len(g.completions) for g in groups))
+        if "audit/kl" in metrics:
+            metrics.setdefault("objective/kl", metrics["audit/kl"])
+        if self.kl.exhausted:
+            raise DataError(
+                f"step {index}: KL stayed above method.kl.high for {self.kl.above} steps; lower the "
+                "learning rate or raise method.kl.beta (the last checkpoint is kept)"
+            )
+        return metrics
+
+    def _update(self, groups: list[Group], index: int) -> list[dict[str, float]]:
+        """The optimiser steps on one batch; what each of them said."""
+        c = self.config
+        method = self.method.model_copy(
+            update={"kl": self.method.kl.model_copy(update={"beta": self.kl.beta})}
+        )
+        singles = [Group(g.id, g.prompt, [x]) for g in groups for x in g.completions]
+        # A group's completions stay together where minibatches allow it, to share the prompt.
+        units = groups if method.minibatches <= len(groups) else singles
+        taken: list[dict[str, float]] = []
+        for epoch in range(method.epochs):
+            order = np.random.default_rng((c.loop.seed, index, epoch)).permutation(len(units))
+            for number, part in enumerate(np.array_split(order, method.minibatches)):
+                taken_up = [units[i] for i in part]
+                parts = [Part(taken_up, method, self.forward, self.share)]
+                if self.critic is not None:
+                    # A forward of its own, so that only one model's activations wait at a time.
+                    parts.append(Part(taken_up, method, self._value_forward, self.share))
+                if c.ptx is not None:
+                    at = (index * method.epochs + epoch) * method.minibatches + number
+                    given = batch_indices(len(self.ptx), c.ptx.batch, at, c.loop.seed)
+                    parts.append(
+                        Part(
+                            [self.ptx[i] for i in given], SFT(), self._ptx_forward,
+                            self.lm.exact, c.ptx.coef, "ptx/",
+                        )
+                    )  # fmt: skip
+                taken.append(self.trainer.update(parts))
+                limit = method.target_kl
+                if limit is not None and taken[-1]["policy/approx_kl"] > 1.5 * limit:
+                    return taken
+        return taken
+
+    def evaluate(self, index: int) -> dict[str, float]:
+        """See ``Stage``; comparing policies is a stage of its own."""
+        return {}
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The last batch's prompts, completions, scores."""
+        return sample_rows(self.last)
+
+    def state(self) -> dict[str, Any]:
+        """The KL controller and the running statistics of rewards; all else follows from the step."""
+        return {
+            "kl": self.kl.state(),
+            "shaper": self.shaper.state(),
+            "rewards": self.scoring.state(),
+            "guard": self.guard and self.guard.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See ``Stage``."""
+        self.kl.load(state["kl"])
+        if self.guard is not None and state.get("guard"):
+            self.guard.load(state["guard"])
+        self.shaper.load(state["shaper"])
+        self.scoring.load(state["rewards"])
+
+    def export(self, folder: Path) -> None:
+        """See ``Stage``; where the audit chose an earlier policy, that one."""
+        if self.guard is not None:
+            self.guard.hand_over()
+        save_model(self.lm.model, folder, self.renderer.tokenizer, self.lm.plain)
+
+    def line(self, metrics: dict[str, float]) -> str:
+        """See ``Stage``."""
+        kl = f"  kl {metrics['objective/kl']:.2f}" if "objective/kl" in metrics else ""
+        return f"reward {metrics['reward/mean']:+.3f}{kl}"
+
+
+def shape_of(config: RLConfig) -> ShapeSpec:
+    """The shaping of a run: its own, and the method's penalties where it says nothing of them."""
+    method, limit = config.method, config.sampling.max_new_tokens
+    added: dict[str, Any] = {}
+    if method.missing_eos_penalty and config.shape.truncated is None:
+        added["truncated"] = Truncated(weight=method.missing_eos_penalty)
+    if method.overlong and config.shape.overlong is None:
+        cache = max(1, round(method.overlong * limit))
+        added["overlong"] = Overlong(max_length=limit, cache=cache)
+    return config.shape.model_copy(update=added)
+
+
+def main(config: RLConfig) -> dict[str, float]:
+    """Run the stage; the policy is in ``out``/model."""
+    run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
+    stage = RLStage(config).recorded(run)
+    figures = fit(stage, run, config.loop)
+    if stage.guard is not None and stage.guard.why:
+        run.summary({"audit.why": stage.guard.why})
+    dense = config.process or config.implicit
+    names = [r.name for r in (*config.rewards, *([dense] if dense else []))]
+    parts = ", ".join(f"{n} {figures.get(f'reward/{n}', math.nan):+.3f}" for n in names)
+    kl = f", KL {figures['objective/kl']:.2f} nats" if "objective/kl" in figures else ""
+    console.print(f"[bold]{config.method.name}[/bold]: {parts}{kl} -> {config.out}/model")
+    return figures

@@ -1,0 +1,88 @@
+"""``facts.json`` of a run: what is true of its data and model before the first step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from trimtab.data.pack import packs
+from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.token_facts import leaked, odd_pairs, pair_facts, token_facts
+from trimtab.models.load import LM, ModelSpec
+from trimtab.runs import Run, write_atomic
+from trimtab.sample.sampler import Request, Sampler, SamplingConfig
+from trimtab.types import Group
+
+_SHOWN = 16
+"""Prompts on which two templates are compared."""
+
+
+def record(
+    run: Run, stage: str, renderer: Renderer, train: Sequence[Group], held: Sequence[Group] = (),
+    **more: Any,
+) -> None:  # fmt: skip
+    """Write ``facts.json``: the stage's name, ``data.facts`` of its groups, and whatever else is known."""
+    facts: dict[str, Any] = {"stage": stage}
+    facts |= token_facts(train, renderer.bos, renderer.stop_ids)
+    compared = any(c.rank is not None for g in train for c in g.completions)
+    if compared:
+        facts |= {"comparisons": pair_facts(train), "odd": odd_pairs(train)}
+    if held:
+        facts["leaked"] = leaked(train, held)
+    write_atomic(run.path / "facts.json", json.dumps(facts | more, indent=1).encode())
+
+
+@torch.no_grad()
+def template_facts(
+    lm: LM, renderer: Renderer, spec: ModelSpec, prompts: Sequence[Group], budget: int
+) -> dict[str, Any]:
+    """Whether prompts are written as the model knows them.
+
+    Where the template in use gives other tokens than the model's own, the model answers under its
+    own, greedily, and "nll_gap" is how many nats a token those answers lose under the one in use.
+    """
+    if spec.chat_template is None and spec.tokenizer is None:
+        return {"template": "own"}
+    own = load_tokenizer(spec.path) if not spec.path.endswith(".json") else None
+    if own is None or not own.chat_template or own.get_vocab() != renderer.tokenizer.get_vocab():
+        return {"template": "unknown"}
+    theirs = Renderer(own, max_prompt=renderer.max_prompt, max_tokens=renderer.max_tokens)
+    shown = [g for g in prompts if g.extra.get("messages")][:_SHOWN]
+    twins = [replace(theirs.retokenise(g), text=g.text) for g in shown]
+    moved = sum(a.prompt.tolist() != b.prompt.tolist() for a, b in zip(shown, twins, strict=True))
+    facts: dict[str, Any] = {"template": "other", "prompts_changed": moved / max(1, len(shown))}
+    if not moved:
+        return facts
+    sampler = Sampler(lm.plain_attention(), own, stop_ids=theirs.stop_ids)
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=48)
+    said = sampler([Request(g.prompt, (0, i)) for i, g in enumerate(twins)], greedy)
+    answers = [theirs.completion(s[0].ids, s[0].finish) for s in said]
+    nll = [
+        _nll(
+            lm, [replace(g, completions=[c]) for g, c in zip(groups, answers, strict=True)], budget
+        )
+        for groups in (shown, twins)
+    ]
+    facts["nll_gap"] = nll[0] - nll[1]
+    facts["template_examples"] = [
+        {
+            "prompt": renderer.tokenizer.decode(a.prompt.tolist()),
+            "answer": own.decode(b.prompt.tolist()),
+        }
+        for a, b in list(zip(shown, twins, strict=True))[:5]
+    ]
+    return facts
+
+
+def _nll(lm: LM, groups: Sequence[Group], budget: int) -> float:
+    total = count = 0.0
+    for pack in packs(groups, budget, share=lm.exact):
+        on = pack.to(lm.device)
+        logp, _ = lm.logps(lm.states(on), on)
+        total -= float(logp.sum())
+        count += len(logp)
+    return total / max(1.0, count)

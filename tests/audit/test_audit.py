@@ -1,0 +1,343 @@
+"""The gold audit: what it reads, people in the loop, and a guard that acts on a hacked run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.support import folders
+from trimtab.audit import audit_run
+from trimtab.audit.gold_audit import FILE, Row, blocks, read_audit, reading, write_rows
+from trimtab.cli.main import main as cli
+from trimtab.config import build
+from trimtab.doctor import remedies
+from trimtab.errors import ConfigError, DataError
+from trimtab.feedback.judgement import Item, Judgement
+from trimtab.models import checkpoint
+from trimtab.runs import Run, read_metrics, read_samples
+from trimtab.train import reward
+from trimtab.train import rl as policy
+
+
+def red(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    """The proxy: a share of one word."""
+    return [c.split().count("red") / max(1, len(c.split())) for c in completions]
+
+
+def not_red(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    """Gold: the word is not wanted at all."""
+    return [1.0 - r for r in red(prompts, completions)]
+
+
+def rows(n: int, gold: Any, proxy: Any, kl: Any) -> list[Row]:
+    rng = np.random.default_rng(0)
+    return [
+        Row(
+            step=1 + i // 4, prompt_id=str(i), proxy=proxy(i / n),
+            gold=float(np.clip(rng.normal(gold(i / n), 0.15), 0, 1)), kl_mean=kl(i / n),
+        )
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def hump(x: float) -> float:
+    return 0.5 + 1.6 * x - 1.9 * x * x
+
+
+def test_a_hacked_run_is_read_so() -> None:
+    made = rows(400, hump, lambda x: x, lambda x: 9 * x * x)
+    found = reading(made)
+    assert found.hacked and found.p < 0.01 and found.proxy_gain > 0
+    assert found.gold is not None and found.gold.r2 > 0.6
+    assert found.gold.peak[1] < 3 * 0.5 < found.gold.peak[2] + 1
+    assert found.past_peak
+    assert found.best is not None and 0.2 < found.best.last / 100 < 0.75
+    # The same with the gold scores in any order says nothing.
+    order = np.random.default_rng(1).permutation(len(made))
+    blind = [
+        r.model_copy(update={"gold": made[int(i)].gold}) for r, i in zip(made, order, strict=True)
+    ]
+    assert not reading(blind).hacked
+
+
+def test_a_sound_run_is_not() -> None:
+    found = reading(rows(400, lambda x: 0.5 + 0.4 * x, lambda x: x, lambda x: 4 * x))
+    assert not found.hacked and not found.past_peak and found.p > 0.05
+    # Gold and reward fall together: something broke, but nobody was cheated.
+    fell = reading(rows(400, lambda x: 0.9 - 0.7 * x, lambda x: -x, lambda x: 4 * x))
+    assert fell.p < 0.01 and not fell.hacked
+
+
+def test_without_kl_there_is_no_curve() -> None:
+    made = [r.model_copy(update={"kl_mean": None}) for r in rows(80, hump, abs, lambda x: x)]
+    assert reading(made).gold is None
+    assert reading([]).n == 0 and math.isnan(reading([]).proxy_gain)
+    assert [b.last for b in blocks(made, 32)] == [8, 16]
+
+
+def test_a_line_that_is_wrong_is_named(tmp_path: Path) -> None:
+    write_rows(tmp_path, rows(3, hump, abs, abs))
+    with (tmp_path / FILE).open("a") as handle:
+        handle.write('{"step": 1, "prompt_id": "x", "proxy": 1')
+    assert len(read_audit(tmp_path)) == 3, "torn by a crash"
+    with (tmp_path / FILE).open("a") as handle:
+        handle.write("\n{}\n")
+    with pytest.raises(DataError, match=r"audit\.jsonl, line 4"):
+        read_audit(tmp_path)
+
+
+# A real run, small ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audit")
+    folders.model_folder(folder / "model")
+    folders.prompts(folder / "prompts.jsonl", 32)
+    folders.comparisons(folder / "pairs.jsonl", 40)
+    return folder
+
+
+def rl(base: Path, out: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
+        "data": {"path": str(base / "prompts.jsonl")},
+        "rewards": [{"name": "red", "function": "tests.audit.test_audit:red"}],
+        "method": {"type": "rloo", "kl": {"beta": 0.0}}, "sampling": {"max_new_tokens": 6},
+        "steps": 40, "prompts": 8, "group": 4, "optim": {"lr": 1e-2, "schedule": "constant"},
+        "audit": {"gold": {"function": "tests.audit.test_audit:not_red"}, "share": 1.0, "block": 32},
+        **more,
+    }  # fmt: skip
+
+
+def trained(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    policy.main(build(policy.RLConfig, settings))
+    return read_metrics(settings["out"])
+
+
+def acted(out: Path) -> list[dict[str, Any]]:
+    path = out / "actions.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def audit_of(base: Path, **more: Any) -> dict[str, Any]:
+    return {**rl(base, base)["audit"], **more}
+
+
+@pytest.fixture(scope="module")
+def stopped(base: Path) -> Path:
+    out = base / "stopped"
+    trained(rl(base, out, audit=audit_of(base, act="stop"), loop={"sample_every": 1}))
+    return out
+
+
+def test_stop_returns_to_the_best_audited_policy(base: Path, stopped: Path) -> None:
+    metrics = read_metrics(stopped)
+    (told,) = acted(stopped)
+    assert told["action"] == "stop" and told["p"] < 0.01 and told["proxy_gain"] > 0
+    assert len(metrics) == told["step"] < 40
+    assert told["back_to"] < told["since"] + 8
+    assert all("objective/kl" in m and "audit/p" in m for m in metrics)
+    # The exported model is the best one; the hacked one lies beside it.
+    saved = checkpoint.read(next((stopped / "best").glob("step-*")))
+    best, now, undo = (
+        saved.tensors("params.policy"), load_file(stopped / "model" / "model.safetensors"),
+        load_file(Path(told["undo"]) / "model.safetensors"),
+    )  # fmt: skip
+    name = "model.norm.weight"
+    assert (now[name] == best[name]).all() and not (undo[name] == best[name]).all()
+    # Again, it goes on from its end: nothing is trained, nothing audited twice.
+    before = (stopped / FILE).read_bytes()
+    trained(rl(base, stopped, audit=audit_of(base, act="stop"), loop={"sample_every": 1}))
+    assert len(read_metrics(stopped)) == len(metrics)
+    assert (stopped / FILE).read_bytes() == before
+    held = read_audit(stopped)
+    assert len(held) == 32 * len(metrics)
+    assert all(r.kl is not None and r.source == "tests.audit.test_audit:not_red" for r in held)
+
+
+def test_advice_alone_changes_nothing(base: Path, tmp_path: Path) -> None:
+    steps = {"steps": 12}
+    plain = rl(base, tmp_path / "plain", **steps)
+    del plain["audit"]
+    trained(plain)
+    trained(rl(base, tmp_path / "audited", audit=audit_of(base, alpha=0.5), **steps))
+    weights = [
+        (tmp_path / x / "model" / "model.safetensors").read_bytes() for x in ("plain", "audited")
+    ]
+    assert weights[0] == weights[1]
+    assert not (tmp_path / "audited" / "undo").exists()
+
+
+def test_a_share_is_a_share(base: Path, tmp_path: Path) -> None:
+    trained(rl(base, tmp_path / "o", steps=12, audit=audit_of(base, share=0.05)))
+    assert 8 <= len(read_audit(tmp_path / "o")) <= 30, "5 % of 384"
+
+
+@pytest.fixture(scope="module")
+def ensemble(base: Path) -> list[str]:
+    """Reward models that learned to like the wrong word."""
+    liked = [
+        {"prompt": [{"role": "user", "content": "what is"}],
+         "chosen": [{"role": "assistant", "content": f"red {a}"}],
+         "rejected": [{"role": "assistant", "content": f"{b} dog"}]}
+        for a in folders.WORDS[3:] for b in folders.WORDS[1:4]
+    ]  # fmt: skip
+    folders.write(base / "liked.jsonl", liked)  # type: ignore[arg-type]
+    made: list[str] = []
+    for seed in (0, 1):
+        settings = {
+            "out": str(base / f"rm{seed}"), "batch": 17, "epochs": 4, "optim": {"lr": 3e-3},
+            "model": {"path": str(base / "model"), "device": "cpu", "seed": seed},
+            "data": {"path": str(base / "liked.jsonl")}, "loop": {"seed": seed},
+        }  # fmt: skip
+        reward.main(build(reward.RewardConfig, settings))
+        made.append(str(base / f"rm{seed}" / "model"))
+    return made
+
+
+def test_switch_and_refresh(base: Path, ensemble: list[str], tmp_path: Path) -> None:
+    several = [{"name": "rm", "models": ensemble}]
+    trained(rl(base, tmp_path / "s", rewards=several, audit=audit_of(base, act="switch", times=1)))
+    done = acted(tmp_path / "s")
+    assert [d["action"] for d in done][:1] == ["switch"]
+    single = [{"name": "rm", "model": ensemble[0]}]
+    how = {"data": str(base / "liked.jsonl"), "prompts": 8, "epochs": 1, "batch": 16, "lr": 1e-3}
+    trained(
+        rl(base, tmp_path / "r", rewards=single, audit=audit_of(base, act="refresh", refresh=how, times=1))
+    )  # fmt: skip
+    told = acted(tmp_path / "r")[0]
+    assert told["action"] == "refresh" and told["new_pairs"] > 0
+    mixed = (Path(told["reward_model"]).parent / "comparisons.jsonl").read_text().splitlines()
+    assert len(mixed) == told["old_rows"] + told["new_pairs"]
+    new = [json.loads(x) for x in mixed[told["old_rows"] :]]
+    for row in new:
+        good, bad = (row[k][-1]["content"] for k in ("chosen", "rejected"))
+        assert not_red([""], [good]) > not_red([""], [bad])
+    assert len(acted(tmp_path / "r")) <= 2, "after so many times it stops"
+
+
+def test_what_cannot_act_is_refused(base: Path, tmp_path: Path) -> None:
+    for act, why in (("switch", "models"), ("refresh", "act: refresh")):
+        with pytest.raises(ConfigError, match=why):
+            build(policy.RLConfig, rl(base, tmp_path, audit=audit_of(base, act=act)))
+    gold = {"function": "f:g", "low": 2.0}
+    with pytest.raises(ConfigError, match="low"):
+        build(policy.RLConfig, rl(base, tmp_path, audit={"gold": gold}))
+
+
+# Afterwards, and by people ----------------------------------------------------------------------
+
+
+def test_people_audit_through_items_and_judgements(stopped: Path, tmp_path: Path) -> None:
+    """The whole way of a label page: items out, judgements in."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (run / name).write_bytes((stopped / name).read_bytes())
+    (run / "samples").symlink_to(stopped / "samples")
+    items = tmp_path / "items.jsonl"
+    cli(["audit", str(run), "--items", str(items), "--share", "0.2"])
+    shown = [Item.model_validate_json(x) for x in items.read_text().splitlines()]
+    assert shown and all(i.extra == {} and i.models is None for i in shown), "blind"
+    said = [
+        Judgement(item=i.id, annotator="ann", ranks=(0,), scores={"gold": (not_red([""], list(i.answers))[0],)})
+        for i in shown
+    ]  # fmt: skip
+    (tmp_path / "j.jsonl").write_text("".join(j.model_dump_json() + "\n" for j in said))
+    cli(["audit", str(run), "--judgements", str(tmp_path / "j.jsonl")])
+    held = read_audit(run)
+    logged = {(r["prompt"], r["completion"]): r["reward"] for r in read_samples(run)}
+    assert {r.source for r in held} == {"ann"} and len(held) >= len(shown)
+    assert all(r.gold == pytest.approx(1 - r.proxy) for r in held) and logged
+    other = tmp_path / "other.jsonl"
+    other.write_text(Judgement(item="x", annotator="a", ranks=(0,)).model_dump_json())
+    with pytest.raises(DataError, match="no judgement is of an item"):
+        audit_run.main(audit_run.AuditConfig(run=str(run), judgements=str(other)))
+
+
+def test_the_start_is_audited_most(tmp_path: Path) -> None:
+    run = Run(tmp_path, {"steps": 20, "prompts": 8, "group": 1})
+    for step in range(1, 21):
+        run.samples(
+            step,
+            [{"id": f"{step}-{i}", "index": 0, "prompt": "p", "completion": "c", "reward": 1.0} for i in range(8)],
+        )  # fmt: skip
+    run.close()
+    drawn = [int(r["step"]) for r in audit_run.draw(tmp_path, 0.25, 0)]
+    assert len(drawn) == 40 and drawn == sorted(drawn)
+    counts = [drawn.count(s) for s in range(1, 21)]
+    assert counts[0] == 8 and set(counts[1:]) <= {1, 2}, "all of the first step's, then evenly"
+    done = [Row(step=s, prompt_id=f"{s}-0", index=0, proxy=1.0, gold=1.0) for s in range(1, 21)]
+    write_rows(tmp_path, done)
+    more = [int(r["step"]) for r in audit_run.draw(tmp_path, 0.25, 0)]
+    assert len(more) == 20 and max(more.count(s) for s in range(1, 21)) == 1, "the start is known"
+
+
+def test_gold_afterwards_as_a_command(stopped: Path, tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (run / name).write_bytes((stopped / name).read_bytes())
+    (run / "samples").symlink_to(stopped / "samples")
+    cli(["audit", str(run), "--gold.function", "tests.audit.test_audit:not_red", "--share", "0.1"])
+    held = read_audit(run)
+    steps = {r.step for r in held}
+    assert len(held) == math.ceil(0.1 * 40 * 8 * 4) and len(steps) == len(read_metrics(run))
+    assert len({(r.step, r.prompt_id, r.index) for r in held}) == len(held), "none twice"
+    assert json.loads((run / "audit.json").read_text())["n"] == len(held)
+    page = (run / "audit.html").read_text()
+    assert "Is the reward real?" in page and "default-src &#39;none&#39;" in page
+    assert "audit" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli(["audit", str(tmp_path / "nowhere")])
+    with pytest.raises(DataError, match="no scored rollouts"):
+        audit_run.draw(tmp_path, 0.1, 0)
+
+
+# Remedies ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_every_change_makes_a_configuration_that_runs(base: Path, method: str) -> None:
+    settings = rl(
+        base, base, method={"type": method}, group=None,
+        rewards=[{"name": "rm", "models": ["a", "b"]}],
+    )  # fmt: skip
+    values = build(policy.RLConfig, settings).model_dump(mode="json")
+    changed = 0
+    for r in remedies.CATALOGUE:
+        change = r.change(values)
+        if not change or r.name == "refresh-reward":
+            continue  # wants one model
+        new = remedies.merge(values, yaml.safe_load(remedies.paste(change)))
+        if "kl" in change.get("method", {}):
+            new["method"]["kl"] = change["method"]["kl"]
+        assert build(policy.RLConfig, new) != build(policy.RLConfig, values), r.name
+        changed += 1
+    assert changed >= 16
+    known = {a for r in remedies.CATALOGUE for a in r.alarms}
+    assert {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 16} <= known
+    assert remedies.for_alarm(2, values)[0][0].name == "kl-range"
+
+
+def test_a_remedy_as_a_command(stopped: Path, tmp_path: Path, capsys: Any) -> None:
+    cli(["remedy", str(stopped), "--alarm", "4"])
+    assert "length-penalty" in capsys.readouterr().out
+    before = (stopped / "config.yaml").read_bytes()
+    cli(["remedy", str(stopped), "--name", "lower-lr", "--out", str(tmp_path / "n.yaml")])
+    new = yaml.safe_load((tmp_path / "n.yaml").read_text())
+    assert new["optim"]["lr"] == pytest.approx(1e-2 / 3)
+    assert (stopped / "config.yaml").read_bytes() == before, "the way back"
+    assert acted(stopped)[-1]["action"] == "lower-lr"
+    build(policy.RLConfig, new)
+    with pytest.raises(SystemExit):
+        cli(["remedy", str(stopped), "--name", "worst-case"])
+    assert "does not apply" in capsys.readouterr().err

@@ -1,0 +1,248 @@
+"""Commands as typed: their help, their plans, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trimtab
+from tests.support import folders
+from trimtab.cli.main import STAGES, main
+
+BASE = str(Path(trimtab.__file__).parent / "sandbox" / "base")
+ROOT = Path(__file__).parents[2]
+Said = Callable[..., str]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """Runs a command that must succeed; what it printed."""
+
+    def run(*args: str) -> str:
+        main(args)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Said:
+    """Runs a command that must fail as a user's mistake; its message."""
+
+    def run(*args: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(args)
+        assert stop.value.code == 2
+        found = capsys.readouterr().err
+        assert found.startswith("trimtab: ")
+        assert "Traceback" not in found
+        return found
+
+    return run
+
+
+def rows(path: Path, *made: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in made))
+    return str(path)
+
+
+GOOD = {"prompt": "where is anna ?", "completion": "anna is in the garden ."}
+PAIR = {"prompt": "where is anna ?", "chosen": "in the garden", "rejected": "no"}
+
+
+def sft(data: str, *more: str) -> tuple[str, ...]:
+    return ("sft", "--model.path", BASE, "--model.device", "cpu", "--data.path", data, *more)
+
+
+@pytest.mark.parametrize("command", ["sft", "reward", "rl", "online_dpo"])
+def test_help_shows_the_values_that_would_be_used(said: Said, command: str) -> None:
+    page = said(command, "--help", "--optim.lr", "0.125")
+    assert "--optim.lr" in page
+    assert "0.125" in page
+    assert "--model.path" in page
+    assert "--loop.token_budget" in page
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_every_stage_has_help_and_defaults(said: Said, command: str) -> None:
+    page = said(command, "--help")
+    assert page.startswith(f"trimtab {command} ")
+    assert f"runs/{command}" in page or "--run " in page or command == "probe"
+    assert "(required)" in page or command == "probe"
+
+
+def test_usage_names_every_command(said: Said) -> None:
+    page = said()
+    for name in ("run", *STAGES, "chat", "report", "recipes"):
+        assert f"{name} " in page
+    assert said("--version").strip() == trimtab.__version__
+
+
+def test_recipes_are_listed_with_what_they_do(said: Said) -> None:
+    page = said("recipes")
+    for path in (Path(trimtab.__file__).parent / "recipes").glob("*.yaml"):
+        line = next(x for x in page.splitlines() if path.name in x)
+        assert len(line.split(maxsplit=1)[1]) > 20
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(p.name for p in (Path(trimtab.__file__).parent / "recipes").glob("*.yaml"))
+)
+def test_every_recipe_has_a_whole_plan(said: Said, recipe: str, tmp_path: Path) -> None:
+    path = Path(trimtab.__file__).parent / "recipes" / recipe
+    more = ["--inputs.data", str(tmp_path)] if "\ninputs:" in path.read_text() else []
+    page = said("run", str(path), "--out", str(tmp_path / "o"), "--dry-run", *more)
+    assert "(to do)" in page
+    assert not (tmp_path / "o").exists()
+
+
+def test_dry_run_resolves_and_touches_nothing(said: Said, tmp_path: Path) -> None:
+    page = said("sft", "--model.path", "nowhere", "--data.path", "none.jsonl", "--out",
+                str(tmp_path / "o"), "--dry-run", "--optim.lr=3e-4")  # fmt: skip
+    assert "lr: 0.0003" in page
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_stage_from_a_file_with_a_flag_on_top(said: Said, tmp_path: Path) -> None:
+    file = tmp_path / "sft.yaml"
+    file.write_text("model: {path: m}\ndata: {path: d.jsonl}\nbatch: 7\noptim: {lr: 1e-3}\n")
+    page = said("sft", str(file), "--batch", "9", "--dry-run")
+    assert "batch: 9" in page
+    assert "lr: 0.001" in page
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("frobnicate",), ["frobnicate", "sft"]),
+        (sft("x.jsonl", "--optimm.lr", "1"), ["optimm", "optim"]),
+        (sft("x.jsonl", "--optim.lr", "fast"), ["optim.lr"]),
+        (sft("x.jsonl", "--batch", "0"), ["batch"]),
+        (sft("x.jsonl", "--batch"), ["--batch", "value"]),
+        (("sft", "--data.path", "x.jsonl"), ["model"]),
+        (sft("x.jsonl"), ["x.jsonl", "no such file"]),
+        (("sft", "absent.yaml"), ["absent.yaml"]),
+        (("run", "absent.yaml"), ["absent.yaml"]),
+        (("report", "absent"), ["absent"]),
+        (("chat", "absent/model", "--prompt", "hi"), ["absent/model"]),
+        (("run", "sandbox-ppo", "--pppo.steps", "3"), ["pppo", "ppo"]),
+        (("run", "sandbox-ppo", "--ppo.stepz", "3"), ["stepz", "steps"]),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_command(refused: Said, args: tuple[str, ...], words: list[str]) -> None:
+    message = refused(*args)
+    for word in words:
+        assert word in message
+
+
+RL = ("rl", "--model.path", BASE, "--data.path", "p.jsonl", "--rewards",
+      "[{name: a, function: 'trimtab.sandbox.faults:length_reward'}]")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (("--sampling.top_p", "0.9"), "top_p"),
+        (("--sampling.temperature", "0"), "temperature"),
+        (("--method.type", "pppo"), "ppo"),
+        (("--method.minibatches", "1000"), "minibatches"),
+        (("--rewards", "[{name: a, function: 'math:sqrt', weight: 0}]"), "weight 0"),
+        (("--rewards", "[{name: a}]"), "function"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_loaded(
+    refused: Said, more: tuple[str, ...], word: str
+) -> None:
+    assert word in refused(*RL, *more)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ([GOOD, {"question": "x", "answer": "y"}], ["row 2"]),
+        ([{"question": "x", "answer": "y"}], ["answer, question", "prompt"]),
+        ([GOOD, {**GOOD, "completion": " "}], ["row 2", "completion", "empty"]),
+        ([GOOD, {**GOOD, "completion": None}], ["row 2", "completion"]),
+        ([GOOD, {**GOOD, "prompt": 7}], ["row 2", "prompt", "int"]),
+        ([], ["no rows"]),
+    ],
+)
+def test_bad_rows(refused: Said, tmp_path: Path, made: list[Any], words: list[str]) -> None:
+    data = rows(tmp_path / "d.jsonl", *made)
+    message = refused(*sft(data, "--out", str(tmp_path / "o")))
+    assert "d.jsonl" in message
+    for word in words:
+        assert word in message
+
+
+def test_equal_answers(refused: Said, tmp_path: Path) -> None:
+    data = rows(tmp_path / "d.jsonl", PAIR, {**PAIR, "rejected": PAIR["chosen"]})
+    args = ("reward", "--model.path", BASE, "--data.path", data, "--out", str(tmp_path / "o"))
+    message = refused(*args)
+    assert "row 2" in message
+    assert "equal" in message
+
+
+def test_not_utf8(refused: Said, tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode() + b'\n{"prompt": "caf\xe9", "completion": "x"}\n')
+    message = refused(*sft(str(path), "--out", str(tmp_path / "o")))
+    assert "row 2" in message
+    assert "UTF-8" in message
+
+
+def tokenizer(folder: Path, **drop: Any) -> str:
+    """A model folder whose tokenizer lacks something."""
+    folders.model_folder(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.update(drop)
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    if drop.get("chat_template", 1) is None:
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+    return str(folder)
+
+
+def test_no_eos(refused: Said, tmp_path: Path) -> None:
+    model = tokenizer(tmp_path / "m", eos_token=None)
+    data = rows(tmp_path / "d.jsonl", GOOD)
+    message = refused(
+        "sft", "--model.path", model, "--data.path", data, "--out", str(tmp_path / "o")
+    )
+    assert "end-of-sequence" in message
+    assert "eos_token" in message
+
+
+def test_no_chat_template(refused: Said, tmp_path: Path) -> None:
+    model = tokenizer(tmp_path / "m", chat_template=None)
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    data = rows(tmp_path / "d.jsonl", {"messages": said})
+    message = refused(
+        "sft", "--model.path", model, "--data.path", data, "--out", str(tmp_path / "o")
+    )
+    assert "model.chat_template" in message
+
+
+def test_lenient_reading_drops_and_counts(said: Said, tmp_path: Path) -> None:
+    data = rows(tmp_path / "d.jsonl", *[GOOD] * 6, {**GOOD, "completion": ""})
+    page = said(*sft(data, "--data.strict", "false", "--out", str(tmp_path / "o"), "--batch", "3"))
+    assert "1 bad rows dropped" in page
+    assert json.loads((tmp_path / "o" / "summary.json").read_text())["nll"] > 0
+
+
+def test_chat_answers(said: Said) -> None:
+    asked = "anna has the lamp . ben works as a baker . cleo is in the garden . where is cleo ?"
+    page = said("chat", BASE, "--prompt", asked, "--sampling.temperature", "0")
+    assert "cleo is in the garden" in page
+
+
+def test_report_of_a_run(said: Said, tmp_path: Path) -> None:
+    data = rows(tmp_path / "d.jsonl", *[GOOD] * 8)
+    said(*sft(data, "--out", str(tmp_path / "o"), "--batch", "2"))
+    path = Path(said("report", str(tmp_path / "o")).strip())
+    assert path == tmp_path / "o" / "report.html"
+    assert "Curves" in path.read_text()

@@ -1,0 +1,339 @@
+"""Files, columns, templates and tokenizers, as people have them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from tests.support import folders
+from trimtab.data import formats
+from trimtab.data.formats import Example
+from trimtab.data.pack import build, packs
+from trimtab.data.render import PLAIN, Renderer, load_tokenizer
+from trimtab.data.sources import Rows, read
+from trimtab.errors import DataError, ModelError
+from trimtab.types import Completion, Group
+
+DATA = Path(os.environ.get("TRIMTAB_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+Q = [{"role": "user", "content": "why ?"}]
+A = [{"role": "assistant", "content": "so ."}]
+B = [{"role": "assistant", "content": "no ."}]
+
+
+def encode(kind: str, rows: list[dict[str, Any]]) -> bytes:
+    kind = kind.removesuffix(".gz")
+    if kind == "jsonl":
+        return "".join(json.dumps(r) + "\n" for r in rows).encode()
+    if kind == "json":
+        return json.dumps(rows).encode()
+    if kind == "csv":
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "json", "csv", "parquet", "jsonl.gz", "csv.gz", "parquet.gz"]
+)
+def test_kinds_of_file(kind: str, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a, b", "chosen": 'say "x"\n', "rejected": "é"},
+        {"prompt": "c", "chosen": "d", "rejected": "e"},
+    ]
+    data = encode(kind, rows)
+    path = tmp_path / f"rows.{kind}"
+    path.write_bytes(gzip.compress(data) if kind.endswith(".gz") else data)
+    found = read(str(path))
+    assert [r for _, r in found.rows] == rows
+    assert [n for n, _ in found.rows] == [1, 2]
+    assert len(read(str(path), limit=1).rows) == 1
+
+
+def one(make: Any, row: dict[str, Any]) -> Example:
+    return make(Rows("given", [(1, row)]))[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        ({"text": "all of it"}, "", "all of it"),
+        ({"prompt": "why ?", "completion": " so ."}, "why ?", " so ."),
+        ({"prompt": Q, "completion": A}, Q, A),
+        ({"messages": [*Q, *A]}, Q, A),
+        ({"messages": [{"role": "system", "content": "s"}, *Q, *A, *Q, *A]},
+         [{"role": "system", "content": "s"}, *Q], [*A, *Q, *A]),
+        ({"text": "\n\nHuman: why ?\n\nAssistant: so ."}, Q, A),
+    ],
+)  # fmt: skip
+def test_demonstrations(row: dict[str, Any], prompt: Any, answer: Any) -> None:
+    made = one(formats.demonstrations, row)
+    assert made.prompt == prompt
+    assert made.answers == [answer]
+
+
+HH = "\n\nHuman: hi\n\nAssistant: yes ?\n\nHuman: why ?\n\nAssistant: "
+HELLO = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes ?"}, *Q]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answers", "ranks"),
+    [
+        ({"prompt": "why ?", "chosen": "so", "rejected": "no"}, "why ?", ["so", "no"], [0, 1]),
+        ({"prompt": Q, "chosen": A, "rejected": B}, Q, [A, B], [0, 1]),
+        ({"chosen": [*Q, *A], "rejected": [*Q, *B]}, Q, [A, B], [0, 1]),
+        ({"prompt": "why ?", "chosen": [*Q, *A], "rejected": [*Q, *B]}, Q, [A, B], [0, 1]),
+        ({"prompt": "why ?", "chosen": "so", "rejected": "no", "tie": True}, "why ?", ["so", "no"], [0, 0]),
+        ({"chosen": HH + "so .", "rejected": HH + "no ."}, HELLO, [A, B], [0, 1]),
+        ({"prompt": "why ?", "completions": ["a", "b", "c"], "ranks": [2, 0, 0]}, "why ?", ["a", "b", "c"], [2, 0, 0]),
+    ],
+)  # fmt: skip
+def test_comparisons(row: dict[str, Any], prompt: Any, answers: Any, ranks: list[int]) -> None:
+    made = one(formats.comparisons, {**row, "scene": "kept"})
+    assert made.prompt == prompt
+    assert made.answers == answers
+    assert made.ranks == ranks
+    assert made.extra == {"scene": "kept"}
+
+
+def test_prompts() -> None:
+    assert one(formats.prompts, {"prompt": "why ?"}).prompt == "why ?"
+    assert one(formats.prompts, {"messages": [*Q, *A]}).prompt == Q
+    assert one(formats.prompts, {"chosen": [*Q, *A], "rejected": [*Q, *B]}).prompt == Q
+
+
+BAD_PAIRS: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": "p", "chosen": "a"}, "rejected"),
+    ({"prompt": "p", "chosen": "", "rejected": "b"}, "'chosen' is empty"),
+    ({"prompt": "p", "chosen": "a", "rejected": "a"}, "equal"),
+    ({"prompt": "p", "chosen": "a\0", "rejected": "b"}, "NUL"),
+    ({"prompt": "p", "chosen": "a\ud800", "rejected": "b"}, "surrogate"),
+    ({"prompt": Q, "chosen": [{"role": "user", "content": "x"}], "rejected": B}, "assistant"),
+    ({"chosen": "one", "rejected": "two"}, "prompt"),
+    ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}, "margin"),
+    ({"prompt": "p", "chosen": "a", "rejected": "b", "tie": "perhaps"}, "tie"),
+    ({"id": "7", "prompt": "p", "chosen": "a", "rejected": "b"}, "id '7'"),
+    ({"prompt": ["x"], "chosen": "a", "rejected": "b"}, "messages"),
+    ({"prompt": "p", "completions": ["a", "a"], "ranks": [0, 1]}, "equal but ranked"),
+    ({"prompt": "p", "completions": ["a", "b"], "ranks": [0]}, "ranks"),
+]
+FINE = {"id": "7", "prompt": "p", "chosen": "good", "rejected": "bad"}
+
+
+@pytest.mark.parametrize(("row", "why"), BAD_PAIRS)
+def test_a_bad_row_is_named(row: dict[str, Any], why: str) -> None:
+    rows = [(4, FINE), (9, row)]
+    with pytest.raises(DataError, match=r"pairs\.jsonl: row 9") as error:
+        formats.comparisons(Rows("pairs.jsonl", rows))
+    assert why in str(error.value)
+    lenient = Rows("pairs.jsonl", rows, strict=False)
+    assert [e.row for e in formats.comparisons(lenient)] == [4]
+    assert len(lenient.dropped) == 1
+    assert lenient.dropped[0].startswith("row 9")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "row 2: not valid JSON"),
+        ("a.jsonl", b'{"text": "x"}\n["y"]\n', "row 2: expected an object"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "row 2: not UTF-8"),
+        ("a.jsonl", b'{"text": "x"}\n{"te\0xt": 1}\n', "row 2: holds a NUL"),
+        ("a.json", b'{"text": "x"}', "list of rows"),
+        ("a.json", b'[{"text": \n]', "line 2: not valid JSON"),
+        ("a.csv", b"text,b\nx,1\ny\n", "row 2: has another number of fields"),
+        ("a.csv", b"text\nx\n\xff\n", "row 2: not UTF-8"),
+        ("a.parquet", b"PAR1 no", "not a whole parquet file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9], "not a whole gzip"),
+        ("a.jsonl", b"\n", "holds no rows"),
+        ("a.xml", b"<a/>", "is not read"),
+    ],
+)
+def test_a_damaged_file_is_named(name: str, data: bytes, why: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=why) as error:
+        read(str(path))
+    assert name in str(error.value)
+
+
+def made(
+    folder: Path, *, bos: bool = True, adds: bool = False, pad: str | None = "<pad>", template: str | None = PLAIN,
+    eos: str | None = "<eos>",
+) -> str:  # fmt: skip
+    """A byte-fallback-free word tokenizer in a folder, with one habit at a time."""
+    special = ["<pad>", "<bos>", "<eos>", "<unk>", "<|reserved_0|>", "Human:", "Assistant:"]
+    words = [*special, *["why", "?", "so", ".", "no", "hi", "yes", "system", "s"]]
+    inner: Any = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if adds:
+        inner.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", 1)]
+        )
+    names = {"bos_token": "<bos>" if bos else None, "eos_token": eos, "pad_token": pad}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", additional_special_tokens=["<|reserved_0|>"],
+        **{k: v for k, v in names.items() if v},
+    )  # fmt: skip
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("pad", [None, "<eos>", "<pad>"])
+def test_tokenizers(adds: bool, pad: str | None, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(made(tmp_path, adds=adds, pad=pad))
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert tokenizer.pad_token_id is not None
+    assert len(tokenizer) == 16
+    renderer = Renderer(tokenizer, max_prompt=99, max_tokens=99)
+    group = renderer.demonstration(Example("", Q, [A]))
+    assert group is not None
+    done = group.completions[0]
+    assert [*group.prompt].count(1) == 1
+    assert group.prompt[0] == 1
+    assert tokenizer.convert_ids_to_tokens(done.ids) == ["so", ".", "<eos>"]
+    assert done.mask.all()
+    plain = renderer.demonstration(Example("", "why ?", ["so ."]))
+    assert plain is not None
+    assert [*plain.prompt].count(1) == int(adds)
+    assert plain.completions[0].ids[-1] == 2
+
+
+def test_no_bos_invents_none(tmp_path: Path) -> None:
+    renderer = Renderer(load_tokenizer(made(tmp_path, bos=False)), max_prompt=99, max_tokens=99)
+    group = renderer.demonstration(Example("", Q, [A]))
+    assert group is not None
+    assert renderer.tokenizer.convert_ids_to_tokens(group.prompt) == [
+        "Human:",
+        "why",
+        "?",
+        "Assistant:",
+    ]
+
+
+def test_no_eos_and_no_template(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="end-of-sequence"):
+        load_tokenizer(made(tmp_path / "a", eos=None))
+    renderer = Renderer(
+        load_tokenizer(made(tmp_path / "b", template=None)), max_prompt=9, max_tokens=9
+    )
+    with pytest.raises(ModelError, match=r"model\.chat_template"):
+        renderer.prompt(Example("", Q, []))
+    given = load_tokenizer(str(tmp_path / "b"), "plain")
+    assert Renderer(given, max_prompt=9, max_tokens=9).prompt(Example("", Q, [])) is not None
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> None:
+    template = "{{ messages | length }}{% for m in messages %} {{ m['content'] }}{% endfor %}"
+    renderer = Renderer(
+        load_tokenizer(made(tmp_path, template=template)), max_prompt=9, max_tokens=9
+    )
+    with pytest.raises(ModelError, match="rewrites earlier turns"):
+        renderer.demonstration(Example("", Q, [A]))
+
+
+def test_only_the_assistant_is_trained_on() -> None:
+    tokenizer = folders.tokenizer()
+    renderer = Renderer(tokenizer, max_prompt=99, max_tokens=99)
+    turns = [
+        {"role": "user", "content": "what ?"}, {"role": "assistant", "content": "red cat"},
+        {"role": "user", "content": "where ?"}, {"role": "assistant", "content": "here"},
+    ]  # fmt: skip
+    group = renderer.demonstration(Example("", turns[:1], [turns[1:]]))
+    assert group is not None
+    done = group.completions[0]
+    whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    assert [*group.prompt, *done.ids] == whole
+    assert tokenizer.convert_ids_to_tokens(done.ids[done.mask]) == [
+        "red",
+        "cat",
+        "<eos>",
+        "here",
+        "<eos>",
+    ]
+
+
+def test_long_rows_are_told() -> None:
+    renderer = Renderer(folders.tokenizer(), max_prompt=4, max_tokens=3)
+    assert renderer.prompt(Example("", "cat " * 9, [], row=3)) is None
+    assert renderer.dropped == ["row 3: prompt has 9 tokens, over 4"]
+    cut = renderer.demonstration(Example("", "cat", ["dog " * 9], row=5))
+    assert cut is not None
+    assert len(cut.completions[0]) == 3
+    assert 2 not in cut.completions[0].ids, "no false end"
+    assert renderer.cut[0].startswith("row 5")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA}; set TRIMTAB_DATA")
+def test_every_real_pair_is_read_and_rendered() -> None:
+    rows = read(str(DATA / "hh-harmless-pairs.jsonl.gz"), strict=False)
+    assert len(rows.rows) == 2312
+    made = formats.comparisons(rows)
+    assert len(made) + len(rows.dropped) == 2312
+    assert len(made) > 2250
+    for e in made:
+        assert e.prompt[-1]["role"] == "user"  # pyright: ignore[reportArgumentType]
+        assert all(a[0]["role"] == "assistant" for a in e.answers)  # pyright: ignore[reportArgumentType]
+
+
+@st.composite
+def some_groups(draw: st.DrawFn) -> list[Group]:
+    shapes = draw(
+        st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(1, 20), min_size=1, max_size=5)),
+                 min_size=1, max_size=8)
+    )  # fmt: skip
+    count = 0
+    made: list[Group] = []
+    for size, answers in shapes:
+        done: list[Completion] = []
+        for n in answers:
+            done.append(Completion(np.arange(count, count + n), np.ones(n, np.bool_)))
+            count += n
+        made.append(Group(str(len(made)), np.arange(-size, 0), done))
+    return made
+
+
+@settings(max_examples=60, deadline=None)
+@given(some_groups(), st.integers(10, 120), st.booleans())
+def test_packs_hold_everything_once_in_its_place(
+    groups: list[Group], budget: int, share: bool
+) -> None:
+    seen: list[int] = []
+    for pack in packs(groups, budget, share=share):
+        flat = [c for g in pack.groups for c in g.completions]
+        seen += [int(i) for i in pack.target_C]
+        assert len(pack.ids_N) <= budget or len(pack.groups) == 1
+        for b, c in enumerate(flat):
+            assert pack.target_C[pack.owner_C == b].tolist() == c.ids.tolist()
+            last = int(pack.last_B[b])
+            assert int(pack.ids_N[last]) == int(c.ids[-1])
+            group = next(g for g in pack.groups if any(c is x for x in g.completions))
+            assert int(pack.positions_N[last]) == len(group.prompt) + len(c) - 1
+    assert sorted(seen) == list(range(sum(len(c) for g in groups for c in g.completions)))
+
+
+def test_one_group_is_one_tree() -> None:
+    g = Group("", np.arange(10), [Completion(np.arange(3), np.ones(3, np.bool_)) for _ in range(4)])
+    assert len(build([g]).ids_N) <= 10 + 4 * 3
+    assert len(build([g], share=False).ids_N) >= 4 * 12

@@ -1,0 +1,395 @@
+"""Labels go through every format and come back whole."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trimtab.cli.main import main as cli
+from trimtab.config import build
+from trimtab.data import sources
+from trimtab.errors import ConfigError, DataError
+from trimtab.exchange import convert
+from trimtab.exchange.convert import FORMATS
+from trimtab.feedback import records as own
+from trimtab.feedback.judgement import Item, Judgement
+from trimtab.feedback.records import Records
+
+TEXT = st.text(
+    st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=12
+).filter(str.strip)
+NAME = st.sampled_from(["ann", "ben@x.org", "7", "gpt-x/hhh", "Ünal", "tie"])
+TIMES = st.sampled_from([None, "2026-01-02T03:04:05Z", "2026-01-02T03:04:06.5+00:00"])
+
+
+@st.composite
+def items(draw: Any, size: st.SearchStrategy[int]) -> Item:
+    k = draw(size)
+    answers = draw(st.lists(TEXT, min_size=k, max_size=k, unique=True))
+    prompt = [{"role": "user", "content": draw(TEXT)}]
+    if draw(st.booleans()):
+        prompt = [{"role": "system", "content": draw(TEXT)}, *prompt]
+    return Item.of(
+        prompt, answers,
+        models=draw(st.none() | st.lists(st.none() | TEXT, min_size=k, max_size=k).map(tuple)),
+        extra=draw(st.dictionaries(TEXT, st.integers() | TEXT | st.lists(st.integers()), max_size=2)),
+    )  # fmt: skip
+
+
+@st.composite
+def judgements(draw: Any, item: Item) -> Judgement:
+    k = len(item.answers)
+    status = draw(st.sampled_from(["ok", "skip", "error"]))
+    who = draw(st.sampled_from(["human", "simulated", "ai", "gold"]))
+    ranks = None
+    if status == "ok":
+        raw = draw(st.lists(st.integers(0, k), min_size=k, max_size=k))
+        ranks = tuple(r - min(raw) for r in raw)
+    order = st.permutations(range(k)).map(tuple)
+    return Judgement(
+        item=item.id, annotator=draw(NAME), who=who, status=status, ranks=ranks,
+        shown=draw(st.none() | order), bad=draw(st.booleans()),
+        strength=draw(st.none() | st.integers(1, 4)),
+        prob=draw(st.none() | st.floats(0, 1)) if k == 2 else None,
+        reason=draw(st.just("") | TEXT), seconds=draw(st.none() | st.floats(0, 1e4)), at=draw(TIMES),
+        kind=draw(st.sampled_from(["plain", "gold", "repeat"])),
+        dimensions=draw(st.just({}) | st.just({"helpful": tuple(range(k))})),
+        scores=draw(st.just({}) | st.just({"quality": (1.5,) * k})),
+        replaces=draw(st.none() | TEXT), detail=draw(st.dictionaries(TEXT, TEXT, max_size=1)),
+    )  # fmt: skip
+
+
+@st.composite
+def labels(draw: Any, most: int = 4) -> Records:
+    found = Records()
+    for item in draw(st.lists(items(st.integers(2, most)), min_size=1, max_size=3)):
+        found.items.setdefault(item.id, item)
+    for item in draw(st.lists(st.sampled_from(list(found.items.values())), max_size=6)):
+        found.judgements.append(draw(judgements(item)))
+    return found
+
+
+def there_and_back(records: Records, name: str) -> tuple[Records, list[str]]:
+    rows, notes = FORMATS[name].dump(records)
+    text = json.dumps(rows)  # what a file holds
+    back = sources.Rows("file", list(enumerate(json.loads(text), 1)))
+    if not rows:
+        return Records(), notes
+    assert convert.format_of(back) == name
+    return FORMATS[name].load(back), notes
+
+
+QUICK = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("name", ["trimtab", "argilla", "label_studio"])
+def test_one_name_for_a_person_and_a_judge(name: str) -> None:
+    item = Item.of([{"role": "user", "content": "?"}], ["a", "b"])
+    said = [
+        Judgement(item=item.id, annotator="ann", who=who, ranks=(0, 0), strength=n)
+        for n, who in enumerate(("human", "ai", "human", "ai"), 1)
+    ]
+    back, _ = there_and_back(Records({item.id: item}, said), name)
+    assert back.judgements == said
+
+
+@pytest.mark.parametrize("name", ["trimtab", "argilla", "label_studio"])
+@QUICK
+@given(data=st.data())
+def test_everything_comes_back(name: str, data: Any) -> None:
+    records = data.draw(labels())
+    back, notes = there_and_back(records, name)
+    assert notes == []
+    assert back.items == records.items
+    if name == "trimtab":
+        assert back.judgements == records.judgements
+    for item in records.items:  # in the order said, item by item
+        assert [j for j in back.judgements if j.item == item] == [
+            j for j in records.judgements if j.item == item
+        ]
+    assert sorted(map(own.line, back.judgements)) == sorted(map(own.line, records.judgements))
+    assert back.judgements == records.judgements
+
+
+@pytest.mark.parametrize("name", ["trl", "ranked", "reward_bench", "alpaca_eval"])
+@QUICK
+@given(data=st.data())
+def test_what_has_a_place_comes_back_and_the_rest_is_said(name: str, data: Any) -> None:
+    """Formats of verdicts alone: items without one, and judgements they cannot say, are left out."""
+    records = data.draw(labels(2 if name == "alpaca_eval" else 4))
+
+    def fits(j: Judgement) -> bool:
+        if name == "alpaca_eval":
+            return True
+        return j.ranks is not None and (name == "ranked" or len(set(j.ranks)) > 1)
+
+    back, notes = there_and_back(records, name)
+    kept = [j for j in records.judgements if fits(j)]
+    assert back.judgements == kept
+    assert back.items == {j.item: records.items[j.item] for j in kept}
+    if len(kept) < len(records.judgements):
+        assert notes
+
+
+ALPACA = [
+    {"instruction": "hi", "output_1": "a", "generator_1": "base", "output_2": "b",
+     "generator_2": "mine", "annotator": "gpt4", "preference": p, "dataset": "helpful_base",
+     "price_per_example": 0.01, "raw_completion": {"choices": ["x"]}}
+    for p in (1.0, 2.0, 1.5, 1.25, None)
+] + [{"instruction": "old", "output_1": "a", "generator_1": "base", "output_2": "b",
+      "generator_2": "mine", "annotator": "gpt4", "preference": 0}]  # fmt: skip
+BENCH = [
+    {"prompt": "p", "chosen": "good", "chosen_model": "m1", "rejected": "poor", "rejected_model": "m2",
+     "subset": "alpacaeval-easy", "id": 30},
+    {"prompt": "q", "chosen": "zz", "chosen_model": "m1", "rejected": "aa", "rejected_model": "m2",
+     "subset": "donotanswer", "id": 31},
+]  # fmt: skip
+BENCH2 = [
+    {"id": "7", "prompt": "p", "chosen": ["good"], "rejected": ["x", "y", "z"], "num_correct": 1,
+     "num_incorrect": 3, "total_completions": 4, "models": ["a", "b", "c", "d"], "subset": "Math",
+     "additional_metadata": {"category": "x"}},
+    {"id": "8", "prompt": "p2", "chosen": ["red", "blue"], "rejected": ["x"], "num_correct": 2,
+     "num_incorrect": 1, "total_completions": 3, "models": ["a"], "subset": "Ties",
+     "additional_metadata": None},
+]  # fmt: skip
+ARGILLA = [
+    {"id": "r1", "fields": {"instruction": "2+2?", "response_1": "4", "response_2": "5"},
+     "metadata": {"source": "web"}, "vectors": {}, "_server_id": "c2b1",
+     "suggestions": {"preference": {"value": "response_1", "score": 0.9, "agent": "gpt4"}},
+     "responses": {"preference": [
+         {"value": "response_2", "user_id": "4f0b4f6e-6e0f-4b3b-9a57-111111111111"},
+         {"value": "tie", "user_id": "4f0b4f6e-6e0f-4b3b-9a57-222222222222"}],
+         "quality": [{"value": 4, "user_id": "4f0b4f6e-6e0f-4b3b-9a57-111111111111"}]}},
+    {"id": "r2", "fields": {"prompt": "q", "a": "x", "b": "y", "c": "z"}, "metadata": {}, "vectors": {},
+     "_server_id": None, "suggestions": {},
+     "responses": {"ranking": [{"value": [{"value": "b", "rank": 1}, {"value": "a", "rank": 2},
+                                          {"value": "c", "rank": 2}],
+                                "user_id": "4f0b4f6e-6e0f-4b3b-9a57-111111111111"}]}},
+]  # fmt: skip
+STUDIO = [
+    {"id": 11, "project": 3, "data": {"prompt": "2+2?", "text1": "4", "text2": "5", "source": "web"},
+     "annotations": [
+         {"id": 901, "completed_by": 5, "lead_time": 4.25, "was_cancelled": False,
+          "ground_truth": False, "created_at": "2026-03-09T22:16:08.728353Z", "unique_id": "u1",
+          "result": [{"id": "x1", "from_name": "pw", "to_name": "text1,text2", "type": "pairwise",
+                      "value": {"selected": "left"}}]},
+         {"id": 902, "completed_by": {"id": 6, "email": "z@x.org"}, "lead_time": 1.0,
+          "was_cancelled": True, "ground_truth": False, "created_at": "2026-03-09T22:17:08Z",
+          "result": []}],
+     "predictions": [{"id": 4, "model_version": "judge-1", "score": 0.7, "result": [
+         {"from_name": "pw", "to_name": "text1,text2", "type": "pairwise",
+          "value": {"selected": "right"}}]}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "name"),
+    [(ALPACA, "alpaca_eval"), (BENCH, "reward_bench"), (BENCH2, "reward_bench"),
+     (ARGILLA, "argilla"), (STUDIO, "label_studio")],
+)  # fmt: skip
+def test_files_of_others_come_back_as_they_were(rows: list[dict[str, Any]], name: str) -> None:
+    numbered = sources.Rows("theirs", list(enumerate(rows, 1)))
+    assert convert.format_of(numbered) == name
+    records = FORMATS[name].load(numbered)
+    records.check()
+    back, notes = FORMATS[name].dump(records)
+    assert notes == []
+    for row in back:  # Label Studio keeps what it does not know in a task's data
+        row.get("data", {}).pop("trimtab", None)
+    assert back == rows
+    # And through our own file between.
+    again, _ = there_and_back(records, "trimtab")
+    assert again.items == records.items and again.judgements == records.judgements
+
+
+def test_who_said_what_when() -> None:
+    studio = FORMATS["label_studio"].load(sources.Rows("f", [(1, STUDIO[0])]))
+    five, skipped, judge = studio.judgements
+    assert (five.annotator, five.ranks, five.seconds) == ("5", (0, 1), 4.25)
+    assert five.at == "2026-03-09T22:16:08.728353Z"
+    assert (skipped.annotator, skipped.status) == ("z@x.org", "skip")
+    assert (judge.annotator, judge.who, judge.ranks) == ("judge-1", "ai", (1, 0))
+    argilla = FORMATS["argilla"].load(sources.Rows("f", list(enumerate(ARGILLA, 1))))
+    said = [(j.annotator[-4:], j.who, j.ranks) for j in argilla.judgements]
+    assert said == [("1111", "human", (1, 0)), ("2222", "human", (0, 0)), ("gpt4", "ai", (0, 1)),
+                    ("1111", "human", (1, 0, 1))]  # fmt: skip
+    alpaca = FORMATS["alpaca_eval"].load(sources.Rows("f", list(enumerate(ALPACA, 1))))
+    assert [j.ranks for j in alpaca.judgements] == [(0, 1), (1, 0), (0, 0), (0, 1), None, (0, 0)]
+    assert alpaca.judgements[3].prob == 0.75
+    assert alpaca.judgements[4].status == "error"
+
+
+def test_a_judgement_added_to_a_foreign_record_is_not_lost() -> None:
+    for rows, name in ((ARGILLA, "argilla"), (STUDIO, "label_studio")):
+        records = FORMATS[name].load(sources.Rows("f", [(1, rows[0])]))
+        item = next(iter(records.items))
+        records.judgements.append(
+            Judgement(item=item, annotator="new", ranks=(0, 1), at="2026-01-01T00:00:00Z")
+        )
+        back, _ = there_and_back(records, name)
+        assert back.items == records.items
+        assert back.judgements == records.judgements
+
+
+def test_an_edit_in_the_other_tool_counts() -> None:
+    item = Item.of([{"role": "user", "content": "q"}], ["x", "y"])
+    records = Records(
+        {item.id: item}, [Judgement(item=item.id, annotator="ann", ranks=(0, 1), seconds=3.0)]
+    )
+    rows, _ = FORMATS["argilla"].dump(records)
+    rows[0]["responses"]["preference"][0]["value"] = "response_2"
+    changed = FORMATS["argilla"].load(sources.Rows("f", [(1, rows[0])])).judgements
+    assert [(j.annotator, j.ranks, j.seconds) for j in changed] == [("ann", (1, 0), 3.0)]
+    rows, _ = FORMATS["label_studio"].dump(records)
+    rows[0]["annotations"][0]["result"][0]["value"]["selected"] = "right"
+    changed = FORMATS["label_studio"].load(sources.Rows("f", [(1, rows[0])])).judgements
+    assert [(j.annotator, j.ranks, j.seconds) for j in changed] == [("ann", (1, 0), 3.0)]
+
+
+def test_plain_pairs_do_not_tell_the_chosen_by_its_place() -> None:
+    rows = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"poor {i}"} for i in range(200)]
+    found = FORMATS["trl"].load(sources.Rows("f", list(enumerate(rows, 1))))
+    first = sum(j.ranks == (0, 1) for j in found.judgements)
+    assert 70 < first < 130
+    for j in found.judgements:
+        assert found.items[j.item].answers[(j.ranks or ()).index(0)].startswith("good")
+    pair = {
+        "chosen": "\n\nHuman: hi\n\nAssistant: yes",
+        "rejected": "\n\nHuman: hi\n\nAssistant: no",
+    }
+    one = FORMATS["trl"].load(sources.Rows("f", [(1, pair)]))
+    item = next(iter(one.items.values()))
+    assert item.prompt == ({"role": "user", "content": "hi"},)
+    assert sorted(item.answers) == ["no", "yes"]
+
+
+def test_what_is_written_is_what_trl_and_the_reward_stage_read(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    from trimtab.data import formats
+
+    item = Item.of([{"role": "user", "content": "q"}], ["x", "y"])
+    records = Records({item.id: item}, [Judgement(item=item.id, annotator="ann", ranks=(1, 0))])
+    own.write(tmp_path / "labels.jsonl", records)
+    run(tmp_path, "labels.jsonl", to="pairs.jsonl", write="trl")
+    rows: Any = load_dataset(
+        "json", data_files=str(tmp_path / "pairs.jsonl"), split="train", cache_dir=str(tmp_path)
+    )
+    assert rows[0]["chosen"] == [{"role": "assistant", "content": "y"}]
+    assert rows[0]["annotator"] == "ann"
+    [example] = formats.comparisons(sources.read(str(tmp_path / "pairs.jsonl")))
+    assert example.ranks == [0, 1]
+    run(tmp_path, "labels.jsonl", to="ranked.parquet", write="ranked")
+    [example] = formats.comparisons(sources.read(str(tmp_path / "ranked.parquet")))
+    assert example.ranks == [1, 0]
+
+
+def run(folder: Path, *files: str, **given: Any) -> dict[str, Any]:
+    values = {"files": [str(folder / f) for f in files], **given, "to": str(folder / given["to"])}
+    return convert.main(build(convert.ExchangeConfig, values))
+
+
+@pytest.mark.parametrize("end", ["jsonl", "json", "parquet"])
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"alpaca_outputs"}))
+def test_the_command_writes_what_it_reads(tmp_path: Path, name: str, end: str) -> None:
+    if end == "parquet" and name in ("trimtab", "argilla"):
+        end = "jsonl.gz"  # two kinds of rows, or empty objects, do not fit a table
+    a = Item.of([{"role": "user", "content": "q"}], ["x", "y"], models=("m", "n"))
+    b = Item.of([{"role": "user", "content": "r"}], ["u", "v"], models=("m", "n"))
+    said = [
+        Judgement(item=i.id, annotator=who, ranks=(0, 1), at="2026-01-01T00:00:00Z", seconds=2.5)
+        for i in (a, b) for who in ("ann", "ben")
+    ]  # fmt: skip
+    own.write(tmp_path / "in.jsonl", Records({a.id: a, b.id: b}, said))
+    made = f"out.{end.removesuffix('.gz')}"
+    told = run(tmp_path, "in.jsonl", to=made, write=name)
+    assert told["left_out"] == []
+    if end.endswith(".gz"):
+        (tmp_path / f"out.{end}").write_bytes(gzip.compress((tmp_path / made).read_bytes()))
+    run(tmp_path, f"out.{end}", to="back.jsonl")
+    assert (tmp_path / "back.jsonl").read_bytes() == (tmp_path / "in.jsonl").read_bytes()
+
+
+def test_outputs_of_models_become_items(tmp_path: Path) -> None:
+    for model in ("m1", "m2", "m3"):
+        rows = [
+            {"dataset": "d", "instruction": f"q{i}", "output": f"{model} {i}", "generator": model}
+            for i in range(4)
+        ]
+        (tmp_path / f"{model}.json").write_text(json.dumps(rows))
+    told = run(tmp_path, "m1.json", "m2.json", "m3.json", to="items.jsonl")
+    assert told["items"] == 12
+    found = own.read([str(tmp_path / "items.jsonl")])
+    assert {i.models for i in found.items.values()} == {("m1", "m2"), ("m1", "m3"), ("m2", "m3")}
+    run(tmp_path, "items.jsonl", to="all.json", write="alpaca_outputs")
+    assert len(json.loads((tmp_path / "all.json").read_text())) == 12
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    (tmp_path / "odd.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(DataError, match=r"row 1 has the columns a: no format known"):
+        run(tmp_path, "odd.jsonl", to="x.jsonl")
+    (tmp_path / "lost.jsonl").write_text('{"item": "i", "annotator": "ann", "ranks": [0, 1]}\n')
+    with pytest.raises(DataError, match="item 'i', which is in none of the files"):
+        run(tmp_path, "lost.jsonl", to="x.jsonl")
+    with pytest.raises(ConfigError, match="'csvv' is none of"):
+        run(tmp_path, "lost.jsonl", to="x.jsonl", write="csvv")
+    with pytest.raises(ConfigError, match="is not written"):
+        run(tmp_path, "lost.jsonl", to="x.xls")
+    item = Item.of([{"role": "user", "content": "q"}], ["x", "y"])
+    bad = Judgement(item=item.id, annotator="ann", ranks=(0, 1, 2))
+    own.write(tmp_path / "long.jsonl", Records({item.id: item}, [bad]))
+    with pytest.raises(DataError, match="ranks has 3 places and item"):
+        own.read([str(tmp_path / "long.jsonl")])
+    (tmp_path / "rank.jsonl").write_text(own.line(item) + '\n{"item": "i", "annotator": "a"}\n')
+    with pytest.raises(DataError, match=r"row 2: not a judgement"):
+        own.read([str(tmp_path / "rank.jsonl")])
+    tie = Judgement(item=item.id, annotator="ann", ranks=(0, 0))
+    own.write(tmp_path / "tie.jsonl", Records({item.id: item}, [tie]))
+    with pytest.raises(DataError, match="nothing here fits trl"):
+        run(tmp_path, "tie.jsonl", to="x.jsonl", write="trl")
+
+
+@pytest.mark.parametrize("command", ["agreement", "evaluate", "exchange"])
+def test_help_and_mistakes_of_the_commands(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cli.main([command, "--help"])
+    page = capsys.readouterr().out
+    assert "--files" in page
+    assert ("--to" if command == "exchange" else "--json ") in page
+    for words, message in (
+        ([command], "give the files"),
+        ([command, "x.jsonl", "--to", "y.jsonl", "--htlm", "p"], "unknown key"),
+        ([command, str(tmp_path / "none.jsonl"), *(["--to", "y.jsonl"] if command == "exchange" else [])], "no such file"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "mixed.jsonl").write_text(
+        '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"x": 1}\n'
+    )
+    with pytest.raises(DataError, match="row 2 is not trl, as row 1 is"):
+        convert.read([str(tmp_path / "mixed.jsonl")])
+    with pytest.raises(DataError, match="row 1 is not argilla"):
+        convert.read([str(tmp_path / "mixed.jsonl")], "argilla")
+
+
+def test_the_command_line_starts_fast_and_names_the_commands(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cli.main(["--help"])
+    page = capsys.readouterr().out
+    assert all(f"\n  {name} " in page for name in cli.FILES)
+    code = "import sys, trimtab.cli.main as c; c.main(['--help']); print(sorted({'numpy', 'scipy', 'torch', 'rich'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,421 @@
+"""Judges: questions, fences, replies, orders, probabilities, majorities, calibration."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from tests.support.judging import endpoint, items, spec
+from trimtab.errors import ConfigError, DataError, JudgeError
+from trimtab.feedback.features import cross_fitted, fit_isotonic, fit_platt, quality
+from trimtab.feedback.items import label_rows, read_items
+from trimtab.feedback.judgement import Item, Judgement
+from trimtab.judges.cache import Cache
+from trimtab.judges.client import Client, Failure, Reply, Token, UnreadableError
+from trimtab.judges.judge_config import ClientSpec, JudgeSpec
+from trimtab.judges.pairwise import Judge, dense, majority, settled
+from trimtab.judges.question import ask, fence, form, mark_of
+from trimtab.judges.reply import read, verdict_prob
+from trimtab.judges.rubric import load_rubric, shipped
+from trimtab.sandbox.scene_parser import read_scene
+from trimtab.sandbox.simulated_judge import SimulatedJudge
+from trimtab.sandbox.world import World, answer, gold
+
+PROMPT = [{"role": "user", "content": "q"}]
+
+
+def reply(content: str, tokens: list[Token] | None = None) -> Reply:
+    return Reply(content, tokens or [], 0.1, "2026-01-01T00:00:00+00:00", 0.0, 1, 1)
+
+
+# Rubrics --------------------------------------------------------------------------------------
+
+
+def test_every_shipped_rubric_makes_every_kind_of_question() -> None:
+    assert "hhh" in shipped()
+    for name in shipped():
+        rubric = load_rubric(name)
+        for mode, answers in (
+            ("pairwise", ["x", "y"]),
+            ("rank", ["x", "y", "z"]),
+            ("score", ["x"]),
+        ):
+            made = ask(mode, rubric, PROMPT, answers, critique=True, dimensions=True, ties=True)  # type: ignore[arg-type]
+            system, user = (m["content"] for m in made.messages)
+            assert rubric.instructions.strip() in system
+            assert all(p in system for p in rubric.principles)
+            assert all(a in user and a not in system.split() for a in answers)
+            keys = list(made.answer.model_json_schema()["properties"])
+            assert all(f'"{k}"' in system for k in keys)
+            # Reasons come before what they are the reasons of.
+            assert keys[0] == "critique"
+            assert keys[-1] in ("verdict", "ranks")
+
+
+def test_a_rubric_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ninstructions: look\nprinciples: [a, b]\n")
+    rubric = load_rubric(str(path))
+    drawn = {rubric.principle(str(i)).principles for i in range(50)}
+    assert drawn == {("a",), ("b",)}
+    other = rubric.model_copy(update={"about": "changed"})
+    assert other.fingerprint == rubric.fingerprint
+    assert rubric.model_copy(update={"instructions": "!"}).fingerprint != rubric.fingerprint
+    path.write_text("name: mine\ninstruction: look\n")
+    with pytest.raises(ConfigError, match=r"(?s)mine\.yaml: .*did you mean 'instructions'"):
+        load_rubric(str(path))
+    with pytest.raises(ConfigError, match="none of harmless, helpful, hhh"):
+        load_rubric("hhhh")
+
+
+# Fences ---------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_no_text_holds_the_mark_of_its_own_fence(a: str, b: str) -> None:
+    parts = {"answer A": a, "answer B": b}
+    mark = mark_of(parts)
+    # Texts that quote this very mark get another one.
+    again = {**parts, "answer B": b + fence(parts, mark)}
+    assert mark_of(again) != mark
+    assert mark not in a + b
+    assert mark_of(parts) == mark
+
+
+# Replies --------------------------------------------------------------------------------------
+
+VERDICT = form("pairwise", load_rubric("helpful"), {}, 2, False, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"verdict": "A"}', ' {"verdict":"A"}\n', '```json\n{"verdict": "A"}\n```',
+     '<think>B is {"verdict": "B"}</think>{"verdict": "A"}'],
+)  # fmt: skip
+def test_a_reply_in_form_is_read(text: str) -> None:
+    assert read(reply(text), VERDICT) == {"verdict": "A"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "A", "A is better", '{"verdict": "C"}', '{"verdict": "a"}', '{"verdict": 0}', "{}", "[]",
+     '{"verdict": "A"', '{"verdict": "A", "note": 1}', 'As B says: {"verdict": "B"}',
+     '{"verdict": "A"} {"verdict": "B"}', '{"verdict": ["A"]}', "null", "[" * 100_000],
+)  # fmt: skip
+def test_anything_else_is_no_verdict(text: str) -> None:
+    with pytest.raises(UnreadableError):
+        read(reply(text), VERDICT)
+
+
+def test_the_probability_of_a_verdict() -> None:
+    def said(*pieces: str, at: int, **top: float) -> Reply:
+        tokens = [Token(p, []) for p in pieces]
+        tokens[at].top = [(k, math.log(v)) for k, v in top.items()]
+        return reply("".join(pieces), tokens)
+
+    one = said('{"verdict": "', "A", '"}', at=1, A=0.6, B=0.2, tie=0.1, x=0.1)
+    assert verdict_prob(one) == pytest.approx((0.6 + 0.05) / 0.9)
+    # The quote and the letter in one token; the verdict of a dimension is not the verdict.
+    glued = [Token('{"honest": "B", "verdict":', []), Token(' "B', []), Token('"}', [])]
+    glued[1].top = [(' "B', math.log(0.7)), (' "A', math.log(0.3)), (" {", math.log(0.0001))]
+    assert verdict_prob(reply("", glued)) == pytest.approx(0.3)
+    assert verdict_prob(reply('{"verdict": "A"}')) is None
+    assert verdict_prob(said("no", at=0, no=1.0)) is None
+
+
+# Orders and votes -----------------------------------------------------------------------------
+
+
+def run(judge: Judge, made: list[Item]) -> list[Judgement]:
+    return judge.client.each(made, judge)
+
+
+def test_both_orders_turn_a_love_of_places_into_ties() -> None:
+    made = items(40)
+    with endpoint(SimulatedJudge(noise=0.0, position_bias=50.0)) as one:
+        with Judge(spec(one)).client as _:
+            pass
+        judge = Judge(spec(one))
+        assert all(j.ranks == (0, 0) for j in run(judge, made))
+        given = Judge(spec(one, order="given"))
+        assert all(j.ranks == (0, 1) and j.shown == (0, 1) for j in run(given, made))
+        drawn = Judge(spec(one, order="random"))
+        found = run(drawn, made)
+        assert {j.shown for j in found} == {(0, 1), (1, 0)}
+        # Whatever came first won: ranks are of the item's order, not of the shown one.
+        assert all(j.ranks is not None and j.ranks[j.first] == 0 for j in found)
+
+
+def test_a_fair_judge_says_the_same_in_every_order_and_mode() -> None:
+    made = items(25)
+    truth = [
+        (0, 1) if x > y else (1, 0)
+        for i in made
+        if (s := read_scene(i.prompt[0]["content"]))
+        for x, y in [[gold(s, a).total for a in i.answers]]
+    ]
+    with endpoint(SimulatedJudge(noise=0.0)) as one:
+        for over in ({}, {"order": "random"}, {"mode": "rank"}, {"rubric": "hhh"}):
+            found = run(Judge(spec(one, **over)), made)
+            assert [j.ranks for j in found] == truth, over
+            assert all(j.who == "ai" and j.annotator.startswith("sim+") for j in found)
+        scored = run(Judge(spec(one, mode="score", rubric="hhh")), made)
+        for j, want in zip(scored, truth, strict=True):
+            assert j.ranks in (want, (0, 0))  # a scale of ten steps ties what is close
+            assert set(j.scores) == {"overall", "helpful", "honest", "harmless"}
+        sure = run(Judge(spec(one, probabilities=True)), made)
+        for j, (a, _) in zip(sure, truth, strict=True):
+            assert j.prob is not None
+            assert (j.prob > 0.5) == (a == 0)
+
+
+def test_many_answers_are_ranked_by_pairs_and_equal_ones_tie() -> None:
+    scene = next(s for s in World(0).prompts(50) if s.kind == "summary")
+    facts = [f.sentence for f in scene.facts]
+    texts = [" ".join(facts), " ".join(facts[:2]), facts[0], facts[0]]
+    item = Item.of(scene.messages(), texts)  # type: ignore[arg-type]
+    with endpoint(SimulatedJudge(noise=0.0)) as one:
+        (found,) = run(Judge(spec(one)), [item])
+        assert found.ranks == (0, 1, 2, 2)
+        # The twins are not compared, and what is asked of one is known of the other.
+        assert len(one.calls) == 2 * 3
+        assert found.prob is None
+
+
+def test_settled_dense_and_majority() -> None:
+    assert settled([0.0, 0.0]) == 0.0 and settled([0.5, 0.0]) == 0.5
+    assert dense([3, 1, 3, 2]) == (0, 2, 0, 1)
+
+    def j(*ranks: int, **more: Any) -> Judgement:
+        return Judgement(item="i", annotator="a", who="ai", ranks=ranks, **more)
+
+    failed = Judgement(item="i", annotator="a", who="ai", status="error")
+    voted = majority([j(0, 1, prob=0.9), j(0, 1, prob=0.7), j(1, 0, prob=0.2), failed])
+    assert voted is not None
+    assert (voted.ranks, voted.prob) == ((0, 1), pytest.approx(0.6))
+    assert majority([j(0, 1), j(1, 0)]).ranks == (0, 0)  # type: ignore[union-attr]
+    assert majority([failed]) is None
+    # A cycle of three judges is a tie of all.
+    assert majority([j(0, 1, 2), j(2, 0, 1), j(1, 2, 0)]).ranks == (0, 0, 0)  # type: ignore[union-attr]
+
+
+def test_the_scene_is_read_back_from_its_prompt() -> None:
+    for i, scene in enumerate(World(3).prompts(120)):
+        back = read_scene(scene.prompt)
+        assert back is not None and back.prompt == scene.prompt and back.kind == scene.kind
+        text = answer(scene, np.random.default_rng(i))
+        assert gold(back, text) == gold(scene, text)
+    assert read_scene("write a poem") is None
+
+
+# Endpoints that cannot be used ----------------------------------------------------------------
+
+
+def test_one_clear_error_for_an_endpoint_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with endpoint() as one:
+        monkeypatch.setenv("JUDGE_TEST_KEY", "a-wrong-secret-key")
+        with pytest.raises(JudgeError, match=r"401.*key in \$JUDGE_TEST_KEY") as error:
+            run(Judge(spec(one)), items(3))
+        assert "a-wrong-secret-key" not in str(error.value)
+        assert len(one.calls) == 0
+        url = one.url
+    with pytest.raises(JudgeError, match="cannot be reached"):
+        run(Judge(JudgeSpec(endpoint=url, model="m", tries=2, backoff=0.0)), items(3))
+    with endpoint(rate=1.0, kinds=("500",)) as one:
+        with pytest.raises(JudgeError, match="status 500"):
+            run(Judge(spec(one, tries=3, concurrency=1)), items(3))
+        assert len(one.calls) == 3
+
+
+def test_a_key_that_the_server_repeats_is_not_told() -> None:
+    def echoing(body: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+        raise ValueError(f"bad key {os.environ['JUDGE_TEST_KEY']}")
+
+    with endpoint(echoing) as one, pytest.raises(JudgeError) as error:
+        run(Judge(spec(one)), items(1))
+    assert "[redacted]" in str(error.value) and one.key not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [({"max_spend": 1.0}, "price_in and price_out"), ({"endpoint": "localhost"}, "neither a URL"),
+     ({"serve": {"fail": 1}}, "not to a URL"), ({"api_key": "x"}, "api_key"),
+     ({"mode": "best"}, "pairwise")],
+)  # fmt: skip
+def test_a_faulty_spec_says_why(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        JudgeSpec.model_validate({"model": "m", **given})
+
+
+def test_a_cache_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    path.write_text("not a database, but long enough to be told from one " * 40)
+    with pytest.raises(ConfigError, match=r"cache: .*cache\.sqlite"):
+        Cache(str(path))
+
+
+@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 1)), max_size=30), st.floats(0, 5))
+@settings(max_examples=50, deadline=None)
+def test_the_account_never_passes_its_cap(calls: list[tuple[float, float]], cap: float) -> None:
+    cache = Cache(None)
+    true = 0.0
+    for worst, share in calls:
+        if cache.book(worst, None, cap):
+            true += worst * share
+            assert cache.account()[1] <= cap + 1e-9
+            cache.settle(worst * share - worst)
+    assert cache.account()[1] == pytest.approx(true, abs=1e-9)
+    cache.close()
+
+
+def test_it_runs_beside_a_loop_that_is_running() -> None:
+    made = items(2)
+    with endpoint() as one:
+
+        async def notebook() -> list[Judgement]:
+            return run(Judge(spec(one)), made)
+
+        assert all(j.status == "ok" for j in asyncio.run(notebook()))
+
+
+def test_everything_that_matters_is_in_the_name_of_a_reply() -> None:
+    base = ClientSpec(model="m")
+    names = set()
+    for over in ({}, {"model": "n"}, {"temperature": 1.0}, {"seed": 1}, {"max_tokens": 9},
+                 {"format": "none"}, {"probabilities": True}, {"extra": {"top_p": 0.5}},
+                 {"endpoint": "https://other/v1"}):  # fmt: skip
+        client = Client(base.model_copy(update=over))
+        names.add(client._name(client._body([{"role": "user", "content": "x"}], VERDICT, 0), 0))
+    client = Client(base)
+    names.add(client._name(client._body([{"role": "user", "content": "y"}], VERDICT, 0), 0))
+    names.add(client._name(client._body([{"role": "user", "content": "x"}], VERDICT, 1), 1))
+    assert len(names) == 11
+    # What changes nothing about the reply changes no name.
+    same = Client(base.model_copy(update={"concurrency": 1, "timeout": 1.0, "max_calls": 3}))
+    body = same._body([{"role": "user", "content": "x"}], VERDICT, 0)
+    assert same._name(body, 0) in names
+
+
+def test_what_is_out_of_form_is_asked_again_hotter() -> None:
+    mind = SimulatedJudge(noise=0.0)
+    seen: list[float] = []
+
+    def rambling(body: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+        seen.append(float(body["temperature"]))
+        return ("well...", []) if len(seen) <= 2 else mind(body)
+
+    with endpoint(rambling) as one:
+        found = run(Judge(spec(one, order="given", concurrency=1)), items(1))
+        assert found[0].status == "ok" and seen == [0.0, 0.5, 0.5]
+        seen.clear()
+        (failed,) = run(Judge(spec(one, order="given", concurrency=1, tries=2)), items(1))
+    assert (failed.status, failed.detail["failure"]) == ("error", "invalid")
+    assert failed.ranks is None and "well" in failed.detail["why"]
+
+
+# Items and rows -------------------------------------------------------------------------------
+
+
+def test_items_of_every_form(tmp_path: Path) -> None:
+    def file(rows: list[dict[str, Any]]) -> str:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        return str(path)
+
+    (pair,) = read_items(file([{"prompt": "q", "chosen": "z", "rejected": "a"}]))
+    assert (pair.answers, pair.extra["ranks"]) == (("a", "z"), [1, 0])
+    (many,) = read_items(
+        file([{"prompt": PROMPT, "completions": ["x", "y"], "ranks": [0, 1], "k": 1}])
+    )
+    assert (many.answers, many.extra) == (("x", "y"), {"ranks": [0, 1], "k": 1})
+    (bare,) = read_items(file([{"prompt": "q", "answers": ["x", "y"]}]))
+    assert bare.id == Item.of(PROMPT, ["x", "y"]).id
+    with pytest.raises(DataError, match=r"rows\.jsonl: row 1: .*an item has id"):
+        read_items(file([{"id": "1", "prompt": "q", "answers": []}]))
+    twice = {"id": "1", "prompt": "q", "answers": ["x", "y"]}
+    with pytest.raises(DataError, match="row 2: id '1' stands there twice"):
+        read_items(file([twice, twice]))
+
+
+def test_rows_leave_out_what_teaches_nothing() -> None:
+    made = [Item(id=str(i), prompt=tuple(PROMPT), answers=("a", "", "c")) for i in range(3)]
+
+    def j(item: str, *ranks: int) -> Judgement:
+        return Judgement(item=item, annotator="a", who="ai", ranks=ranks)
+
+    failed = Judgement(item="2", annotator="a", who="ai", status="error")
+    rows, undecided = label_rows(made, [j("0", 2, 1, 0), j("1", 0, 1, 0), failed])
+    assert undecided == 1
+    assert [(r["completions"], r["ranks"]) for r in rows] == [(["a", "c"], [1, 0])]
+
+
+# Calibration ----------------------------------------------------------------------------------
+
+
+def test_platt_is_logistic_regression() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3)) * np.array([1.0, 5.0, 0.3])
+    y = (rng.random(400) < 1 / (1 + np.exp(-(x @ np.array([1.0, -0.2, 2.0]))))).astype(float)
+    found = fit_platt(x, y)
+    peer = LogisticRegression(C=1e6, fit_intercept=False, tol=1e-10).fit(x, y).coef_[0]
+    assert np.allclose(found.weights, peer, atol=2e-3)
+    assert np.allclose(found(x) + found(-x), 1.0)
+    # Three of the errors cover what the labels were drawn from.
+    assert all(
+        abs(w - t) < 3 * e
+        for w, t, e in zip(found.weights, (1, -0.2, 2), found.errors, strict=True)
+    )
+    one_sided = fit_platt(np.ones((5, 1)), np.ones(5))
+    assert math.isfinite(one_sided.weights[0]) and one_sided.weights[0] > 0
+
+
+def test_isotonic_is_isotonic_and_even_handed() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(300, 1))
+    y = (rng.random(300) < 1 / (1 + np.exp(-2 * x[:, 0]))).astype(float)
+    found = fit_isotonic(x, y)
+    peer = IsotonicRegression(out_of_bounds="clip").fit(
+        np.concatenate([x[:, 0], -x[:, 0]]), np.concatenate([y, 1 - y])
+    )
+    assert np.allclose(found(x), peer.predict(x[:, 0]), atol=1e-9)
+    assert np.allclose(found(x) + found(-x), 1.0)
+
+
+def test_calibration_takes_a_planted_bias_out() -> None:
+    rng = np.random.default_rng(2)
+    truth, marked = rng.normal(size=800), rng.integers(-1, 2, size=800).astype(float)
+    y = (rng.random(800) < 1 / (1 + np.exp(-truth))).astype(float)
+    judge = truth + 2.0 * marked
+    before = quality(1 / (1 + np.exp(-judge)), y)
+    x = np.stack([judge, marked], 1)
+    after = quality(cross_fitted("platt", x, y, [str(i) for i in range(800)], 5), y)
+    assert after["accuracy"] > before["accuracy"] + 0.05
+    assert after["ece"] < before["ece"] - 0.05
+    found = fit_platt(x, y)
+    assert abs(found.weights[1] / found.weights[0] + 2.0) < 0.4
+
+
+def test_a_failure_is_no_score() -> None:
+    with endpoint(rate=1.0, kinds=("500",)) as one:
+        client = Client(spec(one, tries=1))
+        client._answered = True  # an endpoint that has worked before
+
+        async def work(_: int) -> Any:
+            return await client.ask([{"role": "user", "content": "x"}], VERDICT, lambda r: r)
+
+        (found,) = client.each([0], work)
+    assert isinstance(found, Failure) and found.status == "error"

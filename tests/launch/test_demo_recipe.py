@@ -1,0 +1,122 @@
+"""The demo's recipe, small: whole, stopped and gone on, and its figures and report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import trimtab
+
+ROOT = Path(__file__).parents[2]
+RECIPE = Path(trimtab.__file__).parent / "recipes" / "sandbox-ppo.yaml"
+SMALL = [
+    "--world.demonstrations", "96", "--world.prompts", "96", "--world.heldout", "60",
+    "--sft.holdout", "16", "--sft.epochs", "1", "--sft.batch", "32",
+    "--label.heldout", "20", "--reward.epochs", "1", "--reward.batch", "16",
+    "--ppo.steps", "4", "--ppo.prompts", "16", "--flaw.steps", "4", "--flaw.prompts", "16",
+    "--ppo.loop.save_every", "1",
+]  # fmt: skip
+FIGURES = [
+    "seconds", "peak_rss_mb", "reward_model.accuracy", "reward_model.ceiling", "gold.base", "gold.sft",
+    "gold.rl", "gold.win_rate", "gold.win_rate_low", "gold.win_rate_high", "kl", "distinct_2.sft",
+    "distinct_2.rl", "flaw.proxy_gain", "flaw.gold_gain",
+]  # fmt: skip
+
+
+def start(out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "trimtab.cli.main", "run", str(RECIPE), "--out", str(out)]
+    return subprocess.Popen(
+        [*command, *SMALL, *more],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "run"
+    said = finish(start(out))
+    assert "report:" in said
+    assert "try: trimtab chat" in said
+    return out
+
+
+def test_every_promised_figure_is_there(whole: Path) -> None:
+    figures = json.loads((whole / "summary.json").read_text())
+    for name in FIGURES:
+        place = figures
+        for part in name.split("."):
+            place = place[part]
+        assert isinstance(place, float | int), name
+    assert 0 < figures["gold"]["base"] < 1
+    assert figures["reward_model"]["ceiling"] > 0.6
+    assert figures["seconds"] > 1
+
+
+def test_the_report_shows_every_part(whole: Path) -> None:
+    page = (whole / "report.html").read_text()
+    for title in (
+        "Is the reward real?", "What got better", "The reward model", "Answers side by side",
+        "Calibration", "Ceiling", "Entropy", "Answer length", "Value function", "Flawed RL",
+    ):  # fmt: skip
+        assert title in page, title
+    assert "<script" not in page
+
+
+@pytest.mark.timeout(400)
+def test_stopped_in_ppo_it_goes_on_to_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out)
+    deadline = time.monotonic() + 240
+    while not list((out / "ppo" / "checkpoints").glob("*")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "summary.json").exists()
+    said = finish(start(out))
+    assert "sft: already whole" in said
+    assert "label: already whole" in said
+    for stage in ("sft", "reward", "ppo", "flaw"):
+        mine, theirs = (p / stage / "model" / "model.safetensors" for p in (out, whole))
+        assert mine.read_bytes() == theirs.read_bytes(), stage
+
+
+def test_other_settings_do_not_overwrite(whole: Path) -> None:
+    before = (whole / "ppo" / "model" / "model.safetensors").read_bytes()
+    process = start(whole, "--ppo.method.kl.beta", "0.7")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "--fresh" in said
+    assert "Traceback" not in said
+    assert (whole / "ppo" / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_inputs_and_earlier_stages_are_checked(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("out: o\ninputs: {data: nowhere}\nstages: {}\n")
+    command = [sys.executable, "-m", "trimtab.cli.main", "run", str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--inputs.data" in done.stderr
+    recipe.write_text("out: o\nstages: {a: {kind: world, out: '@later/x'}}\n")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "stages.a.out" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,75 @@
+"""The recipe of direct methods, small: every stage, one reference for all, every promised figure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import trimtab
+from trimtab.runs import read_metrics
+
+ROOT = Path(__file__).parents[2]
+RECIPE = Path(trimtab.__file__).parent / "recipes" / "sandbox-dpo.yaml"
+METHODS = ("dpo", "robust", "ipo", "dpo_norm", "simpo", "orpo", "kto")
+SMALL = [
+    "--world.demonstrations", "96", "--world.prompts", "80", "--world.heldout", "40",
+    "--sft.holdout", "16", "--sft.epochs", "1", "--sft.batch", "32", "--label.heldout", "16",
+    *(x for name in METHODS for x in (f"--{name}.batch", "16")),
+]  # fmt: skip
+
+
+def run(out: Path) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "trimtab.cli.main",
+        "run",
+        str(RECIPE),
+        "--out",
+        str(out),
+        *SMALL,
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("direct") / "run"
+    run(out)
+    return out
+
+
+def test_every_promised_figure_is_there(whole: Path) -> None:
+    figures = json.loads((whole / "summary.json").read_text())
+    expected = yaml.safe_load(RECIPE.read_text())["expect"]
+    for name in METHODS:
+        assert 0 < figures["gold"][name] < 1
+        rate = figures["win_rate"][name]
+        assert 0 <= rate["low"] <= rate["mean"] <= rate["high"] <= 1
+        assert figures["kl"][name] != 0
+        assert expected["win_rate"][name]["low"] > 0.5
+
+
+def test_each_begins_at_the_same_reference(whole: Path) -> None:
+    """One cache for all; the first step of each is taken where the policy is the reference."""
+    caches = list((whole / "sft" / "reference").glob("*.safetensors"))
+    # Training and held-out answers; for kto also the answers to other prompts, of both.
+    assert 4 <= len(caches) <= 8
+    for name in ("dpo", "robust", "ipo", "dpo_norm"):
+        assert not (whole / name / "reference").exists()
+        assert abs(read_metrics(whole / name)[0]["rewards/margins"]) < 1e-4
+
+
+def test_a_whole_recipe_is_not_run_again(whole: Path) -> None:
+    before = {n: (whole / n / "model" / "model.safetensors").read_bytes() for n in METHODS}
+    said = run(whole)
+    for name in METHODS:
+        assert f"{name}: already whole" in said
+        assert (whole / name / "model" / "model.safetensors").read_bytes() == before[name]

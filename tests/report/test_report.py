@@ -1,0 +1,209 @@
+"""The report: hostile text stays text, nothing outside is asked for, missing parts are left out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trimtab.errors import DataError
+from trimtab.report.charts import Line, calibration_chart, line_chart, number, ticks
+from trimtab.report.run_report import report_pipeline, report_run
+from trimtab.runs import Run
+
+ACTIVE = [
+    "<script>alert({})</script>", "<img src=x onerror=alert({})>", "<svg/onload=alert({})>",
+    "<iframe src=javascript:alert({})>", "<a href='javascript:alert({})'>x</a>",
+    "\"><script src=//evil.test/{}></script>", "'><body onload=alert({})>", "</p><style>*{{}}</style>{}",
+    "</style><script>{}</script>", "</title><script>{}</script>", "<math><mi xlink:href='data:{}'>",
+    "<object data=data:text/html,{}>", "<embed src=//evil.test/{}>", "<link rel=stylesheet href=//e/{}>",
+    "<meta http-equiv=refresh content='0;url=//e/{}'>", "<base href=//e/{}>", "<form action=//e/{}>",
+    "<video><source onerror=alert({})>", "{{{{ 7*7 }}}}{}", "--><!--<script>{}</script>",
+    "\x00<scr\x00ipt>{}</script>", "\u202e<b onmouseover=alert({})>", "\" onfocus=alert({}) autofocus x=\"",
+    "<details open ontoggle=alert({})>", "<textarea><script>{}</script>",
+]  # fmt: skip
+PAYLOADS = [form.format(i) for i in range(4) for form in ACTIVE]
+TAGS = set(
+    [
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "main",
+        "header",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "p",
+        "section",
+        "div",
+        "span",
+        "b",
+        "small",
+        "figure",
+        "ul",
+        "li",
+        "svg",
+        "path",
+        "text",
+        "rect",
+        "circle",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "article",
+        "footer",
+    ]
+)
+NAMES = set(
+    [
+        "class",
+        "id",
+        "lang",
+        "charset",
+        "http-equiv",
+        "content",
+        "name",
+        "viewbox",
+        "role",
+        "aria-label",
+        "aria-hidden",
+        "d",
+        "x",
+        "y",
+        "r",
+        "cx",
+        "cy",
+        "rx",
+        "width",
+        "height",
+        "transform",
+    ]
+)
+
+
+class Nodes(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.names: set[str] = set()
+        self.policy = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.names.update(name for name, _ in attrs)
+        held = dict(attrs)
+        if held.get("http-equiv") == "Content-Security-Policy":
+            self.policy = held["content"] or ""
+        elif tag == "meta":
+            assert "http-equiv" not in held
+
+
+def check(page: str) -> Nodes:
+    nodes = Nodes()
+    nodes.feed(page)
+    assert nodes.tags <= TAGS, nodes.tags - TAGS
+    assert nodes.names <= NAMES, nodes.names - NAMES
+    style = re.findall(r"<style>(.*?)</style>", page, re.S)
+    assert len(style) == 1
+    digest = base64.b64encode(hashlib.sha256(style[0].encode()).digest()).decode()
+    assert nodes.policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}'")
+    assert "unsafe" not in nodes.policy
+    assert "url(" not in style[0]
+    assert "@import" not in style[0]
+    return nodes
+
+
+def hostile(folder):
+    run = Run(folder)
+    for step in (1, 2, 3):
+        run.log(step, {"reward/mean": step * 1.0, "reward/gold": 0.1 * step, "kl/beta": None})
+    run.summary({"gold.sft": 0.5, "gold.rl": 0.7})
+    run.samples(
+        3, [{"prompt": p, "completion": p, "reward": float(i)} for i, p in enumerate(PAYLOADS)]
+    )
+    return run
+
+
+def test_100_payloads_make_no_active_node(tmp_path):
+    assert len(PAYLOADS) == 100
+    for start in range(0, 100, 5):
+        some = PAYLOADS[start : start + 5]
+        run = hostile(tmp_path / str(start))
+        run.samples(3, [{"prompt": p, "completion": p, "reward": 1.0} for p in some])
+        for step in (1, 2, 3):
+            run.log(step, {p: float(step) for p in some})
+        run.summary({"x": some})
+        run.finding({"title": some[0], "message": some[1]})
+        page = report_run(run.path).read_text()
+        check(page)
+        assert "&lt;" in page
+
+        root = tmp_path / f"pipe{start}"
+        Run(root).summary({p: 1.0 for p in some})
+        hostile(root / "ppo")
+        rows = [{k: p for k in ("prompt", "kind", "base", "sft", "rl", "flaw")} for p in some]
+        (root / "compare").mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), root / "compare" / "comparison.parquet")
+        check(report_pipeline(root).read_text())
+
+
+def test_the_check_can_fail():
+    for payload in ("<script>1</script>", "<p onclick=x>", "<a href=//e>"):
+        with pytest.raises(AssertionError):
+            check(f"<html>{payload}</html>")
+
+
+def test_missing_parts_are_left_out(tmp_path):
+    page = report_pipeline(tmp_path).read_text()
+    check(page)
+    assert "<svg" not in page
+    check(report_run(tmp_path).read_text())
+    with pytest.raises(DataError, match="no such run folder"):
+        report_run(tmp_path / "absent")
+
+
+def pipeline(root, rl: float, low: float, high: float, flaw_gold: float) -> str:
+    Run(root).summary(
+        {"gold.base": 0.3, "gold.sft": 0.6, "gold.rl": rl, "gold.win_rate": (low + high) / 2,
+         "gold.win_rate_low": low, "gold.win_rate_high": high,
+         "flaw.proxy_gain": 2.0, "flaw.gold_gain": flaw_gold}
+    )  # fmt: skip
+    return report_pipeline(root).read_text()
+
+
+def test_verdicts_follow_the_figures(tmp_path):
+    better = pipeline(tmp_path / "a", 0.8, 0.55, 0.65, -0.2)
+    assert "RL made the answers better" in better
+    assert "what a hacked reward looks like" in better
+    worse = pipeline(tmp_path / "b", 0.4, 0.3, 0.45, 0.1)
+    assert "RL made the answers worse" in worse
+    assert "was not hacked outright" in worse
+    assert "no clear difference" in pipeline(tmp_path / "c", 0.61, 0.45, 0.56, -0.1)
+
+
+def test_charts():
+    assert line_chart("t", [Line("a", [1], [2.0])], "x", "y", "s") is None
+    gaps = line_chart("t", [Line("<a>", [1, 2, 3], [1.0, None, float("nan")])], "x", "y", "s")
+    assert gaps is None
+    flat = line_chart("t", [Line("a", [1, 2, 3], [0.0, 0.0, 0.0])], "<x>", "y (nats)", "s")
+    assert flat is not None
+    assert "&lt;x&gt;" in flat.svg
+    assert "y (nats)" in flat.svg
+    assert "nan" not in flat.svg
+    assert calibration_chart("c", [], "s") is None
+    one = calibration_chart("c", [{"confidence": 0.7, "accuracy": 0.6, "count": 3}], "s")
+    assert one is not None
+    assert ticks(-0.5, 0.5) == [-0.4, -0.2, 0.0, 0.2, 0.4]
+    assert number(0.0) == "0"

@@ -1,0 +1,60 @@
+"""Panels of simulated annotators on sandbox answers, as items and judgements."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trimtab.feedback.judgement import Item, Judgement
+from trimtab.feedback.records import Records
+from trimtab.sandbox.annotators import Annotator
+from trimtab.sandbox.world import KINDS, answer, gold, make_scene
+
+
+def panel(
+    people: list[Annotator],
+    pairs: int,
+    seed: int = 0,
+    *,
+    known: bool = True,
+    ai: tuple[str, ...] = (),
+) -> Records:
+    """Everyone judges every pair, sides swapped at random; ``known``: with gold scores.
+
+    Half the prompts hold an opinion, so that flattery has its occasions. ``ai`` names those of
+    ``people`` who are judges: they give their probability too.
+    """
+    found = Records()
+    number = 0
+    while len(found.items) < pairs:
+        rng = np.random.default_rng((seed, 61, number))
+        number += 1
+        scene = make_scene(rng, "opinion" if rng.random() < 0.5 else KINDS[int(rng.integers(6))])
+        texts = list(dict.fromkeys(answer(scene, rng) for _ in range(2)))
+        if len(texts) < 2:
+            continue
+        item = Item.of(scene.messages(), texts, models=("a", "b"))
+        if item.id in found.items:
+            continue
+        found.add(item)
+        if known:
+            scores = tuple(gold(scene, t).total for t in texts)
+            ranks = tuple(int(s < max(scores)) for s in scores)
+            found.judgements.append(
+                Judgement(
+                    item=item.id, annotator="gold", who="gold", ranks=ranks, scores={"gold": scores}
+                )
+            )
+        for person in people:
+            order = (0, 1) if rng.random() < 0.5 else (1, 0)
+            said = order[person.choose(scene, texts[order[0]], texts[order[1]], rng)]
+            p = person.prob(scene, texts[order[0]], texts[order[1]])
+            machine = person.name in ai
+            found.judgements.append(
+                Judgement(
+                    item=item.id, annotator=person.name, who="ai" if machine else "simulated",
+                    ranks=(int(said != 0), int(said != 1)), shown=order,
+                    prob=(p if order == (0, 1) else 1 - p) if machine else None,
+                    seconds=float(rng.gamma(3, 4)),
+                )
+            )  # fmt: skip
+    return found

@@ -1,0 +1,616 @@
+"""Process rewards: steps in data and in token ids, the model, its stage, and credit by steps.
+
+Over 500 lines, since these share one tokenizer, one set of stepwise rows and one trained folder.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForTokenClassification
+
+from tests.support import folders
+from tests.support.models import tiny
+from tests.train.test_step_invariance import agree, plain_gradient, shuffled, step
+from trimtab.config import build
+from trimtab.data import formats
+from trimtab.data.pack import Output, Pack, packs
+from trimtab.data.pack import build as build_pack
+from trimtab.data.render import Renderer
+from trimtab.data.sources import Rows
+from trimtab.data.steps import Steps
+from trimtab.datagen.step_labels import StepLabelsConfig
+from trimtab.datagen.step_labels import main as label_steps
+from trimtab.errors import ConfigError, DataError, ModelError, RewardError
+from trimtab.models.load import LoraSpec, ModelSpec, save_model
+from trimtab.models.step_scorer import StepScorer
+from trimtab.objectives.process_reward import StepLoss, group_process_advantages, state_advantages
+from trimtab.rewards.step_scores import ProcessReward, ProcessSpec
+from trimtab.rollout.collector import collect
+from trimtab.rollout.monte_carlo import monte_carlo_values
+from trimtab.runs import Run
+from trimtab.sample.sampler import Request, Sampler, SamplingConfig
+from trimtab.train.loop import fit
+from trimtab.train.process import ProcessConfig, ProcessStage
+from trimtab.train.process import main as train_process
+from trimtab.types import Completion, Group
+
+ROWS = [
+    {"prompt": "what is the sun ?", "completions": ["the sun", "red cat"], "labels": [True, False]},
+    {"prompt": "who", "completions": ["a", "cat dog", "yes"], "labels": ["+", "neutral", "-"]},
+    {"prompt": [{"role": "user", "content": "who ?"}], "completions": ["no"], "labels": [0.25]},
+]
+
+
+def renderer(limit: int = 1 << 20, **more: Any) -> Renderer:
+    return Renderer(folders.tokenizer(), max_prompt=limit, max_tokens=limit, **more)
+
+
+def ids(text: str) -> np.ndarray:
+    return np.array(folders.tokenizer()(text, add_special_tokens=False)["input_ids"])
+
+
+def rows(*made: dict[str, Any]) -> Rows:
+    return Rows("steps.jsonl", list(enumerate(made, 1)))
+
+
+def write_steps(path: Path, n: int = 48) -> Path:
+    """A step is correct when it holds no "not"."""
+    rng = random.Random(3)
+    made: list[dict[str, object]] = []
+    for _ in range(n):
+        texts = [folders.sentence(rng).replace(".", "?") for _ in range(rng.randint(1, 4))]
+        texts = [t + " not" if rng.random() < 0.4 else t.replace("not", "yes") for t in texts]
+        made.append(
+            {
+                "prompt": folders.sentence(rng),
+                "completions": texts,
+                "labels": ["not" not in t for t in texts],
+            }
+        )
+    return folders.write(path, made)
+
+
+# Data ------------------------------------------------------------------------------------------
+
+
+def test_rows_become_marked_completions() -> None:
+    read = formats.steps(rows(*ROWS))
+    assert [e.labels for e in read] == [[1, 0], [1, 1, 0], [0.25]]
+    group = Steps(renderer(), ".").group(read[0])
+    assert group is not None
+    (c,) = group.completions
+    assert c.ids.tolist() == ids("the sun . red cat .").tolist()
+    assert np.flatnonzero(c.mask).tolist() == [2, 5]
+    assert c.tokens["step_label"][c.mask].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ({"labels": [True]}, "must list 2 labels"),
+        ({"labels": [True, 1.5]}, r"labels\[1\].*1.5"),
+        ({"labels": [-1, 1]}, r"labels\[0\].*neutral"),
+        ({"labels": [float("nan"), 1]}, r"labels\[0\]"),
+        ({"completions": "the sun"}, "list the steps"),
+        ({"completions": ["the sun", ""]}, r"completions\[1\].*empty"),
+        ({"completions": ["the sun", 3]}, r"completions\[1\].*int"),
+        ({"prompt": ""}, "'prompt' is empty"),
+    ],
+)
+def test_a_bad_row_is_named(bad: dict[str, Any], why: str) -> None:
+    with pytest.raises(DataError, match=rf"steps.jsonl: row 2: .*{why}"):
+        formats.steps(rows(ROWS[0], {**ROWS[0], **bad}))
+
+
+def test_wrong_columns_are_told() -> None:
+    with pytest.raises(DataError, match="completions\\+labels\\+prompt"):
+        formats.steps(rows({"prompt": "a", "chosen": "b"}))
+
+
+def test_long_solutions_are_cut_at_a_step() -> None:
+    example = formats.steps(rows(ROWS[1]))[0]
+    short = renderer(5)
+    group = Steps(short, ".").group(example)
+    assert group is not None
+    assert np.flatnonzero(group.completions[0].mask).tolist() == [1, 4]
+    assert short.cut == ["row 1: steps have 7 tokens, over 5"]
+    assert Steps(renderer(1), ".").group(example) is None
+    with pytest.raises(DataError, match=r"row 1.*max_completion"):
+        Steps(renderer(5, on_long="error"), ".").group(example)
+
+
+def test_a_separator_without_a_token_is_refused() -> None:
+    with pytest.raises(ConfigError, match="separator"):
+        Steps(renderer(), "\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "ends", "closed", "reads"),
+    [
+        ("a . no <eos>", [1, 3], "a . no .", [1, 3]),
+        ("a . no . <eos>", [1, 4], "a . no .", [1, 3]),
+        ("a . . no", [1, 3], "a . . no .", [1, 4]),
+        ("a", [0], "a .", [1]),
+        ("<eos>", [0], ".", [0]),
+        (". a .", [2], ". a .", [2]),
+    ],
+)
+def test_steps_end_at_separators(text: str, ends: list[int], closed: str, reads: list[int]) -> None:
+    cutter = Steps(renderer(), ".")
+    assert cutter.ends(ids(text)).tolist() == ends
+    got, at = cutter.closed(ids(text))
+    assert (got.tolist(), at.tolist()) == (ids(closed).tolist(), reads)
+
+
+def test_rendered_and_sampled_steps_agree() -> None:
+    """What training reads is what scoring reads."""
+    cutter = Steps(renderer(), ".")
+    for example in formats.steps(rows(*ROWS)):
+        group = cutter.group(example)
+        assert group is not None
+        (c,) = group.completions
+        got, at = cutter.closed(np.append(c.ids[:-1], cutter.renderer.eos))
+        assert got.tolist() == c.ids.tolist()
+        assert at.tolist() == np.flatnonzero(c.mask).tolist()
+
+
+# Model and objective ---------------------------------------------------------------------------
+
+
+def solutions(seed: int, n: int = 5) -> list[Group]:
+    rng = np.random.default_rng(seed)
+
+    def answer() -> Completion:
+        size = int(rng.integers(1, 9))
+        label = rng.choice([0.0, 1.0, 0.3], size).astype(np.float32)
+        mask = rng.random(size) < 0.5
+        label[~mask] = np.nan
+        return Completion(rng.integers(3, 60, size), mask, tokens={"step_label": label})
+
+    return [
+        Group(str(i), rng.integers(3, 60, rng.integers(1, 6)), [answer() for _ in range(1 + i % 3)])
+        for i in range(n)
+    ]
+
+
+def scorer(double: bool = False) -> StepScorer:
+    config = tiny("llama", seed=1).config
+    config.num_labels = 2
+    torch.manual_seed(1)
+    model = AutoModelForTokenClassification.from_config(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.mul_(6.0)
+    return StepScorer(model.double() if double else model, exact=True)
+
+
+def alone(model: StepScorer, g: Group, c: Completion) -> Tensor:
+    """Logits at the marked tokens by plain transformers."""
+    inner = cast(Any, model.model)
+    inner.set_attn_implementation("sdpa")
+    whole = torch.from_numpy(np.concatenate([g.prompt, c.ids]))[None]
+    return inner(input_ids=whole).logits[0, len(g.prompt) :][torch.from_numpy(c.mask)]
+
+
+def test_packed_logits_equal_plain_token_classification() -> None:
+    model = scorer()
+    groups = solutions(0)
+    with torch.no_grad():
+        want = torch.cat([alone(model, g, c) for g in groups for c in g.completions])
+        for share in (True, False):
+            got = model.logits(build_pack(groups, share=share))
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert float(want.std()) > 0.1
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
+def test_gradient_does_not_depend_on_the_cut(aggregation: Any) -> None:
+    model = scorer(double=True)
+    modules: dict[str, nn.Module] = {"model": model.model}
+    objective = StepLoss(aggregation=aggregation)
+
+    def forward(pack: Pack) -> Output:
+        return Output(step_C=model.log_odds(pack))
+
+    for seed in range(4):
+        groups = solutions(seed)
+        per: list[Tensor] = []
+        for g in groups:
+            for c in g.completions:
+                if c.trained:
+                    y = torch.from_numpy(c.tokens["step_label"][c.mask]).double()
+                    target = torch.stack([1 - y, y], -1)
+                    per.append(cross_entropy(alone(model, g, c), target, reduction="none"))
+        loss = (
+            torch.cat(per).mean()
+            if aggregation == "token-mean"
+            else torch.stack([x.mean() for x in per]).mean()
+        )
+        want = plain_gradient(modules, loss)
+        for budget in (1, 16, 10_000):
+            for order in (groups, shuffled(groups, seed)):
+                for share in (True, False):
+                    got, metrics = step(modules, order, objective, forward, budget, share)
+                    agree(got, want)
+                    assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+def test_loss_by_hand() -> None:
+    pack = build_pack(
+        [
+            Group(
+                "a",
+                np.array([1]),
+                [
+                    Completion(
+                        np.array([4, 5, 6]),
+                        np.array([True, False, True]),
+                        tokens={"step_label": np.array([1.0, np.nan, 0.5], np.float32)},
+                    )
+                ],
+            )
+        ]
+    )
+    loss = StepLoss()(Output(step_C=torch.tensor([np.log(4.0), 0.0])), pack)
+    assert float(loss.terms["loss"].sum) == pytest.approx(-np.log(0.8) - np.log(0.5))
+    assert float(loss.metrics["accuracy"][0]) == 1.5
+
+
+def test_lora_and_folders(tmp_path: Path) -> None:
+    base = folders.model_folder(tmp_path / "lm")
+    lora = StepScorer.load(ModelSpec(path=str(base), device="cpu", lora=LoraSpec(r=4)), pad_id=0)
+    trained = [n for n, p in lora.model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora" in n or "score" in n for n in trained)
+    assert not any(m.p for m in lora.model.modules() if isinstance(m, nn.Dropout))
+    with torch.no_grad():
+        for n, p in lora.model.named_parameters():
+            if "lora_B" in n:
+                p.normal_()
+    groups = solutions(2)
+    with torch.no_grad():
+        want = lora.logits(build_pack(groups))
+    save_model(lora.model, tmp_path / "prm", folders.tokenizer())
+    plain = AutoModelForTokenClassification.from_pretrained(tmp_path / "prm").eval()
+    assert plain.config.num_labels == 2
+    assert plain.config.id2label == {0: "incorrect", 1: "correct"}
+    again = StepScorer.load(ModelSpec(path=str(tmp_path / "prm"), device="cpu"), train=False)
+    with torch.no_grad():
+        own = again.logits(build_pack(groups))
+        theirs = torch.cat(
+            [alone(StepScorer(plain, exact=True), g, c) for g in groups for c in g.completions]
+        )
+    torch.testing.assert_close(own, want, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(theirs, own, atol=1e-5, rtol=1e-5)
+
+
+def test_a_reward_model_is_no_step_scorer(tmp_path: Path) -> None:
+    from trimtab.models.heads import Scorer
+
+    base = folders.model_folder(tmp_path / "lm")
+    save_model(Scorer.load(ModelSpec(path=str(base))).model, tmp_path / "rm", folders.tokenizer())
+    with pytest.raises(ModelError, match="TokenClassification with 2"):
+        StepScorer.load(ModelSpec(path=str(tmp_path / "rm")))
+
+
+# Stage -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    folders.model_folder(folder / "model")
+    write_steps(folder / "steps.jsonl")
+    return folder
+
+
+def config(base: Path, out: Path, **more: Any) -> ProcessConfig:
+    return build(
+        ProcessConfig,
+        {
+            "out": str(out),
+            "model": {"path": str(base / "model"), "device": "cpu"},
+            "data": {"path": str(base / "steps.jsonl")},
+            "separator": ".",
+            "epochs": 2,
+            "batch": 8,
+            "holdout": 16,
+            "optim": {"lr": 1e-3},
+            "loop": {"save_every": 2, "token_budget": 256},
+            **more,
+        },
+    )
+
+
+def weights(out: Path) -> bytes:
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+def test_stage_learns_and_resumes_byte_equal(base: Path, tmp_path: Path) -> None:
+    figures = train_process(config(base, tmp_path / "whole"))
+    for name in ("accuracy", "accuracy_low", "auc", "ece", "first_error", "majority", "steps"):
+        assert f"eval/{name}" in figures, name
+    assert "auc" in json.loads((tmp_path / "whole" / "calibration.json").read_text())
+    made = config(base, tmp_path / "broken")
+    first = ProcessStage(made)
+    whole_steps = first.steps
+    first.steps = 3
+    fit(first, Run(made.out), made.loop)
+    assert weights(tmp_path / "broken") != weights(tmp_path / "whole")
+    again = ProcessStage(made)
+    assert again.steps == whole_steps
+    fit(again, Run(made.out), made.loop)
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+
+
+def test_stage_learns_to_tell_a_wrong_step(base: Path, tmp_path: Path) -> None:
+    figures = train_process(config(base, tmp_path / "run", epochs=20, loop={}))
+    assert figures["eval/auc"] > 0.8
+    assert figures["eval/accuracy"] > figures["eval/majority"]
+
+
+# Credit ----------------------------------------------------------------------------------------
+
+
+def scored(scores: list[float], ends: list[int], length: int) -> Completion:
+    c = Completion(np.arange(length), np.ones(length, bool))
+    c.tokens["step_end"] = np.zeros(length, np.float32)
+    c.tokens["step_score"] = np.full(length, 7.0, np.float32)
+    c.tokens["step_end"][ends] = 1
+    c.tokens["step_score"][ends] = scores
+    return c
+
+
+def test_group_process_advantages_by_hand() -> None:
+    """Scores 0, 1, 2, 1: mean 1, unbiased deviation sqrt(2/3); the failed one counts nowhere."""
+    group = Group("a", np.array([1]), [scored([0, 1], [1, 3], 4), scored([2, 1], [0, 1], 2)])
+    group.completions.append(scored([], [], 3))
+    (got,) = group_process_advantages([group])
+    unit = np.sqrt(1.5)
+    np.testing.assert_allclose(got[0], [-unit, -unit, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(got[1], [unit, 0], atol=1e-5)
+    assert got[2].tolist() == [0, 0, 0]
+    flat = Group("b", np.array([1]), [scored([0.3, 0.3], [0, 1], 2), scored([0.3], [2], 3)])
+    assert all(not a.any() for a in group_process_advantages([flat])[0])
+
+
+def test_state_advantages_telescope() -> None:
+    values = torch.tensor([0.25, 0.5, 0.0, 1.0])
+    got = state_advantages(values, torch.tensor([1, 2, 4]), 5)
+    assert got.tolist() == [0.25, 0.25, -0.5, 1.0, 1.0]
+
+
+def oracle(prompts: list[str], completions_steps: list[list[str]], worth: list[float]) -> list[Any]:
+    return [
+        None if w < 0 else [w / (i + 1) for i in range(len(s))]
+        for s, w in zip(completions_steps, worth, strict=True)
+    ]
+
+
+def broken(prompts: list[str], completions_steps: list[list[str]]) -> list[Any]:
+    raise RuntimeError("no")
+
+
+def too_few(prompts: list[str], completions_steps: list[list[str]]) -> list[Any]:
+    return []
+
+
+HERE = __file__
+
+
+def answered(text: str) -> Completion:
+    return renderer().completion(ids(text), "stop")
+
+
+def test_oracle_rewards_and_their_failures() -> None:
+    groups = [
+        Group("a", ids("who"), [answered("a . no <eos>")], "who", {"worth": 0.8, "other": 1}),
+        Group("b", ids("who"), [answered("a . no .")], "who", {"worth": -1.0}),
+    ]
+    spec = ProcessSpec(function=f"{HERE}:oracle", separator=".")
+    ProcessReward(spec, renderer(), 512)(groups)
+    good, bad = (g.completions[0] for g in groups)
+    assert good.scores["process"].value == pytest.approx(0.32)
+    np.testing.assert_allclose(good.tokens["dense"], [0, 0.8, 0, -0.4], atol=1e-6)
+    assert good.tokens["dense"].sum() == pytest.approx(0.4)
+    assert good.tokens["step_end"].tolist() == [0, 1, 0, 1]
+    assert bad.scores["process"].status == "invalid"
+    assert not bad.tokens["dense"].any() and not bad.tokens["step_end"].any()
+    raw = spec.model_copy(update={"dense": "raw", "aggregate": "min"})
+    ProcessReward(raw, renderer(), 512)(groups)
+    np.testing.assert_allclose(good.tokens["dense"], [0, 0.8, 0, 0.4], atol=1e-6)
+    assert good.scores["process"].value == pytest.approx(0.4)
+    ProcessReward(ProcessSpec(function=f"{HERE}:broken", separator="."), renderer(), 9)(groups)
+    assert (good.scores["process"].status, good.scores["process"].value) == ("error", None)
+    with pytest.raises(RewardError, match="one list of step scores"):
+        ProcessReward(ProcessSpec(function=f"{HERE}:too_few", separator="."), renderer(), 9)(groups)
+
+
+def test_model_rewards_read_what_was_trained(base: Path, tmp_path: Path) -> None:
+    """P at the separator; a sampled end token stands where training had one."""
+    train_process(config(base, tmp_path / "run"))
+    prm = str(tmp_path / "run" / "model")
+    group = Group(
+        "a", ids("who ?"), [answered("a . no not <eos>"), answered("yes . no .")], "who ?"
+    )
+    ProcessReward(ProcessSpec(model=prm, separator="."), renderer(), 40, "cpu")([group])
+    plain = AutoModelForTokenClassification.from_pretrained(prm).eval()
+    for c, text in zip(group.completions, ("a . no not .", "yes . no ."), strict=True):
+        whole = torch.from_numpy(np.concatenate([group.prompt, ids(text)]))[None]
+        with torch.no_grad():
+            p = plain(input_ids=whole).logits[0].softmax(-1)[len(group.prompt) :, 1]
+        want = p[torch.from_numpy(np.flatnonzero(ids(text) == ids(".")[0]))]
+        got = c.tokens["step_score"][c.tokens["step_end"] > 0]
+        np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+        assert c.scores["process"].value == pytest.approx(float(want.prod()), abs=1e-5)
+
+
+# Monte-Carlo -----------------------------------------------------------------------------------
+
+
+def test_a_request_may_have_a_lower_limit() -> None:
+    sampler = Sampler(tiny("llama"), stop_ids=())
+    sampling = SamplingConfig(max_new_tokens=6)
+    (a,), (b,) = sampler(
+        [Request(np.array([5]), (0,)), Request(np.array([5]), (0,), limit=2)], sampling
+    )
+    assert len(a.ids) == 6
+    assert b.ids.tolist() == a.ids[:2].tolist()
+    assert b.finish == "length"
+
+
+RIGHT, WRONG, CUT, EOS = 5, 6, 7, 2
+
+
+class Coin(nn.Module):
+    """Stands for a sampler: answers RIGHT with probability 1/4, WRONG else, then ends.
+
+    After a prefix that already holds WRONG it never answers RIGHT.
+    """
+
+    stop_ids = (EOS,)
+
+    def __call__(self, requests: Any, sampling: Any, progress: Any = None) -> Any:
+        from trimtab.sample.draw import uniforms
+        from trimtab.sample.sampler import Sampled
+
+        out: list[Any] = []
+        for r in requests:
+            mine: list[Any] = []
+            for i in range(r.n):
+                good = uniforms((*r.key, i), 1)[0] < 0.25 and WRONG not in r.prompt
+                drawn = np.array([RIGHT if good else WRONG, EOS])[: r.limit]
+                finish = "stop" if drawn[-1] == EOS else "length"
+                mine.append(Sampled(drawn, np.zeros(len(drawn), np.float32), finish))
+            out.append(mine)
+        return out
+
+
+def has_right(groups: Any) -> None:
+    for g in groups:
+        for c in g.completions:
+            c.reward = float(RIGHT in c.ids and WRONG not in c.ids)
+
+
+def test_values_of_a_known_chance() -> None:
+    """V is 1/4 at the start and after an empty step, 0 after a wrong one, 1 at a right end."""
+    k = 400
+    first = Completion(np.array([CUT, RIGHT, EOS]), np.ones(3, bool), finish="stop")
+    second = Completion(np.array([WRONG, CUT, RIGHT, EOS]), np.ones(4, bool), finish="stop")
+    groups = [Group("a", np.array([1, 9]), [first, second])]
+
+    def ends(x: np.ndarray) -> np.ndarray:
+        return np.array([int(np.flatnonzero(x == CUT)[0]), len(x) - 1])
+
+    ((a, b),) = monte_carlo_values(
+        cast(Any, Coin()), renderer(), groups, has_right, SamplingConfig(max_new_tokens=8),
+        ends, k, (0,),
+    )  # fmt: skip
+    low, high = binom.interval(0.9999, k, 0.25)
+    for returns in (a.returns[0], a.returns[1], b.returns[0]):
+        assert len(returns) == k
+        assert low <= sum(returns) <= high
+    assert a.returns[1] != a.returns[0], "each state has a stream of its own"
+    assert b.values.tolist()[1:] == [0.0, 0.0]
+    assert a.returns[2] == [1.0]
+    assert first.reward is None, "the completions given are not changed"
+
+
+def test_continuations_stay_within_the_limit_and_failures_are_left_out() -> None:
+    cut = Completion(np.array([CUT, RIGHT]), np.ones(2, bool), finish="length")
+    seen: list[int] = []
+
+    def judge(groups: Any) -> None:
+        for g in groups:
+            for i, c in enumerate(g.completions):
+                seen.append(len(c))
+                c.reward = None if i else 1.0
+
+    ((v,),) = monte_carlo_values(
+        cast(Any, Coin()), renderer(), [Group("a", np.array([1]), [cut])], judge,
+        SamplingConfig(max_new_tokens=2), lambda x: np.arange(len(x)), 3, (0,),
+    )  # fmt: skip
+    assert max(seen) == 2
+    assert v.returns == [[1.0], [1.0], [1.0]]
+
+
+def test_prefix_ids_are_continued_as_they_are() -> None:
+    """On a real sampler a greedy policy goes on to the very completion it was cut from."""
+    model = tiny("llama", seed=3)
+    sampler = Sampler(model, folders.tokenizer(), stop_ids=(2,))
+    greedy = SamplingConfig(max_new_tokens=8, temperature=0.0)
+    prompts = [Group(str(i), np.array([1, 6 + i]), []) for i in range(3)]
+    groups = collect(sampler, renderer(), prompts, greedy, n=1, key=(0,), version=0)
+    seen: list[list[int]] = []
+
+    def judge(found: Any) -> None:
+        for g in found:
+            for c in g.completions:
+                c.reward = 0.0
+                assert c.ids.tolist() == groups[int(g.id)].completions[0].ids.tolist()
+                seen.append(c.ids.tolist())
+
+    monte_carlo_values(
+        sampler, renderer(), groups, judge, greedy, lambda x: np.arange(len(x)), 1, (1,)
+    )
+    assert len(seen) >= sum(len(g.completions[0]) for g in groups)
+
+
+def said_answer(prompts: list[str], completions: list[str], answer: list[str]) -> list[float]:
+    return [float(a in c.split()) for a, c in zip(answer, completions, strict=True)]
+
+
+def test_labels_to_a_process_reward_model(base: Path, tmp_path: Path) -> None:
+    asked = [{"prompt": f"who {w} ?", "answer": "cat"} for w in folders.WORDS[:6]]
+    folders.write(tmp_path / "prompts.jsonl", cast(Any, asked))
+    values = {
+        "model": {"path": str(base / "model"), "device": "cpu"},
+        "data": {"path": str(tmp_path / "prompts.jsonl")},
+        "rewards": [{"name": "answer", "function": f"{HERE}:said_answer"}],
+        "solutions": 3,
+        "continuations": 4,
+        "separator": "is",
+        "sampling": {"max_new_tokens": 24},
+        "chunk": 4,
+    }
+    made = build(StepLabelsConfig, {**values, "out": str(tmp_path / "hard")})
+    figures = label_steps(made)
+    lines = (tmp_path / "hard" / "steps.jsonl").read_text().splitlines()
+    found = [json.loads(x) for x in lines]
+    assert figures["solutions"] == len(found) > 0
+    assert figures["steps"] == sum(len(r["labels"]) for r in found)
+    for r in found:
+        assert r["answer"] == "cat"
+        assert len(r["completions"]) == len(r["labels"]) == len(r["returns"])
+        assert r["labels"] == [float(any(x)) for x in r["returns"]]
+    # A stopped run goes on to the same bytes.
+    (tmp_path / "hard" / "parts" / "00000004.jsonl").unlink()
+    (tmp_path / "hard" / "steps.jsonl").unlink()
+    label_steps(made)
+    assert (tmp_path / "hard" / "steps.jsonl").read_text().splitlines() == lines
+    label_steps(build(StepLabelsConfig, {**values, "out": str(tmp_path / "soft"), "label": "soft"}))
+    soft = [json.loads(x) for x in (tmp_path / "soft" / "steps.jsonl").read_text().splitlines()]
+    assert [r["completions"] for r in soft] == [r["completions"] for r in found]
+    assert all(r["labels"] == pytest.approx(r["values"]) for r in soft)
+    data = {"path": str(tmp_path / "soft" / "steps.jsonl")}
+    trained = train_process(config(base, tmp_path / "prm", data=data, separator="is", holdout=4))
+    assert "eval/accuracy" in trained
+
+
+def test_packs_carry_step_columns() -> None:
+    group = Steps(renderer(), ".").group(formats.steps(rows(ROWS[1]))[0])
+    assert group is not None
+    (pack,) = packs([group], 100)
+    assert pack.tokens["step_label"].tolist() == [1, 1, 0]
+    assert StepLoss().counts(pack)["tokens"] == 3

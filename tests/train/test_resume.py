@@ -1,0 +1,166 @@
+"""A run that was killed ends with the bytes of a run that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import folders
+from trimtab.runs import read_metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(stage: str, base: Path, out: Path) -> dict[str, Any]:
+    model = {"path": str(base / "model"), "device": "cpu"}
+    loop = {"save_every": 2, "token_budget": 512}
+    if stage == "sft":
+        return {
+            "out": str(out), "model": model, "data": {"path": str(base / "demos.jsonl")},
+            "epochs": 4, "batch": 8, "holdout": 8, "optim": {"lr": 1e-3}, "loop": loop,
+        }  # fmt: skip
+    if stage == "reward":
+        return {
+            "out": str(out), "model": model, "data": {"path": str(base / "pairs.jsonl")},
+            "epochs": 4, "batch": 8, "holdout": 8, "optim": {"lr": 1e-3}, "loop": loop,
+        }  # fmt: skip
+    if stage == "online_dpo":
+        return {
+            "out": str(out), "model": model, "data": {"path": str(base / "prompts.jsonl")},
+            "steps": 24, "prompts": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3},
+            "loop": loop,
+            "rewards": [{"name": "j", "judge": f"{ROOT / 'tests' / 'folders.py'}:wordier"}],
+        }  # fmt: skip
+    return {
+        "out": str(out), "model": model, "data": {"path": str(base / "prompts.jsonl")}, "steps": 16,
+        "prompts": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3}, "loop": loop,
+        "rewards": [{"name": "wordy", "function": f"{ROOT / 'tests' / 'folders.py'}:wordy"}],
+        "method": {"type": "ppo", "epochs": 2, "minibatches": 2,
+                   "kl": {"kind": "adaptive", "beta": 0.1, "target": 0.5, "horizon": 50}},
+    }  # fmt: skip
+
+
+def start(stage: str, file: Path) -> subprocess.Popen[bytes]:
+    # This checkout's package, whatever is installed; ``tests`` for the reward.
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, "-m", "trimtab.cli.main", stage, str(file)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def weights(out: Path) -> bytes:
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    folders.model_folder(folder / "model")
+    folders.demonstrations(folder / "demos.jsonl")
+    folders.comparisons(folder / "pairs.jsonl")
+    folders.prompts(folder / "prompts.jsonl")
+    return folder
+
+
+def wait_for(out: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = out / "metrics.jsonl"
+        if found.is_file() and found.read_bytes().count(b"\n") >= lines:
+            return
+        assert process.poll() is None, process.stdout.read().decode()  # type: ignore[union-attr]
+        time.sleep(0.01)
+    raise AssertionError("no progress in 120 s")
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "rl", "online_dpo"])
+def test_kill_and_resume_is_byte_equal(stage: str, base: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    files: dict[str, Path] = {}
+    for name, out in (("whole", whole), ("broken", broken)):
+        files[name] = tmp_path / f"{name}.yaml"
+        files[name].write_text(yaml.safe_dump(config(stage, base, out)))
+    first = start(stage, files["whole"])
+    said, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, said.decode()
+
+    killed = start(stage, files["broken"])
+    wait_for(broken, 5, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    if not (broken / "model").exists():  # else it had already ended, and there is nothing to resume
+        again = start(stage, files["broken"])
+        said, _ = again.communicate(timeout=300)
+        assert again.returncode == 0, said.decode()
+        assert b"going on from step" in said
+    assert weights(whole) == weights(broken)
+    steps = [row["step"] for row in read_metrics(broken)]
+    assert steps == sorted(set(steps)), "a step was recorded twice"
+
+
+def test_sigterm_saves_and_exits_143(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = config("rl", base, out)
+    settings["steps"] = 500
+    settings["loop"]["save_every"] = 0
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    process = start("rl", file)
+    wait_for(out, 3, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert list((out / "checkpoints").glob("step-*")), "nothing was saved"
+
+
+def test_losing_the_kl_controller_is_noticed(base: Path, tmp_path: Path) -> None:
+    """The byte-equal test can fail: without the controller's state the runs part."""
+    from trimtab.config import build
+    from trimtab.runs import Run
+    from trimtab.train.loop import fit
+    from trimtab.train.rl import RLConfig, RLStage
+
+    def train(out: Path, steps: int, forget: bool) -> bytes:
+        settings = config("rl", base, out)
+        settings["steps"] = 6
+        made = build(RLConfig, settings)
+        stage = RLStage(made)
+        if forget:
+            stage.load = lambda state: None  # type: ignore[method-assign]
+        stage.steps = steps
+        fit(stage, Run(out), made.loop)
+        return weights(out)
+
+    whole = train(tmp_path / "a", 6, forget=False)
+    train(tmp_path / "b", 4, forget=False)
+    assert train(tmp_path / "b", 6, forget=False) == whole
+    train(tmp_path / "c", 4, forget=False)
+    assert train(tmp_path / "c", 6, forget=True) != whole
+
+
+def test_a_run_that_was_trained_says_what_it_reached(base: Path, tmp_path: Path) -> None:
+    """Killed after its last checkpoint, before the export: the same command writes the model."""
+    out = tmp_path / "run"
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**config("sft", base, out), "epochs": 1}))
+    first = start("sft", file)
+    said = first.communicate()[0].decode().splitlines()[-1]
+    before, summary = weights(out), (out / "summary.json").read_text()
+    (out / "model" / "model.safetensors").unlink()
+    again = start("sft", file)
+    told = again.communicate()[0].decode().splitlines()[-1]
+    assert (first.returncode, again.returncode) == (0, 0)
+    assert weights(out) == before
+    assert told == said and "nan" not in told
+    figures = [json.loads(s) for s in (summary, (out / "summary.json").read_text())]
+    for f in figures:
+        del f["seconds"]
+    assert figures[0] == figures[1]

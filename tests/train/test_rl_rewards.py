@@ -1,0 +1,259 @@
+"""Sequence, step and token rewards, and Monte-Carlo values, through the whole RL stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support import folders
+from trimtab.config import build
+from trimtab.data.steps import Steps
+from trimtab.errors import ConfigError, ModelError
+from trimtab.objectives.methods import METHODS
+from trimtab.objectives.process_reward import group_process_advantages
+from trimtab.runs import Run, read_metrics
+from trimtab.train.advantages import assign
+from trimtab.train.loop import fit
+from trimtab.train.rl import RLConfig, RLStage
+from trimtab.types import Group
+
+HERE = f"{Path(__file__)}"
+WORDY = {"name": "wordy", "function": f"{Path(folders.__file__)}:wordy"}
+
+
+def red(prompts: list[str], completions_steps: list[list[str]]) -> list[list[float]]:
+    """A step's score: more with each different word, so that steps differ."""
+    return [[min(1.0, 0.1 + 0.2 * len(set(s.split()))) for s in said] for said in completions_steps]
+
+
+def sometimes(prompts: list[str], completions_steps: list[list[str]]) -> list[Any]:
+    """No score where a completion has an odd number of steps."""
+    return [[0.5] * len(s) if len(s) % 2 == 0 else None for s in completions_steps]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    folders.model_folder(folder / "model")
+    folders.model_folder(folder / "other", seed=1)
+    folders.prompts(folder / "prompts.jsonl")
+    return folder
+
+
+def config(base: Path, out: Path, **more: Any) -> RLConfig:
+    given: dict[str, Any] = {
+        "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
+        "data": {"path": str(base / "prompts.jsonl")}, "steps": 3, "prompts": 6,
+        "sampling": {"max_new_tokens": 10}, "optim": {"lr": 1e-3}, "rewards": [WORDY],
+        "method": {"type": "grpo"}, "loop": {"token_budget": 512, "save_every": 2}, **more,
+    }  # fmt: skip
+    return build(RLConfig, given, "test")
+
+
+def by_name(name: str) -> dict[str, Any]:
+    """The method alone, and what ends a step where it asks."""
+    steps = {"monte_carlo": {"k": 2, "separator": "."}} if name == "vineppo" else {}
+    return {"method": {"type": name}, **steps}
+
+
+def process(name: str = "red", **more: Any) -> dict[str, Any]:
+    return {"name": "steps", "function": f"{HERE}:{name}", "separator": ".", **more}
+
+
+def rolled(stage: RLStage) -> list[Group]:
+    groups, _ = stage.rollout(0)
+    stage._annotate(groups)  # pyright: ignore[reportPrivateUsage]
+    return groups
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_runs_by_its_name_and_moves_the_policy(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    made = config(base, tmp_path, **by_name(name))
+    stage = RLStage(made)
+    before = [p.detach().clone() for p in stage.lm.model.parameters()]
+    fit(stage, Run(str(tmp_path)), made.loop)
+    after = list(stage.lm.model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(bool(torch.isfinite(p).all()) for p in after)
+    assert len(read_metrics(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_adapters_alone_are_trained(name: str, base: Path, tmp_path: Path) -> None:
+    model = {"path": str(base / "model"), "device": "cpu", "lora": {"r": 4}}
+    made = config(base, tmp_path, model=model, **by_name(name))
+    stage = RLStage(made)
+    frozen = [p.detach().clone() for p in stage.lm.model.parameters() if not p.requires_grad]
+    fit(stage, Run(str(tmp_path)), made.loop)
+    still = [p for p in stage.lm.model.parameters() if not p.requires_grad]
+    assert all(torch.equal(a, b) for a, b in zip(frozen, still, strict=True))
+    assert stage.reference is None or stage.reference.lm is stage.lm, "one model is enough"
+
+
+def test_process_differences_add_up_to_the_last_score(base: Path, tmp_path: Path) -> None:
+    method = {"type": "ppo", "kl": {"kind": "fixed", "beta": 0.0}, "whiten_advantages": False,
+              "lam": 1.0}  # fmt: skip
+    stage = RLStage(config(base, tmp_path, rewards=[], process=process(weight=2.0), method=method))
+    groups = rolled(stage)
+    assign(groups, stage.method, 0.0)
+    steps = Steps(stage.renderer, ".")
+    for c in (c for g in groups for c in g.completions):
+        last = red([], [steps.texts(c.ids)])[0][-1]
+        assert c.tokens["dense"].sum() == pytest.approx(2 * last, abs=1e-5)
+        # With lambda 1 and the untrained critic's values of 0, the first advantage is the whole.
+        assert c.tokens["advantage"][0] == pytest.approx(2 * last, abs=1e-5)
+        assert c.reward == 0.0
+
+
+def test_process_aggregate_joins_the_sequence_reward(base: Path, tmp_path: Path) -> None:
+    given = process(dense="none", aggregate="mean", weight=0.5)
+    stage = RLStage(config(base, tmp_path, process=given))
+    for c in (c for g in rolled(stage) for c in g.completions):
+        parts = c.scores["wordy"].value, c.scores["steps"].value
+        assert c.reward == pytest.approx(parts[0] + 0.5 * parts[1])  # type: ignore[operator]
+        assert not c.tokens["dense"].any()
+
+
+@pytest.mark.parametrize("outcome", [0.0, 1.0])
+def test_process_supervision_of_groups(outcome: float, base: Path, tmp_path: Path) -> None:
+    """GRPO on step scores; the outcome's own advantage is added where it has weight."""
+    given = {"rewards": [{**WORDY, "weight": outcome}], "process": process()}
+    stage = RLStage(
+        config(base, tmp_path, method={"type": "grpo", "advantage": "process"}, **given)
+    )
+    groups = rolled(stage)
+    assign(groups, stage.method, 0.0)
+    want = [a for rows in group_process_advantages(groups) for a in rows]
+    done = [c for g in groups for c in g.completions]
+    gaps = [c.tokens["advantage"] - w for c, w in zip(done, want, strict=True)]
+    assert any(w.std() > 0 for w in want), "steps should differ in worth"
+    for c, gap in zip(done, gaps, strict=True):
+        assert np.ptp(gap[c.mask]) < 1e-5, "what is added is the same for every token"
+    if outcome == 0.0:
+        assert max(np.abs(g).max() for g in gaps) < 1e-6
+    else:
+        mine = np.array([c.reward for c in groups[0].completions])
+        level = (mine - mine.mean()) / (mine.std(ddof=1) + stage.method.scale_eps)
+        got = [g[0] for g in gaps[: len(mine)]]
+        assert np.allclose(got, level, atol=1e-4)
+
+
+def test_completions_whose_steps_failed_are_left_out(base: Path, tmp_path: Path) -> None:
+    stage = RLStage(config(base, tmp_path, process=process("sometimes")))
+    groups, metrics = stage.rollout(0)
+    assert 0.0 < metrics["reward/unscored"] < 1.0
+    kept = [c for g in groups for c in g.completions]
+    assert kept
+    assert all(c.scores["steps"].ok for c in kept)
+
+
+def test_implicit_rewards_are_of_the_two_models(base: Path, tmp_path: Path) -> None:
+    spec = {"model": str(base / "other"), "reference": str(base / "model"), "beta": 0.3}
+    stage = RLStage(config(base, tmp_path, rewards=[], implicit=spec, method={"type": "reinforce"}))
+    groups = rolled(stage)
+    models = {k: folders_model(base / k) for k in ("other", "model")}
+    for g in groups:
+        for c in g.completions:
+            ids = torch.from_numpy(np.concatenate([g.prompt, c.ids]))[None]
+            at = slice(len(g.prompt) - 1, -1)
+            logp = {
+                k: m(input_ids=ids).logits[0, at].log_softmax(-1).gather(1, ids[0, at.start + 1:, None])
+                for k, m in models.items()
+            }  # fmt: skip
+            want = 0.3 * (logp["other"] - logp["model"])[:, 0]
+            assert torch.allclose(torch.from_numpy(c.tokens["dense"]), want, atol=1e-4)
+            assert c.scores["implicit"].value == pytest.approx(float(want.sum()), abs=1e-3)
+
+
+@torch.no_grad()
+def folders_model(path: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path).eval().requires_grad_(False)
+
+
+def test_implicit_rewards_need_the_same_tokens(base: Path, tmp_path: Path) -> None:
+    from trimtab.sandbox import tokenizer
+
+    folders.model_folder(tmp_path / "strange")
+    tokenizer.build().save_pretrained(tmp_path / "strange")
+    spec = {"model": str(tmp_path / "strange"), "reference": str(base / "model")}
+    with pytest.raises(ModelError, match=r"implicit\.model.*another vocabulary"):
+        RLStage(config(base, tmp_path, implicit=spec))
+
+
+def test_monte_carlo_gains_add_up_to_reward_less_start(base: Path, tmp_path: Path) -> None:
+    method = {"type": "vineppo", "whiten_advantages": False}
+    spec = {"k": 3, "separator": "."}
+    stage = RLStage(config(base, tmp_path, method=method, monte_carlo=spec))
+    assert stage.critic is None
+    assert stage.state_values is not None
+    groups = rolled(stage)
+    metrics = stage.state_values(groups, 0)
+    assert metrics["value/continuations"] >= 3 * len(groups)
+    steps = Steps(stage.renderer, ".")
+    starts: list[float] = []
+    for g in groups:
+        mine: list[float] = []
+        for c in g.completions:
+            if c.finish == "length" and len(c) < 10:
+                continue
+            ends = steps.ends(c.ids)
+            assert c.reward is not None
+            mine.append(c.reward - float(c.tokens["state_advantage"][ends].sum()))
+            starts.append(mine[-1])
+        assert np.ptp(mine) < 1e-5, "a group shares the value of its prompt"
+    assert all(0.0 <= s <= 1.0 + 1e-6 for s in starts)
+    before = [c.tokens["state_advantage"].copy() for g in groups for c in g.completions]
+    assign(groups, stage.method, 0.0)
+    for old, c in zip(before, (c for g in groups for c in g.completions), strict=True):
+        assert np.allclose(c.tokens["advantage"], old, atol=1e-6)
+
+
+def test_monte_carlo_resumes_byte_equal(base: Path, tmp_path: Path) -> None:
+    def train(out: Path, steps: int) -> bytes:
+        made = config(
+            base, out, steps=4, method={"type": "vineppo"},
+            monte_carlo={"k": 2, "separator": "."},
+        )  # fmt: skip
+        stage = RLStage(made)
+        stage.steps = steps
+        fit(stage, Run(str(out)), made.loop)
+        return (out / "model" / "model.safetensors").read_bytes()
+
+    whole = train(tmp_path / "a", 4)
+    train(tmp_path / "b", 2)
+    assert train(tmp_path / "b", 4) == whole
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"rewards": []}, "there is no reward"),
+        ({"rewards": [], "process": process(weight=0.0)}, "weight 0"),
+        ({"process": process(), "implicit": {"model": "a", "reference": "b"}}, "one of them"),
+        ({"method": {"type": "grpo", "advantage": "process"}}, "give process"),
+        ({"method": {"type": "vineppo"}, "process": process()}, "neither"),
+        ({"monte_carlo": {"k": 2}}, "remove the key"),
+        (
+            {"method": {"type": "vineppo"}, "critic": {"kind": "shared"}},
+            "no critic",
+        ),
+    ],
+)
+def test_combinations_without_sense_are_refused(
+    more: dict[str, Any], why: str, base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        config(base, tmp_path, **more)
+
+
+def test_names_of_rewards_differ(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"process\.name"):
+        RLStage(config(base, tmp_path, process={**process(), "name": "wordy"}))
