@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.models.test_forward import groups
 from tests.support import folders
 from tests.support.models import tiny
-from tests.support.models.test_forward import groups
 from trimtab.cli.main import main
 from trimtab.data.pack import Output, Pack
 from trimtab.models.load import LM, ModelSpec
