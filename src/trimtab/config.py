@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import logging
 import sys
 import types as pytypes
 import typing
@@ -13,9 +14,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from trimtab.errors import ConfigError
+
+log = logging.getLogger(__name__)
+_WARNED: set[tuple[str, str]] = set()
+"""Classes and old keys that a warning was given for: one each per process."""
 
 
 class Config(BaseModel):
@@ -24,6 +36,42 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
     )
+    renamed: ClassVar[dict[str, str]] = {}
+    """Keys of the release before and the dotted keys that replace them: still read, with a warning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_renamed(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = dict(cast("dict[str, Any]", values))
+        # Names of the bases count too; a class that uses such a key again keeps it.
+        renamed = {
+            k: v for base in reversed(cls.__mro__) for k, v in vars(base).get("renamed", {}).items()
+        }
+        for old, new in renamed.items():
+            if old not in values or old in cls.model_fields:
+                continue
+            value = values.pop(old)
+            *parents, last = new.split(".")
+            target = values
+            for part in parents:
+                target[part] = dict(target.get(part) or {})
+                target = target[part]
+            if last in target:
+                raise ValueError(
+                    f"{old!r} is the old name of {new!r}, and both are set; remove {old!r}"
+                )
+            target[last] = value
+            if (cls.__name__, old) not in _WARNED:
+                _WARNED.add((cls.__name__, old))
+                log.warning(
+                    "%s: the key %r is now %r; the old name goes with the next release",
+                    cls.__name__,
+                    old,
+                    new,
+                )
+        return values
 
 
 class Kind(Config):

@@ -20,6 +20,8 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
+Row = dict[str, Any]
+"""One row of a dataset, or one line of a JSON lines file: values by column."""
 
 Finish = Literal["stop", "length", "given"]
 """Why a completion ended: a stop id or string, the token limit, or it was given as data."""

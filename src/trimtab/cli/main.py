@@ -335,7 +335,7 @@ def recipes(args: Sequence[str]) -> None:
         seen.add(folder.resolve())
         for path in sorted(folder.glob("*.yaml")):
             print(f"{path!s:<34} {' '.join(str(read_yaml(path).get('about', '')).split())}")
-        for path in sorted(folder.glob("*.py")):
+        for path in sorted(folder.glob("[!_]*.py")):
             first = path.read_text(encoding="utf-8").split('"""')[1].strip().splitlines()[0]
             print(f"{path!s:<34} {first}")
 
