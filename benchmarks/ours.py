@@ -127,8 +127,8 @@ class Online(Job):
         phases.wrap(Sampler, "__call__", "sampling")
         phases.wrap(RLStage, "_annotate", "log-probs before")
         given = self.base() | {
-            "method": spec["method"], "rewards": spec["rewards"],
-            "prompts": spec["prompts"], "group": spec["group"],
+            "method": spec["method"] | {"group_size": spec["group"]}, "rewards": spec["rewards"],
+            "batch_size": spec["prompts"],
             "sampling": {"max_new_tokens": spec["new"], "slots": spec.get("slots", 128)},
             **spec.get("more", {}),
         }  # fmt: skip

@@ -164,8 +164,8 @@ def rl(
         "out": str(out / "run"), "model": {"path": f"{start}/sft/model"},
         "data": {"path": f"{start}/world/prompts.jsonl"}, "rewards": [spec, GOLD],
         # So small that it holds nothing, but the KL is measured.
-        "method": {"type": "rloo", "kl": {"beta": 1e-6}}, "sampling": {"max_new_tokens": 40},
-        "steps": steps, "prompts": 32, "group": 4, "optim": {"lr": lr, "schedule": "constant"},
+        "method": {"type": "rloo", "group_size": 4, "kl": {"beta": 1e-6}}, "sampling": {"max_new_tokens": 40},
+        "steps": steps, "batch_size": 32, "optim": {"lr": lr, "schedule": "constant"},
         "loop": {**QUIET, "seed": seed},
     }  # fmt: skip
     if audit is not None:

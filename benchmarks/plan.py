@@ -24,7 +24,7 @@ from benchmarks.turns import ROOT, flags
 
 ROWS = 512
 LAST = {"name": "last", "function": "benchmarks.material:reward"}
-ONLINE = {"steps": 5, "prompts": 8, "sampling": {"max_new_tokens": 64}, "rewards": [LAST]}
+ONLINE = {"steps": 5, "batch_size": 8, "sampling": {"max_new_tokens": 64}, "rewards": [LAST]}
 
 
 def configurations(root: Path) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -37,7 +37,7 @@ def configurations(root: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     texts = {"path": str(material.demonstrations(root, 2048, ROWS)[0])}
     wide = {"path": str(material.demonstrations(root, 32_768, ROWS)[0])}
     asked = {"path": str(material.prompts(root, 2048, 64, 128)[0])}
-    few = {"steps": 3, "prompts": 4}
+    few = {"steps": 3, "batch_size": 4}
     return {
         "sft 5m": ("sft", {"model": model("5m"), "data": texts}),
         "sft 5m, bf16": ("sft", {"model": model("5m") | {"precision": "mixed"}, "data": texts}),
@@ -48,7 +48,7 @@ def configurations(root: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         "dpo 5m": ("dpo", {"model": model("5m"), "data": pairs}),
         "grpo 5m": ("rl", {"model": model("5m"), "data": asked, "method": {"type": "grpo"}, **ONLINE}),
         "ppo 5m": ("rl", {"model": model("5m"), "data": asked, "method": {"type": "ppo"}, **ONLINE,
-                          "prompts": 32}),
+                          "batch_size": 32}),
         "grpo 25m": ("rl", {"model": model("25m"), "data": asked, "method": {"type": "grpo"},
                             **ONLINE, **few}),
     }  # fmt: skip

@@ -68,17 +68,22 @@ def kl(beta: float, **more: Any) -> dict[str, Any]:
     return {"type": "grpo", "kl": {"kind": "fixed", "beta": beta}, **more}
 
 
-PPO = {"type": "ppo", "epochs": 1, "minibatches": 1, "kl": {"kind": "fixed", "beta": 0.05}}
-PPO_RUN = {"group": 1, "prompts": 40, "steps": 16, "rewards": [ALL_FACTS]}
+PPO = {
+    "type": "ppo",
+    "group_size": 1,
+    "epochs": 1,
+    "minibatches": 1,
+    "kl": {"kind": "fixed", "beta": 0.05},
+}
+PPO_RUN = {"batch_size": 40, "steps": 16, "rewards": [ALL_FACTS]}
 """With a reward that a critic can tell from the prompt: of ``GOLD`` it explains nothing in so few steps."""
 NO_BASELINE = {"type": "grpo", "baseline": "none", "scale": "none"}
 """Every sampled answer is made likelier, good or bad."""
 LONG = {
     "rewards": [ALL_FACTS],
-    "method": {"type": "grpo", "missing_eos_penalty": 1.0},
+    "method": {"type": "grpo", "group_size": 8, "missing_eos_penalty": 1.0},
     "optim": {"lr": 2e-4},
-    "prompts": 8,
-    "group": 8,
+    "batch_size": 8,
 }
 
 RECIPES: tuple[Recipe, ...] = (
@@ -100,7 +105,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("stale", "fault", 12, plant="plant_stale", options={"lag": 12}, given=rl(optim={"lr": 1e-3}), also=(1, 2, 9)),
     Recipe("hot", "fault", 12, plant="plant_hot", options={"temperature": 1.7}, given=rl(), also=(1,)),
     Recipe("too-easy", "fault", 13, given=rl(rewards=[{**GOLD, "options": {"part": "harmless"}}])),
-    Recipe("too-hard", "fault", 13, kinds="summary", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:reversed_reward"}], optim={"lr": 3e-5}, prompts=24, group=2)),
+    Recipe("too-hard", "fault", 13, kinds="summary", given=rl(rewards=[{"name": "proxy", "function": "trimtab.sandbox.faults:reversed_reward"}], optim={"lr": 3e-5}, batch_size=24, method={"group_size": 2})),
     Recipe("zero-on-429", "fault", 14, plant="plant_outage", options={"share": 0.25, "since": 8}, given=rl(), also=(1,)),
     Recipe("unscored", "fault", 14, plant="plant_outage", options={"share": 0.06, "since": 4, "value": None}, given=rl()),
     Recipe("first-judge", "fault", 15, given=rl(rewards=[{"name": "judge", "judge": "trimtab.sandbox.faults:swayed_judge", "options": {"first": 4.0}}])),
@@ -111,7 +116,7 @@ RECIPES: tuple[Recipe, ...] = (
     # Hard negatives: what looks like the fault and is not. Four of them start nearly solved, so that
     # most of their groups are equal from the first step on: alarm 13 is right there.
     Recipe("sound-rm", "negative", 1, "rm", "", rl(method={**kl(0.2), "type": "rloo"}, optim={"lr": 1e-4}), data={"n": 1500, "noise": 0.0}),
-    Recipe("planned-shift", "negative", 2, kinds="summary,ask,silent", given=rl(**LONG | {"method": {"type": "grpo", "missing_eos_penalty": 1.0, "kl": {"kind": "adaptive", "beta": 0.01, "target": 12.0}}})),
+    Recipe("planned-shift", "negative", 2, kinds="summary,ask,silent", given=rl(**LONG | {"method": {"type": "grpo", "group_size": 8, "missing_eos_penalty": 1.0, "kl": {"kind": "adaptive", "beta": 0.01, "target": 12.0}}})),
     Recipe("at-best", "negative", 3, kinds="ask", given=rl(optim={"lr": 1e-4}, sampling={"temperature": 0.5}), also=(13,)),
     Recipe("wants-longer", "negative", 4, kinds="summary,ask", given=rl(**LONG)),
     Recipe("right-belief", "negative", 5, kinds="believed", given=rl(), also=(13,)),

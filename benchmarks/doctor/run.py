@@ -118,7 +118,7 @@ def _usual(spec: Spec, data: Path, out: Path) -> dict[str, Any]:
             ]
         return {
             "model": model, "data": {"path": str(prompts(data / "prompts.jsonl", shown(spec)))},
-            "method": {"type": "grpo"}, "rewards": rewards, "steps": 20, "prompts": 12, "group": 4,
+            "method": {"type": "grpo", "group_size": 4}, "rewards": rewards, "steps": 20, "batch_size": 12,
             "sampling": {"max_new_tokens": 36}, "optim": {"lr": 3e-4, "schedule": "constant"}, "loop": loop,
         }  # fmt: skip
     if recipe.stage == "sft":
@@ -167,7 +167,7 @@ def _gold(folder: Path, spec: Spec, config: rl.RLConfig) -> dict[str, Any]:
             else gold(scene, r["completion"]).total
         )
     golds = {(r["step"], r["id"], r["index"]): r["gold"] for r in rows}
-    made = max(len(rows), config.steps * config.prompts * config.size)
+    made = max(len(rows), config.steps * config.batch_size * config.method.group_size)
     lines = [
         {"step": r["step"], "prompt_id": r["id"], "index": r["index"], "proxy": r["reward"],
          "gold": golds[r["step"], r["id"], r["index"]], "kl": r.get("kl"), "source": "sandbox"}

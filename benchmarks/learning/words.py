@@ -82,11 +82,11 @@ def settings(
         "optim": {"lr": lr, "warmup": 0.1, "schedule": "constant"}, "loop": {"seed": seed},
         **given,
     }  # fmt: skip
-    method = build(rl.RLConfig, {**values, "prompts": batch}).method
+    method = build(rl.RLConfig, {**values, "batch_size": batch}).method
     if method.dynamic_sampling:
         # A step with a uniform group draws a second time, and nearly every step has one.
         values["steps"] //= 2
-    values["prompts"] = batch // values.get("group", method.default_group)
+    values["batch_size"] = batch // method.group_size
     if method.values == "monte-carlo":
         values.setdefault("monte_carlo", {"separator": END})
     if method.needs_critic:

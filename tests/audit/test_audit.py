@@ -110,8 +110,8 @@ def rl(base: Path, out: Path, **more: Any) -> dict[str, Any]:
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
         "data": {"path": str(base / "prompts.jsonl")},
         "rewards": [{"name": "red", "function": "tests.audit.test_audit:red"}],
-        "method": {"type": "rloo", "kl": {"beta": 0.0}}, "sampling": {"max_new_tokens": 6},
-        "steps": 40, "prompts": 8, "group": 4, "optim": {"lr": 1e-2, "schedule": "constant"},
+        "method": {"type": "rloo", "group_size": 4, "kl": {"beta": 0.0}}, "sampling": {"max_new_tokens": 6},
+        "steps": 40, "batch_size": 8, "optim": {"lr": 1e-2, "schedule": "constant"},
         "audit": {"gold": {"function": "tests.audit.test_audit:not_red"}, "share": 1.0, "block": 32},
         **more,
     }  # fmt: skip
@@ -264,7 +264,7 @@ def test_people_audit_through_items_and_judgements(stopped: Path, tmp_path: Path
 
 
 def test_the_start_is_audited_most(tmp_path: Path) -> None:
-    run = Run(tmp_path, {"steps": 20, "prompts": 8, "group": 1})
+    run = Run(tmp_path, {"steps": 20, "batch_size": 8, "method": {"group_size": 1}})
     for step in range(1, 21):
         run.samples(
             step,
@@ -308,7 +308,7 @@ def test_gold_afterwards_as_a_command(stopped: Path, tmp_path: Path, capsys: Any
 @pytest.mark.parametrize("method", ["ppo", "grpo"])
 def test_every_change_makes_a_configuration_that_runs(base: Path, method: str) -> None:
     settings = rl(
-        base, base, method={"type": method}, group=None,
+        base, base, method={"type": method},
         rewards=[{"name": "rm", "models": ["a", "b"]}],
     )  # fmt: skip
     values = build(policy.RLConfig, settings).model_dump(mode="json")

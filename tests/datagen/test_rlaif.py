@@ -96,16 +96,16 @@ def test_the_way_from_a_model_and_prompts_to_policies(tmp_path: Path) -> None:
     go(dpo.PreferenceConfig, dpo.main, "dpo", model=model, data=rows, **short)
     assert (tmp_path / "dpo" / "model" / "model.safetensors").is_file()
     rl = build(policy.RLConfig, {
-        "out": str(tmp_path / "rl"), "model": model, "data": prompts, "steps": 2, "prompts": 4, "group": 3,
-        "method": {"type": "rloo"}, "sampling": {"max_new_tokens": 8}, "rewards": [{"name": "j", "ai": ai}],
+        "out": str(tmp_path / "rl"), "model": model, "data": prompts, "steps": 2, "batch_size": 4,
+        "method": {"type": "rloo", "group_size": 3}, "sampling": {"max_new_tokens": 8}, "rewards": [{"name": "j", "ai": ai}],
     })  # fmt: skip
     policy.main(rl)
     metrics = read_metrics(tmp_path / "rl")
     assert [m["reward/unscored"] for m in metrics] == [0.0, 0.0]
     # Shares of comparisons won: a group's mean is a half.
     assert all(m["reward/j"] == pytest.approx(0.5, abs=1e-6) for m in metrics)
-    with pytest.raises(ConfigError, match="group 2 or more"):
-        build(policy.RLConfig, {**rl.model_dump(), "group": 1, "method": {"type": "reinforce"}})
+    with pytest.raises(ConfigError, match="group_size to 2 or more"):
+        build(policy.RLConfig, {**rl.model_dump(), "method": {"type": "reinforce"}})
     told = go(
         revise.ReviseConfig,
         revise.main,

@@ -209,8 +209,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = folders.prompts(root / "prompts.jsonl")
     values = {
         "model": {"path": str(model)}, "data": {"path": str(prompts)}, "out": str(root / "run"),
-        "method": {"type": "grpo"}, "rewards": [{"name": "r", "function": "tests.doctor.test_doctor:constant"}],
-        "steps": 10, "prompts": 6, "group": 4, "sampling": {"max_new_tokens": 8},
+        "method": {"type": "grpo", "group_size": 4}, "rewards": [{"name": "r", "function": "tests.doctor.test_doctor:constant"}],
+        "steps": 10, "batch_size": 6, "sampling": {"max_new_tokens": 8},
         "loop": {"sample_every": 2, "doctor_every": 5},
     }  # fmt: skip
     rl.main(rl.RLConfig.model_validate(values))

@@ -25,8 +25,8 @@ def settings(base: Path, out: Path, **more: Any) -> dict[str, Any]:
     return {
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
         "data": {"path": str(base / "prompts.jsonl")}, "rewards": [WORDY],
-        "method": {"type": "rloo", "kl": {"beta": 0.01}}, "sampling": {"max_new_tokens": 6},
-        "steps": 6, "prompts": 8, "group": 4, "optim": {"lr": 5e-3, "schedule": "constant"}, **more,
+        "method": {"type": "rloo", "group_size": 4, "kl": {"beta": 0.01}}, "sampling": {"max_new_tokens": 6},
+        "steps": 6, "batch_size": 8, "optim": {"lr": 5e-3, "schedule": "constant"}, **more,
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ SMALL = [
     "--world.demonstrations", "96", "--world.prompts", "96", "--world.heldout", "60",
     "--sft.holdout", "16", "--sft.epochs", "1", "--sft.batch", "32",
     "--label.heldout", "20", "--reward.epochs", "1", "--reward.batch", "16",
-    "--ppo.steps", "4", "--ppo.prompts", "16", "--flaw.steps", "4", "--flaw.prompts", "16",
+    "--ppo.steps", "4", "--ppo.batch_size", "16", "--flaw.steps", "4", "--flaw.batch_size", "16",
     "--ppo.loop.save_every", "1",
 ]  # fmt: skip
 FIGURES = [

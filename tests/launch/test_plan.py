@@ -148,7 +148,7 @@ def test_a_plan_of_rl_and_of_what_does_not_train(
     config.write_text(
         json.dumps(
             {"model": {"path": str(base / "model"), "device": "cpu"}, "out": str(base / "x"),
-             "data": {"path": str(base / "prompts.jsonl")}, "steps": 40, "prompts": 4,
+             "data": {"path": str(base / "prompts.jsonl")}, "steps": 40, "batch_size": 4,
              "sampling": {"max_new_tokens": 8}, "method": {"type": "ppo"},
              "rewards": [{"name": "wordy", "function": f"{Path(folders.__file__)}:wordy"}]}
         )

@@ -87,9 +87,9 @@ def direct(base: Path, **objective: Any) -> dict[str, Any]:
 def online(base: Path, **method: Any) -> dict[str, Any]:
     return {
         "out": str(base / "out"), "model": {"path": str(base / "model"), "device": "cpu"},
-        "data": {"path": str(base / "prompts.jsonl")}, "steps": 2, "prompts": 4, "group": 4,
-        "sampling": {"max_new_tokens": 6}, "optim": {"lr": 1e-3}, "method": method,
-        "rewards": [{"name": "wordy", "function": f"{ROOT / 'tests' / 'folders.py'}:wordy"}],
+        "data": {"path": str(base / "prompts.jsonl")}, "steps": 2, "batch_size": 4,
+        "sampling": {"max_new_tokens": 6}, "optim": {"lr": 1e-3}, "method": {"group_size": 4, **method},
+        "rewards": [{"name": "wordy", "function": f"{ROOT / 'tests' / 'support' / 'folders.py'}:wordy"}],
     }  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def test_the_recipe_small(tmp_path: Path) -> None:
     small = [
         "--world.demonstrations", "96", "--world.prompts", "64", "--world.heldout", "40",
         "--sft.holdout", "16", "--sft.epochs", "1", "--sft.batch", "32", "--label.heldout", "12",
-        "--apo.epochs", "1", "--apo.batch", "16", "--median.steps", "2", "--median.prompts", "8",
+        "--apo.epochs", "1", "--apo.batch", "16", "--median.steps", "2", "--median.batch_size", "8",
     ]  # fmt: skip
     out = tmp_path / "run"
     recipe = ["trimtab.cli.main", "run", "custom-method", "--out", str(out)]

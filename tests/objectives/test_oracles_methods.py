@@ -202,3 +202,20 @@ def test_a_part_overrides_the_published_method() -> None:
     assert made.name == "dapo"
     assert made.kl.beta == 0.3
     assert made.clip_high == 0.28
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_the_resolved_configuration_states_the_group_size(name: str) -> None:
+    from trimtab.train.rl import RLConfig
+
+    rewards = [{"name": "r", "function": "m:f"}]
+    values = {"model": {"path": "m"}, "data": {"path": "d"}, "rewards": rewards}
+    method = {"type": name}
+    resolved = RLConfig.model_validate({**values, "method": method}).model_dump(mode="json")
+    size = resolved["method"]["group_size"]
+    assert size == (8 if METHODS[name]().needs_groups or name == "vineppo" else 1)
+    # The keys of the release before.
+    old = {**values, "method": method, "prompts": 16, "group": 3}
+    config = RLConfig.model_validate(old)
+    assert config.method.group_size == 3 and config.batch_size == 16
+    assert RLConfig.model_validate({**old, "group": None}).method.group_size == size

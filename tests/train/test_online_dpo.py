@@ -253,9 +253,9 @@ def test_a_judge_needs_several_answers() -> None:
     from trimtab.train.rl import RLConfig
 
     rl = {"model": {"path": "m"}, "data": {"path": "d"}, "rewards": JUDGE}
-    with pytest.raises(ConfigError, match="group 2 or more"):
+    with pytest.raises(ConfigError, match="group_size to 2 or more"):
         build(RLConfig, rl)
-    assert build(RLConfig, {**rl, "method": {"type": "rloo"}}).size > 1
+    assert build(RLConfig, {**rl, "method": {"type": "rloo"}}).method.group_size == 8
     models = {"a": {"path": "m"}, "b": {"path": "n"}}
     with pytest.raises(ConfigError, match="judge"):
         build(CompareConfig, {"models": models, "baseline": "a", "data": "d", "rewards": JUDGE})

@@ -42,7 +42,7 @@ def config(stage: str, base: Path, out: Path) -> dict[str, Any]:
         }  # fmt: skip
     return {
         "out": str(out), "model": model, "data": {"path": str(base / "prompts.jsonl")}, "steps": 16,
-        "prompts": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3}, "loop": loop,
+        "batch_size": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3}, "loop": loop,
         "rewards": [{"name": "wordy", "function": f"{ROOT / 'tests' / 'folders.py'}:wordy"}],
         "method": {"type": "ppo", "epochs": 2, "minibatches": 2,
                    "kl": {"kind": "adaptive", "beta": 0.1, "target": 0.5, "horizon": 50}},

@@ -47,7 +47,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(base: Path, out: Path, **more: Any) -> RLConfig:
     given: dict[str, Any] = {
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
-        "data": {"path": str(base / "prompts.jsonl")}, "steps": 3, "prompts": 6,
+        "data": {"path": str(base / "prompts.jsonl")}, "steps": 3, "batch_size": 6,
         "sampling": {"max_new_tokens": 10}, "optim": {"lr": 1e-3}, "rewards": [WORDY],
         "method": {"type": "grpo"}, "loop": {"token_budget": 512, "save_every": 2}, **more,
     }  # fmt: skip

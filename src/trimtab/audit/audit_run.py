@@ -62,10 +62,12 @@ class AuditConfig(Config):
 
 
 def rollouts(config: dict[str, Any], logged: int) -> int:
-    """How many rollouts the run of this configuration makes; at least those logged."""
-    method = config.get("method") or {}
-    size = config.get("group") or (1 if method.get("type", "ppo") == "ppo" else 8)
-    return max(logged, int(config.get("steps", 0)) * int(config.get("prompts", 0)) * int(size))
+    """Number of rollouts of a run with this resolved configuration; at least the ``logged`` ones."""
+    try:
+        per_iteration = config["batch_size"] * config["method"]["group_size"]
+    except (KeyError, TypeError):  # a run of another tool, or of an earlier release
+        return logged
+    return max(logged, int(config.get("steps", 0)) * per_iteration)
 
 
 def draw(run: Path, share: float, seed: int) -> list[dict[str, Any]]:

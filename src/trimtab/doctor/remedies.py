@@ -124,7 +124,7 @@ def _method(**keys: Any) -> Callable[[Values], Values]:
 
 def _dynamic(values: Values) -> Values:
     """Only where a prompt has several answers to compare."""
-    groups = _get(values, "group") != 1 and _get(values, "method.type") not in (None, "ppo")
+    groups = _get(values, "method.group_size", 1) > 1
     return {"method": {"dynamic_sampling": True}} if groups else {}
 
 

@@ -7,10 +7,10 @@ ALGORITHMS sections 7, 8, 9 and 16.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from trimtab.config import Kind
@@ -95,6 +95,8 @@ class PolicyMethod(Kind):
 
     usual: ClassVar[str] = "ppo"
 
+    group_size: int = Field(default=1, gt=0)
+    """Completions per prompt."""
     advantage: str = "returns"
     """"gae": generalised advantages over a critic. "returns": reward-to-go of the baselined reward.
     "process": step scores standardised over the group (2402.03300), beside the baselined reward
@@ -183,10 +185,11 @@ class PolicyMethod(Kind):
         """Optimiser steps on each batch of rollouts."""
         return self.epochs * self.minibatches
 
-    @property
-    def default_group(self) -> int:
-        """Completions a prompt, when the run does not say."""
-        return 8 if self.needs_groups else 1
+    @field_validator("group_size", mode="before")
+    @classmethod
+    def _default_group_size(cls, value: Any) -> Any:
+        """null stands for the method's default, as ``group: null`` did in earlier configurations."""
+        return cls.model_fields["group_size"].default if value is None else value
 
     @model_validator(mode="after")
     def _sense(self) -> PolicyMethod:
@@ -260,6 +263,11 @@ class PolicyMethod(Kind):
             (
                 self.values == "monte-carlo" and self.advantage != "gae",
                 "values: monte-carlo are state values for advantage: gae",
+            ),
+            (
+                self.needs_groups and self.group_size < 2,
+                f"group_size: {self.group_size} is too small: the baseline is the mean reward over "
+                "several completions of one prompt. Use 2 or more",
             ),
         ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -66,6 +66,8 @@ class PtxSpec(Config):
 class RLConfig(Config):
     """Configuration of ``trimtab rl``."""
 
+    renamed: ClassVar[dict[str, str]] = {"prompts": "batch_size", "group": "method.group_size"}
+
     out: str = "runs/rl"
     model: ModelSpec
     reference: ModelSpec | None = None
@@ -90,11 +92,9 @@ class RLConfig(Config):
     """A gold audit of a share of the rollouts, and what is done when gold falls: ``act: stop`` hands
     over the best audited policy in place of a worse last one."""
     steps: int = Field(default=100, gt=0)
-    """Batches of rollouts."""
-    prompts: int = Field(default=64, gt=0)
-    """Prompts a batch."""
-    group: int | None = Field(default=None, gt=0)
-    """Completions a prompt; when not given, 8 for methods with a group baseline and 1 for others."""
+    """Iterations: each samples a batch of rollouts and trains on it."""
+    batch_size: int = Field(default=64, gt=0)
+    """Prompts per iteration, each with ``method.group_size`` completions."""
     optim: OptimSpec = OptimSpec(lr=1e-6)
     loop: LoopSpec = LoopSpec()
 
@@ -110,15 +110,15 @@ class RLConfig(Config):
                 "for RL leave them at 1.0, 0 and 0"
             )
         method = self.method
-        if self.size * self.prompts < method.minibatches:
-            raise ValueError("method.minibatches is more than the completions of a batch")
-        if method.needs_groups and self.size < 2:
+        if method.group_size * self.batch_size < method.minibatches:
             raise ValueError(
-                f"group: {self.size} leaves {method.name} nothing to compare an answer with; its "
-                "baseline is the other answers to the same prompt, so give 2 or more"
+                f"method.minibatches: {method.minibatches} is more than the "
+                f"{method.group_size * self.batch_size} completions of an iteration"
             )
-        if self.size < 2 and any(r.compares for r in self.rewards):
-            raise ValueError("a judge compares answers to one prompt: give group 2 or more")
+        if method.group_size < 2 and any(r.compares for r in self.rewards):
+            raise ValueError(
+                "a judge compares completions of one prompt: set method.group_size to 2 or more"
+            )
         if self.critic != CriticSpec() and not method.needs_critic:
             raise ValueError(f"{method.name} has no critic; remove the key critic")
         if self.process is not None and self.implicit is not None:
@@ -141,11 +141,6 @@ class RLConfig(Config):
         if self.audit is not None:
             check(self.audit, self.rewards)
         return self
-
-    @property
-    def size(self) -> int:
-        """Completions a prompt."""
-        return self.method.default_group if self.group is None else self.group
 
 
 class RLStage:
@@ -214,7 +209,9 @@ class RLStage:
             self.guard = Guard(
                 self, config.audit, config.out, config.rewards, config.loop, config.model.device
             )
-            if said := too_little(config.audit, config.steps * config.prompts * config.size):
+            if said := too_little(
+                config.audit, config.steps * config.batch_size * config.method.group_size
+            ):
                 console.print(f"[bold]audit[/bold]: {said}")
 
     def recorded(self, run: Run) -> RLStage:
@@ -286,9 +283,11 @@ class RLStage:
         everything: list[Completion] = []
         seen = lone = uniform = tries = 0
         while tries == 0 or (
-            method.dynamic_sampling and len(kept) < c.prompts and tries < method.max_tries
+            method.dynamic_sampling and len(kept) < c.batch_size and tries < method.max_tries
         ):
-            groups = self.rollouts(index, c.prompts, c.size, self.trainer.updates, tries)
+            groups = self.rollouts(
+                index, c.batch_size, method.group_size, self.trainer.updates, tries
+            )
             everything += [x for g in groups for x in g.completions]
             tries += 1
             for g in groups:
@@ -309,7 +308,7 @@ class RLStage:
             metrics["group/uniform"] = uniform / seen
             metrics["group/unscored"] = lone / seen
             metrics["group/tries"] = float(tries)
-        return kept[: c.prompts], metrics
+        return kept[: c.batch_size], metrics
 
     def _uniform(self, group: Group) -> bool:
         """Whether the unshaped reward is the same for every completion, its dense part included."""

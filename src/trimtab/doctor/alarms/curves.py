@@ -300,7 +300,7 @@ def dead(e: Evidence) -> Found | None:
     )
     third = max(3, len(x) // 3)
     early, whole = float(uniform[:third].mean()), float(np.median(uniform))
-    n = third * int(e.key("prompts", 0))
+    n = third * int(e.key("batch_size", 0))
     sure = wilson(early * n, n)[0] if n else early
     if min(sure, float(uniform[:3].mean()), whole) <= 0.5:
         return None  # groups that become equal later are solved ones, or alarms 7 and 8

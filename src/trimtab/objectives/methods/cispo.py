@@ -16,6 +16,7 @@ class CISPO(PolicyMethod):
     """
 
     type: Literal["cispo"] = "cispo"
+    group_size: int = 8
     baseline: Baseline = "group"
     scale: Scale = "group"
     surrogate: Surrogate = "weighted"

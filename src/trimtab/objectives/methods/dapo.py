@@ -23,6 +23,7 @@ class DAPO(PolicyMethod):
     """
 
     type: Literal["dapo"] = "dapo"
+    group_size: int = 8
     baseline: Baseline = "group"
     scale: Scale = "group"
     clip_high: float = 0.28

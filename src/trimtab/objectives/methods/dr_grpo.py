@@ -18,5 +18,6 @@ class DrGRPO(PolicyMethod):
     """
 
     type: Literal["dr_grpo"] = "dr_grpo"
+    group_size: int = 8
     baseline: Baseline = "group"
     aggregation: Aggregation = "seq-mean-token-sum-norm"

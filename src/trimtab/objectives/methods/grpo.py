@@ -18,6 +18,7 @@ class GRPO(PolicyMethod):
     """
 
     type: Literal["grpo"] = "grpo"
+    group_size: int = 8
     baseline: Baseline = "group"
     scale: Scale = "group"
     kl_place: Place = "loss"

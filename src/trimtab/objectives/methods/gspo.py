@@ -17,6 +17,7 @@ class GSPO(PolicyMethod):
     """
 
     type: Literal["gspo"] = "gspo"
+    group_size: int = 8
     baseline: Baseline = "group"
     scale: Scale = "group"
     ratio: Ratio = "sequence"

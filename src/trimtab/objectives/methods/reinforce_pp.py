@@ -22,6 +22,7 @@ class ReinforcePPBaseline(PolicyMethod):
     """A = R - mean of its group (not divided), whitened over the batch; the KL as k2 in the loss."""
 
     type: Literal["reinforce_pp_baseline"] = "reinforce_pp_baseline"
+    group_size: int = 8
     baseline: Baseline = "group"
     whiten_advantages: bool = True
     kl_place: Place = "loss"

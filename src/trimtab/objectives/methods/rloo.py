@@ -18,6 +18,7 @@ class RLOO(PolicyMethod):
     """
 
     type: Literal["rloo"] = "rloo"
+    group_size: int = 8
     baseline: Baseline = "leave-one-out"
     surrogate: Surrogate = "likelihood"
     kl_place: Place = "sequence"

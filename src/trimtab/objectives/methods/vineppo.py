@@ -16,6 +16,8 @@ class VinePPO(PolicyMethod):
     """
 
     type: Literal["vineppo"] = "vineppo"
+    group_size: int = 8
+    """They share the continuations from the end of their prompt."""
     advantage: str = "gae"
     values: Literal["critic", "monte-carlo"] = "monte-carlo"
     whiten_advantages: bool = True
@@ -23,8 +25,3 @@ class VinePPO(PolicyMethod):
     kl_estimator: Estimator = "k3"
     kl: KLControl = FixedKL(beta=1e-4)
     epochs: int = 2
-
-    @property
-    def default_group(self) -> int:
-        """Completions a prompt: they share the continuations from its end."""
-        return 8
