@@ -58,7 +58,7 @@ def call(command: str, config: Path, *more: str) -> tuple[str, float]:
     """What the command printed, and its peak in MB."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
     process = subprocess.Popen(
-        [sys.executable, "-m", "trimtab.cli.main", command, str(config), *more],
+        [sys.executable, "-m", "trimtab", command, str(config), *more],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT,
     )  # fmt: skip
     assert process.stdout is not None and process.stderr is not None

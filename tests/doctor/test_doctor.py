@@ -233,7 +233,7 @@ def test_live_look_and_what_training_records(trained: Path) -> None:
 
 def test_command(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        cli.main(["doctor", str(trained), "--json", "--html"])
+        cli(["doctor", str(trained), "--json", "--html"])
     assert end.value.code == 1
     said = json.loads(capsys.readouterr().out)
     # A random model ends few answers of eight tokens, which is true and upstream.
@@ -242,7 +242,7 @@ def test_command(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(said["clean"]) | set(said["unchecked"]) | {f["name"] for f in said["findings"]} == {
         a.name for a in diagnosis.ALARMS
     }
-    cli.main(["doctor", str(trained), "--fail-on", "never"])
+    cli(["doctor", str(trained), "--fail-on", "never"])
     text = capsys.readouterr().out
     assert text.startswith("BROKEN.") and "Cause:" in text
     page = (trained / "doctor.html").read_text()
@@ -252,7 +252,7 @@ def test_command(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["doctor", str(trained), "--from", "csv"], 2),
     ):
         with pytest.raises(SystemExit) as end:
-            cli.main(args)
+            cli(args)
         assert end.value.code == code
 
 
@@ -286,7 +286,7 @@ def test_hostile_text_is_inert(tmp_path: Path, trained: Path) -> None:
             ],
         )
     with pytest.raises(SystemExit):
-        cli.main(["doctor", str(folder), "--html"])
+        cli(["doctor", str(folder), "--html"])
     page = (folder / "doctor.html").read_text()
     assert "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
     chromium = "/usr/bin/chromium"
@@ -357,7 +357,7 @@ def test_import_of_trl(tmp_path: Path) -> None:
         )
     (out / "training_args.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
     with pytest.raises(SystemExit) as end:
-        cli.main(["doctor", str(out), "--from", "trl"])
+        cli(["doctor", str(out), "--from", "trl"])
     assert end.value.code == 1
     found = diagnosis.examine(tmp_path / "trl-doctor")
     assert [f.name for f in found.findings] == ["dead-gradient"]

@@ -220,7 +220,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     records = panel([FAIR[0], SWAYED[0]], 60)
     (tmp_path / "items.jsonl").write_bytes(own.lines(records.items.values()))
     (tmp_path / "said.jsonl").write_bytes(own.lines(records.judgements))
-    command = [sys.executable, "-m", "trimtab.cli.main", "agreement", "items.jsonl", "said.jsonl",
+    command = [sys.executable, "-m", "trimtab", "agreement", "items.jsonl", "said.jsonl",
                "--html", "page.html", "--json", "all.json", "--draws", "100"]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "Krippendorff alpha" in done.stdout

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trimtab.cli.main import FILES
 from trimtab.cli.main import main as cli
 from trimtab.config import build
 from trimtab.data import sources
@@ -362,7 +363,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
 def test_help_and_mistakes_of_the_commands(
     command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    cli.main([command, "--help"])
+    cli([command, "--help"])
     page = capsys.readouterr().out
     assert "--files" in page
     assert ("--to" if command == "exchange" else "--json ") in page
@@ -372,7 +373,7 @@ def test_help_and_mistakes_of_the_commands(
         ([command, str(tmp_path / "none.jsonl"), *(["--to", "y.jsonl"] if command == "exchange" else [])], "no such file"),
     ):  # fmt: skip
         with pytest.raises(SystemExit) as stop:
-            cli.main(words)
+            cli(words)
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
     (tmp_path / "mixed.jsonl").write_text(
@@ -387,9 +388,9 @@ def test_help_and_mistakes_of_the_commands(
 def test_the_command_line_starts_fast_and_names_the_commands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cli.main(["--help"])
+    cli(["--help"])
     page = capsys.readouterr().out
-    assert all(f"\n  {name} " in page for name in cli.FILES)
-    code = "import sys, trimtab.cli.main as c; c.main(['--help']); print(sorted({'numpy', 'scipy', 'torch', 'rich'} & set(sys.modules)))"
+    assert all(f"\n  {name} " in page for name in FILES)
+    code = "import sys; from trimtab.cli.main import main; main(['--help']); print(sorted({'numpy', 'scipy', 'torch', 'rich'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

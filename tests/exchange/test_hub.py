@@ -110,7 +110,7 @@ def trimtab(
 ) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     env |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "hf"), "HF_TOKEN": token}
-    command = [sys.executable, "-m", "trimtab.cli.main", "exchange", *words]
+    command = [sys.executable, "-m", "trimtab", "exchange", *words]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 

@@ -109,7 +109,7 @@ def test_a_killed_run_repeats_no_paid_call(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with endpoint(slow) as one:
         command = [
-            sys.executable, "-m", "trimtab.cli.main", "judge", str(data), "--endpoint", one.url, "--model", "sim",
+            sys.executable, "-m", "trimtab", "judge", str(data), "--endpoint", one.url, "--model", "sim",
             "--out", str(out), "--key_env", "JUDGE_TEST_KEY", "--concurrency", "4", "--timeout", "20",
         ]  # fmt: skip
         child = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.DEVNULL)

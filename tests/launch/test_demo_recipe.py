@@ -31,7 +31,7 @@ FIGURES = [
 
 
 def start(out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "trimtab.cli.main", "run", str(RECIPE), "--out", str(out)]
+    command = [sys.executable, "-m", "trimtab", "run", str(RECIPE), "--out", str(out)]
     return subprocess.Popen(
         [*command, *SMALL, *more],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -111,7 +111,7 @@ def test_other_settings_do_not_overwrite(whole: Path) -> None:
 def test_inputs_and_earlier_stages_are_checked(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("out: o\ninputs: {data: nowhere}\nstages: {}\n")
-    command = [sys.executable, "-m", "trimtab.cli.main", "run", str(recipe)]
+    command = [sys.executable, "-m", "trimtab", "run", str(recipe)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--inputs.data" in done.stderr

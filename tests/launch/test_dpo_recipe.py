@@ -27,7 +27,7 @@ def run(out: Path) -> str:
     command = [
         sys.executable,
         "-m",
-        "trimtab.cli.main",
+        "trimtab",
         "run",
         str(RECIPE),
         "--out",

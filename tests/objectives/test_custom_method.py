@@ -171,7 +171,7 @@ def test_the_recipe_small(tmp_path: Path) -> None:
         "--apo.epochs", "1", "--apo.batch", "16", "--median.steps", "2", "--median.batch_size", "8",
     ]  # fmt: skip
     out = tmp_path / "run"
-    recipe = ["trimtab.cli.main", "run", "custom-method", "--out", str(out)]
+    recipe = ["trimtab", "run", "custom-method", "--out", str(out)]
     done = subprocess.run(
         [sys.executable, "-m", *recipe, *small],
         cwd=ROOT,

@@ -48,7 +48,7 @@ class Server:
     def __init__(self, data: Path, out: Path, *flags: str, port: int | None = None) -> None:
         self.out, self.port = out, port or free_port()
         self.command = [
-            sys.executable, "-m", "trimtab.cli.main", "label", str(data), "--out", str(out),
+            sys.executable, "-m", "trimtab", "label", str(data), "--out", str(out),
             "--port", str(self.port), *flags,
         ]  # fmt: skip
         self.links: dict[str, str] = {}

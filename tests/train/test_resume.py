@@ -38,12 +38,12 @@ def config(stage: str, base: Path, out: Path) -> dict[str, Any]:
             "out": str(out), "model": model, "data": {"path": str(base / "prompts.jsonl")},
             "steps": 24, "prompts": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3},
             "loop": loop,
-            "rewards": [{"name": "j", "judge": f"{ROOT / 'tests' / 'folders.py'}:wordier"}],
+            "rewards": [{"name": "j", "judge": f"{ROOT / 'tests' / 'support' / 'folders.py'}:wordier"}],
         }  # fmt: skip
     return {
         "out": str(out), "model": model, "data": {"path": str(base / "prompts.jsonl")}, "steps": 16,
         "batch_size": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3}, "loop": loop,
-        "rewards": [{"name": "wordy", "function": f"{ROOT / 'tests' / 'folders.py'}:wordy"}],
+        "rewards": [{"name": "wordy", "function": f"{ROOT / 'tests' / 'support' / 'folders.py'}:wordy"}],
         "method": {"type": "ppo", "epochs": 2, "minibatches": 2,
                    "kl": {"kind": "adaptive", "beta": 0.1, "target": 0.5, "horizon": 50}},
     }  # fmt: skip
@@ -53,7 +53,7 @@ def start(stage: str, file: Path) -> subprocess.Popen[bytes]:
     # This checkout's package, whatever is installed; ``tests`` for the reward.
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [sys.executable, "-m", "trimtab.cli.main", stage, str(file)]
+    command = [sys.executable, "-m", "trimtab", stage, str(file)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

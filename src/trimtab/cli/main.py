@@ -425,7 +425,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(0) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -127,7 +127,7 @@ def _run(
                 write_atomic(file, yaml.safe_dump(given, sort_keys=False).encode())
                 with open(folder / "log", "wb") as log:
                     env = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
-                    command = [sys.executable, "-m", "trimtab.cli.main", "rl", str(file)]
+                    command = [sys.executable, "-m", "trimtab", "rl", str(file)]
                     process = subprocess.Popen(
                         command, stdout=log, stderr=subprocess.STDOUT, env=env
                     )
