@@ -56,7 +56,7 @@ def asked(
     )  # fmt: skip
     judge = Judge(spec)
     with judge.client:
-        return judge.client.each(items, judge), one, judge.client.cache.account()
+        return judge.client.map(items, judge), one, judge.client.cache.account()
 
 
 def recovery(n: int) -> None:

@@ -162,7 +162,7 @@ def moved(judge: Judge, texts: list[str]) -> float:
         i.model_copy(update={"answers": (i.answers[0], f"{i.answers[1]} {t}")})
         for i, t in zip(made, texts, strict=True)
     ]
-    found: list[Judgement] = judge.client.each(bent, judge)
+    found: list[Judgement] = judge.client.map(bent, judge)
     assert all(j.status == "ok" for j in found)
     return sum(j.ranks == (1, 0) for j in found) / len(found)
 

@@ -6,6 +6,9 @@ import asyncio
 import json
 import math
 import os
+import sys
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ from trimtab.feedback.features import cross_fitted, fit_isotonic, fit_platt, qua
 from trimtab.feedback.items import label_rows, read_items
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.judges.cache import Cache
-from trimtab.judges.client import Client, Failure, Reply, Token, UnreadableError
+from trimtab.judges.call_error import retry_after
+from trimtab.judges.chat_completion import InvalidReplyError, Reply, Token
+from trimtab.judges.client import Client, Failure
 from trimtab.judges.judge_config import ClientSpec, JudgeSpec
 from trimtab.judges.pairwise import Judge, dense, majority, settled
 from trimtab.judges.question import ask, fence, form, mark_of
@@ -115,7 +120,7 @@ def test_a_reply_in_form_is_read(text: str) -> None:
      '{"verdict": "A"} {"verdict": "B"}', '{"verdict": ["A"]}', "null", "[" * 100_000],
 )  # fmt: skip
 def test_anything_else_is_no_verdict(text: str) -> None:
-    with pytest.raises(UnreadableError):
+    with pytest.raises(InvalidReplyError):
         read(reply(text), VERDICT)
 
 
@@ -139,7 +144,7 @@ def test_the_probability_of_a_verdict() -> None:
 
 
 def run(judge: Judge, made: list[Item]) -> list[Judgement]:
-    return judge.client.each(made, judge)
+    return judge.client.map(made, judge)
 
 
 def test_both_orders_turn_a_love_of_places_into_ties() -> None:
@@ -241,6 +246,33 @@ def test_one_clear_error_for_an_endpoint_that_cannot_be_used(
         assert len(one.calls) == 3
 
 
+def test_a_missing_sdk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ConfigError, match=r"pip install 'trimtab\[judge\]'"):
+        Client(ClientSpec(model="m"))
+
+
+@pytest.mark.parametrize("url", ["ftp://host/v1", "http://[::1/v1", "http:///v1"])
+def test_a_url_that_cannot_be_called_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="endpoint: "):
+        Client(ClientSpec(model="m", endpoint=url))
+
+
+def test_a_reply_without_an_end_is_cut_off() -> None:
+    with (
+        endpoint(lambda body: ("x" * (9 << 20), [])) as one,
+        pytest.raises(JudgeError, match="larger than 8 MiB"),
+    ):
+        run(Judge(spec(one, concurrency=1)), items(1))
+    assert len(one.calls) == 1
+
+
+def test_retry_after_is_a_number_or_a_date() -> None:
+    assert retry_after("2.5") == 2.5 and retry_after("900") == 30.0
+    assert retry_after("") == retry_after("soon") == retry_after("-1") == 0.0
+    assert 5.0 < retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=9))) <= 9.0
+
+
 def test_a_key_that_the_server_repeats_is_not_told() -> None:
     def echoing(body: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
         raise ValueError(f"bad key {os.environ['JUDGE_TEST_KEY']}")
@@ -299,15 +331,17 @@ def test_everything_that_matters_is_in_the_name_of_a_reply() -> None:
                  {"format": "none"}, {"probabilities": True}, {"extra": {"top_p": 0.5}},
                  {"endpoint": "https://other/v1"}):  # fmt: skip
         client = Client(base.model_copy(update=over))
-        names.add(client._name(client._body([{"role": "user", "content": "x"}], VERDICT, 0), 0))
+        names.add(
+            client._cache_key(client._body([{"role": "user", "content": "x"}], VERDICT, 0), 0)
+        )
     client = Client(base)
-    names.add(client._name(client._body([{"role": "user", "content": "y"}], VERDICT, 0), 0))
-    names.add(client._name(client._body([{"role": "user", "content": "x"}], VERDICT, 1), 1))
+    names.add(client._cache_key(client._body([{"role": "user", "content": "y"}], VERDICT, 0), 0))
+    names.add(client._cache_key(client._body([{"role": "user", "content": "x"}], VERDICT, 1), 1))
     assert len(names) == 11
     # What changes nothing about the reply changes no name.
     same = Client(base.model_copy(update={"concurrency": 1, "timeout": 1.0, "max_calls": 3}))
     body = same._body([{"role": "user", "content": "x"}], VERDICT, 0)
-    assert same._name(body, 0) in names
+    assert same._cache_key(body, 0) in names
 
 
 def test_what_is_out_of_form_is_asked_again_hotter() -> None:
@@ -412,10 +446,10 @@ def test_calibration_takes_a_planted_bias_out() -> None:
 def test_a_failure_is_no_score() -> None:
     with endpoint(rate=1.0, kinds=("500",)) as one:
         client = Client(spec(one, tries=1))
-        client._answered = True  # an endpoint that has worked before
+        client._any_reply = True  # an endpoint that has worked before
 
         async def work(_: int) -> Any:
             return await client.ask([{"role": "user", "content": "x"}], VERDICT, lambda r: r)
 
-        (found,) = client.each([0], work)
+        (found,) = client.map([0], work)
     assert isinstance(found, Failure) and found.status == "error"

@@ -83,7 +83,7 @@ def main(config: JudgeConfig) -> dict[str, Any]:
     for spec in c.judges():
         judge = Judge(spec)
         with judge.client, bar(f"judge {judge.name}") as show:
-            said = judge.client.each(items, judge, show)
+            said = judge.client.map(items, judge, show)
             calls += judge.client.calls
             cached += judge.client.cached
             total, dollars = judge.client.cache.account()

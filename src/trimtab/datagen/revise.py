@@ -14,7 +14,8 @@ from trimtab.data import formats
 from trimtab.errors import DataError
 from trimtab.feedback.items import read_items, write_lines
 from trimtab.feedback.judgement import Item
-from trimtab.judges.client import Client, Failure, Reply, UnreadableError
+from trimtab.judges.chat_completion import InvalidReplyError, Reply
+from trimtab.judges.client import Client, Failure
 from trimtab.judges.critique import Revision, revise
 from trimtab.judges.judge_config import ClientSpec
 from trimtab.judges.reply import read
@@ -52,7 +53,7 @@ class _Revised:
 def _said(reply: Reply) -> dict[str, Any]:
     said = read(reply, Revision)
     if not said["revision"].strip():
-        raise UnreadableError("the revision is empty")
+        raise InvalidReplyError("the revision is empty")
     return said
 
 
@@ -88,7 +89,7 @@ def main(config: ReviseConfig) -> dict[str, Any]:
                 done.critiques.append(got.value["critique"])
             return done
 
-        found = client.each(items, work, show)
+        found = client.map(items, work, show)
         calls, cached = client.calls, client.cached
     whole = [r for r in found if r.failure is None]
     if not whole:

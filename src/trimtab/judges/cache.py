@@ -1,11 +1,10 @@
-"""Replies that were paid for, and what was paid: one SQLite file."""
+"""Cache of replies and account of what they cost, in one SQLite file."""
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from trimtab.errors import ConfigError
 
@@ -17,18 +16,26 @@ INSERT OR IGNORE INTO account VALUES (0, 0, 0.0);
 """
 
 
+class Account(NamedTuple):
+    """Calls made and dollars spent, over the life of a cache file."""
+
+    calls: int
+    dollars: float
+
+
 class Cache:
     """Replies by the hash of their question, and an account of calls and dollars.
 
-    A call is booked at its worst price before it is made and corrected when its reply is in, so
-    what a killed process had under way stays counted. WAL with ``synchronous=NORMAL``: a killed
-    process loses nothing; a power cut may lose the last replies, and they are asked for again.
+    A call is booked at its highest price before it is made, and the price is corrected when the
+    reply arrives, so calls that were in flight when a process was killed stay counted. WAL with
+    ``synchronous=NORMAL``: a killed process loses nothing; a power cut may lose the last replies,
+    which are then asked for again.
 
     Args:
-        path: The file; None keeps all of it in memory.
+        path: The file; None for a cache in memory.
 
     Raises:
-        ConfigError: the file is no SQLite file or cannot be written.
+        ConfigError: the file is not an SQLite file or cannot be written.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -47,36 +54,35 @@ class Cache:
                 f"cache: {path} cannot be used as a cache of replies ({error}); name another file"
             ) from None
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The reply kept under ``key``."""
+    def get(self, key: str) -> str | None:
+        """The reply stored under ``key``, as it was passed to ``settle``."""
         row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        return None if row is None else row[0]
 
-    def book(self, worst: float, max_calls: int | None, max_spend: float | None) -> bool:
-        """Count one call at its worst price, if both caps allow it."""
-        done = self._db.execute(
-            "UPDATE account SET calls = calls + 1, dollars = dollars + :worst WHERE id = 0 "
+    def book(self, max_price: float, max_calls: int | None, max_spend: float | None) -> bool:
+        """Count one call at ``max_price`` dollars, if both caps allow it."""
+        update = self._db.execute(
+            "UPDATE account SET calls = calls + 1, dollars = dollars + :price WHERE id = 0 "
             "AND (:calls IS NULL OR calls < :calls) "
-            "AND (:most IS NULL OR dollars + :worst <= :most + 1e-12)",
-            {"worst": worst, "calls": max_calls, "most": max_spend},
+            "AND (:spend IS NULL OR dollars + :price <= :spend + 1e-12)",
+            {"price": max_price, "calls": max_calls, "spend": max_spend},
         )
-        return done.rowcount == 1
+        return update.rowcount == 1
 
-    def settle(self, change: float, key: str = "", reply: dict[str, Any] | None = None) -> None:
-        """Correct the price of a booked call by ``change``, and keep its reply if there is one."""
+    def settle(self, change: float, key: str = "", reply: str | None = None) -> None:
+        """Correct the price of a booked call by ``change``, and store its reply if it has one."""
         self._db.execute("BEGIN IMMEDIATE")
         self._db.execute(
             "UPDATE account SET dollars = max(0.0, dollars + ?) WHERE id = 0", (change,)
         )
         if reply is not None:
-            text = json.dumps(reply)
-            self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
+            self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, reply))
         self._db.execute("COMMIT")
 
-    def account(self) -> tuple[int, float]:
+    def account(self) -> Account:
         """Calls made and dollars spent, over the life of the file."""
         calls, dollars = self._db.execute("SELECT calls, dollars FROM account").fetchone()
-        return int(calls), float(dollars)
+        return Account(int(calls), float(dollars))
 
     def close(self) -> None:
         """Close the file."""

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.feedback.judgement import Item, Judgement
-from trimtab.judges.client import Answer, Client, Failure, Reply
+from trimtab.judges.chat_completion import Reply
+from trimtab.judges.client import Client, Failure, ParsedReply
 from trimtab.judges.judge_config import JudgeSpec
 from trimtab.judges.question import LETTERS, ask
 from trimtab.judges.reply import read, verdict_prob
@@ -68,7 +69,9 @@ class Judge:
             return await self._rank(item)
         return await self._pairs(item)
 
-    async def _asked(self, item: Item, answers: Sequence[str]) -> Answer[dict[str, Any]] | Failure:
+    async def _asked(
+        self, item: Item, answers: Sequence[str]
+    ) -> ParsedReply[dict[str, Any]] | Failure:
         rubric: Rubric = self.rubric
         if self.spec.principles == "one":
             rubric = rubric.principle(item.id)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from trimtab.judges.client import Reply, UnreadableError
+from trimtab.judges.chat_completion import InvalidReplyError, Reply
 
 _THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.S)
 _BLOCK = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.S)
@@ -22,7 +22,7 @@ def read(reply: Reply, answer: type[BaseModel]) -> dict[str, Any]:
     else: an object somewhere in prose may be one that an answer under judgement brought along.
 
     Raises:
-        UnreadableError: it is anything else.
+        InvalidReplyError: it is anything else.
     """
     text = _THOUGHT.sub("", reply.content)
     block = _BLOCK.match(text)
@@ -30,13 +30,15 @@ def read(reply: Reply, answer: type[BaseModel]) -> dict[str, Any]:
         found: Any = json.loads(block[1] if block else text)
         return answer.model_validate(found).model_dump()
     except RecursionError:
-        raise UnreadableError("the reply is nested without end") from None
+        raise InvalidReplyError("the reply is nested without end") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"]) or "reply"
-        raise UnreadableError(f"{where}: {first['msg']}; it was {_short(reply.content)}") from None
+        raise InvalidReplyError(
+            f"{where}: {first['msg']}; it was {_short(reply.content)}"
+        ) from None
     except ValueError as error:
-        raise UnreadableError(f"not JSON ({error}); it was {_short(reply.content)}") from None
+        raise InvalidReplyError(f"not JSON ({error}); it was {_short(reply.content)}") from None
 
 
 def _short(text: str) -> str:

@@ -40,7 +40,7 @@ class _Pairs:
                 return Score(1.0 - sum(probs) / len(probs))
             return Score(1.0 - settled([f["share"] for f in found]))
 
-        return self.judge.client.each(items, work)
+        return self.judge.client.map(items, work)
 
 
 class AIPart:
@@ -80,7 +80,7 @@ class AIPart:
         ]
         if self.judge.spec.mode == "score":
             return {self.name: self._scores(items)}
-        said = self.judge.client.each(items, self.judge)
+        said = self.judge.client.map(items, self.judge)
         return {self.name: [s for j, i in zip(said, items, strict=True) for s in _places(j, i)]}
 
     def _scores(self, items: Sequence[Item]) -> list[Score]:
@@ -88,7 +88,7 @@ class AIPart:
         # One question an answer, so that a failure takes nothing else with it.
         single = [Item.of(list(i.prompt), [a]) for i in items for a in i.answers]
         found: list[Score] = []
-        for j in self.judge.client.each(single, self.judge):
+        for j in self.judge.client.map(single, self.judge):
             if j.ranks is None:
                 found.append(_failed(j))
             else:
