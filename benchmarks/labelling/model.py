@@ -18,7 +18,7 @@ from trimtab.models.heads import Scorer
 from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.bradley_terry import BradleyTerry
 from trimtab.sandbox.world import Scene, World, answer, gold
-from trimtab.stats.logistic import newton
+from trimtab.stats.newton import fit_logistic
 from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer, batch_indices
 from trimtab.types import Group
 
@@ -74,7 +74,7 @@ class Probe:
         """Heads [K, D] by Bradley-Terry on differences of features; ``first_N`` is 1 where the
         first was preferred, one half for a tie."""
         weight = np.ones((1, len(gap_ND))) if weight_KN is None else weight_KN
-        return newton(gap_ND, first_N, weight, np.full(gap_ND.shape[1], self.ridge))
+        return fit_logistic(gap_ND, first_N, self.ridge, weight)
 
     def scores(self, x_ND: Floats, rating_N: Floats) -> Floats:
         """A head [1, D] by least squares on ratings."""

@@ -1,4 +1,4 @@
-"""From a judge's probabilities to ones that can be believed, by a few labels of people."""
+"""Calibration of a judge's probabilities with a few human labels."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy.typing as npt
 from scipy.optimize import isotonic_regression
 from scipy.special import expit, logit
 
-from trimtab.stats.logistic import newton
+from trimtab.stats.newton import fit_logistic
 
 Floats = npt.NDArray[np.float64]
 EDGE = 1e-4
-"""Probabilities nearer to 0 or 1 than this are read as this far."""
+"""Probabilities are clipped to this distance from 0 and 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Platt:
-    """q = s(slope * logit(p) + shift) (Platt 1999)."""
+    """q = sigmoid(slope * logit(p) + shift) (Platt 1999)."""
 
     slope: float
-    """Below 1: the judge is too sure."""
+    """Below 1: the judge is overconfident."""
     shift: float
-    """Nats for the first answer, whatever it is."""
+    """Nats in favour of the first completion, whatever it is."""
 
     def __call__(self, p: npt.ArrayLike) -> Floats:
         """Calibrated probabilities."""
@@ -34,7 +34,7 @@ class Platt:
 
 @dataclass(frozen=True, slots=True)
 class Isotonic:
-    """A rising step function, joined by lines (Zadrozny and Elkan 2002)."""
+    """A monotone step function, interpolated linearly (Zadrozny and Elkan 2002)."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]
@@ -48,21 +48,21 @@ Calibrator = Platt | Isotonic
 
 
 def platt(p: npt.ArrayLike, y: npt.ArrayLike) -> Platt:
-    """Fit by maximum likelihood with a weak hold (a tenth of b^2 / 2) on both numbers.
+    """Fit by maximum likelihood with a weak ridge (0.1 b^2 / 2) on both parameters.
 
     Args:
         p: The judge's probabilities.
-        y: What people said: 1, 0, or a half for a tie.
+        y: Human labels: 1, 0, or 0.5 for a tie.
     """
     z = logit(np.clip(p, EDGE, 1 - EDGE))
     x = np.column_stack([z, np.ones(len(z))])
     y = np.asarray(y, np.float64)
-    found = newton(x, y, np.ones((1, len(y))), np.full(2, 0.1))[0]
-    return Platt(float(found[0]), float(found[1]))
+    slope, shift = fit_logistic(x, y, 0.1)[0].tolist()
+    return Platt(slope, shift)
 
 
 def isotonic(p: npt.ArrayLike, y: npt.ArrayLike) -> Isotonic:
-    """Least squares over rising functions; equal probabilities are one point."""
+    """Least squares over monotone functions; equal probabilities are pooled."""
     p, y = np.asarray(p, np.float64), np.asarray(y, np.float64)
     x, place = np.unique(p, return_inverse=True)
     count = np.bincount(place).astype(np.float64)
@@ -79,16 +79,16 @@ def held_out(
     folds: int = 5,
     seed: int = 0,
 ) -> Floats:
-    """Each probability as calibrated by the labels of the other folds' clusters."""
+    """Each probability, calibrated with the labels of the other folds' clusters."""
     p, y = np.asarray(p, np.float64), np.asarray(y, np.float64)
     names = list(dict.fromkeys(clusters))
     folds = min(folds, len(names))
-    assert folds >= 2, "calibration needs labels of two items"
+    assert folds >= 2, "calibration needs labels of at least two items"
     order = np.random.default_rng(seed).permutation(len(names))
     fold = {names[int(i)]: place % folds for place, i in enumerate(order)}
-    mine = np.array([fold[c] for c in clusters])
+    test = np.array([fold[c] for c in clusters])
     out = np.empty_like(p)
     fit = platt if how == "platt" else isotonic
     for k in range(folds):
-        out[mine == k] = fit(p[mine != k], y[mine != k])(p[mine == k])
+        out[test == k] = fit(p[test != k], y[test != k])(p[test == k])
     return out

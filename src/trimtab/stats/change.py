@@ -1,13 +1,15 @@
-"""Whether a series moved, and since when."""
+"""Tests for a change in a series: slope, two means, two rates, a lasting drop."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
+from scipy.stats import linregress, ttest_ind_from_stats
 
 from trimtab.stats.uncertainty import Estimate
 
@@ -20,30 +22,28 @@ def slope(x: npt.ArrayLike, y: npt.ArrayLike, confidence: float = 0.95) -> Estim
     (0, -inf, inf) with fewer than three points or no spread in x.
 
     >>> slope([0, 1, 2, 3], [1, 3, 5, 7])
-    (2.0, 2.0, 2.0)
+    Estimate(value=2.0, low=2.0, high=2.0)
     """
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     assert a.shape == b.shape, (a.shape, b.shape)
-    centred = a - a.mean() if len(a) else a
-    xx = float((centred**2).sum())
-    if len(a) < 3 or xx == 0:
-        return 0.0, -math.inf, math.inf
-    m = float((centred * b).sum()) / xx
-    rest = b - b.mean() - m * centred
-    error = math.sqrt(float((rest**2).sum()) / (len(a) - 2) / xx)
-    half = float(stdtrit(len(a) - 2, 0.5 + confidence / 2)) * error
-    return m, m - half, m + half
+    if len(a) < 3 or np.ptp(a) == 0:
+        return Estimate(0.0, -math.inf, math.inf)
+    if np.ptp(b) == 0:  # linregress gives NaN as the error of a constant series
+        return Estimate(0.0, 0.0, 0.0)
+    line: Any = linregress(a, b)
+    half = float(stdtrit(len(a) - 2, 0.5 + confidence / 2) * line.stderr)
+    return Estimate(float(line.slope), float(line.slope) - half, float(line.slope) + half)
 
 
-def onset(steps: npt.ArrayLike, there: npt.ArrayLike, hold: int = 3) -> int | None:
-    """The first step from which a condition held ``hold`` times in a row.
+def onset(steps: npt.ArrayLike, condition: npt.ArrayLike, hold: int = 3) -> int | None:
+    """The first step at which a condition starts to be true ``hold`` times in a row.
 
     >>> onset([10, 20, 30, 40, 50], [True, False, True, True, True], 2)
     30
     """
     run = 0
     at = np.asarray(steps)
-    for i, on in enumerate(np.asarray(there, bool)):
+    for i, on in enumerate(np.asarray(condition, bool)):
         run = run + 1 if on else 0
         if run == hold:
             return int(at[i - hold + 1])
@@ -51,7 +51,7 @@ def onset(steps: npt.ArrayLike, there: npt.ArrayLike, hold: int = 3) -> int | No
 
 
 def two_rates(k: int, n: int, k2: int, n2: int) -> float:
-    """z of the second rate above the first, pooled; 0 where either has no trials.
+    """z-test of the second rate above the first, pooled variance; 0 where either has no trials.
 
     >>> round(two_rates(10, 100, 30, 100), 3)
     3.536
@@ -63,59 +63,61 @@ def two_rates(k: int, n: int, k2: int, n2: int) -> float:
     return (k2 / n2 - k / n) / math.sqrt(spread) if spread > 0 else 0.0
 
 
+def _welch(low: npt.ArrayLike, high: npt.ArrayLike) -> tuple[float, float]:
+    """Welch's t of the mean of ``high`` above that of ``low``, and its one-sided p.
+
+    (0, 1) with fewer than two values on a side, or where neither varies and the means are equal.
+    """
+    x, y = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    if min(len(x), len(y)) < 2:
+        return 0.0, 1.0
+    # From moments, because ttest_ind warns about series that do not vary.
+    t, p = ttest_ind_from_stats(
+        y.mean(), y.std(ddof=1), len(y), x.mean(), x.std(ddof=1), len(x),
+        equal_var=False, alternative="greater",
+    )  # fmt: skip
+    return (0.0, 1.0) if math.isnan(t) else (float(t), float(p))
+
+
 def two_means(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """Welch's t of the second mean above the first; infinite where neither varies and they differ."""
-    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if len(x) < 2 or len(y) < 2:
-        return 0.0
-    gap = float(y.mean() - x.mean())
-    error = math.sqrt(float(x.var(ddof=1)) / len(x) + float(y.var(ddof=1)) / len(y))
-    return gap / error if error > 0 else math.copysign(math.inf, gap) if gap else 0.0
+    return _welch(a, b)[0]
 
 
 def welch(before: npt.ArrayLike, after: npt.ArrayLike) -> float:
-    """One-sided p of Welch's test that the mean of ``after`` is not below that of ``before``.
+    """One-sided p of Welch's test that the mean of ``before`` is above that of ``after``.
 
     1 with fewer than two values on a side; 0 or 1 where neither varies.
 
     >>> round(welch([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), 3)
     0.5
     """
-    x, y = np.asarray(before, np.float64), np.asarray(after, np.float64)
-    if min(len(x), len(y)) < 2:
-        return 1.0
-    t = two_means(y, x)
-    a, b = float(x.var(ddof=1)) / len(x), float(y.var(ddof=1)) / len(y)
-    if a + b == 0 or not math.isfinite(t):
-        return float(t <= 0)
-    freedom = (a + b) ** 2 / (a * a / (len(x) - 1) + b * b / (len(y) - 1))
-    return float(stdtr(freedom, -t))
+    return _welch(after, before)[1]
 
 
 SHUFFLES = 2000
 CELLS = 160
-"""Points of a series that ``drop`` looks at; a longer one is averaged over neighbours."""
+"""``drop`` averages neighbouring values of a longer series down to this many."""
 
 
 def drop(
     values: Sequence[float], planned: int = 0, first: int = 8, ratio: float = 1.5
 ) -> tuple[float, int]:
-    """Whether the mean of a series has fallen and stayed down: p, values before the fall.
+    """Group-sequential test that the mean of a series has fallen and stayed down.
 
-    What comes before is compared with what comes after, at splits after 8, 12, 18, ... values. The
-    statistic of a split walks at random with the information of that comparison (Lan and DeMets 1983);
-    p is the share of shuffles of the values that would be as far down after any of the ``planned``
-    values. So it may be read as often as one likes until then, for about twice the p of one reading
-    at the end.
+    The values before and after splits at 8, 12, 18, ... values are compared. The statistic of a
+    split is a random walk in the information of that comparison (Lan and DeMets 1983); p is the
+    share of permutations of the values that would reach it after any of the ``planned`` values. The
+    test may therefore be read at any time, at about twice the p of a single test at the end.
 
     Args:
-        values: In order; exchangeable where nothing falls.
-        planned: Values that there will be at the end; those there are when it is less.
-        first: Values on either side of a split at least.
-        ratio: From one split to the next.
+        values: In order; exchangeable under the null.
+        planned: Number of values at the end of the run; at least the number so far.
+        first: Minimum number of values on either side of a split.
+        ratio: Of successive split positions.
 
     Returns:
-        (1, 0) with fewer than 2 * ``first`` values.
+        (p, number of values before the fall); (1, 0) with fewer than 2 * ``first`` values.
 
     >>> drop([1.0, 0.9] * 10 + [0.1, 0.2] * 10)[1]
     18
@@ -127,7 +129,7 @@ def drop(
     cell = math.ceil(planned / CELLS)
     if cell > 1:
         cells = len(x) // cell
-        x = x[len(x) - cells * cell :].reshape(cells, cell).mean(1)  # the newest are all kept
+        x = x[len(x) - cells * cell :].reshape(cells, cell).mean(1)  # drops the oldest
         planned //= cell
         if len(x) < 2 * first:
             return 1.0, 0
@@ -150,11 +152,15 @@ def drop(
 
 
 def _down(sums: Array, at: int, since: int, planned: int) -> Array:
-    """How far the mean after ``at`` values is below that before, after ``since`` values and each one
-    more: [paths, values - since + 1]; in standard errors at the planned end, if values had variance 1."""
+    """Mean before position ``at`` minus the mean after it, as the series grows.
+
+    Returns:
+        [paths, values - since + 1], from ``since`` values on, in standard errors at the planned end
+        for values of variance 1.
+    """
     n = np.arange(since, sums.shape[1] + 1)
     before = sums[:, at - 1 : at] / at
     after = (sums[:, since - 1 :] - sums[:, at - 1 : at]) / (n - at)
     information = 1 / (1 / at + 1 / (n - at))
-    whole = 1 / (1 / at + 1 / (planned - at))
-    return (before - after) * information / math.sqrt(whole)
+    information_at_end = 1 / (1 / at + 1 / (planned - at))
+    return (before - after) * information / math.sqrt(information_at_end)

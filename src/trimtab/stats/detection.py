@@ -1,4 +1,4 @@
-"""How well scores tell right from wrong: area under the curve, first errors found."""
+"""How well scores separate correct from wrong: ROC AUC and location of the first error."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from trimtab.stats.uncertainty import Estimate
+from trimtab.stats.uncertainty import Estimate, cluster_ids
 
 
 def auc(scores: npt.ArrayLike, right: npt.ArrayLike) -> float:
-    """Probability that a right one scores above a wrong one, ties half; NaN with one kind only.
+    """Probability that a correct item scores above a wrong one, ties half; NaN with one class.
 
     >>> auc([0.9, 0.4, 0.6, 0.4], [1, 1, 0, 0])
     0.625
@@ -34,31 +34,29 @@ def bootstrap_auc(
 ) -> Estimate:
     """``auc`` with its 95 % percentile bootstrap interval over whole ``clusters``."""
     x, y = np.asarray(scores, np.float64), np.asarray(right, bool)
-    members: dict[Hashable, list[int]] = {}
-    for i, c in enumerate(clusters):
-        members.setdefault(c, []).append(i)
-    rows = [np.array(m) for m in members.values()]
+    owner = cluster_ids(clusters)
+    rows = [np.flatnonzero(owner == c) for c in range(int(owner.max(initial=-1)) + 1)]
     rng = np.random.default_rng(seed)
     drawn: list[float] = []
     for _ in range(n if rows else 0):
         picked = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
         drawn.append(auc(x[picked], y[picked]))
-    known = [d for d in drawn if not math.isnan(d)]
-    if not known:
-        return auc(x, y), math.nan, math.nan
-    low, high = np.quantile(known, [0.025, 0.975])
-    return auc(x, y), float(low), float(high)
+    finite = [d for d in drawn if not math.isnan(d)]
+    if not finite:
+        return Estimate(auc(x, y), math.nan, math.nan)
+    low, high = np.quantile(finite, [0.025, 0.975])
+    return Estimate(auc(x, y), float(low), float(high))
 
 
 def first_error(
     scores: Sequence[Sequence[float]], labels: Sequence[Sequence[float]], threshold: float = 0.5
 ) -> dict[str, float]:
-    """How often the first wrong step is found exactly, and a solution without one is left alone.
+    """How often the first wrong step is located exactly, and a correct solution is accepted.
 
     Args:
-        scores: P(correct) of each solution's steps; a step below ``threshold`` is called wrong.
-        labels: The truth; below 1/2 is wrong.
-        threshold: Of the scores.
+        scores: P(correct) of each reasoning step of each solution.
+        labels: Ground truth; below 0.5 is wrong.
+        threshold: A step that scores below it is predicted to be wrong.
 
     Returns:
         "first_error" over solutions with a wrong step, "all_correct" over the others, and
@@ -74,9 +72,9 @@ def first_error(
 
     wrong: list[bool] = []
     clean: list[bool] = []
-    for mine, truth in zip(scores, labels, strict=True):
+    for step_scores, truth in zip(scores, labels, strict=True):
         want = first(truth, 0.5)
-        (clean if want < 0 else wrong).append(first(mine, threshold) == want)
+        (clean if want < 0 else wrong).append(first(step_scores, threshold) == want)
     a = float(np.mean(wrong)) if wrong else math.nan
     b = float(np.mean(clean)) if clean else math.nan
     f1 = math.nan if math.isnan(a + b) else 2 * a * b / (a + b) if a + b > 0 else 0.0

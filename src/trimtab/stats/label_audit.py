@@ -1,4 +1,4 @@
-"""What checking some labels says of all of them, and which pair is worth asking next."""
+"""Bounds of an error rate from checked labels, and the information gain of a label."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Floats = npt.NDArray[np.float64]
 
 
 def error_bound(wrong: int, checked: int, total: int, confidence: float = 0.95) -> float:
-    """Highest error rate of ``total`` labels that ``wrong`` among ``checked`` ones leave credible.
+    """Upper confidence bound of the error rate of ``total`` labels, ``wrong`` of ``checked`` being wrong.
 
-    Exact for ``checked`` labels drawn at random without return: the largest number of errors for
-    which so few would be met with probability above 1 - confidence.
+    Exact for ``checked`` labels drawn at random without replacement: the largest number of errors
+    with which so few wrong ones have a probability above 1 - confidence.
 
     >>> error_bound(0, 0, 100)
     1.0
@@ -37,8 +37,8 @@ def error_bound(wrong: int, checked: int, total: int, confidence: float = 0.95) 
 
 
 def checks_needed(wrong: int, checked: int, total: int, target: float) -> int | None:
-    """Labels to check in all until the bound is at most ``target`` if the rest are wrong no more
-    often than those so far; None if even checking all would not do."""
+    """Labels to check in total until the bound is at most ``target``, if the observed error rate
+    stays the same; None if checking all of them would not reach it."""
     rate = wrong / checked if checked else 0.0
     low, high = checked, total
 
@@ -57,15 +57,15 @@ def checks_needed(wrong: int, checked: int, total: int, target: float) -> int | 
 
 
 def entropy(p: npt.ArrayLike) -> Floats:
-    """Of a coin, nats."""
+    """Entropy of a Bernoulli variable with probability ``p``, nats."""
     q = np.asarray(p, np.float64)
     return -(xlogy(q, q) + xlogy(1 - q, 1 - q))
 
 
 def bald(probs_KN: npt.ArrayLike) -> Floats:
-    """What an answer would tell of the model, nats: H(mean p) - mean H(p) (1112.5745).
+    """Information gain about the model of a label, nats: H(mean p) - mean H(p) (1112.5745).
 
-    Plain |p - 1/2| also picks pairs on which all members agree that they are a toss-up.
+    Uncertainty |p - 1/2| would also select pairs that all members agree are a toss-up.
 
     Args:
         probs_KN: P(first is better) of each of K ensemble members.

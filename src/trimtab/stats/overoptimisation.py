@@ -1,4 +1,4 @@
-"""Gold reward against distance from the start, as Gao et al. (2210.10760) found it to bend."""
+"""Gold reward as a function of the distance from the start (Gao et al., 2210.10760)."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Overoptimisation:
     beta: float
 
     def __call__(self, d: float) -> float:
-        """Gold reward at distance ``d`` >= 0, above that at the start."""
+        """Gain in gold reward over the start at distance ``d`` >= 0."""
         if d == 0:
             return 0.0
         return d * (self.alpha - self.beta * (math.log(d) if self.form == "rl" else d))
 
     @property
     def peak(self) -> float:
-        """The distance at which gold is highest; infinite when it never bends."""
+        """The distance at which gold is highest; infinite when it never falls."""
         if self.beta <= 0:
             return math.inf
         if self.form == "rl":
@@ -55,8 +55,8 @@ def fit_overoptimisation(
     """Least squares of gold reward on (d, d ln d) or (d, d^2).
 
     Args:
-        kl: KL to the start, nats a completion; points at 0 say nothing and are left out.
-        gold: Gold reward less that at the start.
+        kl: KL to the start, nats per completion; points at 0 carry no information and are dropped.
+        gold: Gold reward minus that at the start.
         form: "rl", or "bon" for best-of-n.
 
     Raises:
@@ -65,7 +65,7 @@ def fit_overoptimisation(
     d, y = np.sqrt(np.maximum(np.asarray(kl, np.float64), 0.0)), np.asarray(gold, np.float64)
     assert d.shape == y.shape, (d.shape, y.shape)
     if not (np.isfinite(d).all() and np.isfinite(y).all()):
-        raise DataError("the fit needs finite KL and gold rewards; leave failed points out")
+        raise DataError("the fit needs finite KL and gold rewards; drop the failed points")
     d, y = d[d > 0], y[d > 0]
     if len(np.unique(d)) < 2:
         raise DataError("the fit needs at least two different KL above 0; measure at more steps")
@@ -76,18 +76,18 @@ def fit_overoptimisation(
 
 @dataclass(slots=True, frozen=True)
 class Fit:
-    """The curve through scores of answers at several distances, and how sure its peak is."""
+    """A curve fitted to scores of completions at several distances, with the interval of its peak."""
 
     curve: Overoptimisation
     start: float
-    """The fitted score at distance 0; the curve is what is gained over it."""
+    """The fitted score at distance 0; the curve is the gain over it."""
     peak: Estimate
-    """Distance of the highest score, with its 95 % bootstrap interval; infinite where it never
-    bends."""
+    """Distance of the highest score, with its 95 % bootstrap interval; infinite where the curve
+    never falls."""
     r2: float
-    """Share of the variance of the points' means that the curve explains; NaN where there is none."""
+    """Share of the variance of the points' means that the curve explains; NaN without variance."""
     reach: float
-    """The largest distance measured: a peak beyond it is a guess."""
+    """The largest distance measured; a peak beyond it is extrapolated."""
 
     def __call__(self, d: float) -> float:
         """The fitted score at distance ``d``."""
@@ -101,13 +101,13 @@ def fit_points(
     draws: int = 400,
     seed: int = 0,
 ) -> Fit:
-    """Fit one of Gao's forms with a free start to scores of answers at several distances.
+    """Fit one of Gao's forms, with a free intercept, to scores at several distances.
 
     Args:
-        kl: KL to the start of each point, nats a completion; 0 is welcome here.
-        scores: Of the answers drawn at each point, one or more.
+        kl: KL to the start of each point, nats per completion; may be 0.
+        scores: One or more of each point's completions.
         form: "rl" or "bon".
-        draws: Bootstrap draws, of answers within each point.
+        draws: Bootstrap draws, of completions within each point.
         seed: Of the draws.
 
     Raises:
@@ -121,23 +121,23 @@ def fit_points(
     owner = np.repeat(np.arange(len(d)), [len(s) for s in scores])
     y = np.concatenate([np.asarray(s, np.float64) for s in scores])
     if not (np.isfinite(d).all() and np.isfinite(y).all()):
-        raise DataError("the fit needs finite KL and scores; leave failed answers out")
+        raise DataError("the fit needs finite KL and scores; drop the failed completions")
     bend = d * (np.log(np.where(d > 0, d, 1.0)) if form == "rl" else d)
     basis = np.stack([np.ones_like(d), d, -bend], axis=1)
     count = np.bincount(owner).astype(np.float64)
 
     def solve(means: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         root = np.sqrt(count)
-        found, *_ = np.linalg.lstsq(basis * root[:, None], means * root, rcond=None)
-        return np.asarray(found, np.float64)
+        coefficients, *_ = np.linalg.lstsq(basis * root[:, None], means * root, rcond=None)
+        return np.asarray(coefficients, np.float64)
 
-    def curve(found: npt.NDArray[np.float64]) -> Overoptimisation:
-        return Overoptimisation(form, float(found[1]), float(found[2]))
+    def curve(coefficients: npt.NDArray[np.float64]) -> Overoptimisation:
+        return Overoptimisation(form, float(coefficients[1]), float(coefficients[2]))
 
     means = np.bincount(owner, weights=y) / count
-    found = solve(means)
+    coefficients = solve(means)
     total = float((count * (means - np.average(means, weights=count)) ** 2).sum())
-    left = float((count * (means - basis @ found) ** 2).sum())
+    left = float((count * (means - basis @ coefficients) ** 2).sum())
     rng = np.random.default_rng(seed)
     first = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int64)
     peaks: list[float] = []
@@ -146,6 +146,6 @@ def fit_points(
         peaks.append(curve(solve(np.bincount(owner, weights=y[drawn]) / count)).peak)
     peaks.sort()
     low, high = (peaks[round(q * (draws - 1))] for q in (0.025, 0.975))
-    whole = curve(found)
+    fitted = curve(coefficients)
     r2 = 1.0 - left / total if total > 0 else math.nan
-    return Fit(whole, float(found[0]), (whole.peak, low, high), r2, float(d.max()))
+    return Fit(fitted, float(coefficients[0]), Estimate(fitted.peak, low, high), r2, float(d.max()))

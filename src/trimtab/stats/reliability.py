@@ -1,4 +1,4 @@
-"""How far annotators agree beyond chance, and how good each of them is (ALGORITHMS section 13)."""
+"""Agreement of annotators beyond chance, and the accuracy of each (ALGORITHMS section 13)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def cohen_kappa(
     """kappa = (p_o - p_e) / (1 - p_e) of two annotators (Cohen 1960; weighted, Cohen 1968).
 
     Args:
-        table: [..., C, C] counts: rows what the first said, columns the second.
-        weights: How much further apart classes count as more wrong; None: all alike.
+        table: [..., C, C] counts: rows are the first annotator's labels, columns the second's.
+        weights: Cost of a disagreement by the distance of the classes; None: all cost the same.
 
     Returns:
-        [...]; NaN where both always said one and the same class, which says nothing.
+        [...]; NaN where both annotators only ever used one and the same class.
 
     >>> round(float(cohen_kappa([[20, 5], [10, 15]])), 9)
     0.4
@@ -39,28 +39,37 @@ def cohen_kappa(
 
 
 def percent_agreement(coincidences: npt.ArrayLike) -> Floats:
-    """Share of ordered pairs of labels of one unit that are equal, from [..., C, C]."""
+    """Share of equal labels among ordered pairs of labels of one unit, from [..., C, C]."""
     o = np.asarray(coincidences, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.trace(o, axis1=-2, axis2=-1) / o.sum((-2, -1))
 
 
 def fleiss_parts(counts_NC: npt.ArrayLike) -> Floats:
-    """What each unit adds to the sums of ``fleiss_of``: [N, C + 2].
+    """Terms of each unit [N, C + 2], whose sums ``fleiss_of`` takes (Fleiss 1971).
+
+    Args:
+        counts_NC: Number of labels of class c of unit i.
 
     Raises:
         AssertionError: units have different numbers of labels, or fewer than two.
     """
     n = np.asarray(counts_NC, np.float64)
     m = n.sum(1)
-    assert len(m) == 0 or (m == m[0]).all(), "Fleiss' kappa wants equally many labels a unit"
-    assert (m >= 2).all(), "a unit needs two labels"
+    assert len(m) == 0 or (m == m[0]).all(), (
+        "Fleiss' kappa needs the same number of labels per unit"
+    )
+    assert (m >= 2).all(), "Fleiss' kappa needs at least two labels per unit"
     agree = ((n**2).sum(1) - m) / (m * (m - 1))
     return np.column_stack([agree, np.ones(len(n)), n])
 
 
 def fleiss_of(sums: Floats) -> Floats:
-    """Fleiss' kappa of sums [..., C + 2] of ``fleiss_parts``."""
+    """Fleiss' kappa from sums [..., C + 2] of ``fleiss_parts``; NaN where only one class occurs.
+
+    >>> round(float(fleiss_of(fleiss_parts([[3, 0], [2, 1], [0, 3], [1, 2]]).sum(0))), 6)
+    0.333333
+    """
     agree = sums[..., 0] / sums[..., 1]
     share = sums[..., 2:] / sums[..., 2:].sum(-1, keepdims=True)
     chance = (share**2).sum(-1)
@@ -68,22 +77,10 @@ def fleiss_of(sums: Floats) -> Floats:
         return np.where(chance < 1, (agree - chance) / (1 - chance), np.nan)
 
 
-def fleiss_kappa(counts_NC: npt.ArrayLike) -> float:
-    """P_i = (sum_c n_ic^2 - n) / (n (n - 1)), P_e = sum_c p_c^2 (Fleiss 1971).
-
-    Args:
-        counts_NC: How many said class c of unit i; equally many labels a unit.
-
-    >>> round(fleiss_kappa([[3, 0], [2, 1], [0, 3], [1, 2]]), 6)
-    0.333333
-    """
-    return float(fleiss_of(fleiss_parts(counts_NC).sum(0)))
-
-
 def coincidences(counts_NC: npt.ArrayLike) -> Floats:
     """Ordered pairs of labels of each unit [N, C, C], weighted 1/(m - 1) (Krippendorff 2011).
 
-    Units with fewer than two labels add nothing. Pairs of different annotators alone are counted.
+    Only pairs of different annotators count; units with fewer than two labels add nothing.
     """
     n = np.asarray(counts_NC, np.float64)
     m = n.sum(1)
@@ -100,11 +97,11 @@ def alpha_of(
 
     Args:
         o: See ``coincidences``.
-        level: Difference of two classes: unequal, by ranks between them, or squared.
-        values: [C] numbers of the classes, for "interval"; 0, 1, 2… if not given.
+        level: Distance of two classes: 0 or 1, by the ranks between them, or squared difference.
+        values: [C] numbers of the classes, for "interval"; 0, 1, 2... by default.
 
     Returns:
-        [...]; NaN where only one class was ever said.
+        [...]; NaN where only one class occurs.
     """
     pairs = np.asarray(o, np.float64)
     n_c = pairs.sum(-1)
@@ -127,7 +124,7 @@ def alpha_of(
 def krippendorff_alpha(
     counts_NC: npt.ArrayLike, level: Level = "nominal", values: npt.ArrayLike | None = None
 ) -> float:
-    """Alpha of units with any number of labels each; missing ones are simply not there.
+    """Krippendorff's alpha of units with any number of labels each.
 
     >>> round(krippendorff_alpha([[3, 0], [2, 1], [0, 3], [1, 2]]), 6)
     0.388889
@@ -143,43 +140,43 @@ class DawidSkene:
     """P(class) of each unit."""
     prior_C: Floats
     confusion_RCC: Floats
-    """P(annotator says k | truth is c)."""
+    """P(annotator r says k | truth is c)."""
     log_likelihood: tuple[float, ...]
-    """Of the data and the smoothing, after each step: never falls."""
+    """Of the data and the smoothing after each EM iteration; it never falls."""
 
     @property
     def accuracy(self) -> Floats:
-        """P(annotator says the true class)."""
+        """P(the annotator's label is the true class), one per annotator."""
         return np.einsum("c,rcc->r", self.prior_C, self.confusion_RCC)
 
 
 def dawid_skene(
     unit_N: npt.NDArray[np.intp],
     rater_N: npt.NDArray[np.intp],
-    said_N: npt.NDArray[np.intp],
+    label_N: npt.NDArray[np.intp],
     classes: int,
     weight_U: Floats | None = None,
     smoothing: float = 1.0,
     steps: int = 200,
     tol: float = 1e-7,
 ) -> DawidSkene:
-    """EM from the majority vote.
+    """Fit the model of Dawid and Skene by EM, starting from the majority vote.
 
     Args:
-        unit_N: Which unit (0 to U - 1) each of the N labels is of.
-        rater_N: Whose it is (0 to R - 1).
-        said_N: The class.
+        unit_N: Unit (0 to U - 1) of each of the N labels.
+        rater_N: Its annotator (0 to R - 1).
+        label_N: Its class.
         classes: C.
         weight_U: How often each unit counts, for the bootstrap.
-        smoothing: Labels spread over each row of a confusion matrix, most of them on its
-            diagonal, so that an annotator of few labels is neither perfect nor hopeless.
+        smoothing: Pseudo-labels added to each row of a confusion matrix, most of them on the
+            diagonal, so that few labels do not make an annotator look perfect or hopeless.
         steps: At most.
-        tol: Stops when the log-likelihood grows by less than this share.
+        tol: Stops when the relative gain in log-likelihood is below.
     """
     units, raters = int(unit_N.max()) + 1, int(rater_N.max()) + 1
     weight = np.ones(units) if weight_U is None else weight_U
-    votes = np.bincount(unit_N * classes + said_N, minlength=units * classes).reshape(units, -1)
-    cell = rater_N * classes + said_N
+    votes = np.bincount(unit_N * classes + label_N, minlength=units * classes).reshape(units, -1)
+    cell = rater_N * classes + label_N
     posterior = votes / np.maximum(votes.sum(1, keepdims=True), 1e-300)
     diagonal = np.eye(classes)
     extra = smoothing * (0.5 * diagonal + 0.5 / classes)
@@ -189,13 +186,13 @@ def dawid_skene(
         mass = posterior * weight[:, None]
         prior = (mass.sum(0) + smoothing / classes) / (mass.sum() + smoothing)
         for c in range(classes):
-            told = np.bincount(cell, weights=mass[unit_N, c], minlength=raters * classes)
-            confusion[:, c] = told.reshape(raters, classes) + extra[c]
+            sums = np.bincount(cell, weights=mass[unit_N, c], minlength=raters * classes)
+            confusion[:, c] = sums.reshape(raters, classes) + extra[c]
         confusion /= confusion.sum(2, keepdims=True)
         logs = np.empty((units, classes))
         for c in range(classes):
-            told = np.log(confusion[rater_N, c, said_N])
-            logs[:, c] = np.log(prior[c]) + np.bincount(unit_N, weights=told, minlength=units)
+            logp = np.log(confusion[rater_N, c, label_N])
+            logs[:, c] = np.log(prior[c]) + np.bincount(unit_N, weights=logp, minlength=units)
         top = logs.max(1, keepdims=True)
         evidence = top[:, 0] + np.log(np.exp(logs - top).sum(1))
         smooth = float((extra * np.log(confusion)).sum() + smoothing * np.log(prior).mean())

@@ -1,4 +1,4 @@
-"""Statistics of numbers that come in batches, kept in a few sums that a run can save."""
+"""Running mean, variance and regression over batches, with a state that a run can save."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RunningFit:
     """Sum of (y - mean_y)^2."""
 
     def add(self, x: Sequence[float], y: Sequence[float]) -> None:
-        """Take in a batch of finite pairs."""
+        """Add a batch of finite pairs."""
         a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
         assert a.shape == b.shape and np.isfinite(a).all() and np.isfinite(b).all()
         if a.size == 0:
@@ -50,21 +50,21 @@ class RunningFit:
 
     @property
     def slope(self) -> float:
-        """Of the least squares line of y on x; 0 where x has no spread."""
+        """Slope of the least squares line of y on x; 0 where x does not vary."""
         return self.xy / self.xx if self.xx > 0 else 0.0
 
     @property
     def std_y(self) -> float:
-        """Population standard deviation of y; 1 where it has no spread to divide by."""
-        # Rounding leaves a spread of some 1e-16 of the mean where there is none.
+        """Population standard deviation of y; 1 where y does not vary, so that it can divide."""
+        # Rounding leaves a spread of about 1e-16 of the mean where y is constant.
         spread = math.sqrt(self.yy / self.n) if self.n else 0.0
         return spread if spread > 1e-12 * max(1.0, abs(self.mean_y)) else 1.0
 
     def state(self) -> dict[str, float]:
-        """All of it, for JSON, which keeps every bit of a float."""
+        """All sums, for JSON, which keeps every bit of a float."""
         return asdict(self)
 
     @classmethod
     def load(cls, state: dict[str, float]) -> RunningFit:
-        """What ``state`` gave."""
+        """The fit that ``state`` was taken of."""
         return cls(int(state["n"]), *(float(state[k]) for k in list(asdict(cls()))[1:]))

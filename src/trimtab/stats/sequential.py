@@ -12,34 +12,34 @@ import numpy.typing as npt
 from trimtab.errors import DataError
 
 _BETS = np.geomspace(0.05, 0.95, 10)
-"""Shares of the wealth that are staked; each starts with a tenth of it."""
+"""Shares of the wealth that are bet; each starts with a tenth of the wealth."""
 FIRST, RATIO = 8, 1.25
 
 
 @dataclass(slots=True, frozen=True)
 class Fall:
-    """Whether a mean has fallen, and where that shows best."""
+    """Result of a sequential test that a mean has fallen."""
 
     p: float
-    """P-value, valid at any time: the chance that it is ever this low without a fall is no higher."""
+    """Anytime-valid p-value: without a fall, the probability that it is ever this low is no higher."""
     split: int
-    """Values before the split that shows it best; 0 when there are too few to say anything."""
+    """Values before the split with the strongest evidence; 0 with too few values to test."""
     before: float
     after: float
-    """Means of the values that were compared, before and after the split. They are looked up after
-    the fact, so they say too much about how large the fall is."""
+    """Means of the compared values before and after the split. The split was selected for the
+    evidence, so they overestimate the size of the fall."""
 
 
 def splits(n: int) -> list[int]:
-    """Where a series of ``n`` values is split: 8, 10, 13, ... as long as something is left.
+    """Positions at which a series of ``n`` values is split: 8, 10, 13, ... below ``n``.
 
     >>> splits(20)
     [8, 10, 13, 16]
     """
-    found: list[int] = []
-    while (at := math.ceil(FIRST * RATIO ** len(found))) < n:
-        found.append(at)
-    return found
+    positions: list[int] = []
+    while (at := math.ceil(FIRST * RATIO ** len(positions))) < n:
+        positions.append(at)
+    return positions
 
 
 def log_wealth(gains: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -56,14 +56,14 @@ def log_wealth(gains: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def fall(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> Fall:
     """Sequential test that the mean of a series never falls, against that it does.
 
-    At each of ``splits`` the values before it, going back, are paired with those after it, going
-    on: under a mean that never falls the earlier one of a pair is not larger on average, so betting
-    that it is makes no money. The splits share the error by weights 1/(i(i+1)). The best figure so
-    far counts, so reading the test after every value costs nothing.
+    At each of ``splits`` the values before it, in reverse order, are paired with those after it. If
+    the mean never falls, the earlier value of a pair is not larger on average, so betting that it
+    is larger gains nothing. The splits share the error with weights 1/(i(i+1)). The smallest p so
+    far counts, so the test may be read after every value at no cost in error.
 
     Args:
         values: In the order in which they were drawn, independent given their means.
-        low, high: Bounds that no value can leave.
+        low, high: Bounds of the values.
 
     Raises:
         DataError: a value is not within the bounds.
@@ -71,8 +71,8 @@ def fall(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> Fall:
     x = np.asarray(values, np.float64)
     if x.size and not (np.isfinite(x).all() and low <= x.min() and x.max() <= high):
         raise DataError(
-            f"a value lies outside [{low:g}, {high:g}]; give the bounds of the gold score "
-            "(audit.low and audit.high)"
+            f"a gold score lies outside [{low:g}, {high:g}]; set audit.low and audit.high to the bounds "
+            "of the gold score"
         )
     best = Fall(1.0, 0, math.nan, math.nan)
     for i, at in enumerate(splits(x.size), 1):

@@ -1,4 +1,4 @@
-"""How texts sound: openings, flattery, refusal, copying. Shares with their intervals."""
+"""Style of texts: openings, flattery, refusal, copying. Shares with their intervals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REFUSAL = re.compile(
 
 
 def opening(text: str, words: int = 3) -> str:
-    """The first words.
+    """The first words of a text, in lower case.
 
     >>> opening("Well , it is so .")
     'well , it'
@@ -29,13 +29,13 @@ def opening(text: str, words: int = 3) -> str:
 
 
 def openings(texts: Sequence[str], words: int = 3, most: int = 5) -> list[tuple[str, float]]:
-    """The commonest openings and their share of the texts."""
+    """The most common openings and their share of the texts."""
     counts = Counter(opening(t, words) for t in texts)
     return [(name, n / len(texts)) for name, n in counts.most_common(most)]
 
 
 def copied(prompt: str, text: str, n: int = 3) -> float:
-    """Share of the text's n-grams that stand in the prompt; 0 without any.
+    """Share of the text's n-grams that also occur in the prompt; 0 without any.
 
     >>> copied("a b c d", "b c d e")
     0.5
@@ -45,16 +45,20 @@ def copied(prompt: str, text: str, n: int = 3) -> float:
         w = t.lower().split()
         return [tuple(w[i : i + n]) for i in range(len(w) - n + 1)]
 
-    mine, there = grams(text), set(grams(prompt))
-    return sum(g in there for g in mine) / len(mine) if mine else 0.0
+    text_grams, there = grams(text), set(grams(prompt))
+    return sum(g in there for g in text_grams) / len(text_grams) if text_grams else 0.0
 
 
 def style(prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-    """Figures of one model's answers, one a prompt: mean words, distinct-2, copied share, and the
-    shares that flatter, refuse or begin like the commonest opening, with ``_low`` and ``_high``."""
+    """Style of one model's completions, one prompt for each.
+
+    Returns:
+        Mean words, distinct-2, copied share, and the shares that flatter, refuse or begin with the
+        most common opening, each with ``_low`` and ``_high`` (Wilson).
+    """
     n = len(texts)
     assert n == len(prompts) > 0
-    told = {
+    figures = {
         "words": sum(len(t.split()) for t in texts) / n,
         "distinct_2": distinct_n(texts, 2),
         "copied": sum(copied(p, t) for p, t in zip(prompts, texts, strict=True)) / n,
@@ -66,5 +70,5 @@ def style(prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
     }
     for name, k in counts.items():
         low, high = wilson(k, n)
-        told |= {name: k / n, f"{name}_low": low, f"{name}_high": high}
-    return told
+        figures |= {name: k / n, f"{name}_low": low, f"{name}_high": high}
+    return figures

@@ -1,19 +1,43 @@
-"""How sure a figure is: intervals for proportions, means and win rates, and calibration."""
+"""Confidence intervals of proportions, means and win rates, and calibration error."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
 Interval = tuple[float, float]
-Estimate = tuple[float, float, float]
-"""A figure with the low and high end of its 95 % interval."""
+
+
+class Estimate(NamedTuple):
+    """A value with the low and high end of its interval, 95 % unless stated otherwise."""
+
+    value: float
+    low: float
+    high: float
+
+    def summary(self) -> dict[str, float]:
+        """The mean and its interval, as ``summary.json`` has them."""
+        return {"mean": self.value, "low": self.low, "high": self.high}
+
+
+_NONE = Estimate(math.nan, math.nan, math.nan)
 
 _CHUNK = 4_000_000
+
+
+def cluster_ids(clusters: Iterable[Hashable]) -> npt.NDArray[np.intp]:
+    """Number of each row's cluster, 0, 1, ... in the order of first appearance.
+
+    >>> cluster_ids(["b", "a", "b"]).tolist()
+    [0, 1, 0]
+    """
+    ids: dict[Hashable, int] = {}
+    return np.array([ids.setdefault(c, len(ids)) for c in clusters], dtype=np.intp)
 
 
 def wilson(k: float, n: int, confidence: float = 0.95) -> Interval:
@@ -43,21 +67,20 @@ def bootstrap_mean(
 ) -> Estimate:
     """Mean of ``values`` with a percentile bootstrap interval over whole ``clusters``.
 
-    Rows of one prompt are not independent: give the prompt ids as ``clusters`` and prompts are
-    drawn, each with all its rows. Without clusters every row is its own.
+    Rows of one prompt are not independent: with the prompt ids as ``clusters``, prompts are drawn,
+    each with all its rows. Without clusters every row is drawn on its own.
 
     Returns:
-        (mean, low, high); NaN thrice when there are no values.
+        (mean, low, high); (nan, nan, nan) without values.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
-        return math.nan, math.nan, math.nan
+        return _NONE
     if clusters is None:
         sums, counts = array, np.ones_like(array)
     else:
         assert len(clusters) == array.size, (len(clusters), array.size)
-        places: dict[Hashable, int] = {}
-        owner = np.array([places.setdefault(c, len(places)) for c in clusters])
+        owner = cluster_ids(clusters)
         sums = np.bincount(owner, weights=array)
         counts = np.bincount(owner).astype(np.float64)
     rng = np.random.default_rng(seed)
@@ -68,11 +91,11 @@ def bootstrap_mean(
         means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return float(array.mean()), float(low), float(high)
+    return Estimate(float(array.mean()), float(low), float(high))
 
 
 def draws(units: int, n: int = 1000, seed: int = 0) -> npt.NDArray[np.float64]:
-    """How often each of ``units`` is in each of ``n`` bootstrap samples [n, units]."""
+    """How often each of ``units`` occurs in each of ``n`` bootstrap samples [n, units]."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(units, np.full(units, 1 / units), size=n).astype(np.float64)
 
@@ -84,28 +107,28 @@ def bootstrap_sums(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Estimate:
-    """A figure of sums over units, with a percentile bootstrap interval over units.
+    """A statistic of sums over units, with a percentile bootstrap interval over units.
 
-    Kappa, alpha and their like are functions of sums over items, so a resampled item is a weight.
+    Agreement coefficients are functions of sums over items, so resampling only reweights the items.
 
     Args:
-        parts_UD: What each unit (item) adds to the D sums.
-        figure: Sums [..., D] to figures [...]; a draw for which it is NaN is left out.
+        parts_UD: Terms of each unit (item) in the D sums.
+        figure: Sums [..., D] to statistics [...]; draws for which it is NaN are dropped.
 
     Returns:
-        (figure, low, high); NaN thrice without units.
+        (statistic, low, high); (nan, nan, nan) without units.
     """
     parts = np.asarray(parts_UD, dtype=np.float64)
     if len(parts) == 0:
-        return math.nan, math.nan, math.nan
+        return _NONE
     value = float(figure(parts.sum(0)))
-    found = figure(draws(len(parts), n, seed) @ parts)
-    found = found[np.isfinite(found)]
-    if found.size == 0:
-        return value, math.nan, math.nan
+    figures = figure(draws(len(parts), n, seed) @ parts)
+    figures = figures[np.isfinite(figures)]
+    if figures.size == 0:
+        return Estimate(value, math.nan, math.nan)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
-    return value, float(low), float(high)
+    low, high = np.quantile(figures, [tail, 1 - tail])
+    return Estimate(value, float(low), float(high))
 
 
 def win_rate(
@@ -130,10 +153,13 @@ def calibration_bins(
     correct: Sequence[float] | npt.NDArray[np.floating],
     bins: int | Sequence[float] = 15,
 ) -> list[dict[str, float]]:
-    """Mean confidence, accuracy and count of each bin that holds anything.
+    """Mean confidence, accuracy and count of each bin that is not empty.
 
-    ``bins`` is a number of equal bins of [0, 1] or their edges; a bin holds its lower edge, the
-    last one both. ``correct`` is 1, 0, or ½ for a tie.
+    Args:
+        confidence: Predicted probabilities.
+        correct: 1, 0, or 0.5 for a tie.
+        bins: Number of equal bins of [0, 1], or their edges; a bin includes its lower edge, the
+            last one both.
     """
     sure, right = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     assert sure.shape == right.shape, (sure.shape, right.shape)
@@ -162,8 +188,8 @@ def ece(
     >>> round(ece([0.9, 0.9, 0.6, 0.6], [1, 0, 1, 1], bins=[0.5, 0.75, 1]), 9)
     0.4
     """
-    held = calibration_bins(confidence, correct, bins)
-    total = sum(b["count"] for b in held)
+    parts = calibration_bins(confidence, correct, bins)
+    total = sum(b["count"] for b in parts)
     if total == 0:
         return math.nan
-    return sum(b["count"] / total * abs(b["accuracy"] - b["confidence"]) for b in held)
+    return sum(b["count"] / total * abs(b["accuracy"] - b["confidence"]) for b in parts)

@@ -1,0 +1,79 @@
+"""Newton's method for concave log-likelihoods, several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+
+Floats = npt.NDArray[np.float64]
+
+
+def newton(
+    derivatives: Callable[[Floats], tuple[Floats, Floats]],
+    start_BP: Floats,
+    longest: float = 2.0,
+    tol: float = 1e-10,
+    steps: int = 60,
+) -> Floats:
+    """Maximise B independent concave functions of P variables.
+
+    Args:
+        derivatives: Points [B, P] to gradients [B, P] and negated Hessians [B, P, P].
+        start_BP: First points.
+        longest: Largest change of a variable in one step. A longer step is shortened, because from
+            far away it overshoots.
+        tol: The search stops when no step is longer.
+        steps: At most.
+
+    Returns:
+        The maxima [B, P].
+    """
+    point = start_BP
+    jitter = 1e-12 * np.eye(point.shape[1])
+    for _ in range(steps):
+        gradient, curvature = derivatives(point)
+        step = np.linalg.solve(curvature + jitter, gradient[..., None])[..., 0]
+        size = np.abs(step).max(-1, keepdims=True, initial=0.0)
+        point = point + step / np.maximum(size / longest, 1.0)
+        if size.max(initial=0.0) < tol:
+            break
+    return point
+
+
+def fit_logistic(
+    x_NP: Floats,
+    y_N: Floats,
+    ridge_P: npt.ArrayLike,
+    weight_BN: Floats | None = None,
+    offset_N: Floats | float = 0.0,
+    start_P: Floats | None = None,
+    tol: float = 1e-10,
+) -> Floats:
+    """Logistic regression by penalised maximum likelihood, one fit per row of weights.
+
+    Args:
+        x_NP: Columns; the constant is one of them.
+        y_N: In [0, 1]; 0.5 for a tie.
+        ridge_P: Weight of b^2 / 2 for each coefficient b.
+        weight_BN: Weight of each row in each fit; one fit with equal weights by default.
+        offset_N: Added to the log-odds of each row.
+        start_P: First coefficients; 0 by default.
+        tol: See ``newton``.
+
+    Returns:
+        Coefficients [B, P].
+    """
+    weight = np.ones((1, len(y_N))) if weight_BN is None else weight_BN
+    ridge = np.broadcast_to(np.asarray(ridge_P, np.float64), x_NP.shape[1:])
+
+    def derivatives(coef_BP: Floats) -> tuple[Floats, Floats]:
+        p = expit(coef_BP @ x_NP.T + offset_N)
+        gradient = (weight * (y_N - p)) @ x_NP - ridge * coef_BP
+        curve = weight * p * (1 - p)
+        return gradient, (x_NP.T * curve[:, None, :]) @ x_NP + np.diag(ridge)
+
+    start = np.zeros(x_NP.shape[1]) if start_P is None else start_P
+    return newton(derivatives, np.tile(start, (len(weight), 1)), tol=tol)
