@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import yaml
 
 import trimtab
 from trimtab.cli.flags import parse, show_keys
+from trimtab.cli.terminal import print_logs
 from trimtab.config import Config, build, merge, read_yaml
 from trimtab.errors import ConfigError, UserError
 
@@ -392,8 +391,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return
@@ -406,14 +403,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "recipes": recipes,
     }  # fmt: skip
     try:
-        if name in COMMANDS:
-            stage(name, rest)
-        elif name in others:
-            others[name](rest)
-        else:
-            raise ConfigError(
-                f"{name!r} is not a command; there are {', '.join([*OTHERS, *COMMANDS])}"
-            )
+        with print_logs():
+            if name in COMMANDS:
+                stage(name, rest)
+            elif name in others:
+                others[name](rest)
+            else:
+                raise ConfigError(
+                    f"{name!r} is not a command; there are {', '.join([*OTHERS, *COMMANDS])}"
+                )
     except UserError as error:
         print(f"trimtab: {error}", file=sys.stderr)
         raise SystemExit(2) from None
