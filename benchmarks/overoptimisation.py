@@ -202,7 +202,7 @@ def limited(stage: policy.RLStage, seconds: float) -> None:
 
 def closed(out: Path, seed: int, start: str, models: str, steps: int = 50) -> dict[str, Any]:
     """The single reward again with the guard on: what it saves of the gold that is lost without."""
-    audit = {"gold": {"function": GOLD["function"]}, "share": 0.1, "act": "stop", "block": 32}
+    audit = {"gold": {"function": GOLD["function"]}, "share": 0.1, "act": "stop", "block_size": 32}
     found = rl(out, seed, start, models, "single", steps, audit=audit)
     found["share"] = audit["share"]
     return found

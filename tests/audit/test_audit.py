@@ -14,7 +14,15 @@ from safetensors.torch import load_file
 
 from tests.support import folders
 from trimtab.audit import audit_run
-from trimtab.audit.gold_audit import FILE, Row, blocks, read_audit, reading, write_rows
+from trimtab.audit.gold_audit import (
+    FILE,
+    AuditedRollout,
+    blocks,
+    read_audit,
+    summarise,
+    write_audit,
+)
+from trimtab.audit.run_settings import RunSettings
 from trimtab.cli.main import main as cli
 from trimtab.config import build
 from trimtab.doctor import remedies
@@ -36,10 +44,10 @@ def not_red(prompts: list[str], completions: list[str], **_: Any) -> list[float]
     return [1.0 - r for r in red(prompts, completions)]
 
 
-def rows(n: int, gold: Any, proxy: Any, kl: Any) -> list[Row]:
+def rows(n: int, gold: Any, proxy: Any, kl: Any) -> list[AuditedRollout]:
     rng = np.random.default_rng(0)
     return [
-        Row(
+        AuditedRollout(
             step=1 + i // 4, prompt_id=str(i), proxy=proxy(i / n),
             gold=float(np.clip(rng.normal(gold(i / n), 0.15), 0, 1)), kl_mean=kl(i / n),
         )
@@ -53,7 +61,7 @@ def hump(x: float) -> float:
 
 def test_a_hacked_run_is_read_so() -> None:
     made = rows(400, hump, lambda x: x, lambda x: 9 * x * x)
-    found = reading(made)
+    found = summarise(made)
     assert found.hacked and found.p < 0.01 and found.proxy_gain > 0
     assert found.gold is not None and found.gold.r2 > 0.6
     assert found.gold.peak[1] < 3 * 0.5 < found.gold.peak[2] + 1
@@ -64,26 +72,26 @@ def test_a_hacked_run_is_read_so() -> None:
     blind = [
         r.model_copy(update={"gold": made[int(i)].gold}) for r, i in zip(made, order, strict=True)
     ]
-    assert not reading(blind).hacked
+    assert not summarise(blind).hacked
 
 
 def test_a_sound_run_is_not() -> None:
-    found = reading(rows(400, lambda x: 0.5 + 0.4 * x, lambda x: x, lambda x: 4 * x))
+    found = summarise(rows(400, lambda x: 0.5 + 0.4 * x, lambda x: x, lambda x: 4 * x))
     assert not found.hacked and not found.past_peak and found.p > 0.05
     # Gold and reward fall together: something broke, but nobody was cheated.
-    fell = reading(rows(400, lambda x: 0.9 - 0.7 * x, lambda x: -x, lambda x: 4 * x))
+    fell = summarise(rows(400, lambda x: 0.9 - 0.7 * x, lambda x: -x, lambda x: 4 * x))
     assert fell.p < 0.01 and not fell.hacked
 
 
 def test_without_kl_there_is_no_curve() -> None:
     made = [r.model_copy(update={"kl_mean": None}) for r in rows(80, hump, abs, lambda x: x)]
-    assert reading(made).gold is None
-    assert reading([]).n == 0 and math.isnan(reading([]).proxy_gain)
+    assert summarise(made).gold is None
+    assert summarise([]).n == 0 and math.isnan(summarise([]).proxy_gain)
     assert [b.last for b in blocks(made, 32)] == [8, 16]
 
 
 def test_a_line_that_is_wrong_is_named(tmp_path: Path) -> None:
-    write_rows(tmp_path, rows(3, hump, abs, abs))
+    write_audit(tmp_path, rows(3, hump, abs, abs))
     with (tmp_path / FILE).open("a") as handle:
         handle.write('{"step": 1, "prompt_id": "x", "proxy": 1')
     assert len(read_audit(tmp_path)) == 3, "torn by a crash"
@@ -112,7 +120,7 @@ def rl(base: Path, out: Path, **more: Any) -> dict[str, Any]:
         "rewards": [{"name": "red", "function": "tests.audit.test_audit:red"}],
         "method": {"type": "rloo", "group_size": 4, "kl": {"beta": 0.0}}, "sampling": {"max_new_tokens": 6},
         "steps": 40, "batch_size": 8, "optim": {"lr": 1e-2, "schedule": "constant"},
-        "audit": {"gold": {"function": "tests.audit.test_audit:not_red"}, "share": 1.0, "block": 32},
+        "audit": {"gold": {"function": "tests.audit.test_audit:not_red"}, "share": 1.0, "block_size": 32},
         **more,
     }  # fmt: skip
 
@@ -205,13 +213,21 @@ def ensemble(base: Path) -> list[str]:
 
 def test_switch_and_refresh(base: Path, ensemble: list[str], tmp_path: Path) -> None:
     several = [{"name": "rm", "models": ensemble}]
-    trained(rl(base, tmp_path / "s", rewards=several, audit=audit_of(base, act="switch", times=1)))
+    trained(
+        rl(base, tmp_path / "s", rewards=several, audit=audit_of(base, act="switch", max_actions=1))
+    )
     done = acted(tmp_path / "s")
     assert [d["action"] for d in done][:1] == ["switch"]
     single = [{"name": "rm", "model": ensemble[0]}]
-    how = {"data": str(base / "liked.jsonl"), "prompts": 8, "epochs": 1, "batch": 16, "lr": 1e-3}
+    how = {
+        "data": str(base / "liked.jsonl"),
+        "num_prompts": 8,
+        "epochs": 1,
+        "batch_size": 16,
+        "lr": 1e-3,
+    }
     trained(
-        rl(base, tmp_path / "r", rewards=single, audit=audit_of(base, act="refresh", refresh=how, times=1))
+        rl(base, tmp_path / "r", rewards=single, audit=audit_of(base, act="refresh", refresh=how, max_actions=1))
     )  # fmt: skip
     told = acted(tmp_path / "r")[0]
     assert told["action"] == "refresh" and told["new_pairs"] > 0
@@ -275,10 +291,28 @@ def test_the_start_is_audited_most(tmp_path: Path) -> None:
     assert len(drawn) == 40 and drawn == sorted(drawn)
     counts = [drawn.count(s) for s in range(1, 21)]
     assert counts[0] == 8 and set(counts[1:]) <= {1, 2}, "all of the first step's, then evenly"
-    done = [Row(step=s, prompt_id=f"{s}-0", index=0, proxy=1.0, gold=1.0) for s in range(1, 21)]
-    write_rows(tmp_path, done)
+    done = [
+        AuditedRollout(step=s, prompt_id=f"{s}-0", index=0, proxy=1.0, gold=1.0)
+        for s in range(1, 21)
+    ]
+    write_audit(tmp_path, done)
     more = [int(r["step"]) for r in audit_run.draw(tmp_path, 0.25, 0)]
     assert len(more) == 20 and max(more.count(s) for s in range(1, 21)) == 1, "the start is known"
+
+
+@pytest.mark.parametrize(
+    ("config", "rollouts"),
+    [
+        # An older run whose group size was left to its method: counted from the samples.
+        ({"steps": 20, "prompts": 8, "method": {"type": "reinforce"}}, 20 * 8 * 2),
+        ({"steps": 20, "prompts": 8, "group": 4, "method": {"type": "grpo"}}, 20 * 8 * 4),
+        ({"steps": 20, "batch_size": 8, "method": {"type": "grpo", "group_size": 16}}, 20 * 8 * 16),
+        ({}, 6),
+    ],
+)
+def test_the_group_size_is_read_and_not_assumed(config: dict[str, Any], rollouts: int) -> None:
+    logged = [{"step": 1, "id": i // 2, "index": i % 2} for i in range(6)]
+    assert audit_run.count_rollouts(RunSettings.of(config), logged) == rollouts
 
 
 def test_gold_afterwards_as_a_command(stopped: Path, tmp_path: Path, capsys: Any) -> None:

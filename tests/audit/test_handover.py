@@ -15,7 +15,7 @@ from scipy.stats import ttest_ind
 
 from tests.audit.test_audit import red
 from tests.support import folders
-from trimtab.audit.gold_audit import FILE, Row, choose, reading
+from trimtab.audit.gold_audit import FILE, AuditedRollout, choose_policy, summarise
 from trimtab.config import build
 from trimtab.doctor import diagnosis, show
 from trimtab.errors import CheckpointError, ConfigError
@@ -35,10 +35,10 @@ def sinking(prompts: list[str], completions: list[str], **_: Any) -> list[float]
     return [r - less for r in red(prompts, completions)]
 
 
-def rows(means: list[float], each: int, seed: int, spread: float = 0.25) -> list[Row]:
+def rows(means: list[float], each: int, seed: int, spread: float = 0.25) -> list[AuditedRollout]:
     rng = np.random.default_rng(seed)
     return [
-        Row(step=step, prompt_id=str(i), proxy=0.0, gold=float(rng.normal(mean, spread)))
+        AuditedRollout(step=step, prompt_id=str(i), proxy=0.0, gold=float(rng.normal(mean, spread)))
         for step, mean in enumerate(means, 1)
         for i in range(each)
     ]
@@ -46,7 +46,7 @@ def rows(means: list[float], each: int, seed: int, spread: float = 0.25) -> list
 
 def rate(means: list[float], level: float = 0.05) -> float:
     """How often an earlier policy is handed over, by 400 audits of 12 rollouts a step."""
-    made = [choose(rows(means, 12, seed), 24, level) for seed in range(400)]
+    made = [choose_policy(rows(means, 12, seed), 24, level) for seed in range(400)]
     return float(np.mean([c.back_to is not None for c in made]))
 
 
@@ -59,13 +59,13 @@ def test_welch_is_scipys() -> None:
 
 
 def test_the_best_block_is_chosen_where_it_is_surely_better() -> None:
-    found = choose(rows([0.9] * 4 + [0.5] * 8, 12, 0), 24)
+    found = choose_policy(rows([0.9] * 4 + [0.5] * 8, 12, 0), 24)
     assert found.best is not None and found.back_to == found.best.last <= 4
     assert found.blocks == 6 and found.p < 0.05 and found.best.gold > found.last + 0.2
     assert rate([0.9] * 4 + [0.6] * 16) > 0.9
     # In whatever order the rows come.
     mixed = rows([0.9] * 4 + [0.5] * 8, 12, 0)[::-1]
-    assert choose(sorted(mixed, key=lambda r: (r.step, int(r.prompt_id))), 24) == found
+    assert choose_policy(sorted(mixed, key=lambda r: (r.step, int(r.prompt_id))), 24) == found
 
 
 def test_a_healthy_run_keeps_its_last_policy() -> None:
@@ -77,19 +77,19 @@ def test_a_healthy_run_keeps_its_last_policy() -> None:
 
 
 def test_too_little_is_not_compared() -> None:
-    assert choose([], 24).back_to is None
-    found = choose(rows([0.9, 0.1], 20, 0), 24)
+    assert choose_policy([], 24).back_to is None
+    found = choose_policy(rows([0.9, 0.1], 20, 0), 24)
     assert found.back_to is None and found.blocks == 1 and found.p == 1.0
     # A rest counts with the last block, so that no block is held against itself.
-    rest = choose(rows([0.9] * 4 + [0.1], 20, 0), 40)
+    rest = choose_policy(rows([0.9] * 4 + [0.1], 20, 0), 40)
     assert rest.blocks == 2 and rest.last == pytest.approx((0.9 * 2 + 0.1) / 3, abs=0.1)
 
 
 def test_settings_that_contradict_are_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="final belongs to act: stop, and act is none"):
-        build(policy.RLConfig, rl(base, tmp_path, act="none", final=0.1))
+    with pytest.raises(ConfigError, match="final_alpha belongs to act: stop, and act is none"):
+        build(policy.RLConfig, rl(base, tmp_path, act="none", final_alpha=0.1))
     with pytest.raises(ConfigError, match="final"):
-        build(policy.RLConfig, rl(base, tmp_path, final=1.0))
+        build(policy.RLConfig, rl(base, tmp_path, final_alpha=1.0))
 
 
 # A real run, small ------------------------------------------------------------------------------
@@ -211,8 +211,11 @@ def test_a_wrecked_run_is_stopped_though_its_reward_fell(base: Path, tmp_path: P
     assert not (exported(out / "model") == last(out)).all(), "the last stays in its checkpoint"
     assert read_summary(out)["audit"]["handed_over"] == told["back_to"]
     # A reward that nobody blames is not taken away from the ensemble or refreshed.
-    found = reading(
-        [Row(step=1 + i, prompt_id="", proxy=-i, gold=float(i < 200)) for i in range(400)]
+    found = summarise(
+        [
+            AuditedRollout(step=1 + i, prompt_id="", proxy=-i, gold=float(i < 200))
+            for i in range(400)
+        ]
     )
     assert found.fell and not found.hacked
 

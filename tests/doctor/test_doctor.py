@@ -18,6 +18,7 @@ import yaml
 from scipy.stats import ttest_ind
 
 from tests.support import folders
+from trimtab.audit.gold_audit import AuditedRollout
 from trimtab.cli.main import main as cli
 from trimtab.config import build, merge
 from trimtab.data.token_facts import leaked, odd_pairs, pair_facts, token_facts
@@ -26,7 +27,7 @@ from trimtab.doctor.alarm import held_kl, paid
 from trimtab.doctor.alarms import completions as texts
 from trimtab.doctor.alarms import gold
 from trimtab.doctor.evidence import Evidence, Rollout, read
-from trimtab.doctor.finding import Audited, Finding
+from trimtab.doctor.finding import Finding
 from trimtab.errors import DataError
 from trimtab.runs import Run, read_findings
 from trimtab.stats.change import onset, slope, two_means
@@ -389,7 +390,10 @@ def test_import_of_wandb_and_jsonl(tmp_path: Path) -> None:
 
 
 def test_audited_reads_other_names() -> None:
-    assert Audited.model_validate({"step": 1, "prompt": "a", "proxy": 1, "gold": 0}).prompt == "a"
+    assert (
+        AuditedRollout.model_validate({"step": 1, "prompt": "a", "proxy": 1, "gold": 0}).prompt_id
+        == "a"
+    )
 
 
 @pytest.mark.timeout(300)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trimtab.audit.gold_audit import AuditedRollout
 from trimtab.doctor.alarms import completions, curves, gold
 from trimtab.doctor.evidence import Evidence, Rollout, Unchecked
-from trimtab.doctor.finding import Audited
 from trimtab.stats.change import drop
 
 
@@ -65,7 +65,9 @@ def _audit(level: Callable[[int], float], proxy: Callable[[int], float]) -> Evid
     e = _evidence(30, reward__mean=proxy, objective__kl=lambda s: s / 10)
     e.rollouts = _rollouts(30, lambda s, _: proxy(s) + float(rng.normal(0, 0.2)))
     e.audit = [
-        Audited(step=s, prompt="p", proxy=proxy(s), gold=level(s) + float(rng.normal(0, 0.15)))
+        AuditedRollout(
+            step=s, prompt_id="p", proxy=proxy(s), gold=level(s) + float(rng.normal(0, 0.15))
+        )
         for s in range(1, 31)
         for _ in range(4)
     ]

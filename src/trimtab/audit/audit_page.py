@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from trimtab.audit.gold_audit import Reading, Row, blocks, points
+from trimtab.audit.gold_audit import AuditedRollout, AuditSummary, blocks, points_by_kl
 from trimtab.report.charts import Chart, Line, line_chart
 from trimtab.report.sections import Section, Table, Tile, Verdict, render
 from trimtab.runs import write_atomic
@@ -15,101 +16,110 @@ from trimtab.stats.overoptimisation import Fit
 DISTANCE = "Distance √KL (√nats)"
 
 
-def verdict(r: Reading, alpha: float) -> tuple[str, str, str]:
-    """Head, text and tone."""
-    if r.since is None:
+def headline(s: AuditSummary, alpha: float) -> tuple[str, str, str]:
+    """The result in a few words, in a sentence, and its tone."""
+    if s.since is None:
         return (
-            "Too little was audited to say anything",
-            f"{r.n} rollouts; a test needs a dozen and a fall of a quarter some hundred.",
+            "Too few rollouts were audited for a test",
+            f"{s.n} rollouts. The test needs at least 12, and some hundred to detect a fall of 0.25.",
             "fair",
         )
     change = (
-        f"Gold went from {r.gold_before:.3f} to {r.gold_after:.3f} around step {r.since} while the "
-        f"reward changed by {r.proxy_gain:+.3f} (p {r.p:.2g}, valid however often it is read)."
+        f"Gold changed from {s.gold_before:.3f} to {s.gold_after:.3f} around step {s.since}, while the "
+        f"reward changed by {s.proxy_gain:+.3f} (p = {s.p:.2g}, valid at any number of looks)."
     )
-    if r.hacked:
-        back = f" Best audited: steps {r.best.first} to {r.best.last}." if r.best else ""
-        return "The reward is hacked: it rises and gold falls", change + back, "bad"
-    if r.p < alpha:
+    if s.hacked:
+        back = f" Best audited policy: steps {s.best.first} to {s.best.last}." if s.best else ""
+        return "The reward is hacked: it did not fall, and gold did", change + back, "bad"
+    if s.p < alpha:
         return "Gold fell, and the reward fell with it", change, "bad"
-    if r.past_peak and r.gold is not None:
-        text = (
-            f"The fitted peak is at √KL {r.gold.peak[0]:.2f} "
-            f"[{r.gold.peak[1]:.2f}, {r.gold.peak[2]:.2f}] and the policy is further. "
-        )
-        return "The policy is past the fitted peak of gold", text + change, "fair"
+    if s.past_peak and s.gold is not None:
+        peak, low, high = s.gold.peak
+        text = f"The fitted peak is at √KL {peak:.2f} [{low:.2f}, {high:.2f}], and the policy is farther. "
+        return "The policy is beyond the fitted peak of gold", text + change, "fair"
     return (
-        "No fall of gold was found",
-        f"{r.n} rollouts audited; p {r.p:.2g} that it never fell.",
+        "No fall of gold was detected",
+        f"{s.n} rollouts audited; p = {s.p:.2g} for the hypothesis that gold never fell.",
         "good",
     )
 
 
-def write_page(run: Path, rows: Sequence[Row], r: Reading, alpha: float, block: int) -> Path:
+def write_page(
+    run: Path, audited: Sequence[AuditedRollout], s: AuditSummary, alpha: float, block_size: int
+) -> Path:
     """Write ``audit.html`` into the run folder."""
-    head, text, tone = verdict(r, alpha)
+    head, text, tone = headline(s, alpha)
     tiles = [
-        Tile("Audited", str(r.n), "rollouts"),
-        Tile("p", f"{r.p:.2g}", f"gold never fell; alarm below {alpha:g}"),
+        Tile("Audited", str(s.n), "rollouts"),
+        Tile("p", f"{s.p:.2g}", f"gold never fell; alarm below {alpha:g}"),
     ]
-    if r.gold is not None:
-        peak, low, high = r.gold.peak
-        span = f"95 % interval {_far(low)} to {_far(high)}"
-        tiles.append(Tile("Peak d*", _far(peak), f"√KL in √nats; {span}"))
-        tiles.append(Tile("Fit of gold", f"R² {r.gold.r2:.2f}", "Gao's form, over points"))
-    made = blocks(rows, block)
-    steps = [float(b.last) for b in made]
+    if s.gold is not None:
+        peak, low, high = s.gold.peak
+        interval = f"95 % interval {_distance(low)} to {_distance(high)}"
+        tiles.append(Tile("Peak d*", _distance(peak), f"√KL in √nats; {interval}"))
+        tiles.append(Tile("Fit of gold", f"R² {s.gold.r2:.2f}", "Gao's form, over points"))
+    parts = blocks(audited, block_size)
+    steps = [float(b.last) for b in parts]
     charts = [
         line_chart(
-            "Gold by step", [Line("Gold", steps, [b.gold for b in made], 0)], "Step",
-            "Mean gold score", f"Each point is {block} audited rollouts; a fall is what to look for.",
+            "Gold by step",
+            [Line("Gold", steps, [b.gold for b in parts], 0)],
+            "Step",
+            "Mean gold score",
+            f"Each point is the mean of {block_size} audited rollouts. Look for a fall.",
         ),
         line_chart(
-            "Reward by step", [Line("Reward", steps, [b.proxy for b in made], 1)], "Step",
-            "Mean reward of the same rollouts", "Up while gold goes down is a hacked reward.",
+            "Reward by step",
+            [Line("Reward", steps, [b.proxy for b in parts], 1)],
+            "Step",
+            "Mean reward of the same rollouts",
+            "If the reward rises while gold falls, the reward is hacked.",
         ),
-        _over(rows, "gold", r.gold, 0),
-        _over(rows, "proxy", r.proxy, 1),
-    ]  # fmt: skip
+        _by_distance(audited, "gold", s.gold, 0),
+        _by_distance(audited, "proxy", s.proxy, 1),
+    ]
     table = Table(
         ("Steps", "Gold", "Reward"),
-        [(f"{b.first} to {b.last}", f"{b.gold:.3f}", f"{b.proxy:+.3f}") for b in made],
+        [(f"{b.first} to {b.last}", f"{b.gold:.3f}", f"{b.proxy:+.3f}") for b in parts],
     )
     lead = (
-        "Gao's form R = d(α − β ln d) with d = √KL is fitted to both; a peak beyond what was "
-        "measured is a guess."
+        "Gao's form R = d(α − β ln d) with d = √KL is fitted to both. A peak beyond the largest "
+        "measured distance is an extrapolation."
     )
-    page = run / "audit.html"
     html = render(
         [
             Section("", "", [Verdict(head, text, tone)], tiles),
             Section("Gold and reward", lead, charts=[c for c in charts if c is not None]),
-            Section("Blocks", "", tables=[table] if made else []),
+            Section("Blocks", "", tables=[table] if parts else []),
         ],
         "Is the reward real?",
         f"trimtab audit, run {run.resolve().name}",
     )
+    page = run / "audit.html"
     write_atomic(page, html.encode())
     return page
 
 
-def _far(d: float) -> str:
+def _distance(d: float) -> str:
     return "none" if math.isinf(d) or d > 1e6 else f"{d:.2f}"
 
 
-def _over(rows: Sequence[Row], name: str, fit: Fit | None, colour: int) -> Chart | None:
-    kl, parts = points(rows)
-    x = [math.sqrt(k) for k in kl]
-    y = [sum(float(getattr(r, name)) for r in part) / len(part) for part in parts]
-    order = sorted(range(len(x)), key=lambda i: x[i])
-    lines = [Line("Audited", [x[i] for i in order], [y[i] for i in order], colour)]
-    if fit is not None:
-        at = [fit.reach * i / 60 for i in range(61)]
-        lines.append(Line("Fitted", at, [fit(d) for d in at], 5))
-    what = "Gold" if name == "gold" else "Reward"
-    see = (
-        "Where the fitted line bends down, more distance costs gold."
-        if name == "gold"
-        else "The reward keeps rising past the point where gold bends: that gap is the hack."
+def _by_distance(
+    audited: Sequence[AuditedRollout], name: Literal["gold", "proxy"], fit: Fit | None, colour: int
+) -> Chart | None:
+    kl, parts = points_by_kl(audited)
+    points = sorted(
+        (math.sqrt(k), sum(float(getattr(r, name)) for r in part) / len(part))
+        for k, part in zip(kl, parts, strict=True)
     )
-    return line_chart(f"{what} by distance", lines, DISTANCE, f"Mean {what.lower()}", see)
+    lines = [Line("Audited", [x for x, _ in points], [y for _, y in points], colour)]
+    if fit is not None:
+        grid = [fit.reach * i / 60 for i in range(61)]
+        lines.append(Line("Fitted", grid, [fit(d) for d in grid], 5))
+    label = "Gold" if name == "gold" else "Reward"
+    note = (
+        "Where the fitted line bends down, more distance from the reference costs gold."
+        if name == "gold"
+        else "If the reward keeps rising beyond the peak of gold, the difference is hacked reward."
+    )
+    return line_chart(f"{label} by distance", lines, DISTANCE, f"Mean {label.lower()}", note)

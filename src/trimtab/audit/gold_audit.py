@@ -1,8 +1,7 @@
-"""The gold audit: a small share of rollouts scored by someone who knows, and what they show.
+"""The gold audit: a small share of the rollouts gets a ground-truth ("gold") score.
 
-``audit.jsonl`` in the run folder has a line for each audited rollout: ``step``, ``prompt_id``,
-``index`` among the rollouts of its prompt, ``proxy`` (what was trained on), ``gold``, ``kl`` of the
-rollout to the reference in nats, ``kl_mean`` of its whole batch, and ``source``, who scored it.
+``audit.jsonl`` in the run folder has one line per audited rollout (``AuditedRollout``). ``summarise``
+tests whether gold fell, ``choose_policy`` whether an earlier policy is better than the last.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trimtab.config import Config
 from trimtab.errors import DataError
@@ -24,111 +23,141 @@ from trimtab.runs import fs, to_json, write_atomic
 from trimtab.stats.change import welch
 from trimtab.stats.overoptimisation import Fit, fit_points
 from trimtab.stats.sequential import fall
+from trimtab.types import Row
 
 FILE = "audit.jsonl"
 ALPHA = 0.01
-FINAL = 0.05
+FINAL_ALPHA = 0.05
 
 
-class Row(BaseModel):
-    """A line of ``audit.jsonl``."""
+class AuditedRollout(BaseModel):
+    """One line of ``audit.jsonl``.
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    >>> AuditedRollout.model_validate({"step": 1, "id": "p", "proxy": 0.5, "gold": 1.0}).prompt_id
+    'p'
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True
+    )
 
     step: int = Field(ge=0)
-    """As in ``metrics.jsonl``: the batch of rollouts, from 1."""
-    prompt_id: str
+    """Iteration of RL (a batch of rollouts) as in ``metrics.jsonl``, from 1."""
+    prompt_id: str = Field(validation_alias=AliasChoices("prompt_id", "prompt", "id"))
     index: int = 0
+    """Place among the rollouts of its prompt."""
     proxy: float
+    """The reward that the policy is trained on."""
     gold: float
+    """The ground-truth score."""
     kl: float | None = None
+    """Nats from the reference, of this rollout."""
     kl_mean: float | None = None
+    """Nats per completion, mean over its batch."""
     source: str = ""
+    """Who scored it."""
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """What no two audited rollouts share."""
+        return self.step, self.prompt_id, self.index
 
 
 class GoldSpec(Config):
-    """Who knows: a function, or a stronger reward model. People come by ``trimtab audit``."""
+    """Who gives the gold score: a function or a stronger reward model. People: ``trimtab audit``."""
 
     function: str | None = None
-    """ "package.module:name" or "file.py:name", as a reward function; None marks "no score"."""
+    """ "package.module:name" or "file.py:name", called as a reward function; None means no score."""
     model: str | None = None
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
     low: float = 0.0
-    """No gold score is lower, ..."""
+    """The lowest possible gold score ..."""
     high: float = 1.0
-    """... and none higher: the sequential test needs to know."""
+    """... and the highest: the sequential test needs both bounds."""
 
     @model_validator(mode="after")
-    def _sane(self) -> GoldSpec:
+    def _consistent(self) -> GoldSpec:
         if (self.function is None) == (self.model is None):
-            raise ValueError("give one of function and model")
+            raise ValueError("set exactly one of function and model")
         if self.low >= self.high:
             raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
         return self
 
     def reward(self) -> RewardSpec:
-        """As a part that is watched."""
+        """The gold score as a reward of weight 0, which is recorded but not trained on."""
         return RewardSpec(
             name="gold", function=self.function, model=self.model, options=self.options, weight=0
         )
 
     @property
     def source(self) -> str:
-        """Its name in the record."""
+        """The name under which it is recorded."""
         return str(self.function or self.model)
 
 
 class RefreshSpec(Config):
-    """How a reward model is taught what it was hacked by."""
+    """How the reward model is retrained on the completions that exploited it."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "prompts": "num_prompts",
+        "answers": "num_completions",
+        "batch": "batch_size",
+    }
 
     data: str
-    """The comparisons that it was trained on: the new ones are mixed in."""
-    prompts: int = Field(default=64, ge=4)
-    """Prompts of the hacked batch answered again by the best audited policy."""
-    answers: int = Field(default=4, ge=1)
-    """Of that policy to each; gold picks the best of them to stand beside the answer that the
-    hacked reward likes best."""
+    """The comparisons that it was trained on; the new ones are added to them."""
+    num_prompts: int = Field(default=64, ge=4)
+    """Prompts of the last batch that the best audited policy completes again."""
+    num_completions: int = Field(default=4, ge=1)
+    """Completions of that policy per prompt. The one with the best gold score is compared with the
+    completion that the exploited reward likes best."""
     repeat: int = Field(default=1, ge=1)
-    """How often each new comparison stands in the mix."""
+    """How often each new comparison is added."""
     epochs: float = Field(default=2.0, gt=0.0)
-    batch: int = Field(default=32, gt=0)
+    batch_size: int = Field(default=32, gt=0)
     lr: float = Field(default=1e-4, gt=0.0)
 
 
 class AuditSpec(Config):
-    """A gold audit beside training, and what is done when it says that the reward is hacked."""
+    """A gold audit during training, and what happens when the gold score falls."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "block": "block_size",
+        "times": "max_actions",
+        "final": "final_alpha",
+    }
 
     gold: GoldSpec
     share: float = Field(default=0.01, gt=0.0, le=1.0)
-    """Of all rollouts; with ``act: stop`` the first batch gives a whole ``block`` where it has as many,
-    so that the start is known by itself."""
+    """Share of all rollouts that is audited. With ``act: stop`` at least ``block_size`` rollouts of
+    the first batch are audited if it has as many, so that the initial policy has a block of its own."""
     act: Literal["none", "stop", "switch", "refresh"] = "none"
-    """What is done when gold falls. "none": a line in actions.jsonl. "stop": the run ends and hands
-    over the best audited policy, whatever the reward did; and a run that comes to its own end hands
-    that over too where its gold is surely higher (``final``). Where gold falls and the reward does
-    not, "switch": return to the best, and take an ensemble by ``switch`` from there; "refresh":
-    return, and go on with a refreshed reward model."""
-    final: float = Field(default=FINAL, ge=0.0, lt=1.0)
-    """With ``act: stop``, the chance that a policy is handed over at the run's own end that is no
-    better than the last: the best block's gold is tested against the last block's, once (Welch,
-    one-sided, times the number of blocks). 0 always hands over the last."""
+    """What happens when gold falls. "none": a line in actions.jsonl. "stop": the run ends and exports
+    the best audited policy, even if the reward fell too; at its regular end a run exports that policy
+    if its gold is significantly higher (``final_alpha``). If gold falls and the reward does not,
+    "switch" returns to the best audited policy and from there combines an ensemble by ``switch``,
+    "refresh" returns to it and continues with a retrained reward model."""
+    final_alpha: float = Field(default=FINAL_ALPHA, ge=0.0, lt=1.0)
+    """With ``act: stop``: the probability of exporting an earlier policy at the run's regular end that
+    is no better than the last one. The gold of the best block is tested once against that of the last
+    (Welch, one-sided, Bonferroni over blocks). 0 always exports the last policy."""
     switch: Literal["worst", "uncertainty"] = "worst"
-    """How the ensembles among ``rewards`` combine afterwards."""
+    """How the ensembles among ``rewards`` combine their members after a switch."""
     refresh: RefreshSpec | None = None
-    block: int = Field(default=32, ge=4)
-    """Audited rollouts over which the best policy is told by."""
+    block_size: int = Field(default=32, ge=4)
+    """Audited rollouts per block; policies are compared by the mean gold of a block."""
     alpha: float = Field(default=ALPHA, gt=0.0, lt=1.0)
-    """Chance of a false alarm over the whole run, however long."""
-    times: int = Field(default=3, ge=1)
-    """Actions at most; then it stops."""
+    """Probability of a false alarm over the whole run, however long it is."""
+    max_actions: int = Field(default=3, ge=1)
+    """After this many actions the next one is "stop"."""
 
     @model_validator(mode="after")
-    def _whole(self) -> AuditSpec:
+    def _consistent(self) -> AuditSpec:
         if (self.act == "refresh") != (self.refresh is not None):
-            raise ValueError("act: refresh and the key refresh belong together: give both or none")
-        if self.final != FINAL and self.act != "stop":
+            raise ValueError("act: refresh needs the key refresh, and no other action takes it")
+        if self.final_alpha != FINAL_ALPHA and self.act != "stop":
             raise ValueError(
-                f"final belongs to act: stop, and act is {self.act}; remove the key final"
+                f"final_alpha belongs to act: stop, and act is {self.act}; remove the key final_alpha"
             )
         return self
 
@@ -138,208 +167,230 @@ class Block:
     """Consecutive audited rollouts."""
 
     first: int
+    """Step of its first rollout."""
     last: int
-    """Steps."""
+    """Step of its last one."""
     gold: float
     proxy: float
+    """Means of its rollouts."""
 
 
 @dataclass(slots=True, frozen=True)
-class Reading:
-    """What the audit says so far."""
+class AuditSummary:
+    """What the audit shows so far."""
 
     n: int
+    """Audited rollouts."""
     p: float
-    """That gold never fell; valid at any time (see ``stats.sequential.fall``)."""
+    """P-value of "gold never fell"; valid at any time (see ``stats.sequential.fall``)."""
     since: int | None
-    """The step at which the fall shows best."""
+    """The step at which the fall is clearest."""
     gold_before: float
     gold_after: float
     proxy_gain: float
-    """Mean proxy after that step less that before it, over the same rollouts."""
+    """Mean proxy after that step minus that before it, over the same rollouts."""
     fell: bool
     """Gold fell: p is below alpha."""
     hacked: bool
-    """It did while the proxy did not."""
+    """Gold fell and the proxy did not."""
     gold: Fit | None
-    """Gao's form through gold by sqrt(KL); None where KL is unknown or too little was audited."""
+    """Gao's form fitted to gold over sqrt(KL); None without KL or with too few rollouts."""
     proxy: Fit | None
     past_peak: bool
-    """The policy is surely further than the fitted peak."""
+    """The policy is beyond the whole confidence interval of the fitted peak."""
     best: Block | None
 
+    def to_json(self) -> dict[str, object]:
+        """What ``audit.json`` holds."""
+        plain: dict[str, object] = asdict(self)
+        for name, fit in (("gold", self.gold), ("proxy", self.proxy)):
+            if fit is not None:
+                peak, low, high = fit.peak
+                plain[name] = {
+                    "alpha": fit.curve.alpha, "beta": fit.curve.beta, "start": fit.start,
+                    "peak": peak, "peak_low": low, "peak_high": high, "r2": fit.r2,
+                    "reach": fit.reach,
+                }  # fmt: skip
+        return plain
 
-def blocks(rows: Sequence[Row], size: int) -> list[Block]:
-    """Whole blocks in order of step; a rest smaller than ``size`` waits."""
+
+def blocks(rollouts: Sequence[AuditedRollout], size: int) -> list[Block]:
+    """Complete blocks in order of step; fewer than ``size`` rollouts at the end are left out."""
     return [
         Block(
-            part[0].step, part[-1].step, float(np.mean([r.gold for r in part])),
-            float(np.mean([r.proxy for r in part])),
+            first=part[0].step,
+            last=part[-1].step,
+            gold=float(np.mean([r.gold for r in part])),
+            proxy=float(np.mean([r.proxy for r in part])),
         )
-        for part in (rows[i : i + size] for i in range(0, len(rows) - size + 1, size))
-    ]  # fmt: skip
+        for part in (rollouts[i : i + size] for i in range(0, len(rollouts) - size + 1, size))
+    ]
 
 
-def points(rows: Sequence[Row]) -> tuple[list[float], list[list[Row]]]:
-    """KL and rows of each audited step whose KL is known; neighbours are joined to about 30 points."""
-    steps: dict[int, list[Row]] = {}
-    for r in rows:
+def points_by_kl(
+    rollouts: Sequence[AuditedRollout],
+) -> tuple[list[float], list[list[AuditedRollout]]]:
+    """KL and rollouts of each audited step whose KL is known; neighbours are joined to about 30 points."""
+    by_step: dict[int, list[AuditedRollout]] = {}
+    for r in rollouts:
         if r.kl_mean is not None or r.kl is not None:
-            steps.setdefault(r.step, []).append(r)
-    ordered = [steps[s] for s in sorted(steps)]
+            by_step.setdefault(r.step, []).append(r)
+    ordered = [by_step[s] for s in sorted(by_step)]
     size = max(1, math.ceil(len(ordered) / 30))
-    joined = [sum(ordered[i : i + size], list[Row]()) for i in range(0, len(ordered), size)]
+    joined = [
+        sum(ordered[i : i + size], list[AuditedRollout]()) for i in range(0, len(ordered), size)
+    ]
 
-    def distance(part: Sequence[Row]) -> float:
-        whole = [r.kl_mean if r.kl_mean is not None else cast(float, r.kl) for r in part]
-        return max(0.0, float(np.mean(whole)))
+    def distance(part: Sequence[AuditedRollout]) -> float:
+        kls = [r.kl_mean if r.kl_mean is not None else cast(float, r.kl) for r in part]
+        return max(0.0, float(np.mean(kls)))
 
     return [distance(part) for part in joined], joined
 
 
-def _fit(rows: Sequence[Row], name: Literal["gold", "proxy"]) -> Fit | None:
-    kl, parts = points(rows)
+def _fit(rollouts: Sequence[AuditedRollout], name: Literal["gold", "proxy"]) -> Fit | None:
+    kl, parts = points_by_kl(rollouts)
     if len({round(k, 9) for k in kl}) < 4:
         return None
     return fit_points(kl, [[float(getattr(r, name)) for r in part] for part in parts])
 
 
-def reading(
-    rows: Sequence[Row],
+def summarise(
+    rollouts: Sequence[AuditedRollout],
     low: float = 0.0,
     high: float = 1.0,
     alpha: float = ALPHA,
-    block: int = 32,
-) -> Reading:
-    """What these audited rollouts say.
+    block_size: int = 32,
+) -> AuditSummary:
+    """Test whether gold fell, and fit gold and proxy over the distance from the reference.
 
     Raises:
         DataError: a gold score lies outside [low, high].
     """
-    rows = sorted(rows, key=lambda r: r.step)
-    found = fall([r.gold for r in rows], low, high)
+    rollouts = sorted(rollouts, key=lambda r: r.step)
+    test = fall([r.gold for r in rollouts], low, high)
     gain, since = math.nan, None
-    if found.split:
-        n = min(found.split, len(rows) - found.split)
-        before, after = (
-            rows[found.split - n : found.split],
-            rows[found.split : found.split + n],
-        )
+    if test.split:
+        n = min(test.split, len(rollouts) - test.split)
+        before = rollouts[test.split - n : test.split]
+        after = rollouts[test.split : test.split + n]
         gain = float(np.mean([r.proxy for r in after]) - np.mean([r.proxy for r in before]))
-        since = rows[found.split].step
-    gold, proxy = _fit(rows, "gold"), _fit(rows, "proxy")
-    kl, _ = points(rows)
-    past = gold is not None and bool(kl) and math.sqrt(kl[-1]) > gold.peak[2]
-    whole = blocks(rows, block)
-    return Reading(
-        len(rows), found.p, since, found.before, found.after, gain,
-        found.p < alpha, found.p < alpha and gain >= 0, gold, proxy, past,
-        max(whole, key=lambda b: b.gold, default=None),
-    )  # fmt: skip
-
-
-@dataclass(slots=True, frozen=True)
-class Choice:
-    """Which policy is handed over at a run's own end."""
-
-    back_to: int | None
-    """The last step of the best block, whose policy it is; None for the last policy."""
-    p: float
-    """That the best block's policy is no better than the last block's, times the blocks before the
-    last; 1 where there is nothing to compare."""
-    blocks: int
-    """Whole blocks."""
-    best: Block | None
-    last: float
-    """Mean gold of the last block and the rest after it; NaN where there is none."""
-
-
-def choose(rows: Sequence[Row], size: int, level: float = FINAL) -> Choice:
-    """The best block's policy where its gold is surely higher than the last block's, else the last.
-
-    For one look at the end: read at any time it would hand over too often.
-
-    Args:
-        rows: All that was audited.
-        size: Rollouts a block; a rest smaller than that counts with the last block.
-        level: Of the one-sided test, over all blocks that it might have been.
-    """
-    rows = sorted(rows, key=lambda r: r.step)
-    whole = blocks(rows, size)
-    if not whole:
-        return Choice(None, 1.0, 0, None, math.nan)
-    top = max(range(len(whole)), key=lambda i: (whole[i].gold, i))
-    golds = [r.gold for r in rows]
-    end = golds[(len(whole) - 1) * size :]
-    p = 1.0
-    if top < len(whole) - 1:
-        p = min(1.0, (len(whole) - 1) * welch(golds[top * size : (top + 1) * size], end))
-    return Choice(
-        whole[top].last if p < level else None, p, len(whole), whole[top], float(np.mean(end))
+        since = rollouts[test.split].step
+    gold = _fit(rollouts, "gold")
+    kl, _ = points_by_kl(rollouts)
+    return AuditSummary(
+        n=len(rollouts),
+        p=test.p,
+        since=since,
+        gold_before=test.before,
+        gold_after=test.after,
+        proxy_gain=gain,
+        fell=test.p < alpha,
+        hacked=test.p < alpha and gain >= 0,
+        gold=gold,
+        proxy=_fit(rollouts, "proxy"),
+        past_peak=gold is not None and bool(kl) and math.sqrt(kl[-1]) > gold.peak[2],
+        best=max(blocks(rollouts, block_size), key=lambda b: b.gold, default=None),
     )
 
 
-def told(r: Reading) -> dict[str, Any]:
-    """A reading as JSON holds it."""
-    plain = asdict(r)
-    for name in ("gold", "proxy"):
-        fit: Fit | None = getattr(r, name)
-        if fit is not None:
-            plain[name] = {
-                "alpha": fit.curve.alpha, "beta": fit.curve.beta, "start": fit.start,
-                "peak": fit.peak[0], "peak_low": fit.peak[1], "peak_high": fit.peak[2],
-                "r2": fit.r2, "reach": fit.reach,
-            }  # fmt: skip
-    return plain
+@dataclass(slots=True, frozen=True)
+class PolicyChoice:
+    """Which policy is exported at a run's regular end."""
+
+    back_to: int | None
+    """Last step of the best block, whose policy is exported; None for the last policy."""
+    p: float
+    """P-value of "the best block's policy is no better than the last block's", Bonferroni over the
+    blocks before the last; 1 where there is nothing to compare."""
+    blocks: int
+    """Complete blocks."""
+    best: Block | None
+    last: float
+    """Mean gold of the last block and of what follows it; NaN without a block."""
 
 
-def read_audit(run: str | Path) -> list[Row]:
-    """``audit.jsonl`` of a run folder; none where there is no file. A torn last line is left out.
+def choose_policy(
+    rollouts: Sequence[AuditedRollout], block_size: int, alpha: float = FINAL_ALPHA
+) -> PolicyChoice:
+    """The best block's policy if its gold is significantly higher than the last block's, else the last.
+
+    Only for one look at the end: repeated looks would choose an earlier policy too often.
+
+    Args:
+        rollouts: Everything that was audited.
+        block_size: Rollouts per block; an incomplete last block counts with the one before it.
+        alpha: Level of the one-sided test, corrected for the number of blocks.
+    """
+    rollouts = sorted(rollouts, key=lambda r: r.step)
+    complete = blocks(rollouts, block_size)
+    if not complete:
+        return PolicyChoice(back_to=None, p=1.0, blocks=0, best=None, last=math.nan)
+    top = max(range(len(complete)), key=lambda i: (complete[i].gold, i))
+    golds = [r.gold for r in rollouts]
+    end = golds[(len(complete) - 1) * block_size :]
+    p = 1.0
+    if top < len(complete) - 1:
+        block = golds[top * block_size : (top + 1) * block_size]
+        p = min(1.0, (len(complete) - 1) * welch(block, end))
+    return PolicyChoice(
+        back_to=complete[top].last if p < alpha else None,
+        p=p,
+        blocks=len(complete),
+        best=complete[top],
+        last=float(np.mean(end)),
+    )
+
+
+def read_audit(run: str | Path) -> list[AuditedRollout]:
+    """``audit.jsonl`` of a run folder; empty without the file. A torn last line is left out.
 
     Raises:
         DataError: a line cannot be used; the message names it.
     """
     path = Path(run) / FILE
-    rows: list[Row] = []
+    rollouts: list[AuditedRollout] = []
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            rows.append(Row.model_validate_json(line))
+            rollouts.append(AuditedRollout.model_validate_json(line))
         except ValidationError as error:
             if number == len(lines):
                 break
             first = error.errors()[0]
             key = ".".join(str(x) for x in first["loc"]) or "line"
             raise DataError(
-                f"{path}, line {number}: {key}: {first['msg']}; mend or remove the line"
+                f"{path}, line {number}: {key}: {first['msg']}; correct or remove the line"
             ) from None
-    return rows
+    return rollouts
 
 
-def write_rows(run: str | Path, rows: Sequence[Row], *, keep: Sequence[Row] = ()) -> None:
-    """Replace ``audit.jsonl`` by ``keep`` and ``rows``."""
-    text = "".join(to_json(r.model_dump()) + "\n" for r in [*keep, *rows])
-    write_atomic(Path(run) / FILE, text.encode("utf-8", "replace"))
+def _lines(rollouts: Sequence[AuditedRollout]) -> bytes:
+    return "".join(to_json(r.model_dump()) + "\n" for r in rollouts).encode("utf-8", "replace")
 
 
-def append_rows(run: str | Path, rows: Sequence[Row]) -> None:
-    """Add lines; on disk when this returns."""
-    text = "".join(to_json(r.model_dump()) + "\n" for r in rows)
+def write_audit(run: str | Path, rollouts: Sequence[AuditedRollout]) -> None:
+    """Replace ``audit.jsonl``."""
+    write_atomic(Path(run) / FILE, _lines(rollouts))
+
+
+def append_audit(run: str | Path, rollouts: Sequence[AuditedRollout]) -> None:
+    """Add lines to ``audit.jsonl``; they are on disk when this returns."""
     with fs.open(Path(run) / FILE, "ab") as handle:
-        fs.write(handle, text.encode("utf-8", "replace"))
+        fs.write(handle, _lines(rollouts))
 
 
-def numbered(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of samples with "id" and "index", made from their order where an older run lacks them."""
-    made: list[dict[str, Any]] = []
-    seen: dict[tuple[Any, str], int] = {}
+def with_ids(rows: Sequence[Row]) -> list[Row]:
+    """Rows of ``samples/`` with "id" and "index"; older runs lack them, and they follow from the order."""
+    result: list[Row] = []
+    seen: dict[tuple[object, str], int] = {}
     for row in rows:
         text = str(row.get("prompt")).encode("utf-8", "replace")
-        name = str(row.get("id") or hashlib.sha256(text).hexdigest()[:16])
-        place = seen.get((row.get("step"), name), 0)
-        seen[row.get("step"), name] = place + 1
+        prompt_id = str(row.get("id") or hashlib.sha256(text).hexdigest()[:16])
+        place = seen.get((row.get("step"), prompt_id), 0)
+        seen[row.get("step"), prompt_id] = place + 1
         index = row.get("index")
-        made.append({**row, "id": name, "index": place if index is None else int(index)})
-    return made
+        result.append({**row, "id": prompt_id, "index": place if index is None else int(index)})
+    return result

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from trimtab.audit.gold_audit import AuditedRollout, read_audit
 from trimtab.config import read_yaml
-from trimtab.doctor.finding import Audited, Example, Probe
+from trimtab.doctor.finding import Example, Probe
 from trimtab.errors import DataError
 from trimtab.runs import read_metrics, read_object, read_summary
 
@@ -67,7 +68,7 @@ class Evidence:
     summary: dict[str, Any] = field(default_factory=dict[str, Any])
     facts: dict[str, Any] = field(default_factory=dict[str, Any])
     probes: list[Probe] = field(default_factory=list[Probe])
-    audit: list[Audited] = field(default_factory=list[Audited])
+    audit: list[AuditedRollout] = field(default_factory=list[AuditedRollout])
     rewards: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     """Summaries of the runs that made this run's reward models, by the models' folders."""
 
@@ -196,7 +197,7 @@ def read(folder: str | Path) -> Evidence:
             "or import one of another library with 'trimtab doctor FILE --from trl|wandb|jsonl'"
         )
     found.probes = _probes(path / "probes.json")
-    found.audit = _audit(path / "audit.jsonl")
+    found.audit = sorted(read_audit(path), key=lambda a: a.step)
     for spec in found.config.get("rewards") or ():
         for model in (
             [spec.get("model"), *(spec.get("models") or ())] if isinstance(spec, dict) else ()
@@ -214,23 +215,6 @@ def _probes(path: Path) -> list[Probe]:
         return [Probe.model_validate(p) for p in cast("list[Any]", listed)]
     except (ValidationError, TypeError) as error:
         raise DataError(f"{path}: 'probes' holds an entry that is no probe: {error}") from None
-
-
-def _audit(path: Path) -> list[Audited]:
-    if not path.is_file():
-        return []
-    found: list[Audited] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                found.append(Audited.model_validate_json(line))
-            except ValidationError as error:
-                first = error.errors()[0]
-                raise DataError(
-                    f"{path}, line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}; mend "
-                    "or remove the line"
-                ) from None
-    return sorted(found, key=lambda a: a.step)
 
 
 def _rollouts(path: Path) -> Iterable[Rollout]:

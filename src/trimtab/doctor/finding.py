@@ -1,10 +1,10 @@
-"""What the doctor says and what others tell it: ``findings.jsonl``, ``probes.json``, ``audit.jsonl``."""
+"""What the doctor says and what others tell it: ``findings.jsonl``, ``probes.json``."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 Tier = Literal["T0", "T1", "T2"]
 """What a finding rests on: curves and facts of the data; rollouts and probes; the gold audit."""
@@ -107,23 +107,3 @@ class Probe(BaseModel):
             )
             for x in self.examples[:5]
         )
-
-
-class Audited(BaseModel):
-    """One line of ``audit.jsonl``: a rollout with its gold score by a person, a judge or the world."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    step: int
-    prompt: str = Field(validation_alias=AliasChoices("prompt_id", "prompt", "id"))
-    """Identity of the prompt."""
-    index: int = 0
-    """Of the rollout among those of its prompt."""
-    proxy: float
-    """What was trained on."""
-    gold: float
-    """What was wanted."""
-    kl: float | None = None
-    """Nats from the reference, of this rollout."""
-    source: str = ""
-    """Who scored it."""

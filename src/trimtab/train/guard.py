@@ -17,16 +17,16 @@ import numpy as np
 import torch
 
 from trimtab.audit.gold_audit import (
+    AuditedRollout,
     AuditSpec,
-    Reading,
+    AuditSummary,
     RefreshSpec,
-    Row,
-    append_rows,
+    append_audit,
     blocks,
-    choose,
+    choose_policy,
     read_audit,
-    reading,
-    write_rows,
+    summarise,
+    write_audit,
 )
 from trimtab.data.dataset import DataSpec
 from trimtab.data.render import Renderer
@@ -86,11 +86,11 @@ def too_little(spec: AuditSpec, rollouts: int) -> str:
     """What to change where a run of so many rollouts is too short for ``act: stop`` to choose; else
     empty."""
     about = round(spec.share * rollouts)
-    if spec.act != "stop" or about >= 2 * spec.block:
+    if spec.act != "stop" or about >= 2 * spec.block_size:
         return ""
     return (
-        f"about {about} of {rollouts} rollouts are audited, fewer than two blocks of {spec.block}: too "
-        "few to tell policies apart; raise audit.share or lower audit.block"
+        f"about {about} of {rollouts} rollouts are audited, fewer than two blocks of {spec.block_size}: too "
+        "few to tell policies apart; raise audit.share or lower audit.block_size"
     )
 
 
@@ -115,7 +115,7 @@ class Guard:
         self.gold = Rewards(
             [spec.gold.reward()], stage.renderer.tokenizer, loop.token_budget, device
         )
-        self.rows: list[Row] | None = None
+        self.rows: list[AuditedRollout] | None = None
         self.since = 0
         """Rows of earlier steps were acted on already."""
         self.actions = 0
@@ -128,7 +128,7 @@ class Guard:
         """What is exported and why, in a sentence, once the run has ended."""
         self.combine: str | None = None
         self.model: str | None = None
-        self.found: Reading | None = None
+        self.found: AuditSummary | None = None
 
     def observe(self, index: int, groups: Sequence[Group]) -> dict[str, float]:
         """Audit a share of the scored rollouts of batch ``index``; what the audit says so far."""
@@ -138,39 +138,41 @@ class Guard:
         kls = [k for g in groups for c in g.completions if (k := log_kl(c)) is not None]
         mean = float(np.mean(kls)) if kls else None
         new = self._audit(step, groups, mean)
-        whole = len(blocks(self._now(), self.spec.block))
+        whole = len(blocks(self._now(), self.spec.block_size))
         rows += new
-        append_rows(self.out, new)
+        append_audit(self.out, new)
         now = self._now()
         told = {"audit/rollouts": float(len(rows))}
         if mean is not None:
             told["audit/kl"] = mean
         if new:
             told["audit/gold"] = float(np.mean([r.gold for r in new]))
-        done = [b.gold for b in blocks(now, self.spec.block)[whole:]]
+        done = [b.gold for b in blocks(now, self.spec.block_size)[whole:]]
         if done and (self.best is None or max(done) >= self.best):
             # The weights that made these rollouts, before the update that they are for.
             self.best = max(done)
             self._keep(step, self.best)
         if new:
             gold = self.spec.gold
-            self.found = reading(now, gold.low, gold.high, self.spec.alpha, self.spec.block)
+            self.found = summarise(now, gold.low, gold.high, self.spec.alpha, self.spec.block_size)
         if self.found is not None:
             told["audit/p"] = self.found.p
         return told
 
-    def _recalled(self, step: int) -> list[Row]:
+    def _recalled(self, step: int) -> list[AuditedRollout]:
         """What was audited; a resumed run forgets what came at ``step``, its first, or later."""
         if self.rows is None:
             self.rows = [r for r in read_audit(self.out) if r.step < step]
-            write_rows(self.out, self.rows)
+            write_audit(self.out, self.rows)
             _forget(self.out / ACTIONS, step)
         return self.rows
 
-    def _now(self) -> list[Row]:
+    def _now(self) -> list[AuditedRollout]:
         return [r for r in self.rows or () if r.step > self.since]
 
-    def _audit(self, step: int, groups: Sequence[Group], mean: float | None) -> list[Row]:
+    def _audit(
+        self, step: int, groups: Sequence[Group], mean: float | None
+    ) -> list[AuditedRollout]:
         done = [
             (g, i, c) for g in groups for i, c in enumerate(g.completions) if c.reward is not None
         ]
@@ -178,20 +180,20 @@ class Guard:
         wanted = self.spec.share * len(done)
         count = int(wanted) + int(rng.random() < wanted % 1)
         if step == 1 and self.spec.act == "stop":
-            count = min(len(done), max(count, self.spec.block))
+            count = min(len(done), max(count, self.spec.block_size))
         picked = [done[int(i)] for i in sorted(rng.permutation(len(done))[:count])]
         copies = [
             replace(g, completions=[replace(c, scores={}, reward=None)]) for g, _, c in picked
         ]
         if copies:
             self.gold(copies)
-        rows: list[Row] = []
+        rows: list[AuditedRollout] = []
         for (g, i, c), copy in zip(picked, copies, strict=True):
             value = copy.completions[0].scores["gold"].value
             if value is None:
                 continue
             rows.append(
-                Row(
+                AuditedRollout(
                     step=step, prompt_id=g.id, index=i, proxy=cast(float, c.reward), gold=value,
                     kl=log_kl(c), kl_mean=mean, source=self.spec.gold.source,
                 )
@@ -217,10 +219,10 @@ class Guard:
             return {} if self.handed is None else {"audit/handed_over": float(self.handed)}
         return self._end(index + 1) if index + 1 == self.stage.steps else {}
 
-    def _act(self, step: int, found: Reading) -> None:
+    def _act(self, step: int, found: AuditSummary) -> None:
         spec = self.spec
         saved = checkpoint.latest(self.out / "best")
-        action = spec.act if self.actions < spec.times else "stop"
+        action = spec.act if self.actions < spec.max_actions else "stop"
         if action != "none" and saved is None:
             return  # nothing to go back to yet
         told: dict[str, Any] = {
@@ -261,8 +263,8 @@ class Guard:
 
     def _end(self, step: int) -> dict[str, float]:
         """The one look at the run's own end."""
-        size, rows = self.spec.block, self._recalled(step)
-        found = choose(rows, size, self.spec.final)
+        size, rows = self.spec.block_size, self._recalled(step)
+        found = choose_policy(rows, size, self.spec.final_alpha)
         saved = checkpoint.latest(self.out / "best")
         told: dict[str, Any] = {"step": step, "action": "keep", "p": found.p}
         if found.best is None or found.blocks < 2:
@@ -330,14 +332,14 @@ class Guard:
         audited policy, as comparisons where gold tells them apart; empty answers are no rows."""
         stage = self.stage
         hacked: list[Group] = []
-        for g in stage.last[: how.prompts]:
+        for g in stage.last[: how.num_prompts]:
             done = [c for c in g.completions if c.text.strip()]
             if done:
                 top = max(done, key=lambda c: cast(float, c.reward))
                 hacked.append(replace(g, completions=[top]))
         better = collect(
             stage.rollouts.sampler, stage.renderer, hacked, stage.rollouts.sampling,
-            n=how.answers, key=(self.loop.seed, step, 37), version=stage.trainer.updates,
+            n=how.num_completions, key=(self.loop.seed, step, 37), version=stage.trainer.updates,
         )  # fmt: skip
         both: list[Group] = []
         for g, b in zip(hacked, better, strict=True):
@@ -376,7 +378,7 @@ class Guard:
             reward.main(
                 reward.RewardConfig(
                     out=str(folder), model=model, data=DataSpec(path=str(mixed)),
-                    epochs=how.epochs, batch=how.batch, optim=OptimSpec(lr=how.lr),
+                    epochs=how.epochs, batch=how.batch_size, optim=OptimSpec(lr=how.lr),
                     loop=self.loop.model_copy(update={"save_every": 0, "tracker": "none"}),
                 )
             )  # fmt: skip

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
+from trimtab.audit.gold_audit import AuditedRollout
 from trimtab.doctor.alarm import Found, held_kl
 from trimtab.doctor.evidence import Evidence, Unchecked, edge
-from trimtab.doctor.finding import Audited
 from trimtab.errors import DataError
 from trimtab.stats.change import drop, onset, slope, two_means
 from trimtab.stats.overoptimisation import Overoptimisation, fit_overoptimisation
@@ -83,7 +83,7 @@ def _kl_at(e: Evidence, step: float) -> float | None:
 
 def fitted(e: Evidence) -> Overoptimisation | None:
     """Gao's form for RL through the audit's means by step; None where it cannot be fitted."""
-    by: dict[int, list[Audited]] = {}
+    by: dict[int, list[AuditedRollout]] = {}
     for a in e.audit:
         by.setdefault(a.step, []).append(a)
     points: list[tuple[float, float]] = []
