@@ -38,7 +38,7 @@ class Job:
     def base(self) -> dict[str, Any]:
         """Keys that every stage takes."""
         spec = self.spec
-        optim = {"lr": 1e-5, "schedule": "constant", "warmup": 0.0}
+        optim = {"lr": 1e-5, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
         loop: dict[str, Any] = {}
         if spec.get("token_budget"):
             loop["token_budget"] = spec["token_budget"]
@@ -62,7 +62,7 @@ class Train(Job):
 
     def __init__(self, spec: dict[str, Any], phases: Phases) -> None:
         super().__init__(spec, phases)
-        given = self.base() | {"batch": spec["batch"]}
+        given = self.base() | {"batch_size": spec["batch"]}
         kind = spec["kind"]
         stage: Any
         if kind == "sft":

@@ -44,7 +44,7 @@ ENSEMBLES = ("mean", "worst", "uncertainty")
 SINGLES = ("single", *(f"single{k}" for k in range(1, MEMBERS)))
 WAYS = (*SINGLES, *ENSEMBLES)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-QUIET = {"save_every": 0, "sample_every": 0}
+QUIET = {"save_steps": 0, "sample_steps": 0}
 
 
 def start(out: Path, limit: int = 1500) -> Path:
@@ -62,8 +62,8 @@ def start(out: Path, limit: int = 1500) -> Path:
             sft.SFTConfig,
             {
                 "out": str(out / "sft"), "model": {"path": BASE}, "holdout": 100, "epochs": 1,
-                "data": {"path": str(out / "world" / "demonstrations.jsonl")}, "batch": 64,
-                "optim": {"lr": 5e-4, "warmup": 0.05},
+                "data": {"path": str(out / "world" / "demonstrations.jsonl")}, "batch_size": 64,
+                "optim": {"lr": 5e-4, "warmup_ratio": 0.05},
             },
         )
     )  # fmt: skip
@@ -92,7 +92,7 @@ def members(out: Path, seed: int, start: str, rows: int = ROWS) -> dict[str, Any
                     "out": str(out / str(k)), "model": {"path": BASE, "seed": 100 * seed + k},
                     "data": {"path": f"{start}/label/comparisons.jsonl", "limit": rows},
                     "eval_data": {"path": f"{start}/label/heldout.jsonl", "limit": 150},
-                    "epochs": 4, "batch": 16, "optim": {"lr": 5e-4, "warmup": 0.1},
+                    "epochs": 4, "batch_size": 16, "optim": {"lr": 5e-4, "warmup_ratio": 0.1},
                     "loop": {"seed": 100 * seed + k},
                 },
             )
@@ -165,7 +165,7 @@ def rl(
         "data": {"path": f"{start}/world/prompts.jsonl"}, "rewards": [spec, GOLD],
         # So small that it holds nothing, but the KL is measured.
         "method": {"type": "rloo", "group_size": 4, "kl": {"beta": 1e-6}}, "sampling": {"max_new_tokens": 40},
-        "steps": steps, "batch_size": 32, "optim": {"lr": lr, "schedule": "constant"},
+        "steps": steps, "batch_size": 32, "optim": {"lr": lr, "lr_scheduler_type": "constant"},
         "loop": {**QUIET, "seed": seed},
     }  # fmt: skip
     if audit is not None:

@@ -22,7 +22,7 @@ others fill in. A row says its threads, turns and clock (`--threads`, `--turns` 
 What a run can set: `model.precision: mixed` multiplies in bfloat16 with weights, sums and log-softmax in
 fp32, and `auto` does so where a measurement at the start says that it pays; `loop.token_budget` is the
 size of a forward in tokens (2,048 on CPU, 8,192 on CUDA), halved by itself where a step does not fit into
-memory, with the same gradients; `loop.tune_budget` measures at the first step which size is fastest;
+memory, with the same gradients;
 `model.gradient_checkpointing` trades time for memory. A process keeps the memory that a step has freed (glibc); where any
 `MALLOC_…` variable is set, that is left as you have it. `trimtab sft|reward|process|dpo|online_dpo|rl … --plan` takes
 a few real steps and says what the whole run will need.

@@ -82,7 +82,7 @@ def number(pattern: str, text: str) -> float:
 
 def check(name: str, command: str, given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Plan it, run it."""
-    loop = {"loop": {"save_every": 4}}
+    loop = {"loop": {"save_steps": 4}}
     config = folder / f"{name.replace(' ', '-').replace(',', '')}.yaml"
     config.write_text(yaml.safe_dump({**given, **loop, "out": str(folder / config.stem)}))
     said, _ = call(command, config, "--plan")

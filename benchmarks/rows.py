@@ -160,7 +160,7 @@ def ppo(args: argparse.Namespace) -> Result:
     ours = spec | {
         "job": "benchmarks.ours:Online", "method": {"type": "ppo", "epochs": 4},
         "rewards": [{"name": "model", "model": model}],
-        "more": {"critic": {"kind": args.critic}},
+        "more": {"critic": {"type": args.critic}},
     }  # fmt: skip
     _half(args, ours)
     peer = spec | {"job": "benchmarks.trl_jobs:PPO"}

@@ -81,7 +81,7 @@ def main() -> None:
     )
     parser.add_argument("--no-train", action="store_true")
     parser.add_argument("--slice", action="store_true", help="the small part that CI runs")
-    parser.add_argument("--overhead", action="store_true", help="what loop.doctor_every costs")
+    parser.add_argument("--overhead", action="store_true", help="what loop.doctor_steps costs")
     parser.add_argument("--closed-loop", action="store_true", help="what acting wins back")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

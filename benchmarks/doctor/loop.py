@@ -23,7 +23,7 @@ from trimtab.sandbox.world import gold
 from trimtab.train import trainer as loop
 
 EVERY = 50
-"""``loop.doctor_every`` of the overhead: what ``docs/doctor.md`` advises."""
+"""``loop.doctor_steps`` of the overhead: what ``docs/doctor.md`` advises."""
 HARMED = ("noisy-rm", "pays-words", "loose", "no-brake")
 WELL = ("grpo", "grpo-rm")
 HARMED_SEEDS, WELL_SEEDS = range(3, 7), range(3, 11)
@@ -46,7 +46,7 @@ def overhead(out: Path, looks: int = 4) -> dict[str, Any]:
     spec = next(s for s in specs([0]) if s.recipe.name == "grpo")
     folder = out / "overhead"
     shutil.rmtree(folder, ignore_errors=True)
-    more = {"steps": EVERY * looks, "loop": {"doctor_every": EVERY}}
+    more = {"steps": EVERY * looks, "loop": {"doctor_steps": EVERY}}
     config = configured(spec, out, folder, more)
     spent: list[float] = []
     attend = loop.attend

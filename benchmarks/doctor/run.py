@@ -104,7 +104,7 @@ def make(spec: Spec, out: Path) -> dict[str, Any]:
 
 def _usual(spec: Spec, data: Path, out: Path) -> dict[str, Any]:
     recipe, seed = spec.recipe, spec.seed
-    loop = {"seed": seed, "sample_every": 1}
+    loop = {"seed": seed, "sample_steps": 1}
     model = {"path": str(BASE)}
     if recipe.stage in ("rl", "rm"):
         rewards: list[dict[str, Any]] = [GOLD]
@@ -119,11 +119,11 @@ def _usual(spec: Spec, data: Path, out: Path) -> dict[str, Any]:
         return {
             "model": model, "data": {"path": str(prompts(data / "prompts.jsonl", shown(spec)))},
             "method": {"type": "grpo", "group_size": 4}, "rewards": rewards, "steps": 20, "batch_size": 12,
-            "sampling": {"max_new_tokens": 36}, "optim": {"lr": 3e-4, "schedule": "constant"}, "loop": loop,
+            "sampling": {"max_new_tokens": 36}, "optim": {"lr": 3e-4, "lr_scheduler_type": "constant"}, "loop": loop,
         }  # fmt: skip
     if recipe.stage == "sft":
         rows = demonstrations(shown(spec), seed)
-        return {"model": model, "data": {"path": str(put(data / "demos.jsonl", rows))}, "epochs": 1, "batch": 24,
+        return {"model": model, "data": {"path": str(put(data / "demos.jsonl", rows))}, "epochs": 1, "batch_size": 24,
                 "holdout": 24, "optim": {"lr": 3e-4}, "loop": loop}  # fmt: skip
     given = dict(recipe.data)
     n = int(given.pop("n"))
@@ -132,7 +132,7 @@ def _usual(spec: Spec, data: Path, out: Path) -> dict[str, Any]:
     usual: dict[str, Any] = {
         "model": model,
         "data": {"path": str(put(data / "pairs.jsonl", rows))},
-        "batch": 16,
+        "batch_size": 16,
         "loop": loop,
     }
     if given.get("repeat"):
@@ -143,8 +143,8 @@ def _usual(spec: Spec, data: Path, out: Path) -> dict[str, Any]:
         **{k: v for k, v in given.items() if k in ("noise", "scale", "close")},
     )
     usual["eval_data"] = {"path": str(put(data / "held.jsonl", held))}
-    return {**usual, "epochs": 2, "batch": 32 if recipe.stage == "reward" else 16,
-            "optim": {"lr": 5e-4 if recipe.stage == "reward" else 2e-4, "warmup": 0.1}}  # fmt: skip
+    return {**usual, "epochs": 2, "batch_size": 32 if recipe.stage == "reward" else 16,
+            "optim": {"lr": 5e-4 if recipe.stage == "reward" else 2e-4, "warmup_ratio": 0.1}}  # fmt: skip
 
 
 def _gold(folder: Path, spec: Spec, config: rl.RLConfig) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def reward_model(
                 "eval_data": {"path": str(folder / "held.jsonl")},
                 "out": str(folder),
                 "epochs": 2,
-                "batch": 32,
-                "optim": {"lr": 5e-4, "warmup": 0.1},
+                "batch_size": 32,
+                "optim": {"lr": 5e-4, "warmup_ratio": 0.1},
             }
         )
     )

@@ -119,7 +119,7 @@ class Bench:
             ModelSpec(path=str(BASE), device="cpu"), pad_id=int(self.tokenizer.pad_token_id)
         )
         steps = max(20, round(epochs * len(groups) / batch))
-        optim = OptimSpec(lr=lr, warmup=0.1)
+        optim = OptimSpec(lr=lr, warmup_ratio=0.1)
         trainer = Trainer({"model": scorer.model}, {"model": optim}, steps, LoopSpec(seed=seed))
 
         def forward(pack: Pack) -> Output:

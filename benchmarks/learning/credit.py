@@ -46,7 +46,7 @@ def reward_model(out: Path, start: Path) -> Path:
     given = {
         "out": str(out / "model"), "model": {"path": str(start / "sft" / "model")},
         "data": {"path": str(out / "labels" / "steps.jsonl")}, "holdout": 100, "epochs": 3,
-        "separator": sandbox.END, "batch": 32, "optim": {"lr": 1e-3, "warmup": 0.1},
+        "separator": sandbox.END, "batch_size": 32, "optim": {"lr": 1e-3, "warmup_ratio": 0.1},
     }  # fmt: skip
     process.main(build(process.ProcessConfig, given))
     return out / "model" / "model"

@@ -37,8 +37,8 @@ def start(out: Path, *, size: str = "full", moe: bool = False) -> Path:
                 "out": str(out / "sft"),
                 "model": {"path": str(config), "tokenizer": str(out / "tasks" / "tokenizer")},
                 "data": {"path": str(out / "tasks" / "demonstrations.jsonl")},
-                "epochs": 4, "batch": 64, "holdout": 200,
-                "optim": {"lr": 3e-3, "warmup": 0.05},
+                "epochs": 4, "batch_size": 64, "holdout": 200,
+                "optim": {"lr": 3e-3, "warmup_ratio": 0.05},
             },
         )
     )  # fmt: skip
@@ -79,7 +79,7 @@ def settings(
         "out": str(out), "model": {"path": str(start / "sft" / "model")},
         "data": {"path": str(start / "tasks" / "prompts.jsonl")}, "rewards": [VERIFIER],
         "sampling": {"max_new_tokens": LIMIT}, "steps": samples // batch,
-        "optim": {"lr": lr, "warmup": 0.1, "schedule": "constant"}, "loop": {"seed": seed},
+        "optim": {"lr": lr, "warmup_ratio": 0.1, "lr_scheduler_type": "constant"}, "loop": {"seed": seed},
         **given,
     }  # fmt: skip
     method = build(rl.RLConfig, {**values, "batch_size": batch}).method
@@ -90,7 +90,7 @@ def settings(
     if method.values == "monte-carlo":
         values.setdefault("monte_carlo", {"separator": END})
     if method.needs_critic:
-        spec = {"lr": 1e-3, "warmup": 0.1, "schedule": "constant"}
+        spec = {"lr": 1e-3, "warmup_ratio": 0.1, "lr_scheduler_type": "constant"}
         values.setdefault("critic", {"optim": spec})
     return build(rl.RLConfig, values)
 

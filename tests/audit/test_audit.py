@@ -119,7 +119,7 @@ def rl(base: Path, out: Path, **more: Any) -> dict[str, Any]:
         "data": {"path": str(base / "prompts.jsonl")},
         "rewards": [{"name": "red", "function": "tests.audit.test_audit:red"}],
         "method": {"type": "rloo", "group_size": 4, "kl": {"beta": 0.0}}, "sampling": {"max_new_tokens": 6},
-        "steps": 40, "batch_size": 8, "optim": {"lr": 1e-2, "schedule": "constant"},
+        "steps": 40, "batch_size": 8, "optim": {"lr": 1e-2, "lr_scheduler_type": "constant"},
         "audit": {"gold": {"function": "tests.audit.test_audit:not_red"}, "share": 1.0, "block_size": 32},
         **more,
     }  # fmt: skip
@@ -142,7 +142,7 @@ def audit_of(base: Path, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def stopped(base: Path) -> Path:
     out = base / "stopped"
-    trained(rl(base, out, audit=audit_of(base, act="stop"), loop={"sample_every": 1}))
+    trained(rl(base, out, audit=audit_of(base, act="stop"), loop={"sample_steps": 1}))
     return out
 
 
@@ -163,7 +163,7 @@ def test_stop_returns_to_the_best_audited_policy(base: Path, stopped: Path) -> N
     assert (now[name] == best[name]).all() and not (undo[name] == best[name]).all()
     # Again, it goes on from its end: nothing is trained, nothing audited twice.
     before = (stopped / FILE).read_bytes()
-    trained(rl(base, stopped, audit=audit_of(base, act="stop"), loop={"sample_every": 1}))
+    trained(rl(base, stopped, audit=audit_of(base, act="stop"), loop={"sample_steps": 1}))
     assert len(read_metrics(stopped)) == len(metrics)
     assert (stopped / FILE).read_bytes() == before
     held = read_audit(stopped)
@@ -202,7 +202,7 @@ def ensemble(base: Path) -> list[str]:
     made: list[str] = []
     for seed in (0, 1):
         settings = {
-            "out": str(base / f"rm{seed}"), "batch": 17, "epochs": 4, "optim": {"lr": 3e-3},
+            "out": str(base / f"rm{seed}"), "batch_size": 17, "epochs": 4, "optim": {"lr": 3e-3},
             "model": {"path": str(base / "model"), "device": "cpu", "seed": seed},
             "data": {"path": str(base / "liked.jsonl")}, "loop": {"seed": seed},
         }  # fmt: skip

@@ -113,8 +113,8 @@ def rl(
         "data": {"path": str(base / "prompts.jsonl")},
         "rewards": [{"name": "proxy", "function": reward}],
         "method": {"type": "rloo", "group_size": 4, "kl": {"beta": 0.0}}, "sampling": {"max_new_tokens": 6},
-        "steps": 14, "batch_size": 8, "optim": {"lr": 1e-2, "schedule": "constant"},
-        "loop": {"save_every": 4},
+        "steps": 14, "batch_size": 8, "optim": {"lr": 1e-2, "lr_scheduler_type": "constant"},
+        "loop": {"save_steps": 4},
         "audit": {"gold": gold, "share": 0.5, "act": "stop", "alpha": 1e-300, **audit},
     }  # fmt: skip
 

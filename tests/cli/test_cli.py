@@ -109,9 +109,9 @@ def test_dry_run_resolves_and_touches_nothing(said: Said, tmp_path: Path) -> Non
 
 def test_a_stage_from_a_file_with_a_flag_on_top(said: Said, tmp_path: Path) -> None:
     file = tmp_path / "sft.yaml"
-    file.write_text("model: {path: m}\ndata: {path: d.jsonl}\nbatch: 7\noptim: {lr: 1e-3}\n")
-    page = said("sft", str(file), "--batch", "9", "--dry-run")
-    assert "batch: 9" in page
+    file.write_text("model: {path: m}\ndata: {path: d.jsonl}\nbatch_size: 7\noptim: {lr: 1e-3}\n")
+    page = said("sft", str(file), "--batch_size", "9", "--dry-run")
+    assert "batch_size: 9" in page
     assert "lr: 0.001" in page
 
 
@@ -121,8 +121,8 @@ def test_a_stage_from_a_file_with_a_flag_on_top(said: Said, tmp_path: Path) -> N
         (("frobnicate",), ["frobnicate", "sft"]),
         (sft("x.jsonl", "--optimm.lr", "1"), ["optimm", "optim"]),
         (sft("x.jsonl", "--optim.lr", "fast"), ["optim.lr"]),
-        (sft("x.jsonl", "--batch", "0"), ["batch"]),
-        (sft("x.jsonl", "--batch"), ["--batch", "value"]),
+        (sft("x.jsonl", "--batch_size", "0"), ["batch_size"]),
+        (sft("x.jsonl", "--batch_size"), ["--batch_size", "value"]),
         (("sft", "--data.path", "x.jsonl"), ["model"]),
         (sft("x.jsonl"), ["x.jsonl", "no such file"]),
         (("sft", "absent.yaml"), ["absent.yaml"]),
@@ -229,7 +229,9 @@ def test_no_chat_template(refused: Said, tmp_path: Path) -> None:
 
 def test_lenient_reading_drops_and_counts(said: Said, tmp_path: Path) -> None:
     data = rows(tmp_path / "d.jsonl", *[GOOD] * 6, {**GOOD, "completion": ""})
-    page = said(*sft(data, "--data.strict", "false", "--out", str(tmp_path / "o"), "--batch", "3"))
+    page = said(
+        *sft(data, "--data.strict", "false", "--out", str(tmp_path / "o"), "--batch_size", "3")
+    )
     assert "1 bad rows dropped" in page
     assert json.loads((tmp_path / "o" / "summary.json").read_text())["nll"] > 0
 
@@ -242,7 +244,7 @@ def test_chat_answers(said: Said) -> None:
 
 def test_report_of_a_run(said: Said, tmp_path: Path) -> None:
     data = rows(tmp_path / "d.jsonl", *[GOOD] * 8)
-    said(*sft(data, "--out", str(tmp_path / "o"), "--batch", "2"))
+    said(*sft(data, "--out", str(tmp_path / "o"), "--batch_size", "2"))
     path = Path(said("report", str(tmp_path / "o")).strip())
     assert path == tmp_path / "o" / "report.html"
     assert "Curves" in path.read_text()

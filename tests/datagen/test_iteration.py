@@ -158,9 +158,9 @@ def test_rejection_sampling_as_commands(base: Path, tmp_path: Path) -> None:
          str(base / "prompts.jsonl"), "--out", out, "--n", "4", "--rewards",
          "[{name: wordy, function: 'tests.support.folders:wordy'}]"])  # fmt: skip
     cli(["sft", "--model.path", str(base / "model"), "--data.path", f"{out}/best.jsonl", "--out",
-         str(tmp_path / "sft"), "--batch", "4"])  # fmt: skip
+         str(tmp_path / "sft"), "--batch_size", "4"])  # fmt: skip
     cli(["dpo", "--model.path", str(base / "model"), "--data.path", f"{out}/pairs.jsonl", "--out",
-         str(tmp_path / "dpo"), "--batch", "4"])  # fmt: skip
+         str(tmp_path / "dpo"), "--batch_size", "4"])  # fmt: skip
     for stage in ("sft", "dpo"):
         assert (tmp_path / stage / "model" / "model.safetensors").is_file()
     # The folder reads as a run: its answers are shown.
@@ -234,7 +234,7 @@ def test_a_mix_that_cannot_be_is_refused(tmp_path: Path) -> None:
 def refreshed(base: Path, out: Path, **evals: str) -> dict[str, float]:
     settings = {
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
-        "data": {"path": str(base / "pairs.jsonl")}, "batch": 16,
+        "data": {"path": str(base / "pairs.jsonl")}, "batch_size": 16,
         "evals": {k: {"path": v} for k, v in evals.items()},
     }  # fmt: skip
     return reward.main(build(reward.RewardConfig, settings))
@@ -323,9 +323,9 @@ def test_the_recipe_in_small(tmp_path: Path) -> None:
     recipe = str(Path(trimtab.__file__).parent / "recipes" / "sandbox-iterate.yaml")
     small = {
         "world.demonstrations": 64, "world.prompts": 96, "world.heldout": 24, "sft.holdout": 8,
-        "sft.epochs": 0.5, "sft.batch": 16, "label.limit": 40, "label.heldout": 8,
+        "sft.epochs": 0.5, "sft.batch_size": 16, "label.limit": 40, "label.heldout": 8,
         "relabel.limit": 40, "relabel.skip": 40, "relabel.heldout": 8, "best.data.limit": 16,
-        "best.n": 8, "raft.holdout": 2, "raft.batch": 8, "raft.epochs": 0.5,
+        "best.n": 8, "raft.holdout": 2, "raft.batch_size": 8, "raft.epochs": 0.5,
         **{f"{s}.epochs": 0.5 for s in ("reward", "reward2")},
         **{f"{s}.steps": 1 for s in ("online", "ppo", "ppo_on", "ppo2")},
         **{f"{s}.prompts": 8 for s in ("online", "ppo", "ppo_on", "ppo2")},

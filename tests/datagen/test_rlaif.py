@@ -90,7 +90,7 @@ def test_the_way_from_a_model_and_prompts_to_policies(tmp_path: Path) -> None:
     told = go(judge_labels.JudgeConfig, judge_labels.main, "judge", data=found, mode="rank", **ai)
     assert told["rows"] > 8 and told["failed"] == {}
     rows = {"path": str(tmp_path / "judge" / "rows.jsonl")}
-    short = {"epochs": 1.0, "batch": 8}
+    short = {"epochs": 1.0, "batch_size": 8}
     go(reward.RewardConfig, reward.main, "rm", model=model, data=rows, **short)
     assert (tmp_path / "rm" / "model" / "model.safetensors").is_file()
     go(dpo.PreferenceConfig, dpo.main, "dpo", model=model, data=rows, **short)

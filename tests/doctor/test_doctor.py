@@ -212,7 +212,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": {"path": str(model)}, "data": {"path": str(prompts)}, "out": str(root / "run"),
         "method": {"type": "grpo", "group_size": 4}, "rewards": [{"name": "r", "function": "tests.doctor.test_doctor:constant"}],
         "steps": 10, "batch_size": 6, "sampling": {"max_new_tokens": 8},
-        "loop": {"sample_every": 2, "doctor_every": 5},
+        "loop": {"sample_steps": 2, "doctor_steps": 5},
     }  # fmt: skip
     rl.main(rl.RLConfig.model_validate(values))
     return root / "run"

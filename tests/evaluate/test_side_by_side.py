@@ -26,7 +26,7 @@ def settings(base: Path, out: Path, **more: Any) -> dict[str, Any]:
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
         "data": {"path": str(base / "prompts.jsonl")}, "rewards": [WORDY],
         "method": {"type": "rloo", "group_size": 4, "kl": {"beta": 0.01}}, "sampling": {"max_new_tokens": 6},
-        "steps": 6, "batch_size": 8, "optim": {"lr": 5e-3, "schedule": "constant"}, **more,
+        "steps": 6, "batch_size": 8, "optim": {"lr": 5e-3, "lr_scheduler_type": "constant"}, **more,
     }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("side")
     folders.model_folder(folder / "model")
     folders.prompts(folder / "prompts.jsonl", 24)
-    more = {"loop": {"save_every": 2, "keep": 3}}
+    more = {"loop": {"save_steps": 2, "save_total_limit": 3}}
     rl.main(build(rl.RLConfig, settings(folder, folder / "run", **more)))
     return folder
 

@@ -163,7 +163,7 @@ def test_completions_of_a_prompt_decode_from_one_copy(kind: str) -> None:
 
 
 def sft_step(lm: LM, forward: Callable[[Pack], Output], budget: int) -> tuple[Tensor, Trainer]:
-    still = {"m": OptimSpec(lr=1e-30, clip=1e30)}
+    still = {"m": OptimSpec(lr=1e-30, max_grad_norm=1e30)}
     trainer = Trainer({"m": lm.model}, still, 1, LoopSpec(token_budget=budget))
     trainer.update([Part(groups(), SFT(), forward)])
     parts = [p.grad.flatten() for p in lm.model.parameters() if p.grad is not None]
@@ -225,7 +225,7 @@ def test_mixed_precision_learns_as_well() -> None:
     for seed in range(3):
         for precision, found in ends.items():
             lm = LM(tiny("llama", seed), ModelSpec(path="x", precision=precision))  # type: ignore[arg-type]
-            optim = {"m": OptimSpec(lr=3e-3, warmup=0.0, schedule="constant")}
+            optim = {"m": OptimSpec(lr=3e-3, warmup_ratio=0.0, lr_scheduler_type="constant")}
             trainer = Trainer({"m": lm.model}, optim, 40, LoopSpec())
 
             def forward(pack: Pack, lm: LM = lm) -> Output:

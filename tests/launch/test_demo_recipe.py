@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[2]
 RECIPE = Path(trimtab.__file__).parent / "recipes" / "sandbox-ppo.yaml"
 SMALL = [
     "--world.demonstrations", "96", "--world.prompts", "96", "--world.heldout", "60",
-    "--sft.holdout", "16", "--sft.epochs", "1", "--sft.batch", "32",
-    "--label.heldout", "20", "--reward.epochs", "1", "--reward.batch", "16",
+    "--sft.holdout", "16", "--sft.epochs", "1", "--sft.batch_size", "32",
+    "--label.heldout", "20", "--reward.epochs", "1", "--reward.batch_size", "16",
     "--ppo.steps", "4", "--ppo.batch_size", "16", "--flaw.steps", "4", "--flaw.batch_size", "16",
-    "--ppo.loop.save_every", "1",
+    "--ppo.loop.save_steps", "1",
 ]  # fmt: skip
 FIGURES = [
     "seconds", "peak_rss_mb", "reward_model.accuracy", "reward_model.ceiling", "gold.base", "gold.sft",

@@ -18,8 +18,8 @@ RECIPE = Path(trimtab.__file__).parent / "recipes" / "sandbox-dpo.yaml"
 METHODS = ("dpo", "robust", "ipo", "dpo_norm", "simpo", "orpo", "kto")
 SMALL = [
     "--world.demonstrations", "96", "--world.prompts", "80", "--world.heldout", "40",
-    "--sft.holdout", "16", "--sft.epochs", "1", "--sft.batch", "32", "--label.heldout", "16",
-    *(x for name in METHODS for x in (f"--{name}.batch", "16")),
+    "--sft.holdout", "16", "--sft.epochs", "1", "--sft.batch_size", "32", "--label.heldout", "16",
+    *(x for name in METHODS for x in (f"--{name}.batch_size", "16")),
 ]  # fmt: skip
 
 

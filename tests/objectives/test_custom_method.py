@@ -79,7 +79,7 @@ def base(tmp_path: Path) -> Path:
 def direct(base: Path, **objective: Any) -> dict[str, Any]:
     return {
         "out": str(base / "out"), "model": {"path": str(base / "model"), "device": "cpu"},
-        "data": {"path": str(base / "pairs.jsonl")}, "epochs": 1, "batch": 16,
+        "data": {"path": str(base / "pairs.jsonl")}, "epochs": 1, "batch_size": 16,
         "objective": {"type": f"{base / 'mine.py'}:Squared", **objective}, "optim": {"lr": 1e-3},
     }  # fmt: skip
 
@@ -167,8 +167,8 @@ def test_an_advantage_of_the_wrong_shape_is_refused(base: Path) -> None:
 def test_the_recipe_small(tmp_path: Path) -> None:
     small = [
         "--world.demonstrations", "96", "--world.prompts", "64", "--world.heldout", "40",
-        "--sft.holdout", "16", "--sft.epochs", "1", "--sft.batch", "32", "--label.heldout", "12",
-        "--apo.epochs", "1", "--apo.batch", "16", "--median.steps", "2", "--median.batch_size", "8",
+        "--sft.holdout", "16", "--sft.epochs", "1", "--sft.batch_size", "32", "--label.heldout", "12",
+        "--apo.epochs", "1", "--apo.batch_size", "16", "--median.steps", "2", "--median.batch_size", "8",
     ]  # fmt: skip
     out = tmp_path / "run"
     recipe = ["trimtab", "run", "custom-method", "--out", str(out)]

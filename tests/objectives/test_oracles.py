@@ -83,7 +83,9 @@ def test_O2_sums_of_micro_batches_over_tokens_of_the_step(
         completion(3, mask=[False] * 3, tokens={"given": np.full(3, np.nan, np.float32)}),
     ]
     model = Scaled()
-    trainer = Trainer({"m": model}, {"m": OptimSpec(clip=1e9)}, 1, LoopSpec(token_budget=budget))
+    trainer = Trainer(
+        {"m": model}, {"m": OptimSpec(max_grad_norm=1e9)}, 1, LoopSpec(token_budget=budget)
+    )
     objective = SFT(aggregation=aggregation)
     metrics = trainer.update([Part([group(c) for c in rows], objective, model)])
     near(metrics["loss"], want)

@@ -269,7 +269,9 @@ def test_O7_ptx_gradient_is_additive() -> None:
 
     def slope(*parts: tuple[list[float], float]) -> float:
         model = Scaled()
-        trainer = Trainer({"m": model}, {"m": OptimSpec(clip=1e9)}, 1, LoopSpec(token_budget=2))
+        trainer = Trainer(
+            {"m": model}, {"m": OptimSpec(max_grad_norm=1e9)}, 1, LoopSpec(token_budget=2)
+        )
         made = [
             Part(
                 [group(completion(len(x), tokens=floats({"given": x})))],

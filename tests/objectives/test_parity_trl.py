@@ -107,7 +107,7 @@ def annotate(lm: LM, groups: Sequence[Group], name: str) -> None:
 def ours(policy: Any, groups: Sequence[Group], objective: Any) -> tuple[float, dict[str, Tensor]]:
     """Our loss and gradient of one optimiser step that moves nothing."""
     lm = LM(policy, ModelSpec(path="none"))
-    still = OptimSpec(lr=1e-30, clip=1e30)
+    still = OptimSpec(lr=1e-30, max_grad_norm=1e30)
     trainer = Trainer({"m": policy}, {"m": still}, 1, LoopSpec(token_budget=40))
     part = Part(groups, objective, forward(lm), lm.exact)
     metrics = trainer.update([part])

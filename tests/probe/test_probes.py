@@ -86,7 +86,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders.comparisons(base / "pairs.jsonl", 40)
     for seed in (0, 1):
         settings = {
-            "out": str(base / f"rm{seed}"), "batch": 20, "optim": {"lr": 1e-3},
+            "out": str(base / f"rm{seed}"), "batch_size": 20, "optim": {"lr": 1e-3},
             "model": {"path": str(base / "model"), "device": "cpu", "seed": seed},
             "data": {"path": str(base / "pairs.jsonl")}, "loop": {"seed": seed},
         }  # fmt: skip

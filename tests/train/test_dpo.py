@@ -69,7 +69,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(base: Path, out: Path, kind: str = "dpo", **more: Any) -> dict[str, Any]:
     return {
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
-        "data": {"path": str(base / "pairs.jsonl")}, "epochs": 2, "batch": 8, "holdout": 8,
+        "data": {"path": str(base / "pairs.jsonl")}, "epochs": 2, "batch_size": 8, "holdout": 8,
         "objective": {"type": kind}, "optim": {"lr": 1e-3}, "loop": {"token_budget": 512},
     } | more  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_every_type_learns_on_the_sandbox(kind: str, rows: str, base: Path, tmp_
         pytest.skip("labelled answers are for kto")
     config = made(
         base, tmp_path, kind, model={"path": str(SANDBOX)}, data={"path": str(base / f"{rows}.jsonl")},
-        epochs=3, batch=16, holdout=16, loop={"eval_every": 1},
+        epochs=3, batch_size=16, holdout=16, loop={"eval_steps": 1},
     )  # fmt: skip
     figures = main(config)
     assert all(math.isfinite(v) for v in figures.values())
@@ -106,7 +106,7 @@ def test_kill_and_resume_is_byte_equal(kind: str, base: Path, tmp_path: Path) ->
     outs = {"whole": tmp_path / "whole", "broken": tmp_path / "broken"}
     files: dict[str, Path] = {}
     for name, out in outs.items():
-        given = settings(base, out, kind, epochs=6, loop={"save_every": 2, "token_budget": 512})
+        given = settings(base, out, kind, epochs=6, loop={"save_steps": 2, "token_budget": 512})
         files[name] = tmp_path / f"{name}.yaml"
         files[name].write_text(yaml.safe_dump(given))
     first = start("dpo", files["whole"])
@@ -292,7 +292,7 @@ def test_bad_rows_are_one_clear_error(
     [
         (["--objective.type", "dppo"], "none of dpo, rpo"),
         (["--objective.bta", "1"], "did you mean 'beta'"),
-        (["--objective.type", "kto", "--batch", "1"], "batch >= 2"),
+        (["--objective.type", "kto", "--batch_size", "1"], "batch_size >= 2"),
         (["--objective.type", "simpo", "--reference.path", "x"], "drop the key reference"),
         (["--objective.type", "nowhere.py:Mine"], "nowhere.py: no such Python file"),
         (["--objective.type", "trimtab.config:Config"], "is no Direct"),

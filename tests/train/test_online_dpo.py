@@ -39,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(base: Path, out: Path, **more: Any) -> dict[str, Any]:
     return {
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
-        "data": {"path": str(base / "prompts.jsonl")}, "rewards": WORDY, "steps": 4, "prompts": 8,
+        "data": {"path": str(base / "prompts.jsonl")}, "rewards": WORDY, "steps": 4, "batch_size": 8,
         "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3}, "loop": {"token_budget": 512},
         **more,
     }  # fmt: skip
@@ -153,8 +153,8 @@ def test_it_starts_at_its_reference(base: Path, tmp_path: Path, lora: Any) -> No
 def test_it_learns_what_the_judge_likes(base: Path, tmp_path: Path) -> None:
     rows = train(
         base, tmp_path / "o", rewards=[{"name": "judge", "judge": "tests.train.test_online_dpo:more_cats"},
-        {"name": "cats", "function": "tests.train.test_online_dpo:cats", "weight": 0}], steps=30, prompts=16,
-        answers=4, optim={"lr": 3e-3}, loop={"sample_every": 15},
+        {"name": "cats", "function": "tests.train.test_online_dpo:cats", "weight": 0}], steps=30, batch_size=16,
+        num_completions=4, optim={"lr": 3e-3}, loop={"sample_steps": 15},
     )  # fmt: skip
     early, late = (np.mean([r["reward/cats"] for r in part]) for part in (rows[:5], rows[-5:]))
     assert late > early + 0.5
@@ -213,7 +213,7 @@ def test_a_resumed_run_is_byte_equal(base: Path, tmp_path: Path) -> None:
     def run(out: Path, steps: int, forget: bool = False) -> bytes:
         rewards = [{"name": "r", "function": "tests.train.test_online_dpo:scattered"}]
         shape = {"whiten": True, "clip": 0.1}
-        more = {"rewards": rewards, "shape": shape, "steps": 6, "prompts": 48}
+        more = {"rewards": rewards, "shape": shape, "steps": 6, "batch_size": 48}
         config = build(OnlineConfig, settings(base, out, **more))
         stage = OnlineStage(config)
         if forget:
@@ -237,7 +237,7 @@ def test_a_resumed_run_is_byte_equal(base: Path, tmp_path: Path) -> None:
         ({"objective": {"type": "kto"}}, "pairs"),
         ({"sampling": {"temperature": 0}}, "temperature"),
         ({"rewards": [{**WORDY[0], "weight": 0}]}, "weight 0"),
-        ({"answers": 1}, "answers"),
+        ({"num_completions": 1}, "num_completions"),
         ({"objective": {"type": "simpo"}, "reference": {"path": "x"}}, "reference"),
         ({"rewards": [{"name": "j", "judge": "a:b", "combine": "worst"}]}, "combine"),
         ({"rewards": [{"name": "j", "judge": "a:b", "model": "c"}]}, "judge"),

@@ -324,10 +324,10 @@ def config(base: Path, out: Path, **more: Any) -> ProcessConfig:
             "data": {"path": str(base / "steps.jsonl")},
             "separator": ".",
             "epochs": 2,
-            "batch": 8,
+            "batch_size": 8,
             "holdout": 16,
             "optim": {"lr": 1e-3},
-            "loop": {"save_every": 2, "token_budget": 256},
+            "loop": {"save_steps": 2, "token_budget": 256},
             **more,
         },
     )

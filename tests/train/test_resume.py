@@ -22,21 +22,21 @@ ROOT = Path(__file__).parents[2]
 
 def config(stage: str, base: Path, out: Path) -> dict[str, Any]:
     model = {"path": str(base / "model"), "device": "cpu"}
-    loop = {"save_every": 2, "token_budget": 512}
+    loop = {"save_steps": 2, "token_budget": 512}
     if stage == "sft":
         return {
             "out": str(out), "model": model, "data": {"path": str(base / "demos.jsonl")},
-            "epochs": 4, "batch": 8, "holdout": 8, "optim": {"lr": 1e-3}, "loop": loop,
+            "epochs": 4, "batch_size": 8, "holdout": 8, "optim": {"lr": 1e-3}, "loop": loop,
         }  # fmt: skip
     if stage == "reward":
         return {
             "out": str(out), "model": model, "data": {"path": str(base / "pairs.jsonl")},
-            "epochs": 4, "batch": 8, "holdout": 8, "optim": {"lr": 1e-3}, "loop": loop,
+            "epochs": 4, "batch_size": 8, "holdout": 8, "optim": {"lr": 1e-3}, "loop": loop,
         }  # fmt: skip
     if stage == "online_dpo":
         return {
             "out": str(out), "model": model, "data": {"path": str(base / "prompts.jsonl")},
-            "steps": 24, "prompts": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3},
+            "steps": 24, "batch_size": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3},
             "loop": loop,
             "rewards": [{"name": "j", "judge": f"{ROOT / 'tests' / 'support' / 'folders.py'}:wordier"}],
         }  # fmt: skip
@@ -111,7 +111,7 @@ def test_sigterm_saves_and_exits_143(base: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = config("rl", base, out)
     settings["steps"] = 500
-    settings["loop"]["save_every"] = 0
+    settings["loop"]["save_steps"] = 0
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(settings))
     process = start("rl", file)

@@ -49,7 +49,7 @@ def config(base: Path, out: Path, **more: Any) -> RLConfig:
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
         "data": {"path": str(base / "prompts.jsonl")}, "steps": 3, "batch_size": 6,
         "sampling": {"max_new_tokens": 10}, "optim": {"lr": 1e-3}, "rewards": [WORDY],
-        "method": {"type": "grpo"}, "loop": {"token_budget": 512, "save_every": 2}, **more,
+        "method": {"type": "grpo"}, "loop": {"token_budget": 512, "save_steps": 2}, **more,
     }  # fmt: skip
     return build(RLConfig, given, "test")
 
@@ -242,7 +242,7 @@ def test_monte_carlo_resumes_byte_equal(base: Path, tmp_path: Path) -> None:
         ({"method": {"type": "vineppo"}, "process": process()}, "neither"),
         ({"monte_carlo": {"k": 2}}, "remove the key"),
         (
-            {"method": {"type": "vineppo"}, "critic": {"kind": "shared"}},
+            {"method": {"type": "vineppo"}, "critic": {"type": "shared"}},
             "no critic",
         ),
     ],

@@ -112,7 +112,7 @@ def step(
     share: bool,
 ) -> tuple[Tensor, dict[str, float]]:
     """Gradient and metrics of one optimiser step that leaves the weights where they are."""
-    still = OptimSpec(lr=1e-30, clip=1e30)
+    still = OptimSpec(lr=1e-30, max_grad_norm=1e30)
     trainer = Trainer(modules, dict.fromkeys(modules, still), 1, LoopSpec(token_budget=budget))
     metrics = trainer.update([Part(groups, objective, forward, share)])
     assert not metrics["skipped"]

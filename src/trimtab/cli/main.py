@@ -290,7 +290,7 @@ DOCTOR = """trimtab doctor RUN [--json] [--html] [--from trl|wandb|jsonl] [--out
   --out       where the imported run folder goes (RUN-doctor)
   --fail-on   exit status 1 when there is such a finding (any); 0 otherwise, 2 for a bad RUN
 
-Findings go to RUN/findings.jsonl. While training: --loop.doctor-every N on any training stage."""
+Findings go to RUN/findings.jsonl. While training: --loop.doctor-steps N on any training stage."""
 
 
 def doctor(args: Sequence[str]) -> None:

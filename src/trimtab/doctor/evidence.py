@@ -78,7 +78,7 @@ class Evidence:
         if "stage" in self.facts:
             return str(self.facts["stage"])
         c = self.config
-        for key, name in (("method", "rl"), ("answers", "online_dpo"), ("normalise", "reward"),
+        for key, name in (("method", "rl"), ("num_completions", "online_dpo"), ("answers", "online_dpo"), ("normalise", "reward"),
                           ("reference_cache", "dpo"), ("objective", "sft")):  # fmt: skip
             if key in c:
                 return name
@@ -123,14 +123,14 @@ class Evidence:
         """Rollouts of the first and of the last fifth of the sampled steps, at least one step each."""
         steps = sorted({r.step for r in self.rollouts})
         if len(steps) < 2:
-            raise Unchecked("fewer than two steps have logged rollouts; set loop.sample_every")
+            raise Unchecked("fewer than two steps have logged rollouts; set loop.sample_steps")
         n = max(1, len(steps) // 5)
         head, tail = set(steps[:n]), set(steps[-n:])
         early = [r for r in self.rollouts if r.step in head]
         late = [r for r in self.rollouts if r.step in tail]
         if min(len(early), len(late)) < 16:
             raise Unchecked(
-                "fewer than 16 rollouts at the start or end; log more (loop.sample_every)"
+                "fewer than 16 rollouts at the start or end; log more (loop.sample_steps)"
             )
         return early, late
 

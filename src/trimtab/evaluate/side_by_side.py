@@ -87,7 +87,7 @@ def _from_run(run: Path, steps: Sequence[int] | None, device: str) -> Iterator[t
         if step not in kept:
             have = ", ".join(map(str, sorted(kept))) or "none"
             raise ConfigError(
-                f"{run}/checkpoints: no step {step}; there are {have} (loop.save_every and loop.keep)"
+                f"{run}/checkpoints: no step {step}; there are {have} (loop.save_steps and loop.save_total_limit)"
             )
     lm = LM.load(spec.model_copy(update={"device": device}))
     lm.model.eval()

@@ -104,7 +104,7 @@ def plan(make: Callable[[Any], Stage], config: Any) -> Need:
         groups = getattr(stage, "train", None)
         order = list(range(STEPS + 1))
         if groups:
-            order = _order(groups, stage.steps, config.batch, config.loop.seed)
+            order = _order(groups, stage.steps, config.batch_size, config.loop.seed)
         spent: list[tuple[float, int]] = []
         for index in order:
             tokens.clear()
@@ -114,7 +114,7 @@ def plan(make: Callable[[Any], Stage], config: Any) -> Need:
     each = spent[1:]  # the first one also warms up
     mean = float(np.mean([t for _, t in each]))
     if groups:
-        mean = config.batch * float(np.mean([g.cost for g in groups]))
+        mean = config.batch_size * float(np.mean([g.cost for g in groups]))
     seconds = sum(s for s, _ in each) / max(1, sum(t for _, t in each)) * mean
     parameters = [p for m in trainer.modules.values() for p in m.parameters()]
     device = parameters[0].device.type

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from trimtab.types import Group
 class PreferenceConfig(Config):
     """Configuration of ``trimtab dpo``."""
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "batch_size"}
     out: str = "runs/dpo"
     """The run folder."""
     model: ModelSpec
@@ -40,7 +41,7 @@ class PreferenceConfig(Config):
     holdout: int = Field(default=0, ge=0)
     """Rows taken from the end of ``data`` when there is no ``eval_data``."""
     epochs: float = Field(default=1.0, gt=0.0)
-    batch: int = Field(default=32, gt=0)
+    batch_size: int = Field(default=32, gt=0)
     """Prompts (groups) an optimiser step."""
     objective: Preference = DPO()
     reference: ModelSpec | None = None
@@ -55,9 +56,9 @@ class PreferenceConfig(Config):
         name = self.objective.name
         if self.reference is not None and not self.objective.referenced:
             raise ValueError(f"objective {name} reads no reference here; drop the key reference")
-        if isinstance(self.objective, KTO) and self.batch < 2:
+        if isinstance(self.objective, KTO) and self.batch_size < 2:
             raise ValueError(
-                "kto needs batch >= 2: z0 is measured on answers to other prompts of the batch"
+                "kto needs batch_size >= 2: z0 is measured on answers to other prompts of the batch"
             )
         return self
 
@@ -72,7 +73,7 @@ class PreferenceStage:
         self.objective = c.objective
         self.renderer = renderer_for(c.model, c.data)
         self.train, self.held = self._data()
-        self.steps = max(1, round(c.epochs * len(self.train) / c.batch))
+        self.steps = max(1, round(c.epochs * len(self.train) / c.batch_size))
         self.others: list[list[Group]] = []
         self.held_others: list[Group] = []
         if isinstance(self.objective, KTO):
@@ -127,7 +128,9 @@ class PreferenceStage:
 
     def _batch(self, index: int) -> list[Group]:
         c = self.config
-        return [self.train[i] for i in batch_indices(len(self.train), c.batch, index, c.loop.seed)]
+        return [
+            self.train[i] for i in batch_indices(len(self.train), c.batch_size, index, c.loop.seed)
+        ]
 
     def recorded(self, run: Run) -> PreferenceStage:
         """Itself, with ``facts.json`` written."""
@@ -243,7 +246,7 @@ def margins(metrics: dict[str, float]) -> dict[str, float]:
 
 def main(config: PreferenceConfig) -> dict[str, float]:
     """Run the stage; the model is in ``out``/model."""
-    run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
+    run = Run(config.out, config.model_dump(mode="json"), config.loop.report_to)
     figures = fit(PreferenceStage(config).recorded(run), run, config.loop)
     said = f"loss {figures.get('loss', float('nan')):.3f}"
     if "eval/accuracy" in figures:

@@ -378,8 +378,8 @@ class Guard:
             reward.main(
                 reward.RewardConfig(
                     out=str(folder), model=model, data=DataSpec(path=str(mixed)),
-                    epochs=how.epochs, batch=how.batch_size, optim=OptimSpec(lr=how.lr),
-                    loop=self.loop.model_copy(update={"save_every": 0, "tracker": "none"}),
+                    epochs=how.epochs, batch_size=how.batch_size, optim=OptimSpec(lr=how.lr),
+                    loop=self.loop.model_copy(update={"save_steps": 0, "report_to": "none"}),
                 )
             )  # fmt: skip
         self.model = str(folder / "model")

@@ -97,7 +97,7 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
     def save(done: int) -> None:
         tensors = stage.trainer.tensors()
         state = {"trainer": stage.trainer.state(), "stage": stage.state()}
-        checkpoint.save(folder, done, tensors, state, keep=loop.keep)
+        checkpoint.save(folder, done, tensors, state, keep=loop.save_total_limit)
 
     metrics: dict[str, float] = {}
     started = time.monotonic()
@@ -108,15 +108,15 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
             done = index + 1
             metrics["time/step"] = time.monotonic() - before
             last = done == stage.steps
-            if last or (loop.eval_every and done % loop.eval_every == 0):
+            if last or (loop.eval_steps and done % loop.eval_steps == 0):
                 metrics.update(stage.evaluate(done))
             run.log(done, metrics)
-            if loop.sample_every and (last or done % loop.sample_every == 0):
+            if loop.sample_steps and (last or done % loop.sample_steps == 0):
                 run.samples(done, stage.samples())
-            if loop.doctor_every and (last or done % loop.doctor_every == 0):
+            if loop.doctor_steps and (last or done % loop.doctor_steps == 0):
                 attend(run.path, stage.steps)
             show(done, note=stage.line(metrics))
-            if last or stop.asked or (loop.save_every and done % loop.save_every == 0):
+            if last or stop.asked or (loop.save_steps and done % loop.save_steps == 0):
                 save(done)
             if stop.asked and not last:
                 console.print(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -35,6 +35,7 @@ from trimtab.types import Completion, Group
 class OnlineConfig(Config):
     """Configuration of ``trimtab online_dpo``."""
 
+    renamed: ClassVar[dict[str, str]] = {"prompts": "batch_size", "answers": "num_completions"}
     out: str = "runs/online_dpo"
     """The run folder."""
     model: ModelSpec
@@ -49,12 +50,12 @@ class OnlineConfig(Config):
     """Penalties of the weighted sum, such as ``truncated`` for answers cut by the limit."""
     objective: Preference = DPO()
     """Any method on pairs."""
-    answers: int = Field(default=2, ge=2)
+    num_completions: int = Field(default=2, ge=2)
     """Sampled for each prompt; the best and the worst of them are the pair."""
     sampling: SamplingConfig = SamplingConfig()
     steps: int = Field(default=100, gt=0)
     """Optimiser steps, each on answers of its own."""
-    prompts: int = Field(default=64, gt=0)
+    batch_size: int = Field(default=64, gt=0)
     """Prompts a step."""
     optim: OptimSpec = OptimSpec(lr=1e-6)
     loop: LoopSpec = LoopSpec()
@@ -155,7 +156,9 @@ class OnlineStage:
             DataError: not one prompt has two answers that could be scored.
         """
         c = self.config
-        groups = self.last = self.rollouts(index, c.prompts, c.answers, self.trainer.updates)
+        groups = self.last = self.rollouts(
+            index, c.batch_size, c.num_completions, self.trainer.updates
+        )
         done = [x for g in groups for x in g.completions]
         metrics = describe(done) | self.shaper(groups)
         if self.reference is not None:
@@ -204,7 +207,7 @@ class OnlineStage:
 
 def main(config: OnlineConfig) -> dict[str, float]:
     """Run the stage; the policy is in ``out``/model."""
-    run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
+    run = Run(config.out, config.model_dump(mode="json"), config.loop.report_to)
     figures = fit(OnlineStage(config).recorded(run), run, config.loop)
     parts = ", ".join(
         f"{r.name} {figures.get(f'reward/{r.name}', math.nan):+.3f}" for r in config.rewards

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from trimtab.types import Group
 class ProcessConfig(Config):
     """Configuration of ``trimtab process``."""
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "batch_size"}
     out: str = "runs/process"
     model: ModelSpec
     """A language model, or a process reward model to go on from."""
@@ -42,7 +43,7 @@ class ProcessConfig(Config):
     separator: str = "\n"
     """Put after each step; P(correct) is read at its last token."""
     epochs: float = Field(default=1.0, gt=0.0)
-    batch: int = Field(default=32, gt=0)
+    batch_size: int = Field(default=32, gt=0)
     """Solutions an optimiser step."""
     objective: StepLoss = StepLoss()
     optim: OptimSpec = OptimSpec(lr=1e-5)
@@ -61,7 +62,7 @@ class ProcessStage:
         self.train, self.held = self._data()
         pad = int(self.renderer.tokenizer.pad_token_id)
         self.scorer = StepScorer.load(config.model, pad_id=pad)
-        self.steps = max(1, round(config.epochs * len(self.train) / config.batch))
+        self.steps = max(1, round(config.epochs * len(self.train) / config.batch_size))
         self.trainer = Trainer(
             {"model": self.scorer.model}, {"model": config.optim}, self.steps, config.loop
         )
@@ -83,7 +84,9 @@ class ProcessStage:
     def step(self, index: int) -> dict[str, float]:
         """See ``Stage``."""
         c = self.config
-        batch = [self.train[i] for i in batch_indices(len(self.train), c.batch, index, c.loop.seed)]
+        batch = [
+            self.train[i] for i in batch_indices(len(self.train), c.batch_size, index, c.loop.seed)
+        ]
         return self.trainer.update([Part(batch, c.objective, self.forward, self.scorer.exact)])
 
     @torch.no_grad()
@@ -160,7 +163,7 @@ class ProcessStage:
 
 def main(config: ProcessConfig) -> dict[str, float]:
     """Run the stage; the model is in ``out``/model."""
-    run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
+    run = Run(config.out, config.model_dump(mode="json"), config.loop.report_to)
     figures = fit(ProcessStage(config), run, config.loop)
     said = f"accuracy {figures.get('eval/accuracy', figures.get('accuracy', float('nan'))):.3f}"
     if "eval/accuracy_low" in figures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from trimtab.types import Group
 class RewardConfig(Config):
     """Configuration of ``trimtab reward``."""
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "batch_size"}
     out: str = "runs/reward"
     model: ModelSpec
     data: DataSpec
@@ -40,7 +41,7 @@ class RewardConfig(Config):
     """More held-out comparisons by name, such as ``old`` and ``new``: each is told by itself, as
     "eval/NAME/accuracy" and so on."""
     epochs: float = Field(default=1.0, gt=0.0)
-    batch: int = Field(default=32, gt=0)
+    batch_size: int = Field(default=32, gt=0)
     """Prompts (groups) an optimiser step."""
     objective: BradleyTerry = BradleyTerry()
     normalise: Literal["none", "mean", "standard"] = "standard"
@@ -69,7 +70,7 @@ class RewardStage:
         self._tell_seen()
         pad = int(self.renderer.tokenizer.pad_token_id)
         self.scorer = Scorer.load(config.model, pad_id=pad)
-        self.steps = max(1, round(config.epochs * len(self.train) / config.batch))
+        self.steps = max(1, round(config.epochs * len(self.train) / config.batch_size))
         self.trainer = Trainer(
             {"model": self.scorer.model}, {"model": config.optim}, self.steps, config.loop
         )
@@ -105,7 +106,9 @@ class RewardStage:
     def step(self, index: int) -> dict[str, float]:
         """See ``Stage``."""
         c = self.config
-        batch = [self.train[i] for i in batch_indices(len(self.train), c.batch, index, c.loop.seed)]
+        batch = [
+            self.train[i] for i in batch_indices(len(self.train), c.batch_size, index, c.loop.seed)
+        ]
         return self.trainer.update([Part(batch, c.objective, self.forward, self.scorer.exact)])
 
     @torch.no_grad()
@@ -164,7 +167,7 @@ class RewardStage:
 
 def main(config: RewardConfig) -> dict[str, float]:
     """Run the stage; the model is in ``out``/model."""
-    run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
+    run = Run(config.out, config.model_dump(mode="json"), config.loop.report_to)
     told = fit(RewardStage(config).recorded(run), run, config.loop)
     sets = ["eval", *(f"eval/{name}" for name in config.evals)]
     said = "; ".join(_said(told, name) for name in sets if f"{name}/accuracy" in told)

@@ -47,7 +47,8 @@ from trimtab.types import Completion, Group
 class CriticSpec(Config):
     """Where values come from."""
 
-    kind: Literal["separate", "shared"] = "separate"
+    renamed: ClassVar[dict[str, str]] = {"kind": "type"}
+    type: Literal["separate", "shared"] = "separate"
     """A model of its own, or a linear head on the policy's trunk."""
     model: ModelSpec | None = None
     """What a separate critic starts from; the policy's own start when not given."""
@@ -57,10 +58,11 @@ class CriticSpec(Config):
 class PtxSpec(Config):
     """PPO-ptx: a share of likelihood on given text in every update (2203.02155)."""
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "batch_size"}
     data: DataSpec
     coef: float = Field(default=0.1, gt=0.0)
     """Weight of the token-mean negative log-likelihood."""
-    batch: int = Field(default=16, gt=0)
+    batch_size: int = Field(default=16, gt=0)
 
 
 class RLConfig(Config):
@@ -182,7 +184,7 @@ class RLStage:
         self.value_head: nn.Linear | None = None
         if not method.needs_critic:
             pass
-        elif config.critic.kind == "separate":
+        elif config.critic.type == "separate":
             start = config.critic.model or config.model.model_copy(update={"lora": None})
             self.critic = Scorer.load(
                 start, pad_id=int(self.renderer.tokenizer.pad_token_id), zero=True
@@ -381,7 +383,7 @@ class RLStage:
                     parts.append(Part(taken_up, method, self._value_forward, self.share))
                 if c.ptx is not None:
                     at = (index * method.epochs + epoch) * method.minibatches + number
-                    given = batch_indices(len(self.ptx), c.ptx.batch, at, c.loop.seed)
+                    given = batch_indices(len(self.ptx), c.ptx.batch_size, at, c.loop.seed)
                     parts.append(
                         Part(
                             [self.ptx[i] for i in given], SFT(), self._ptx_forward,
@@ -445,7 +447,7 @@ def shape_of(config: RLConfig) -> ShapeSpec:
 
 def main(config: RLConfig) -> dict[str, float]:
     """Run the stage; the policy is in ``out``/model."""
-    run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
+    run = Run(config.out, config.model_dump(mode="json"), config.loop.report_to)
     stage = RLStage(config).recorded(run)
     figures = fit(stage, run, config.loop)
     if stage.guard is not None and stage.guard.why:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -25,6 +25,7 @@ from trimtab.types import Group
 class SFTConfig(Config):
     """Configuration of ``trimtab sft``."""
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "batch_size"}
     out: str = "runs/sft"
     """The run folder."""
     model: ModelSpec
@@ -34,7 +35,7 @@ class SFTConfig(Config):
     holdout: int = Field(default=0, ge=0)
     epochs: float = Field(default=1.0, gt=0.0)
     """Passes over the data."""
-    batch: int = Field(default=32, gt=0)
+    batch_size: int = Field(default=32, gt=0)
     """Rows an optimiser step."""
     objective: SFT = SFT()
     optim: OptimSpec = OptimSpec(lr=2e-5)
@@ -51,7 +52,7 @@ class SFTStage:
         self.renderer = renderer_for(config.model, config.data)
         self.train, self.held = self._data()
         self.lm = LM.load(config.model)
-        self.steps = max(1, round(config.epochs * len(self.train) / config.batch))
+        self.steps = max(1, round(config.epochs * len(self.train) / config.batch_size))
         self.trainer = Trainer(
             {"model": self.lm.model}, {"model": config.optim}, self.steps, config.loop
         )
@@ -78,7 +79,9 @@ class SFTStage:
     def step(self, index: int) -> dict[str, float]:
         """See ``Stage``."""
         c = self.config
-        batch = [self.train[i] for i in batch_indices(len(self.train), c.batch, index, c.loop.seed)]
+        batch = [
+            self.train[i] for i in batch_indices(len(self.train), c.batch_size, index, c.loop.seed)
+        ]
         return self.trainer.update([Part(batch, c.objective, self.forward, self.lm.exact)])
 
     @torch.no_grad()
@@ -118,7 +121,7 @@ class SFTStage:
 
 def main(config: SFTConfig) -> dict[str, float]:
     """Run the stage; the model is in ``out``/model."""
-    run = Run(config.out, config.model_dump(mode="json"), config.loop.tracker)
+    run = Run(config.out, config.model_dump(mode="json"), config.loop.report_to)
     figures = fit(SFTStage(config).recorded(run), run, config.loop)
     held = f", held-out {figures['eval/nll']:.3f}" if "eval/nll" in figures else ""
     console.print(

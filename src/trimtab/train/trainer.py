@@ -7,15 +7,15 @@ cut into packs.
 
 from __future__ import annotations
 
+import logging
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from trimtab.config import Config
@@ -24,71 +24,92 @@ from trimtab.errors import UserError
 from trimtab.kernels.allocator import keep_freed
 from trimtab.models import checkpoint
 from trimtab.objectives.terms import Counts, Loss
-from trimtab.runs.console import console
-from trimtab.train.tuning import fastest
 from trimtab.types import Group
+
+log = logging.getLogger(__name__)
 
 
 class OptimSpec(Config):
-    """AdamW and its schedule."""
+    """AdamW and its learning-rate schedule."""
 
+    renamed: ClassVar[dict[str, str]] = {
+        "clip": "max_grad_norm",
+        "schedule": "lr_scheduler_type",
+        "warmup": "warmup_ratio",
+        "floor": "min_lr_ratio",
+    }
     lr: float = Field(default=1e-5, gt=0.0)
     """Peak learning rate."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0.0)
-    clip: float = Field(default=1.0, gt=0.0)
-    """Largest gradient norm, for each module apart."""
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """How the rate falls after warm-up."""
-    warmup: float = Field(default=0.03, ge=0.0, le=1.0)
-    """Share of all optimiser steps in which the rate rises from 0."""
-    floor: float = Field(default=0.0, ge=0.0, le=1.0)
-    """The rate never falls below this share of the peak."""
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    """Gradients are clipped to this norm, for each module separately."""
+    lr_scheduler_type: Literal["constant", "cosine", "linear"] = "cosine"
+    """How the learning rate falls after warm-up."""
+    warmup_ratio: float = Field(default=0.03, ge=0.0, le=1.0)
+    """Share of all optimiser steps in which the learning rate rises from 0."""
+    min_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    """The learning rate never falls below this share of its peak."""
 
 
-def usual_budget() -> int:
-    """Tokens of one forward that keep products at full speed: more only costs memory on a CPU."""
+def default_token_budget() -> int:
+    """Tokens per forward at which matmuls run at full speed; more only costs memory on a CPU."""
     return 8192 if torch.cuda.is_available() else 2048
 
 
 class LoopSpec(Config):
     """What every training stage shares."""
 
+    renamed: ClassVar[dict[str, str]] = {
+        "save_every": "save_steps",
+        "eval_every": "eval_steps",
+        "sample_every": "sample_steps",
+        "doctor_every": "doctor_steps",
+        "keep": "save_total_limit",
+        "tracker": "report_to",
+    }
     seed: int = 0
     """Orders the data and starts every random stream."""
-    token_budget: int = Field(default_factory=usual_budget, gt=0)
-    """Tokens of one forward; changes memory and speed, never the result. 2,048 on CPU and 8,192 on
-    CUDA when not given; halved where a step does not fit into memory."""
-    tune_budget: bool = False
-    """Measure at the first step which size is fastest here, in place of ``token_budget``. A choice
-    by the clock may differ from run to run, and sums in another order differ in the last bits."""
-    save_every: int = Field(default=0, ge=0)
-    """Steps between checkpoints; 0 saves at the end alone."""
-    keep: int = Field(default=2, gt=0)
-    """Checkpoints kept."""
-    eval_every: int = Field(default=0, ge=0)
-    """Steps between evaluations; 0 evaluates at the end alone."""
-    sample_every: int = Field(default=0, ge=0)
+    token_budget: int = Field(default_factory=default_token_budget, gt=0)
+    """Tokens per forward; changes memory and speed, never the result. Default: 2,048 on CPU and
+    8,192 on CUDA. It is halved when a step does not fit into memory."""
+    save_steps: int = Field(default=0, ge=0)
+    """Steps between checkpoints; 0 saves at the end only."""
+    save_total_limit: int = Field(default=2, gt=0)
+    """Number of checkpoints that stay on disk."""
+    eval_steps: int = Field(default=0, ge=0)
+    """Steps between evaluations; 0 evaluates at the end only."""
+    sample_steps: int = Field(default=0, ge=0)
     """Steps between logged samples; 0 logs none."""
-    doctor_every: int = Field(default=0, ge=0)
-    """Steps between looks of the doctor at the run so far; 0 leaves it out."""
+    doctor_steps: int = Field(default=0, ge=0)
+    """Steps between diagnoses of the run so far; 0 never runs the doctor."""
     max_skips: int = Field(default=5, gt=0)
-    """Non-finite steps in a row after which training stops."""
-    tracker: Literal["none", "wandb", "trackio", "tensorboard", "mlflow"] = "none"
-    """Where metrics also go; nothing leaves the machine unless this is set."""
+    """Consecutive non-finite steps after which training stops."""
+    report_to: Literal["none", "wandb", "trackio", "tensorboard", "mlflow"] = "none"
+    """Where metrics are also sent; nothing leaves the machine unless this is set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_tune_budget(cls, values: Any) -> Any:
+        # Configurations that an earlier release saved state this key, which no longer exists.
+        if isinstance(values, dict) and "tune_budget" in values:
+            values = {k: v for k, v in cast("dict[str, Any]", values).items() if k != "tune_budget"}
+            log.warning("loop.tune_budget was removed and is ignored; set loop.token_budget")
+        return values
 
 
-def rate(spec: OptimSpec, done: int, total: int) -> float:
-    """Learning-rate factor of optimiser step ``done`` (from 0) of ``total``."""
-    warm = round(spec.warmup * total)
-    if done < warm:
-        return (done + 1) / warm
-    if spec.schedule == "constant":
+def lr_factor(spec: OptimSpec, done: int, total: int) -> float:
+    """Factor on the peak learning rate at optimiser step ``done`` (from 0) of ``total``."""
+    warmup_steps = round(spec.warmup_ratio * total)
+    if done < warmup_steps:
+        return (done + 1) / warmup_steps
+    if spec.lr_scheduler_type == "constant":
         return 1.0
-    share = min(1.0, (done - warm) / max(1, total - warm))
-    fall = 0.5 * (1 + math.cos(math.pi * share)) if spec.schedule == "cosine" else 1.0 - share
-    return spec.floor + (1.0 - spec.floor) * fall
+    progress = min(1.0, (done - warmup_steps) / max(1, total - warmup_steps))
+    cosine = spec.lr_scheduler_type == "cosine"
+    decay = 0.5 * (1 + math.cos(math.pi * progress)) if cosine else 1.0 - progress
+    return spec.min_lr_ratio + (1.0 - spec.min_lr_ratio) * decay
 
 
 class LossFn(Protocol):
@@ -155,7 +176,6 @@ class Trainer:
         self.updates = 0
         self.skips = 0
         self.budget = loop.token_budget
-        self.tuned = not loop.tune_budget
         self._meta: dict[str, Any] = {}
         self.params = {
             name: [(n, p) for n, p in m.named_parameters() if p.requires_grad]
@@ -188,13 +208,11 @@ class Trainer:
             NonFiniteError: ``max_skips`` steps in a row were not finite.
             MemoryLimitError: one prompt with its completions does not fit.
         """
-        if not self.tuned:
-            self._tune(parts)
         metrics = self._gradients(parts)
         finite = True
         for name, params in self.params.items():
             norm = nn.utils.clip_grad_norm_(
-                [p for _, p in params if p.grad is not None], self.optim[name].clip
+                [p for _, p in params if p.grad is not None], self.optim[name].max_grad_norm
             )
             metrics[f"grad_norm/{name}"] = float(norm)
             finite = finite and math.isfinite(float(norm))
@@ -202,7 +220,7 @@ class Trainer:
         for settings, (name, spec) in zip(
             self.optimizer.param_groups, self.optim.items(), strict=True
         ):
-            settings["lr"] = spec.lr * rate(spec, self.updates, self.total)
+            settings["lr"] = spec.lr * lr_factor(spec, self.updates, self.total)
             metrics[f"lr/{name}"] = settings["lr"]
         if finite:
             self.optimizer.step()
@@ -218,27 +236,6 @@ class Trainer:
         self.updates += 1
         metrics["skipped"] = 0.0 if finite else 1.0
         return metrics
-
-    def _tune(self, parts: Sequence[Part]) -> None:
-        """Find the budget on the largest part's groups; gradients and random state are put back."""
-        part = max(parts, key=lambda p: sum(g.cost for g in p.groups))
-        given, state = self.budget, checkpoint.rng_tensors()
-
-        def spend(groups: Sequence[Group], size: int) -> float | None:
-            self.budget = size
-            since = time.perf_counter()
-            try:
-                self._accumulate([replace(part, groups=groups)])
-            except RuntimeError as error:
-                if out_of_memory(error):
-                    return None
-                raise
-            return time.perf_counter() - since
-
-        self.budget = fastest(part.groups, spend) or given
-        self.tuned = True
-        self.optimizer.zero_grad(set_to_none=True)
-        checkpoint.restore_rng(state)
 
     def _gradients(self, parts: Sequence[Part]) -> dict[str, float]:
         """Accumulate the gradients of a whole step, in smaller packs where memory runs out.
@@ -258,7 +255,7 @@ class Trainer:
                 if self.budget <= largest:
                     raise MemoryLimitError(
                         f"a prompt with its completions of {largest} tokens does not fit into memory "
-                        "by itself; lower group or the length limits, turn on "
+                        "by itself; lower group_size or the length limits, turn on "
                         "model.gradient_checkpointing, or take a smaller model"
                     ) from None
                 self.budget = max(largest, self.budget // 2)
@@ -266,7 +263,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            console.print(f"out of memory: packs of {self.budget} tokens from here on")
+            log.warning("out of memory: packs have at most %d tokens from now on", self.budget)
 
     def _accumulate(self, parts: Sequence[Part]) -> dict[str, float]:
         device = next(iter(self.params.values()))[0][1].device
@@ -314,7 +311,6 @@ class Trainer:
             "updates": self.updates,
             "skips": self.skips,
             "budget": self.budget,
-            "tuned": self.tuned,
             "optimizer": self._meta,
         }
 
@@ -331,9 +327,7 @@ class Trainer:
         )
         self.updates, self.skips = int(meta["updates"]), int(meta["skips"])
         # The cut of a step orders its sums: resumed, it is the same to the bit.
-        # (Checkpoints of before the size could be tuned do not say it.)
         self.budget = int(meta.get("budget", self.budget))
-        self.tuned = bool(meta.get("tuned", self.tuned))
         checkpoint.restore_rng(saved.tensors("random"))
 
 

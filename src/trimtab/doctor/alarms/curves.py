@@ -151,7 +151,7 @@ def _passed(e: Evidence) -> float:
     held = np.array([r.reward for r in e.rollouts if r.reward is not None])
     if len(held) < 32:
         raise Unchecked(
-            "too few scored rollouts to know what the best reward is; set loop.sample_every"
+            "too few scored rollouts to know what the best reward is; set loop.sample_steps"
         )
     steps = sorted({r.step for r in e.rollouts})
     tail = set(steps[-max(1, len(steps) // 5) :])
