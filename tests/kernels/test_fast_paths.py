@@ -21,12 +21,12 @@ from benchmarks import flops
 from tests.models.test_forward import alone, groups, packed, worst
 from tests.support.models import tiny
 from trimtab.data.pack import Output, Pack, build
-from trimtab.kernels.flash_cpu import flash
+from trimtab.kernels.flash_cpu import flash_tree_attention
 from trimtab.kernels.logprobs import LogitHead
-from trimtab.kernels.masked import bucketed
+from trimtab.kernels.masked import masked_tree_attention
 from trimtab.kernels.tree_attention import make_tree
 from trimtab.models.forward import token_logps
-from trimtab.models.load import LM, ModelSpec, bfloat16_gain, use_mixed
+from trimtab.models.load import LM, ModelSpec, bfloat16_speedup, uses_mixed_precision
 from trimtab.objectives.nll import SFT
 from trimtab.sample.draw import SamplingConfig
 from trimtab.sample.sampler import Request, Sampler
@@ -36,8 +36,8 @@ from trimtab.types import Completion, Group
 
 def plain_logps(z: Tensor, y: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     l = (z / tau).log_softmax(-1)
-    kept = torch.where(l.exp() > 0, l, torch.zeros_like(l))
-    return l.gather(-1, y[:, None])[:, 0], -(l.exp() * kept).sum(-1)
+    entropy_sum = torch.where(l.exp() > 0, l, torch.zeros_like(l))
+    return l.gather(-1, y[:, None])[:, 0], -(l.exp() * entropy_sum).sum(-1)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -50,7 +50,7 @@ def test_written_backward(bias: bool, times: float, cap: float, chunk: int) -> N
     h = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     y = torch.randint(0, 17, (11,))
     g, e = torch.randn(2, 11, dtype=torch.float64)
-    given = [h, *layer.parameters()]
+    inputs = [h, *layer.parameters()]
     for weights in ((g, e), (g, None), (None, e)):
         want_l, want_h = plain_logps(head(h), y, 0.7)
         got_l, got_h = token_logps(h, y, head, temperature=0.7, chunk=chunk)
@@ -61,8 +61,8 @@ def test_written_backward(bias: bool, times: float, cap: float, chunk: int) -> N
             parts = zip(weights, (a, b), strict=True)
             return torch.stack([(w * x).sum() for w, x in parts if w is not None]).sum()
 
-        want = torch.autograd.grad(loss(want_l, want_h), given)
-        for a, b in zip(torch.autograd.grad(loss(got_l, got_h), given), want, strict=True):
+        want = torch.autograd.grad(loss(want_l, want_h), inputs)
+        for a, b in zip(torch.autograd.grad(loss(got_l, got_h), inputs), want, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
@@ -86,9 +86,9 @@ def test_flash_attention_over_trees_equals_masked(
         for h in (heads[0], heads[1], heads[1])
     )
     g = torch.randn(pack.size, heads[0], 8, dtype=torch.float64)
-    want = bucketed(q, k, v, tree.buckets, 0.3, 0.0, 0, 0.0)
-    got = flash(q, k, v, tree.squares, 0.3)
-    assert tree.squares.near.whole == (len({s.length for s in pack.segments}) == 1)
+    want = masked_tree_attention(q, k, v, tree.buckets, 0.3, 0.0, 0, 0.0)
+    got = flash_tree_attention(q, k, v, tree.flash_plan, 0.3)
+    assert tree.flash_plan.own.in_order == (len({s.length for s in pack.segments}) == 1)
     torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
     expected = torch.autograd.grad(want, (q, k, v), g)
     for a, b in zip(torch.autograd.grad(got, (q, k, v), g), expected, strict=True):
@@ -97,7 +97,7 @@ def test_flash_attention_over_trees_equals_masked(
 
 def test_memory_of_a_prompt_is_paid_once() -> None:
     """What the backward keeps of attention grows with tokens, not with completions times prompt."""
-    kept: list[int] = []
+    entropy_sum: list[int] = []
     for n in (2, 32):
         pack = build(
             [
@@ -110,13 +110,13 @@ def test_memory_of_a_prompt_is_paid_once() -> None:
         )
         tree = make_tree(pack)
         x = torch.randn(pack.size, 2, 8, requires_grad=True)
-        held: list[int] = []
+        leaf: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, held=held: held.append(t.numel()) or t, lambda t: t
+            lambda t, leaf=leaf: leaf.append(t.numel()) or t, lambda t: t
         ):
-            flash(x, x, x, tree.squares, 0.3)
-        kept.append(sum(held))
-    assert kept[1] < 1.5 * kept[0]
+            flash_tree_attention(x, x, x, tree.flash_plan, 0.3)
+        entropy_sum.append(sum(leaf))
+    assert entropy_sum[1] < 1.5 * entropy_sum[0]
 
 
 def test_frozen_head_impossible_tokens_and_no_entropy() -> None:
@@ -129,13 +129,13 @@ def test_frozen_head_impossible_tokens_and_no_entropy() -> None:
     y = torch.tensor([0, 1, 2, 4, 8])
     want, entropy = plain_logps(layer(h), y, 1.0)
     (grad,) = torch.autograd.grad(want.sum(), h)
-    for asked in (True, False):
-        got, told = token_logps(h, y, layer, entropy=asked)
+    for requests in (True, False):
+        got, refused = token_logps(h, y, layer, entropy=requests)
         torch.testing.assert_close(got, want)
         torch.testing.assert_close(torch.autograd.grad(got.sum(), h)[0], grad)
-        torch.testing.assert_close(told, entropy if asked else torch.zeros(5))
-    got, told = token_logps(h, y, layer)
-    assert torch.isfinite(torch.autograd.grad(told.sum() + got.sum(), h)[0]).all()
+        torch.testing.assert_close(refused, entropy if requests else torch.zeros(5))
+    got, refused = token_logps(h, y, layer)
+    assert torch.isfinite(torch.autograd.grad(refused.sum() + got.sum(), h)[0]).all()
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "mistral"])
@@ -143,18 +143,18 @@ def test_completions_of_a_prompt_decode_from_one_copy(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sampler = Sampler(tiny(kind), stop_ids=(2, 5, 9))
-    assert sampler.shares == (kind != "mistral"), "a window can hide a whole prompt"
+    assert sampler.shares_prompts == (kind != "mistral"), "a window can hide a whole prompt"
     rng = np.random.default_rng(3)
-    asked = [
+    requests = [
         Request(rng.integers(3, 64, rng.integers(1, 30)), (1, i), int(rng.integers(1, 6)))
         for i in range(14)
     ]
     for slots in (3, 64):
         config = SamplingConfig(max_new_tokens=14, slots=slots)
-        sampler.shares = kind != "mistral"
-        got = sampler(asked, config)
-        sampler.shares = False
-        for a, b in zip(got, sampler(asked, config), strict=True):
+        sampler.shares_prompts = kind != "mistral"
+        got = sampler(requests, config)
+        sampler.shares_prompts = False
+        for a, b in zip(got, sampler(requests, config), strict=True):
             for x, y in zip(a, b, strict=True):
                 np.testing.assert_array_equal(x.ids, y.ids)
                 np.testing.assert_allclose(x.logp, y.logp, atol=1e-4)
@@ -198,10 +198,10 @@ def mixed_lm() -> LM:
 
 def test_mixed_precision_keeps_weights_and_stays_near() -> None:
     lm = mixed_lm()
-    made = groups()
-    away = worst(packed(lm, made), alone(lm.plain_attention(), made))
+    actual = groups()
+    away = worst(packed(lm, actual), alone(lm.plain_attention(), actual))
     assert 0 < away < 0.3, "bfloat16 products must show, and little"
-    logp, _ = lm.logps(lm.states(build(made)), build(made))
+    logp, _ = lm.logps(lm.states(build(actual)), build(actual))
     assert logp.dtype == torch.float32
     logp.sum().backward()
     assert {p.dtype for p in lm.model.parameters()} == {torch.float32}
@@ -214,16 +214,16 @@ def test_mixed_sampling_agrees_with_mixed_training() -> None:
     sampler = Sampler(lm.plain_attention(), stop_ids=(), mixed=True)
     (got,) = sampler([Request(prompt, (0,), 4)], SamplingConfig(max_new_tokens=12))
     done = [Completion(x.ids, np.ones(len(x.ids), np.bool_)) for x in got]
-    found = packed(lm, [Group("a", prompt, done)])
+    results = packed(lm, [Group("a", prompt, done)])
     for x, c in zip(got, done, strict=True):
-        assert float(np.abs(x.logp - found[id(c)].numpy()).max()) < 0.3
+        assert float(np.abs(x.logp - results[id(c)].numpy()).max()) < 0.3
 
 
 def test_mixed_precision_learns_as_well() -> None:
     """The same curve within noise: both learn the same answers by heart."""
     ends: dict[str, list[float]] = {"full": [], "mixed": []}
     for seed in range(3):
-        for precision, found in ends.items():
+        for precision, results in ends.items():
             lm = LM(tiny("llama", seed), ModelSpec(path="x", precision=precision))  # type: ignore[arg-type]
             optim = {"m": OptimSpec(lr=3e-3, warmup_ratio=0.0, lr_scheduler_type="constant")}
             trainer = Trainer({"m": lm.model}, optim, 40, LoopSpec())
@@ -232,8 +232,8 @@ def test_mixed_precision_learns_as_well() -> None:
                 return Output(logp_C=lm.logps(lm.states(pack), pack)[0])
 
             for _ in range(40):
-                told = trainer.update([Part(groups(seed), SFT(), forward)])
-            found.append(told["loss"])
+                refused = trainer.update([Part(groups(seed), SFT(), forward)])
+            results.append(refused["loss"])
     full, mixed = np.array(ends["full"]), np.array(ends["mixed"])
     assert full.max() < 2.0, "must have learnt"
     assert abs(full.mean() - mixed.mean()) <= max(0.1, 3 * full.std())
@@ -241,9 +241,13 @@ def test_mixed_precision_learns_as_well() -> None:
 
 def test_auto_precision_follows_the_measurement() -> None:
     cpu = torch.device("cpu")
-    assert use_mixed(ModelSpec(path="x", precision="auto"), cpu, 64) == (bfloat16_gain(64) >= 1.3)
-    assert not use_mixed(ModelSpec(path="x"), cpu, 64)
-    assert not use_mixed(ModelSpec(path="x", precision="mixed", dtype="bfloat16"), cpu, 64)
+    assert uses_mixed_precision(ModelSpec(path="x", precision="auto"), cpu, 64) == (
+        bfloat16_speedup(64) >= 1.3
+    )
+    assert not uses_mixed_precision(ModelSpec(path="x"), cpu, 64)
+    assert not uses_mixed_precision(
+        ModelSpec(path="x", precision="mixed", dtype="bfloat16"), cpu, 64
+    )
 
 
 def test_useful_flops_are_those_of_a_forward() -> None:
@@ -251,12 +255,12 @@ def test_useful_flops_are_those_of_a_forward() -> None:
     ids = torch.arange(3, 33)[None]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids)
-    made = Group("a", ids[0, :1].numpy(), [Completion(ids[0, 1:].numpy(), np.ones(29, np.bool_))])
+    actual = Group("a", ids[0, :1].numpy(), [Completion(ids[0, 1:].numpy(), np.ones(29, np.bool_))])
     config = model.config
     scores = 4.0 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     # The counter takes no account of the causal mask, and has logits at every position.
     dense = counter.get_total_flops() - scores * 30 * 30 - 2 * config.hidden_size * 64
-    got = flops.forward(config, [made], logits=True) - scores * 30 * 31 / 2
+    got = flops.forward(config, [actual], logits=True) - scores * 30 * 31 / 2
     # Not every kernel of attention is known to the counter.
     assert got in (pytest.approx(dense), pytest.approx(dense + scores * 30 * 30))
 
@@ -276,10 +280,10 @@ def test_starts_in_half_a_second(what: list[str]) -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own settings")
 @pytest.mark.parametrize("named", [False, True])
 def test_freed_memory_is_kept_unless_somebody_decides_otherwise(named: bool) -> None:
-    told = """
+    refused = """
 import resource, torch
-from trimtab.kernels.allocator import keep_freed
-kept = keep_freed()
+from trimtab.kernels.allocator import keep_freed_memory
+kept = keep_freed_memory()
 for _ in range(4):
     held = [torch.ones(2**20) for _ in range(64)]  # 256 MB in blocks of 4
     del held
@@ -288,9 +292,9 @@ held = [torch.ones(2**20) for _ in range(64)]
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     env = dict(os.environ) | ({"MALLOC_TRIM_THRESHOLD_": "65536"} if named else {})
-    made = subprocess.run(
-        [sys.executable, "-c", told], capture_output=True, text=True, check=True, env=env
+    actual = subprocess.run(
+        [sys.executable, "-c", refused], capture_output=True, text=True, check=True, env=env
     )
-    kept, faults = made.stdout.split()
-    assert kept == str(not named)
+    entropy_sum, faults = actual.stdout.split()
+    assert entropy_sum == str(not named)
     assert int(faults) > 30_000 if named else int(faults) < 3_000

@@ -16,9 +16,16 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from tests.models.test_forward import groups
 from tests.support.models import tiny
 from trimtab.data.pack import Pack, build
-from trimtab.kernels.layers import RMSNorm, Turn, turned
+from trimtab.kernels.layers import RMSNorm, Rotate, rotate
 from trimtab.models import forward
-from trimtab.models.load import LM, LoraSpec, ModelSpec, add_lora, backbone_of, checkpoint_layers
+from trimtab.models.load import (
+    LM,
+    LoraSpec,
+    ModelSpec,
+    add_lora,
+    backbone_of,
+    enable_gradient_checkpointing,
+)
 
 TOLD = {"llama", "mistral", "qwen2", "qwen3"}
 
@@ -32,7 +39,7 @@ def loaded(kind: str, dressed: str = "") -> LM:
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.1)
     if dressed == "checkpoint":
-        checkpoint_layers(model)
+        enable_gradient_checkpointing(model)
         model.train()
     return LM(model, ModelSpec(path=kind))
 
@@ -55,11 +62,11 @@ def test_rows_are_those_of_the_whole(
     kind: str, dressed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = loaded(kind, dressed)
-    assert lm.exact and forward.lean_layers(backbone_of(lm.model))
+    assert lm.exact and forward.patch_layers(backbone_of(lm.model))
     for read in (lambda p: p.source_C, lambda p: p.last_B, lambda p: p.last_B.flip(0)[:1]):
         got = told(lm, read)
         with monkeypatch.context() as m:
-            m.setattr(forward, "lean_layers", lambda _: False)
+            m.setattr(forward, "patch_layers", lambda _: False)
             want = told(lm, read)
         for a, b in zip(got, want, strict=True):  # norms are taken in fp32 whatever the weights are
             torch.testing.assert_close(a, b, atol=5e-5, rtol=1e-4)
@@ -82,8 +89,8 @@ def test_turns_as_transformers_does() -> None:
     cos, sin = angle.cos(), angle.sin()
     heads = x.transpose(0, 1)[None]
     want, _ = apply_rotary_pos_emb(heads, heads, cos[None], sin[None])
-    torch.testing.assert_close(turned(x.detach(), cos, sin), want[0].transpose(0, 1).detach())
-    assert torch.autograd.gradcheck(lambda x: Turn.apply(x, cos, sin), (x,))
+    torch.testing.assert_close(rotate(x.detach(), cos, sin), want[0].transpose(0, 1).detach())
+    assert torch.autograd.gradcheck(lambda x: Rotate.apply(x, cos, sin), (x,))
 
 
 def test_unread_rows_are_not_multiplied() -> None:
@@ -120,6 +127,6 @@ def test_a_copy_reads_its_own_weights() -> None:
 def test_other_families_are_read_whole() -> None:
     for kind in ("gpt2", "gemma2"):
         lm = LM(tiny(kind), ModelSpec(path=kind))
-        assert not forward.lean_layers(backbone_of(lm.model))
+        assert not forward.patch_layers(backbone_of(lm.model))
         pack = build(groups(), share=lm.exact)
         assert lm.states(pack).shape == (len(pack.source_C), lm.logit_width)

@@ -140,17 +140,17 @@ def loads(folder: Path) -> int | None:
     """The step of the latest, its bytes compared with what was saved."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = checkpoint.latest(folder)
-    if found is None:
+        loaded = checkpoint.latest(folder)
+    if loaded is None:
         return None
-    held = found.tensors("model")
-    for name, value in payload(found.step)["model"].items():
-        assert held[name].dtype == value.dtype
-        assert held[name].shape == value.shape
-        assert torch.equal(held[name], value), name
-    assert found.state == {"step": found.step}
-    assert (found.path / "hf" / "config.json").stat().st_size == 320
-    return found.step
+    tensors = loaded.tensors("model")
+    for name, value in payload(loaded.step)["model"].items():
+        assert tensors[name].dtype == value.dtype
+        assert tensors[name].shape == value.shape
+        assert torch.equal(tensors[name], value), name
+    assert loaded.state == {"step": loaded.step}
+    assert (loaded.path / "hf" / "config.json").stat().st_size == 320
+    return loaded.step
 
 
 def calls_of_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -174,14 +174,14 @@ def test_every_call_may_fail(tmp_path, monkeypatch, number):
             disk = Disk(patch, root)
             write(root / "c", 1)
             disk.arm(k, OSError(number, "refused"))
-            told = False
+            calls = False
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 try:
                     write(root / "c", 2)
                 except CheckpointError as error:
-                    told = "MiB are free" in str(error)
-            assert told or caught, k
+                    calls = "MiB are free" in str(error)
+            assert calls or caught, k
         assert loads(root / "c") in (1, 2), k
         write(root / "c", 3)  # and the next save goes through
         assert loads(root / "c") == 3
@@ -206,9 +206,9 @@ def crashed_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, sync: bool
                     except Crash:
                         returned = False
                     disk.crash(data, names)
-                found = loads(root / "c")
-                if found not in ((2,) if returned else (1, 2)):
-                    faults.append(f"{data} {names} call {k}: found {found}")
+                loaded = loads(root / "c")
+                if loaded not in ((2,) if returned else (1, 2)):
+                    faults.append(f"{data} {names} call {k}: found {loaded}")
                 write(root / "c", 3)
                 assert loads(root / "c") == 3
     return faults
@@ -229,20 +229,20 @@ def test_damage_in_each_file_is_seen_and_the_previous_taken(tmp_path):
     files = [f for f in path.rglob("*") if f.is_file()]
     assert len(files) == 5
     for file in files:
-        whole = file.read_bytes()
+        intact = file.read_bytes()
         for _ in range(20):
-            place = rng.randrange(len(whole))
-            damaged = bytearray(whole)
+            place = rng.randrange(len(intact))
+            damaged = bytearray(intact)
             damaged[place] ^= 1 << rng.randrange(8)
-            for data in (bytes(damaged), whole[:place]):
+            for data in (bytes(damaged), intact[:place]):
                 file.write_bytes(data)
                 with pytest.warns(UserWarning, match="falling back"):
-                    found = checkpoint.latest(tmp_path)
-                assert found is not None
-                assert found.step == 1, (file, place)
+                    loaded = checkpoint.latest(tmp_path)
+                assert loaded is not None
+                assert loaded.step == 1, (file, place)
         file.unlink()
         assert loads(tmp_path) == 1
-        file.write_bytes(whole)
+        file.write_bytes(intact)
         assert loads(tmp_path) == 2
 
 
@@ -265,15 +265,15 @@ def test_optimizer_goes_round_exactly(tmp_path):
         optim.step()
     tensors, frame = checkpoint.flatten_optimizer(optim.state_dict())
     checkpoint.save(tmp_path, 3, {"optim": tensors}, {"optim": frame})
-    found = checkpoint.latest(tmp_path)
-    assert found is not None
-    held = checkpoint.unflatten_optimizer(found.tensors("optim"), found.state["optim"])
-    assert held["param_groups"] == optim.state_dict()["param_groups"]
-    assert isinstance(held["param_groups"][0]["betas"], tuple)
+    loaded = checkpoint.latest(tmp_path)
+    assert loaded is not None
+    restored = checkpoint.unflatten_optimizer(loaded.tensors("optim"), loaded.state["optim"])
+    assert restored["param_groups"] == optim.state_dict()["param_groups"]
+    assert isinstance(restored["param_groups"][0]["betas"], tuple)
     for index, values in optim.state_dict()["state"].items():
-        assert list(held["state"][index]) == list(values)
+        assert list(restored["state"][index]) == list(values)
         for name, value in values.items():
-            other = held["state"][index][name]
+            other = restored["state"][index][name]
             assert other.dtype == value.dtype
             assert other.shape == value.shape
             assert other.numpy().tobytes() == value.numpy().tobytes()
@@ -295,7 +295,7 @@ def test_random_states_go_round(tmp_path):
         )
 
     expected = draw()
-    found = checkpoint.latest(tmp_path)
-    assert found is not None
-    checkpoint.restore_rng(found.tensors("rng"))
+    loaded = checkpoint.latest(tmp_path)
+    assert loaded is not None
+    checkpoint.restore_rng(loaded.tensors("rng"))
     assert draw() == expected

@@ -27,39 +27,39 @@ def groups(seed: int = 0, vocabulary: int = 64) -> list[Group]:
     def run(n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         return rng.integers(3, vocabulary, n)
 
-    made: list[Group] = []
+    prompts: list[Group] = []
     for number, (size, answers) in enumerate(
         [(7, (3, 9, 1)), (1, (5,)), (19, (2, 14)), (4, (8, 8, 2, 11))]
     ):
         done = [Completion(run(n), np.ones(n, np.bool_)) for n in answers]
-        made.append(Group(str(number), run(size), done))
-    return made
+        prompts.append(Group(str(number), run(size), done))
+    return prompts
 
 
-def alone(model: Any, made: list[Group], tau: float = 1.0) -> dict[int, torch.Tensor]:
+def alone(model: Any, prompts: list[Group], tau: float = 1.0) -> dict[int, torch.Tensor]:
     """Log-probs of each completion from a forward of its own."""
-    found: dict[int, torch.Tensor] = {}
-    for g in made:
+    rows: dict[int, torch.Tensor] = {}
+    for g in prompts:
         for c in g.completions:
             ids = torch.from_numpy(np.concatenate([g.prompt, c.ids]))[None]
             with torch.no_grad():
                 logits = model(input_ids=ids, use_cache=False).logits[0].float() / tau
             at = logits[len(g.prompt) - 1 : -1].log_softmax(-1)
-            found[id(c)] = at.gather(1, ids[0, len(g.prompt) :, None])[:, 0]
-    return found
+            rows[id(c)] = at.gather(1, ids[0, len(g.prompt) :, None])[:, 0]
+    return rows
 
 
 def packed(
-    lm: LM, made: list[Group], budget: int = 10_000, tau: float = 1.0
+    lm: LM, prompts: list[Group], budget: int = 10_000, tau: float = 1.0
 ) -> dict[int, torch.Tensor]:
-    found: dict[int, torch.Tensor] = {}
-    for pack in packs(made, budget, share=lm.exact):
+    rows: dict[int, torch.Tensor] = {}
+    for pack in packs(prompts, budget, share=lm.exact):
         with torch.no_grad():
             logp, _ = lm.logps(lm.states(pack), pack, tau)
         flat = [c for g in pack.groups for c in g.completions]
         for b, c in enumerate(flat):
-            found[id(c)] = logp[pack.owner_C == b]
-    return found
+            rows[id(c)] = logp[pack.owner_C == b]
+    return rows
 
 
 def worst(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> float:
@@ -74,16 +74,16 @@ def test_shared_packs_equal_separate_forwards(kind: str, budget: int) -> None:
         warnings.simplefilter("error")
         lm = LM(tiny(kind), ModelSpec(path=kind))
     assert lm.exact, "this kind is meant to share prompts"
-    made = groups()
-    assert worst(packed(lm, made, budget), alone(lm.plain_attention(), made)) <= 1e-5
+    prompts = groups()
+    assert worst(packed(lm, prompts, budget), alone(lm.plain_attention(), prompts)) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2"])
 def test_rows_equal_separate_forwards(kind: str) -> None:
     lm = LM(tiny(kind), ModelSpec(path=kind))
     lm.exact = False
-    made = groups()
-    assert worst(packed(lm, made), alone(lm.plain_attention(), made)) <= 1e-5
+    prompts = groups()
+    assert worst(packed(lm, prompts), alone(lm.plain_attention(), prompts)) <= 1e-5
 
 
 def test_an_architecture_that_cannot_share_says_so_and_stays_exact() -> None:
@@ -96,26 +96,26 @@ def test_an_architecture_that_cannot_share_says_so_and_stays_exact() -> None:
     with pytest.warns(UserWarning, match="padded rows without sharing"):
         lm = LM(model, ModelSpec(path="mamba"))
     assert not lm.exact
-    made = groups()
-    assert worst(packed(lm, made), alone(model, made)) <= 1e-5
+    prompts = groups()
+    assert worst(packed(lm, prompts), alone(model, prompts)) <= 1e-5
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.7])
 def test_temperature(tau: float) -> None:
     lm = LM(tiny("llama"), ModelSpec(path="llama"))
-    made = groups()
-    assert worst(packed(lm, made, tau=tau), alone(lm.plain_attention(), made, tau)) <= 1e-5
+    prompts = groups()
+    assert worst(packed(lm, prompts, tau=tau), alone(lm.plain_attention(), prompts, tau)) <= 1e-5
 
 
 def test_sharing_computes_each_prompt_once() -> None:
-    made = groups()
+    prompts = groups()
     prompt, answers = (
-        sum(len(g.prompt) for g in made),
-        sum(len(c.ids) for g in made for c in g.completions),
+        sum(len(g.prompt) for g in prompts),
+        sum(len(c.ids) for g in prompts for c in g.completions),
     )
-    assert len(build(made).ids_N) <= prompt + answers
-    apart = sum(len(g.prompt) + len(c.ids) for g in made for c in g.completions)
-    assert len(build(made, share=False).ids_N) > 0.9 * (apart - len(made) * 4)
+    assert len(build(prompts).ids_N) <= prompt + answers
+    apart = sum(len(g.prompt) + len(c.ids) for g in prompts for c in g.completions)
+    assert len(build(prompts, share=False).ids_N) > 0.9 * (apart - len(prompts) * 4)
 
 
 def test_chunks_change_nothing() -> None:
@@ -123,9 +123,9 @@ def test_chunks_change_nothing() -> None:
     states = torch.randn(23, 8, requires_grad=True)
     head = torch.nn.Linear(8, 31)
     target = torch.randint(0, 31, (23,))
-    whole = (head(states) / 0.7).log_softmax(-1)
-    want = whole.gather(1, target[:, None])[:, 0]
-    entropy = -(whole.exp() * whole).sum(-1)
+    unchunked = (head(states) / 0.7).log_softmax(-1)
+    want = unchunked.gather(1, target[:, None])[:, 0]
+    entropy = -(unchunked.exp() * unchunked).sum(-1)
     weight = torch.randn(23)
     parameters = [states, head.weight]
     wanted = torch.autograd.grad((want * weight + entropy).sum(), parameters)
@@ -163,20 +163,20 @@ def test_adapters_off_is_the_reference(tmp_path: Path) -> None:
         for p in lm.model.parameters():
             if p.requires_grad:
                 p.add_(0.3)
-    made = groups(vocabulary=base.logit_width if base.logit_width < 64 else 64)
-    want = packed(base, made)
-    assert worst(packed(lm, made), want) > 1e-2
+    prompts = groups(vocabulary=base.logit_width if base.logit_width < 64 else 64)
+    want = packed(base, prompts)
+    assert worst(packed(lm, prompts), want) > 1e-2
     with lm.adapters_off():
-        assert worst(packed(lm, made), want) == 0.0
+        assert worst(packed(lm, prompts), want) == 0.0
 
 
 def test_bfloat16_stays_near(tmp_path: Path) -> None:
     folders.model_folder(tmp_path / "m")
     full = LM.load(ModelSpec(path=str(tmp_path / "m"), device="cpu"), train=False)
     half = LM.load(ModelSpec(path=str(tmp_path / "m"), device="cpu", dtype="bfloat16"), train=False)
-    made = groups(vocabulary=30)
+    prompts = groups(vocabulary=30)
     assert half.exact
-    assert 0 < worst(packed(half, made), packed(full, made)) < 0.1
+    assert 0 < worst(packed(half, prompts), packed(full, prompts)) < 0.1
 
 
 def _mask(pack: Pack, window: int) -> torch.Tensor:
@@ -208,8 +208,8 @@ def test_the_block_mask_of_the_gpu_path_is_the_tree(window: int) -> None:
 def test_a_saved_scorer_is_an_ordinary_classifier(kind: str, tmp_path: Path) -> None:
     tiny(kind).save_pretrained(tmp_path / "lm")
     scorer = Scorer.load(ModelSpec(path=str(tmp_path / "lm"), device="cpu"), train=False, pad_id=0)
-    made = groups()
-    pack = build(made, share=scorer.exact)
+    prompts = groups()
+    pack = build(prompts, share=scorer.exact)
     with torch.no_grad():
         ours = scorer.scores(pack)
 
@@ -233,8 +233,8 @@ def test_a_saved_scorer_is_an_ordinary_classifier(kind: str, tmp_path: Path) -> 
 def test_values_are_those_of_each_state(tmp_path: Path) -> None:
     tiny("llama").save_pretrained(tmp_path / "lm")
     scorer = Scorer.load(ModelSpec(path=str(tmp_path / "lm"), device="cpu"), train=False, pad_id=0)
-    made = groups()
-    pack = build(made, share=scorer.exact)
+    prompts = groups()
+    pack = build(prompts, share=scorer.exact)
     with torch.no_grad():
         values = scorer.values(pack)
     plain: Any = scorer.model

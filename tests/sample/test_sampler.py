@@ -36,7 +36,7 @@ KINDS = {
 @pytest.fixture(autouse=True, params=[False, True], ids=["rows", "columns"])
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of laying out a query's products, whoever made this processor."""
-    monkeypatch.setattr("trimtab.sample.kv_cache.columns", lambda: request.param)
+    monkeypatch.setattr("trimtab.sample.kv_cache.query_as_column", lambda: request.param)
 
 
 def tiny(kind: str = "llama"):
@@ -55,15 +55,15 @@ def test_greedy_equals_generate(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sampler = Sampler(model)
-    asked = prompts(200 if kind == "llama" else 20)
+    requests = prompts(200 if kind == "llama" else 20)
     got = sampler(
-        [Request(p, (0, i)) for i, p in enumerate(asked)],
+        [Request(p, (0, i)) for i, p in enumerate(requests)],
         SamplingConfig(temperature=0.0, max_new_tokens=12, slots=32),
     )
     assert model.training and model.config._attn_implementation == "eager"
     model.eval()
     stops = 0
-    for prompt, (one,) in zip(asked, got, strict=True):
+    for prompt, (one,) in zip(requests, got, strict=True):
         ids = torch.from_numpy(prompt)[None]
         want = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
@@ -76,28 +76,28 @@ def test_greedy_equals_generate(kind: str) -> None:
 
 def test_same_ids_alone_batched_and_in_other_slots() -> None:
     sampler = Sampler(tiny())
-    asked = [Request(p, (7, i), n=3) for i, p in enumerate(prompts(12))]
-    whole = sampler(asked, SamplingConfig(max_new_tokens=10))
-    few = sampler(asked, SamplingConfig(max_new_tokens=10, slots=2))
+    requests = [Request(p, (7, i), n=3) for i, p in enumerate(prompts(12))]
+    expected = sampler(requests, SamplingConfig(max_new_tokens=10))
+    few = sampler(requests, SamplingConfig(max_new_tokens=10, slots=2))
     sampler.exact = False
-    plain = sampler(asked, SamplingConfig(max_new_tokens=10))
+    plain = sampler(requests, SamplingConfig(max_new_tokens=10))
     sampler.exact = True
-    for i, request in enumerate(asked):
+    for i, request in enumerate(requests):
         (alone,) = sampler([request], SamplingConfig(max_new_tokens=10))
-        for a, b, c, d in zip(alone, whole[i], few[i], plain[i], strict=True):
+        for a, b, c, d in zip(alone, expected[i], few[i], plain[i], strict=True):
             for other in (b, c, d):
                 np.testing.assert_array_equal(a.ids, other.ids)
                 np.testing.assert_allclose(a.logp, other.logp, atol=1e-4)
-    assert any(not np.array_equal(g[0].ids, g[1].ids) for g in whole)
+    assert any(not np.array_equal(g[0].ids, g[1].ids) for g in expected)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2"])
 def test_logp_equals_full_forward(kind: str) -> None:
     model = tiny(kind).eval()
-    asked = prompts(10)
+    requests = prompts(10)
     config = SamplingConfig(temperature=0.7, max_new_tokens=10, slots=3)
-    got = Sampler(model)([Request(p, (1, i), 2) for i, p in enumerate(asked)], config)
-    for prompt, group in zip(asked, got, strict=True):
+    got = Sampler(model)([Request(p, (1, i), 2) for i, p in enumerate(requests)], config)
+    for prompt, group in zip(requests, got, strict=True):
         for one in group:
             ids = torch.from_numpy(np.concatenate([prompt, one.ids]))
             with torch.no_grad():
@@ -112,15 +112,15 @@ def test_logp_equals_full_forward(kind: str) -> None:
 )
 def test_frequencies_follow_the_renormalised_distribution(settings: dict, keep: int) -> None:
     p = np.array([0.1, 0.4, 0.05, 0.3, 0.15])
-    kept = np.zeros(5, bool)
-    kept[np.argsort(-p)[:keep]] = True
-    want = np.where(kept, p, 0.0) / p[kept].sum()
+    kept_ids = np.zeros(5, bool)
+    kept_ids[np.argsort(-p)[:keep]] = True
+    want = np.where(kept_ids, p, 0.0) / p[kept_ids].sum()
     count = 20000
     logits = torch.from_numpy(np.log(p)).expand(count, 5)
     ids, logp = draw(logits, torch.from_numpy(uniforms((3,), count)), SamplingConfig(**settings))
     seen = np.bincount(ids.numpy(), minlength=5)
-    assert seen[~kept].sum() == 0
-    chi = ((seen[kept] - count * want[kept]) ** 2 / (count * want[kept])).sum()
+    assert seen[~kept_ids].sum() == 0
+    chi = ((seen[kept_ids] - count * want[kept_ids]) ** 2 / (count * want[kept_ids])).sum()
     assert chi < 20.0
     np.testing.assert_allclose(logp.numpy(), np.log(want[ids.numpy()]), atol=1e-5)
 
@@ -149,9 +149,9 @@ def test_completions_share_one_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     inner = sampler._prefill
 
-    def counted(slots, asked):
-        seen.append(len(asked))
-        return inner(slots, asked)
+    def counted(slots, requests):
+        seen.append(len(requests))
+        return inner(slots, requests)
 
     monkeypatch.setattr(sampler, "_prefill", counted)
     got = sampler([Request(prompts(1)[0], (0,), n=9)], SamplingConfig(max_new_tokens=4, slots=2))
@@ -173,20 +173,20 @@ def test_limits_and_bad_input() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
 @pytest.mark.parametrize("n", [1, 3])
-def test_lean_decoding_equals_the_models_own_forward(kind: str, n: int) -> None:
+def test_fast_decoding_equals_the_models_own_forward(kind: str, n: int) -> None:
     sampler = Sampler(tiny(kind))
-    assert sampler.leans
-    asked = [Request(p, (5, i), n) for i, p in enumerate(prompts(9))]
+    assert sampler.supports_fast
+    requests = [Request(p, (5, i), n) for i, p in enumerate(prompts(9))]
     config = SamplingConfig(max_new_tokens=40, slots=8)
-    lean = sampler(asked, config)
-    sampler.leans = False
-    for request, a, b in zip(asked, sampler(asked, config), lean, strict=True):
+    fast = sampler(requests, config)
+    sampler.supports_fast = False
+    for request, a, b in zip(requests, sampler(requests, config), fast, strict=True):
         for i, (one, other) in enumerate(zip(a, b, strict=True)):
-            told = parted(one.ids, other.ids)
-            if told is not None:
+            sampled = parted(one.ids, other.ids)
+            if sampled is not None:
                 # Both are right where the number drawn lies on the edge between two tokens.
-                assert edge(kind, request, i, one.ids[:told]) < 1e-6
-            np.testing.assert_allclose(one.logp[:told], other.logp[:told], atol=1e-4)
+                assert edge(kind, request, i, one.ids[:sampled]) < 1e-6
+            np.testing.assert_allclose(one.logp[:sampled], other.logp[:sampled], atol=1e-4)
 
 
 def parted(a: np.ndarray, b: np.ndarray) -> int | None:
@@ -197,38 +197,38 @@ def parted(a: np.ndarray, b: np.ndarray) -> int | None:
 
 def edge(kind: str, request: Request, i: int, ids: np.ndarray) -> float:
     """How far the number that draws the token after ``ids`` lies from a change of token."""
-    given = torch.from_numpy(np.concatenate([request.prompt, ids]))[None]
+    cumulative = torch.from_numpy(np.concatenate([request.prompt, ids]))[None]
     with torch.no_grad():
-        cdf = tiny(kind).eval()(input_ids=given).logits[0, -1].double().softmax(-1).cumsum(0)
+        cdf = tiny(kind).eval()(input_ids=cumulative).logits[0, -1].double().softmax(-1).cumsum(0)
     return float((cdf - uniforms((*request.key, i), len(ids) + 1)[-1]).abs().min())
 
 
-def test_lean_decoding_follows_the_live_weights_and_adapters() -> None:
+def test_fast_decoding_follows_the_live_weights_and_adapters() -> None:
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(tiny(), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
     sampler = Sampler(model)
-    assert sampler.leans
-    asked = [Request(p, (5, i)) for i, p in enumerate(prompts(4))]
+    assert sampler.supports_fast
+    requests = [Request(p, (5, i)) for i, p in enumerate(prompts(4))]
     config = SamplingConfig(max_new_tokens=12)
-    before = sampler(asked, config)
+    before = sampler(requests, config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_()
-    after = sampler(asked, config)
-    sampler.leans = False
-    plain = sampler(asked, config)
+    after = sampler(requests, config)
+    sampler.supports_fast = False
+    plain = sampler(requests, config)
     assert any(not np.array_equal(a[0].ids, b[0].ids) for a, b in zip(before, after, strict=True))
     for (one,), (other,) in zip(after, plain, strict=True):
         np.testing.assert_array_equal(one.ids, other.ids)
-    assert not Sampler(tiny("gpt2")).leans
+    assert not Sampler(tiny("gpt2")).supports_fast
 
 
 def test_prompts_are_prefilled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = Sampler(tiny())
-    asked = [Request(p, (5, i), 2) for i, p in enumerate(prompts(12))]
-    whole = sampler(asked, SamplingConfig(max_new_tokens=8))
+    requests = [Request(p, (5, i), 2) for i, p in enumerate(prompts(12))]
+    expected = sampler(requests, SamplingConfig(max_new_tokens=8))
     seen: list[int] = []
     inner = sampler._prefill_part
 
@@ -236,11 +236,11 @@ def test_prompts_are_prefilled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None
         seen.append(sum(map(len, part)))
         return inner(slots, part)
 
-    monkeypatch.setattr("trimtab.sample.sampler.PREFILL", 40)
+    monkeypatch.setattr("trimtab.sample.sampler.PREFILL_TOKENS", 40)
     monkeypatch.setattr(sampler, "_prefill_part", counted)
-    parts = sampler(asked, SamplingConfig(max_new_tokens=8))
+    parts = sampler(requests, SamplingConfig(max_new_tokens=8))
     assert len(seen) > 3
     assert max(seen) <= 40
-    for a, b in zip(whole, parts, strict=True):
+    for a, b in zip(expected, parts, strict=True):
         for one, other in zip(a, b, strict=True):
             np.testing.assert_array_equal(one.ids, other.ids)

@@ -1,4 +1,4 @@
-"""What the C library does with memory that a step has freed."""
+"""Tell glibc malloc to keep the memory that a training step frees."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import ctypes
 import os
 from functools import lru_cache
 
-TRIM, MMAP = -1, -3
-"""``M_TRIM_THRESHOLD`` and ``M_MMAP_THRESHOLD`` of glibc's malloc.h."""
-KEPT = 2**31 - 1
-"""Bytes free at the top of the heap before any are given back: the most that mallopt takes."""
-LARGE = 32 * 2**20
-"""Bytes from which a block is mapped by itself: the most that glibc takes, and where it ends by itself."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameter numbers in glibc's malloc.h."""
+TRIM_BYTES = 2**31 - 1
+"""Free bytes at the top of the heap before any are returned to the system: mallopt's maximum."""
+MMAP_BYTES = 32 * 2**20
+"""Blocks of this many bytes or more are mapped one by one: glibc's maximum."""
 
 
 @lru_cache
-def keep_freed() -> bool:
-    """Let this process keep what it frees, so that the next step need not have it zeroed again.
+def keep_freed_memory() -> bool:
+    """Keep freed memory in this process, so that the next step does not page-fault for it again.
 
-    A step's activations come and go; glibc gives the top of the heap back and asks for it anew, a
-    page fault for each 4 kB. Peaks stay as they are. Whoever has set glibc's own variables is left alone.
+    By default glibc returns the top of the heap after each step and requests it again, one page
+    fault per 4 kB. Peak memory does not change. Nothing is set where the user has set glibc's own
+    environment variables.
 
     Returns:
-        Whether it was set: false on other C libraries.
+        Whether the setting took effect; False on other C libraries.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
@@ -30,4 +31,6 @@ def keep_freed() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return bool(mallopt(MMAP, LARGE)) and bool(mallopt(TRIM, KEPT))
+    return bool(mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)) and bool(
+        mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
+    )

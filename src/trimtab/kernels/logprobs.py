@@ -1,13 +1,10 @@
-"""Log-probs and entropies of chosen tokens, without logits that outlive their chunk.
+"""Log-probs and entropies of target tokens, computed in chunks so that full logits never exist.
 
-Where all logits are few, their log-softmax is kept for the backward, which then spares a product.
-
-The backward is written out. From p = softmax(z), l = log p, H the entropy and upstream gradients
-g of the log-prob and e of the entropy:
+If all logits of a call are small, their log-softmax is stored for the backward, which saves a
+matmul. Otherwise the backward recomputes the logits of each chunk with one matmul. With
+p = softmax(z), l = log p, entropy H, and upstream gradients g of the log-prob and e of the entropy:
 
     d/dz_j = g (1[j = y] - p_j) - e p_j (l_j + H)
-
-so one product with the head's weight makes the logits again, and all else happens in place.
 """
 
 from __future__ import annotations
@@ -19,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trimtab.kernels.matmul import outer, product, times
+from trimtab.kernels.matmul import fast_linear, fast_matmul, weight_gradient
 
-_KEPT = 2**23
-"""Log-probs of the whole vocabulary that may wait for the backward: 32 MB in fp32."""
-_LEAST = -1e30
-"""Stands for a log-prob of -inf: its probability is 0, and 0 times it is 0, not NaN."""
+_CACHED_LOGPS = 2**23
+"""Largest number of log-probs stored for the backward: 32 MB in fp32."""
+_MIN_LOGP = -1e30
+"""Replaces a log-prob of -inf: 0 times it is 0, not NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +31,11 @@ class LogitHead:
     layer: nn.Module
     """The output layer."""
     times: float = 1.0
-    """Some architectures scale their logits."""
+    """Scale of the logits (some architectures)."""
     cap: float = 0.0
-    """Some bound them; 0 is off."""
+    """Soft cap of the logits (some architectures); 0 is off."""
     half: bool = False
-    """Multiply in bfloat16, as the rest of the model does under mixed precision."""
+    """Compute the matmul in bfloat16, as the rest of the model under mixed precision."""
 
     def __call__(self, states: Tensor) -> Tensor:
         """Logits [..., V]."""
@@ -46,9 +43,9 @@ class LogitHead:
         return torch.tanh(z / self.cap) * self.cap if self.cap else z
 
 
-def _logits(h_CD: Tensor, weight: Tensor, bias: Tensor | None, head: _Head) -> Tensor:
-    """Logits over the temperature [C, V], fp32, fresh memory."""
-    z = product(h_CD.to(weight.dtype), weight, bias).float()
+def _logits(h_CD: Tensor, weight: Tensor, bias: Tensor | None, head: _HeadOptions) -> Tensor:
+    """Logits divided by the temperature [C, V], fp32, in new memory."""
+    z = fast_linear(h_CD.to(weight.dtype), weight, bias).float()
     if head.cap:
         return z.mul_(head.times / head.cap).tanh_().mul_(head.cap / head.temperature)
     scale = head.times / head.temperature
@@ -56,47 +53,49 @@ def _logits(h_CD: Tensor, weight: Tensor, bias: Tensor | None, head: _Head) -> T
 
 
 def _log_softmax(z_CV: Tensor) -> Tensor:
-    return torch.log_softmax(z_CV, -1).clamp_(min=_LEAST)
+    return torch.log_softmax(z_CV, -1).clamp_(min=_MIN_LOGP)
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
-    """What the function needs besides tensors."""
+class _HeadOptions:
+    """Non-tensor arguments of ``_TokenLogps``."""
 
     times: float
     cap: float
     temperature: float
     kind: torch.dtype
-    """In which the products are made."""
+    """Dtype of the matmuls."""
     chunk: int
     want: bool
-    """Whether entropies are asked for."""
+    """Whether to compute entropies."""
 
 
 class _TokenLogps(torch.autograd.Function):
-    """(logp_C, entropy_C) with the backward of the module's docstring."""
+    """(logp_C, entropy_C), with the backward given in the module docstring."""
 
     @staticmethod
     def forward(
-        ctx: Any, h_CD: Tensor, y_C: Tensor, weight: Tensor, bias: Tensor | None, head: _Head
+        ctx: Any, h_CD: Tensor, y_C: Tensor, weight: Tensor, bias: Tensor | None, head: _HeadOptions
     ) -> tuple[Tensor, Tensor]:
         w = weight.to(head.kind)
         b = None if bias is None else bias.to(head.kind)
         logps: list[Tensor] = []
         entropies: list[Tensor] = []
-        kept: Tensor | None = None
-        keeps = not head.cap and len(y_C) <= head.chunk and len(y_C) * len(weight) <= _KEPT
+        cached: Tensor | None = None
+        use_cache = (
+            not head.cap and len(y_C) <= head.chunk and len(y_C) * len(weight) <= _CACHED_LOGPS
+        )
         for h, y in zip(h_CD.split(head.chunk), y_C.split(head.chunk), strict=True):
             l = _log_softmax(_logits(h, w, b, head))
             logps.append(l.gather(-1, y[:, None])[:, 0])
             # From log p, not from z: log-sum-exp less sum(p z) cancels when all logits are large.
             if head.want:
                 entropies.append(-torch.exp(l).mul_(l).sum(-1))
-            if keeps and any(ctx.needs_input_grad):
-                kept = l
+            if use_cache and any(ctx.needs_input_grad):
+                cached = l
         logp = torch.cat(logps)
         entropy = torch.cat(entropies) if head.want else torch.zeros_like(logp)
-        ctx.save_for_backward(h_CD, y_C, weight, bias, entropy, kept)
+        ctx.save_for_backward(h_CD, y_C, weight, bias, entropy, cached)
         ctx.head = head
         ctx.set_materialize_grads(False)
         return logp, entropy
@@ -108,8 +107,8 @@ class _TokenLogps(torch.autograd.Function):
     ) -> Any:
         g_C: Tensor | None = grad_outputs[0]
         e_C: Tensor | None = grad_outputs[1]
-        h_CD, y_C, weight, bias, entropy_C, kept = ctx.saved_tensors
-        head: _Head = ctx.head
+        h_CD, y_C, weight, bias, entropy_C, cached = ctx.saved_tensors
+        head: _HeadOptions = ctx.head
         wants_h, _, wants_w, wants_b, _ = ctx.needs_input_grad
         w = weight.to(head.kind)
         b = None if bias is None else bias.to(head.kind)
@@ -120,14 +119,14 @@ class _TokenLogps(torch.autograd.Function):
             part = slice(at, at + head.chunk)
             h, y = h_CD[part], y_C[part]
             slope = None
-            if kept is None:
+            if cached is None:
                 z = _logits(h, w, b, head)
                 if head.cap:
                     slope = 1.0 - (z * (head.temperature / head.cap)) ** 2
                 l = _log_softmax(z)
             else:
-                # A second backward through a kept graph must find it as it was.
-                l = kept.clone() if e_C is not None else kept
+                # A second backward through a retained graph needs the stored values.
+                l = cached.clone() if e_C is not None else cached
             if e_C is None:
                 assert g_C is not None
                 dz = torch.exp(l).mul_(-g_C[part, None])
@@ -146,16 +145,16 @@ class _TokenLogps(torch.autograd.Function):
                 dz.mul_(scale)
             dz = dz.to(head.kind)
             if dh is not None:
-                dh[part] = times(dz, w).to(dh.dtype)
+                dh[part] = fast_matmul(dz, w).to(dh.dtype)
             if dw is not None:
-                dw += outer(dz, h.to(head.kind)).to(dw.dtype)
+                dw += weight_gradient(dz, h.to(head.kind)).to(dw.dtype)
             if db is not None:
                 db += dz.sum(0).to(db.dtype)
         return dh, None, dw, db, None
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Positions whose logits exist at one time: 64 MB of fp32 logits on CPU, 1 GB on CUDA."""
+    """Positions per chunk: 64 MB of fp32 logits on CPU, 1 GB on CUDA."""
     floats = 2**28 if device.type == "cuda" else 2**24
     return max(64, min(8192, floats // max(1, vocabulary)))
 
@@ -169,12 +168,12 @@ def fused_logps(
     chunk: int,
     entropy: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and, where asked for, entropies [C] in fp32; zeros stand for entropies that are not.
+    """Log-probs and entropies [C] in fp32; entropies are zeros unless ``entropy``.
 
-    ``head.layer`` must be ``plain``.
+    ``head.layer`` must satisfy ``is_plain_linear``.
     """
     layer: Any = head.layer
     kind = torch.bfloat16 if head.half else layer.weight.dtype
-    asked = _Head(head.times, head.cap, temperature, kind, chunk, entropy)
-    made: Any = _TokenLogps.apply(hidden_CD, target_C, layer.weight, layer.bias, asked)
-    return made
+    options = _HeadOptions(head.times, head.cap, temperature, kind, chunk, entropy)
+    out: Any = _TokenLogps.apply(hidden_CD, target_C, layer.weight, layer.bias, options)
+    return out

@@ -1,11 +1,11 @@
 """Tree attention: each segment attends to its ancestors and, causally, to itself.
 
-Reaches any transformers decoder through its attention interface, under the name ``NAME``; the
-tree travels as the keyword argument ``tree`` of the model's forward.
+It is registered with transformers' attention interface under the name ``NAME``; the tree is passed
+as the keyword argument ``tree`` of the model's forward.
 
-On CPU the flash kernels take each segment by itself and each prompt with all of its completions
-(``models.flash``). On CUDA, FlexAttention takes the tree as a block mask. What neither has (a
-soft cap or a window on CPU, dropout) goes by masks (``models.buckets``).
+On CPU it uses flash kernels (``kernels.flash_cpu``). On CUDA, FlexAttention takes the tree as a
+block mask. What neither supports (a soft cap or a window on CPU, dropout) uses masked SDPA
+(``kernels.masked``).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from trimtab.data.pack import Pack, Segment
-from trimtab.kernels.flash_cpu import Squares, flash, make_squares
-from trimtab.kernels.masked import Buckets, bucketed, make_buckets
+from trimtab.kernels.flash_cpu import FlashPlan, flash_tree_attention, make_flash_plan
+from trimtab.kernels.masked import Buckets, make_buckets, masked_tree_attention
 
 NAME = "trimtab_tree"
 
 
 @dataclass
 class Tree:
-    """A pack's tree, ready for attention; what each way of computing it needs is made when used."""
+    """A pack's tree of segments; the plan of each attention implementation is built on first use."""
 
     segments: list[Segment]
     segment_N: Tensor
@@ -42,13 +42,13 @@ class Tree:
 
     @cached_property
     def buckets(self) -> Buckets:
-        """For SDPA under masks."""
+        """Plan for masked SDPA."""
         return make_buckets(self.segments, self.positions_N)
 
     @cached_property
-    def squares(self) -> Squares:
-        """For the CPU's flash kernels."""
-        return make_squares(self.segments, self.positions_N.device)
+    def flash_plan(self) -> FlashPlan:
+        """Plan for the CPU flash kernels."""
+        return make_flash_plan(self.segments, self.positions_N.device)
 
     @cached_property
     def longest(self) -> int:
@@ -58,9 +58,9 @@ class Tree:
 
 @lru_cache(1)
 def make_tree(pack: Pack) -> Tree:
-    """The attention plan of ``pack``, on its device.
+    """The tree of ``pack``, on its device.
 
-    The last one is kept: policy, critic and reference go through a pack one after the other.
+    The last one is cached: policy, critic and reference process the same pack in turn.
     """
     device = pack.ids_N.device
     lengths = [s.length for s in pack.segments]
@@ -91,7 +91,7 @@ def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def flexed(
+def flex_tree_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -134,28 +134,28 @@ def tree_attention(
     tree: Tree | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in place of its own attention; q, k, v are [1, H, N, D]."""
+    """The attention function that transformers calls; q, k, v are [1, H, N, D]."""
     assert tree is not None, "tree attention was called without a tree"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window, cap = sliding_window or 0, softcap or 0.0
     if query.is_cuda and not dropout:
         query, key = query.to(value.dtype), key.to(value.dtype)
-        out = flexed(query, key, value, tree, scale, window, cap, _compiled_flex())
+        out = flex_tree_attention(query, key, value, tree, scale, window, cap, _compiled_flex())
         return out.transpose(1, 2).contiguous(), None
-    # Under mixed precision rotated queries and keys come back in fp32, values in bfloat16.
+    # Under mixed precision rotated queries and keys are fp32, values are bfloat16.
     kind = value.dtype
     if query.device.type == "cpu" and kind == torch.bfloat16:
         # The kernels' backward takes three times as long in bfloat16 (LOG.md).
         kind = torch.float32
     q, k, v = (x[0].transpose(0, 1).to(kind) for x in (query, key, value))
     if q.device.type == "cpu" and not dropout and not cap and not 0 < window < tree.longest:
-        return flash(q, k, v, tree.squares, scale)[None].to(value.dtype), None
-    out = bucketed(q, k, v, tree.buckets, scale, dropout, window, cap)[None]
+        return flash_tree_attention(q, k, v, tree.flash_plan, scale)[None].to(value.dtype), None
+    out = masked_tree_attention(q, k, v, tree.buckets, scale, dropout, window, cap)[None]
     return out.to(value.dtype), None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """transformers builds no mask: the tree is one."""
+    """Tells transformers to build no mask: the tree replaces it."""
 
 
 AttentionInterface.register(NAME, tree_attention)

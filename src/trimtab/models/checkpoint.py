@@ -1,8 +1,9 @@
-"""Checkpoints that are whole or not there.
+"""Atomic checkpoints: complete or absent.
 
-Written to a temporary folder, each file synced, listed with its size and SHA-256 in
-``manifest.json``, then renamed and the parent synced. The latest is found by scanning for whole
-manifests, never by a pointer file. Tensors are safetensors, all other state is JSON.
+A checkpoint is written to a temporary folder, every file is synced and listed with its size and
+SHA-256 in ``manifest.json``, then the folder is renamed and its parent synced. The latest one is
+the newest with a valid manifest; there is no pointer file. Tensors are safetensors, all other state
+is JSON.
 """
 
 from __future__ import annotations
@@ -29,23 +30,31 @@ from trimtab.runs import fs
 
 MANIFEST = "manifest.json"
 _NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint whose every byte was checked when it was found."""
+    """A checkpoint whose files were verified against the manifest."""
 
     path: Path
     """Its folder."""
     step: int
     """Optimiser steps done."""
     state: dict[str, Any]
-    """The JSON state given to ``save``."""
+    """The JSON state passed to ``save``."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors saved under ``name``, on the CPU.
@@ -55,8 +64,8 @@ class Checkpoint:
         """
         file = self.path / f"{name}.safetensors"
         if not file.exists():
-            held = sorted(f.stem for f in self.path.glob("*.safetensors"))
-            raise CheckpointError(f"{self.path}: no tensors {name!r}; it holds {', '.join(held)}")
+            names = sorted(f.stem for f in self.path.glob("*.safetensors"))
+            raise CheckpointError(f"{self.path}: no tensors {name!r}; there are {', '.join(names)}")
         return load_file(file)
 
 
@@ -68,18 +77,18 @@ def save(
     write_extra: Callable[[Path], None] | None = None,
     keep: int = 2,
 ) -> Path:
-    """Write a checkpoint, durable when this returns; afterwards drop older ones beyond ``keep``.
+    """Write a checkpoint durably, then remove older ones beyond ``keep``.
 
     Args:
         folder: the run's ``checkpoints/``.
         step: optimiser steps done.
         tensors: one safetensors file per name.
         state: anything JSON can hold exactly.
-        write_extra: writes more files (an HF export, say) into the folder it is given.
-        keep: whole checkpoints to leave, this one included.
+        write_extra: writes more files (such as a Hugging Face export) into the folder passed to it.
+        keep: complete checkpoints to keep, including this one.
 
     Raises:
-        CheckpointError: the disk refused (full, gone); earlier checkpoints are untouched.
+        CheckpointError: writing failed (disk full, no permission); earlier checkpoints are untouched.
     """
     assert keep >= 1
     temporary = folder / f".tmp-{step:08d}"
@@ -93,7 +102,7 @@ def save(
         _write(temporary / "state.json", json.dumps(dict(state), indent=1).encode())
         if write_extra is not None:
             write_extra(temporary)
-        _seal(temporary, step)
+        _write_manifest(temporary, step)
         final = _free_name(folder, step)
         fs.rename(temporary, final)
         fs.fsync(folder)
@@ -104,25 +113,25 @@ def save(
         raise CheckpointError(
             f"{folder}: the checkpoint of step {step} was not written ({error}); {free:,.0f} MiB "
             f"are free. Earlier checkpoints are intact: "
-            f"{'free some space' if full else 'mend the disk or the permissions'} and resume."
+            f"{'free some space' if full else 'fix the disk or its permissions'} and resume."
         ) from error
     try:
         _prune(folder, final, step, keep)
-    except OSError as error:  # the new one is safe: a leftover is no reason to stop
+    except OSError as error:  # the new checkpoint is safe, so go on
         warnings.warn(f"{folder}: an old checkpoint could not be removed ({error})", stacklevel=2)
     return final
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, every size and hash checked; None when there is none.
+    """The newest complete checkpoint, verified; None if there is none.
 
-    A broken one is skipped with a warning that names the fault.
+    A damaged one is skipped with a warning that names the fault.
     """
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             return read(path)
         except CheckpointError as error:
-            warnings.warn(f"{error}; falling back to the one before", stacklevel=2)
+            warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
     return None
 
 
@@ -132,7 +141,7 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing or differs from the manifest.
     """
-    manifest = _manifest(path)
+    manifest = _read_manifest(path)
     for name, entry in manifest["files"].items():
         file = path / name
         if not file.is_file():
@@ -148,7 +157,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """The safetensors layout, streamed: u64 header length, JSON header, then the bytes."""
+    """Stream a safetensors file: u64 header length, JSON header, then the tensor bytes."""
     header: dict[str, Any] = {}
     start = 0
     for name, tensor in tensors.items():
@@ -169,36 +178,38 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 fs.write(handle, flat.numpy().data)
 
 
-def _seal(folder: Path, step: int) -> None:
-    """Sync every file and folder and write the manifest last."""
+def _write_manifest(folder: Path, step: int) -> None:
+    """Sync every file and folder, and write the manifest last."""
     files: dict[str, Any] = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         fs.fsync(file)
         name = file.relative_to(folder).as_posix()
         files[name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
-    _write(folder / MANIFEST, _encode({"step": step, "files": files}))
+    _write(folder / MANIFEST, _encode_manifest({"step": step, "files": files}))
     fs.fsync(folder / MANIFEST)
     for inner in sorted(p for p in folder.rglob("*") if p.is_dir()):
         fs.fsync(inner)
     fs.fsync(folder)
 
 
-def _encode(manifest: dict[str, Any]) -> bytes:
+def _encode_manifest(manifest: dict[str, Any]) -> bytes:
     body = {"step": manifest["step"], "files": manifest["files"]}
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({**body, "sha256": digest}, indent=1, sort_keys=True).encode()
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         raw = (path / MANIFEST).read_bytes()
         manifest = json.loads(raw)
-        whole = _encode(manifest) == raw
+        intact = _encode_manifest(manifest) == raw
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no {MANIFEST}, so it is not a whole checkpoint") from error
+        raise CheckpointError(
+            f"{path}: no {MANIFEST}, so it is not a complete checkpoint"
+        ) from error
     except (ValueError, KeyError, TypeError):
-        whole, manifest = False, {}
-    if not whole:
+        intact, manifest = False, {}
+    if not intact:
         raise CheckpointError(f"{path / MANIFEST}: damaged")
     return cast(dict[str, Any], manifest)
 
@@ -209,37 +220,39 @@ def _sha256(path: Path) -> str:
 
 
 def _free_name(folder: Path, step: int) -> Path:
-    """``step-00000010``, or ``step-00000010.1`` beside a checkpoint of the same step: names sort
-    by age, and the older is never out of place before the newer is in it."""
-    held = sorted(folder.glob(f"step-{step:08d}*"))
-    if not held:
+    """``step-00000010``, or ``step-00000010.0001`` if a checkpoint of that step exists.
+
+    Names sort by age, and the older one stays until the newer one is complete.
+    """
+    existing = sorted(folder.glob(f"step-{step:08d}*"))
+    if not existing:
         return folder / f"step-{step:08d}"
-    tail = held[-1].suffix.removeprefix(".")
+    tail = existing[-1].suffix.removeprefix(".")
     return folder / f"step-{step:08d}.{int(tail or 0) + 1:04d}"
 
 
 def _prune(folder: Path, newest: Path, step: int, keep: int) -> None:
-    whole: dict[int, Path] = {}
-    doomed: list[Path] = []
+    kept_steps: dict[int, Path] = {}
+    to_remove: list[Path] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         if path.name >= newest.name:
             continue
         try:
-            found = int(_manifest(path)["step"])
+            step_of_path = int(_read_manifest(path)["step"])
         except CheckpointError:
-            continue  # left for a person to look at
-        if found == step or found in whole or len(whole) >= keep - 1:
-            doomed.append(path)
+            continue  # damaged: left for inspection
+        if step_of_path == step or step_of_path in kept_steps or len(kept_steps) >= keep - 1:
+            to_remove.append(path)
         else:
-            whole[found] = path
-    for path in doomed:  # renamed first, so that none is ever half there under its name
+            kept_steps[step_of_path] = path
+    for path in to_remove:  # renamed first, so that none is ever partial under its name
         old = folder / f".old-{path.name}"
         fs.rename(path, old)
         fs.remove(old)
 
 
 def flatten_optimizer(state: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A nested state dict as flat named tensors and a JSON frame that refers to them.
+    """A nested state dict as flat named tensors and a JSON structure that refers to them.
 
     >>> tensors, frame = flatten_optimizer({"state": {0: {"step": torch.tensor(3.0)}}})
     >>> list(tensors), unflatten_optimizer(tensors, frame)
@@ -267,7 +280,7 @@ def flatten_optimizer(state: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict
 
 
 def unflatten_optimizer(tensors: Mapping[str, Tensor], frame: Mapping[str, Any]) -> dict[Any, Any]:
-    """The inverse of ``flatten_optimizer``, exact in values, types and key order."""
+    """Inverse of ``flatten_optimizer``; preserves values, types and key order."""
 
     def up(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -286,7 +299,7 @@ def unflatten_optimizer(tensors: Mapping[str, Tensor], frame: Mapping[str, Any])
 
 
 def rng_tensors() -> dict[str, Tensor]:
-    """The state of Python's, numpy's global and torch's random generators (CPU and every GPU)."""
+    """States of the random generators of Python, numpy (global) and torch (CPU and every GPU)."""
     _, words, gauss = random.getstate()
     name, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
     assert name == "MT19937"
@@ -304,7 +317,7 @@ def rng_tensors() -> dict[str, Tensor]:
 
 
 def restore_rng(tensors: Mapping[str, Tensor]) -> None:
-    """Put the generators back where ``rng_tensors`` found them."""
+    """Restore the generators from ``rng_tensors``."""
     gauss = tensors["python_gauss"].tolist()
     random.setstate((3, tuple(tensors["python"].tolist()), gauss[0] if gauss else None))
     place, has_gauss = tensors["numpy_place"].tolist()

@@ -1,8 +1,8 @@
-"""The one forward: a pack through a model, to per-token log-probs, values and scores.
+"""The packed forward: from a pack to per-token log-probs, values and scores.
 
-Full logits never exist: log-probs and entropies are computed at trained completion positions
-alone, in chunks whose logits are recomputed in the backward pass.
-Under mixed precision the trunk multiplies in bfloat16, with the weights kept in fp32.
+Full logits never exist: log-probs and entropies are computed at trained completion positions only,
+in chunks whose logits are recomputed in the backward pass. Under mixed precision the trunk computes
+in bfloat16 with fp32 weights.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from trimtab.data.pack import Pack
-from trimtab.kernels.layers import lean_layers
+from trimtab.kernels.layers import patch_layers
 from trimtab.kernels.logprobs import LogitHead, chunk_rows, fused_logps
-from trimtab.kernels.matmul import plain, quick_linears
+from trimtab.kernels.matmul import is_plain_linear, use_fast_linears
 from trimtab.kernels.tree_attention import NAME, make_tree
 
 Head = Callable[[Tensor], Tensor]
 
 
 def set_attention(model: nn.Module, name: str) -> None:
-    """Switch the attention implementation of a transformers model, when it is another one."""
+    """Set the attention implementation of a transformers model."""
     inner: Any = model
     if inner.config._attn_implementation != name:
         inner.set_attn_implementation(name)
 
 
 def mixed_precision(device: torch.device, on: bool) -> AbstractContextManager[Any]:
-    """Within, products are made in bfloat16 where ``on``; weights stay as they are."""
+    """Autocast to bfloat16 if ``on``; weights do not change."""
     return torch.autocast(device.type, torch.bfloat16) if on else nullcontext()
 
 
-def hidden(
+def hidden_states(
     backbone: nn.Module,
     pack: Pack,
     read_K: Tensor,
@@ -46,15 +46,15 @@ def hidden(
     plain: str = "sdpa",
     mixed: bool = False,
 ) -> Tensor:
-    """Last hidden states [K, D] of a pack at the rows that are read.
+    """Last hidden states [K, D] of a pack at the indices ``read_K``.
 
     Args:
         backbone: A transformers decoder without its head.
         pack: Built with ``share=exact``.
-        read_K: Indices into N; one may be there several times.
-        exact: Whether tree attention serves this architecture; otherwise every sequence is a
+        read_K: Indices into N; repeats are allowed.
+        exact: Whether tree attention supports this architecture; otherwise every sequence is a
             right-padded row under the ``plain`` attention, which is exact for any causal model.
-        mixed: Multiply in bfloat16.
+        mixed: Compute matmuls in bfloat16.
     """
     with mixed_precision(pack.ids_N.device, mixed):
         states = _hidden(backbone, pack, read_K, exact, plain)
@@ -62,10 +62,10 @@ def hidden(
 
 
 def _hidden(backbone: nn.Module, pack: Pack, read_K: Tensor, exact: bool, plain: str) -> Tensor:
-    quick_linears(backbone)
+    use_fast_linears(backbone)
     if exact:
         set_attention(backbone, NAME)
-        cut = lean_layers(backbone)
+        cut = patch_layers(backbone)
         out = backbone(
             input_ids=pack.ids_N[None],
             position_ids=pack.positions_N[None],
@@ -86,16 +86,16 @@ def _hidden(backbone: nn.Module, pack: Pack, read_K: Tensor, exact: bool, plain:
     return out.last_hidden_state[real].index_select(0, read_K)
 
 
-def _logp_entropy(
+def _logp_and_entropy(
     hidden_CD: Tensor, target_C: Tensor, head: Head, temperature: float
 ) -> tuple[Tensor, Tensor]:
     logits = head(hidden_CD).float() / temperature
     norm = torch.logsumexp(logits, -1)
     logp = logits.gather(-1, target_C[:, None])[:, 0] - norm
-    # From log p, not from z: norm - sum(p z) cancels when all logits are large.
+    # From log p, not from z: norm - sum(p z) cancels if all logits are large.
     log_p = logits - norm[:, None]
     p = torch.exp(log_p)
-    # Chosen before the product, so that a logit of -inf gives 0 and a gradient of 0, not NaN.
+    # Masked before multiplying, so that a logit of -inf gives 0 and a gradient of 0, not NaN.
     entropy = -(p * torch.where(p > 0, log_p, torch.zeros_like(p))).sum(-1)
     return logp, entropy
 
@@ -112,19 +112,19 @@ def token_logps(
     """Log-probs and entropies, both [C] in fp32, nats (ALGORITHMS: z_t[y]/tau - logsumexp(z/tau)).
 
     Args:
-        hidden_CD: Hidden states at the positions that predict ``target_C``.
+        hidden_CD: Hidden states at the positions before ``target_C``.
         target_C: Token ids.
-        head: Hidden states to logits; one that is a plain linear layer has a backward of its own.
+        head: Maps hidden states to logits; a plain linear layer uses the fused kernel.
         temperature: Divides the logits; > 0.
-        chunk: Positions a piece; by default what keeps the logits small.
-        entropy: False spares the entropies, and zeros are given in their place.
+        chunk: Positions per chunk; by default chosen so that the logits stay small.
+        entropy: False returns zeros in place of entropies.
     """
     if len(target_C) == 0:
         empty = hidden_CD.sum() * 0.0 + hidden_CD.new_zeros(0, dtype=torch.float32)
         return empty, empty
     if isinstance(head, nn.Linear):
         head = LogitHead(head)
-    if isinstance(head, LogitHead) and plain(head.layer):
+    if isinstance(head, LogitHead) and is_plain_linear(head.layer):
         rows = chunk or chunk_rows(int(cast(Any, head.layer).out_features), hidden_CD.device)
         return fused_logps(
             hidden_CD, target_C, head, temperature=temperature, chunk=rows, entropy=entropy
@@ -135,9 +135,9 @@ def token_logps(
     rows = chunk or 2048
     for h, y in zip(hidden_CD.split(rows), target_C.split(rows), strict=True):
         if recompute:
-            part: Any = checkpoint(_logp_entropy, h, y, head, temperature, use_reentrant=False)
+            part: Any = checkpoint(_logp_and_entropy, h, y, head, temperature, use_reentrant=False)
         else:
-            part = _logp_entropy(h, y, head, temperature)
+            part = _logp_and_entropy(h, y, head, temperature)
         logps.append(part[0])
         entropies.append(part[1])
     return torch.cat(logps), torch.cat(entropies)

@@ -1,4 +1,4 @@
-"""Scalar heads: a score at a completion's last token, or a value at every state."""
+"""Scalar heads: a reward model's score per completion, or a critic's value per token."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from transformers import AutoModelForSequenceClassification
 
 from trimtab.data.pack import Pack
 from trimtab.errors import ModelError
-from trimtab.models.forward import hidden
+from trimtab.models.forward import hidden_states
 from trimtab.models.load import (
     LM,
     ModelSpec,
     add_lora,
     backbone_of,
     base_of,
-    checkpoint_layers,
+    enable_gradient_checkpointing,
     load_pretrained,
     pick_device,
 )
 
 
 class Scorer:
-    """A model with one scalar output: a reward model (at last tokens) or a critic (at states).
+    """A model with one scalar output: a reward model (at last tokens) or a critic (at every state).
 
-    Kept as transformers' sequence classification model with one label, so that its folder is
-    loaded by plain transformers with equal scores.
+    It is a transformers sequence classification model with one label, so plain transformers loads
+    the saved folder and computes equal scores.
 
     Attributes:
         model: The classification model, or the peft model around it.
-        mean, std: Normalisation kept in its config (``reward_mean``, ``reward_std``), applied by
+        mean, std: Normalisation saved in the config (``reward_mean``, ``reward_std``); applied by
             ``normalise`` at inference only.
     """
 
@@ -59,18 +59,18 @@ class Scorer:
     def load(
         cls, spec: ModelSpec, *, train: bool = True, pad_id: int | None = None, zero: bool = False
     ) -> Scorer:
-        """Load a classifier folder, or a language model whose head is then new.
+        """Load a classifier folder, or a language model with a new head.
 
         Args:
-            spec: What to load.
+            spec: The model to load.
             train: False freezes it.
             pad_id: Padding id for the saved config; must differ from every real last token.
-            zero: Start the head at zero (a critic that first says 0 everywhere).
+            zero: Initialise a new head to zero (a critic whose first values are 0).
 
         Raises:
-            ModelError: The architecture has no sequence classification form.
+            ModelError: The architecture has no sequence classification class.
         """
-        found = load_classifier(
+        classifier = load_classifier(
             AutoModelForSequenceClassification,
             spec,
             TaskType.SEQ_CLS,
@@ -78,17 +78,23 @@ class Scorer:
             train=train,
             pad_id=pad_id,
         )
-        if zero and found.fresh:
-            nn.init.zeros_(score_layer(found.model).weight)
-        return cls(found.model, spec, exact=found.exact, plain=found.plain, mixed=found.mixed)
+        if zero and classifier.fresh:
+            nn.init.zeros_(score_layer(classifier.model).weight)
+        return cls(
+            classifier.model,
+            spec,
+            exact=classifier.exact,
+            plain=classifier.plain,
+            mixed=classifier.mixed,
+        )
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return base_of(self.model).device
 
     def _raw(self, pack: Pack, index: Tensor) -> Tensor:
-        states = hidden(
+        states = hidden_states(
             backbone_of(self.model),
             pack,
             index,
@@ -111,7 +117,7 @@ class Scorer:
         return (scores - self.mean) / self.std
 
     def set_normalisation(self, mean: float, std: float) -> None:
-        """Keep the statistics; they are saved with the config."""
+        """Set the normalisation statistics; they are saved with the config."""
         self.mean, self.std = mean, std
         config = cast(Any, base_of(self.model).config)
         config.reward_mean, config.reward_std = mean, std
@@ -119,38 +125,40 @@ class Scorer:
 
 @dataclass(slots=True)
 class Classifier:
-    """A transformers classification model, ready for packs."""
+    """A transformers classification model prepared for packs."""
 
     model: nn.Module
     exact: bool
     """Whether packs share prompts."""
     plain: str
-    """Attention to use outside packs."""
+    """Attention implementation outside packs."""
     fresh: bool
-    """Whether the head is new."""
+    """Whether the head is newly initialised."""
     mixed: bool
-    """Whether products are made in bfloat16."""
+    """Whether matmuls are computed in bfloat16."""
 
 
 def load_classifier(
     auto: Any, spec: ModelSpec, task: TaskType, labels: int, *, train: bool, pad_id: int | None
 ) -> Classifier:
-    """Load a folder of the form ``auto``, or a language model whose head is then new.
+    """Load a folder with the transformers class ``auto``, or a language model with a new head.
 
     Raises:
-        ModelError: the architecture has no such form, or the folder has another kind of head.
+        ModelError: the architecture has no such class, or the folder has another kind of head.
     """
-    # The check needs logits, which only the language model form gives.
+    # The sharing check needs logits, which only the language model class has.
     lm = LM.load(spec.model_copy(update={"lora": None}), train=False)
     exact, plain, mixed = lm.exact, lm.plain, lm.mixed
-    saved = " ".join(getattr(lm.model.config, "architectures", None) or [])
-    had = int(cast(Any, lm.model.config).num_labels)
+    saved_architecture = " ".join(getattr(lm.model.config, "architectures", None) or [])
+    num_labels = int(cast(Any, lm.model.config).num_labels)
     del lm
-    mine = str(auto.__name__).removeprefix("AutoModelFor")
-    if ("Classification" in saved) and (mine not in saved or had != labels):
+    head_type = str(auto.__name__).removeprefix("AutoModelFor")
+    if ("Classification" in saved_architecture) and (
+        head_type not in saved_architecture or num_labels != labels
+    ):
         raise ModelError(
-            f"{spec.path}: is a {saved} with {had} labels, but {mine} with {labels} is needed; "
-            "start from a language model, or from a folder that this stage saved"
+            f"{spec.path}: is a {saved_architecture} with {num_labels} labels, but {head_type} with {labels} is needed; "
+            "start from a language model, or from a folder saved by this stage"
         )
     model = cast(nn.Module, load_pretrained(auto, spec, num_labels=labels))
     config = cast(Any, base_of(model).config)
@@ -163,13 +171,13 @@ def load_classifier(
     else:
         model.requires_grad_(train)
     if train and spec.gradient_checkpointing:
-        checkpoint_layers(model)
+        enable_gradient_checkpointing(model)
     model.train(train)
-    # Dropout off: it makes scores of equal answers differ.
+    # No dropout: equal completions must get equal scores.
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return Classifier(model, exact, plain, mine not in saved, mixed)
+    return Classifier(model, exact, plain, head_type not in saved_architecture, mixed)
 
 
 def score_layer(model: nn.Module) -> Any:
@@ -179,4 +187,4 @@ def score_layer(model: nn.Module) -> Any:
         layer = getattr(inner, name, None)
         if isinstance(layer, nn.Module):
             return layer
-    raise ModelError(f"{type(inner).__name__} has no scalar head that trimtab knows")
+    raise ModelError(f"{type(inner).__name__} has no scalar head that trimtab supports")

@@ -32,13 +32,13 @@ from trimtab.data.pack import Pack, build
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import ModelError
 from trimtab.kernels.logprobs import LogitHead
-from trimtab.kernels.matmul import keep_programs, product
-from trimtab.models.forward import hidden, set_attention, token_logps
+from trimtab.kernels.matmul import fast_linear, limit_primitive_cache
+from trimtab.models.forward import hidden_states, set_attention, token_logps
 from trimtab.types import Completion, Group
 
 log = logging.getLogger(__name__)
 
-# Loading says what it must through errors; bars and reports of new heads are noise.
+# Loading problems are raised as errors; progress bars and reports about new heads are noise.
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
@@ -46,44 +46,44 @@ DType = Literal["float32", "bfloat16"]
 
 
 class LoraSpec(Config):
-    """Low-rank adapters through peft; the reference is then the same model with them off."""
+    """LoRA adapters (peft). The reference model is then the same model with the adapters disabled."""
 
     r: int = 16
     """Rank; 0 turns adapters off."""
     alpha: int = 32
     """Scale is alpha / r."""
     dropout: float = 0.0
-    """On the adapters' input."""
+    """Dropout rate of the adapters' input."""
     targets: tuple[str, ...] = ()
-    """Module names; empty means every linear layer but the output head."""
+    """Names of the modules to adapt; empty means every linear layer except the output head."""
 
 
 class ModelSpec(Config):
-    """Which model, and how it is held."""
+    """Which model to load, and how."""
 
     path: str = Field(description="Local folder, hub id, or a JSON file with a transformers config")
-    """A folder or hub id is loaded with its weights; a JSON file starts from scratch."""
+    """A folder or hub id is loaded with its weights; a JSON file gives random weights."""
     tokenizer: str | None = None
-    """Where the tokenizer is, when not beside the model."""
+    """Folder or hub id of the tokenizer, if it is not in ``path``."""
     chat_template: str | None = None
-    """A template file, or the built-in name "plain", when the tokenizer has none."""
+    """A template file, or the built-in "plain", for a tokenizer without a chat template."""
     dtype: DType = "float32"
-    """Type the weights are held in."""
+    """Dtype of the weights."""
     precision: Literal["full", "mixed", "auto"] = "full"
-    """"mixed" multiplies in bfloat16 with the weights in float32; "auto" does so where a short
-    measurement at the start says that it pays."""
+    """"mixed" computes matmuls in bfloat16 with float32 weights; "auto" does so if a short
+    measurement at the start shows that it is faster."""
     device: str = "auto"
-    """ "auto" takes CUDA when there is one."""
+    """ "auto" uses CUDA if it is available."""
     lora: LoraSpec | None = None
     """Train adapters instead of the whole model."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     seed: int = 0
-    """Initialises what is not loaded (a model from scratch, a new head)."""
+    """Seed of the weights that are not loaded (a model from scratch, a new head)."""
 
 
 def pick_device(name: str) -> torch.device:
-    """The device ``name`` stands for; "auto" is CUDA where there is one."""
+    """The device called ``name``; "auto" is CUDA if it is available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
@@ -93,7 +93,7 @@ def load_pretrained(auto: Any, spec: ModelSpec, **kwargs: Any) -> PreTrainedMode
     """Load ``spec.path`` with the transformers class ``auto``, or start from its JSON config.
 
     Raises:
-        ModelError: nothing can be loaded from there; the message says what was tried.
+        ModelError: the model cannot be loaded.
     """
     path = Path(spec.path)
     dtype = getattr(torch, spec.dtype)
@@ -110,7 +110,7 @@ def load_pretrained(auto: Any, spec: ModelSpec, **kwargs: Any) -> PreTrainedMode
             with torch.random.fork_rng():
                 torch.manual_seed(spec.seed)
                 return cast(PreTrainedModel, auto.from_config(config, dtype=dtype))
-        # A new scalar head is initialised here, so its seed must be ours.
+        # A new scalar head is initialised here, so seed it.
         with torch.random.fork_rng():
             torch.manual_seed(spec.seed)
             return cast(
@@ -132,7 +132,7 @@ def load_pretrained(auto: Any, spec: ModelSpec, **kwargs: Any) -> PreTrainedMode
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside, whether or not peft wraps it."""
+    """The transformers model, unwrapped from peft if needed."""
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
@@ -141,61 +141,61 @@ def backbone_of(model: nn.Module) -> nn.Module:
     return base_of(model).base_model
 
 
-def logit_head(model: nn.Module, half: bool = False) -> LogitHead:
-    """Hidden states to logits, with the scalings some architectures apply after the head."""
+def logit_head(model: nn.Module, bfloat16: bool = False) -> LogitHead:
+    """The output head with the scaling and soft cap that some architectures apply after it."""
     inner = base_of(model)
     config = cast(Any, inner.config.get_text_config())
-    times = float(getattr(config, "logit_scale", None) or 1.0)
-    over = float(getattr(config, "logits_scaling", None) or 1.0)
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
     cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
-    return LogitHead(cast(nn.Module, inner.get_output_embeddings()), times / over, cap, half)
+    return LogitHead(cast(nn.Module, inner.get_output_embeddings()), scale / divisor, cap, bfloat16)
 
 
-def use_mixed(spec: ModelSpec, device: torch.device, width: int) -> bool:
-    """Whether products are to be made in bfloat16: as told, or as measured here."""
+def uses_mixed_precision(spec: ModelSpec, device: torch.device, width: int) -> bool:
+    """Whether to compute matmuls in bfloat16: as configured, or as measured for "auto"."""
     if spec.precision != "full" and device.type == "cpu":
-        # oneDNN keeps a program and its buffers for each of the last 1,024 shapes, and no two packs
-        # have the same: 2.8 GB after 24 steps of a 5M model, 1.2 GB with these (LOG.md).
-        keep_programs(64)
+        # oneDNN caches a primitive and its buffers for each of the last 1,024 shapes, and no two packs
+        # share shapes: 2.8 GB after 24 steps of a 5M model, 1.2 GB with 64 (LOG.md).
+        limit_primitive_cache(64)
     if spec.precision != "auto" or spec.dtype != "float32":
         return spec.precision == "mixed" and spec.dtype == "float32"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bfloat16_gain(width) >= 1.3
+    return bfloat16_speedup(width) >= 1.3
 
 
 @lru_cache
-def bfloat16_gain(width: int, rows: int = 512) -> float:
-    """How many times faster than fp32 a bfloat16 product [rows, width] x [width, 4 width] is on
-    this processor, the casts of its input and output included."""
+def bfloat16_speedup(width: int, rows: int = 512) -> float:
+    """Speed-up of a bfloat16 matmul [rows, width] @ [width, 4 width] over fp32 on this processor,
+    including the casts of its input and output."""
     x, w = torch.randn(rows, width), torch.randn(4 * width, width)
-    half = w.bfloat16()
+    weight_bf16 = w.bfloat16()
 
-    def best(product: Callable[[], Tensor]) -> float:
-        product()
-        spent: list[float] = []
+    def seconds_of(matmul: Callable[[], Tensor]) -> float:
+        matmul()
+        seconds: list[float] = []
         for _ in range(5):
             before = time.thread_time()
-            product()
-            spent.append(time.thread_time() - before)
-        return max(min(spent), 1e-9)
+            matmul()
+            seconds.append(time.thread_time() - before)
+        return max(min(seconds), 1e-9)
 
-    full = best(lambda: product(x, w))
-    return full / best(lambda: linear(x.bfloat16(), half).float())
+    seconds_fp32 = seconds_of(lambda: fast_linear(x, w))
+    return seconds_fp32 / seconds_of(lambda: linear(x.bfloat16(), weight_bf16).float())
 
 
-def _probe(vocabulary: int) -> list[Group]:
+def _probe_groups(vocabulary: int) -> list[Group]:
     rng = np.random.default_rng(0)
 
-    def run(n: int) -> np.ndarray:
-        return rng.integers(0, vocabulary, n, dtype=np.int64)
+    def random_ids(length: int) -> np.ndarray:
+        return rng.integers(0, vocabulary, length, dtype=np.int64)
 
-    def answer(n: int) -> Completion:
-        return Completion(run(n), np.ones(n, dtype=bool))
+    def completion(n: int) -> Completion:
+        return Completion(random_ids(n), np.ones(n, dtype=bool))
 
     return [
-        Group("a", run(7), [answer(5), answer(9), answer(1)]),
-        Group("b", run(3), [answer(4), answer(12)]),
+        Group("a", random_ids(7), [completion(5), completion(9), completion(1)]),
+        Group("b", random_ids(3), [completion(4), completion(12)]),
     ]
 
 
@@ -206,11 +206,11 @@ def sharing_error(model: nn.Module, plain: str) -> float:
     Returns infinity when the architecture refuses the shared pack. ``model`` must be in eval mode.
     """
     inner = base_of(model)
-    groups = _probe(int(cast(Any, inner.config.get_text_config()).vocab_size))
+    groups = _probe_groups(int(cast(Any, inner.config.get_text_config()).vocab_size))
     device = inner.device
     pack = build(groups).to(device)
     try:
-        states = hidden(backbone_of(model), pack, pack.source_C, exact=True)
+        states = hidden_states(backbone_of(model), pack, pack.source_C, exact=True)
         shared, _ = token_logps(states, pack.target_C, logit_head(model))
     except (
         RuntimeError,
@@ -220,25 +220,25 @@ def sharing_error(model: nn.Module, plain: str) -> float:
         AttributeError,
         IndexError,
     ) as error:
-        # An architecture may refuse in any of these ways; each means "not this path".
+        # Unsupported architectures fail in any of these ways.
         log.info("sharing probe refused: %s", error)
         return float("inf")
     set_attention(inner, plain)
-    alone: list[Tensor] = []
+    separate: list[Tensor] = []
     for group in groups:
         for c in group.completions:
             ids = torch.from_numpy(np.concatenate([group.prompt, c.ids]))[None].to(device)
             logits = inner(input_ids=ids, use_cache=False).logits[0].float()
-            alone.append(
+            separate.append(
                 logits[len(group.prompt) - 1 : -1]
                 .log_softmax(-1)
                 .gather(1, ids[0, len(group.prompt) :, None])[:, 0]
             )
-    return float((shared - torch.cat(alone)).abs().max())
+    return float((shared - torch.cat(separate)).abs().max())
 
 
 def check_sharing(model: nn.Module, plain: str, *, exact_below: float | None = None) -> bool:
-    """Whether packs may share prompts on this model; warns when they may not."""
+    """Whether packs may share prompts on this model; warns if not."""
     training = model.training
     model.eval()
     error = sharing_error(model, plain)
@@ -255,13 +255,13 @@ def check_sharing(model: nn.Module, plain: str, *, exact_below: float | None = N
 
 
 class LM:
-    """A causal language model prepared for packed forwards.
+    """A causal language model with packed forwards.
 
     Attributes:
         model: The transformers model, or the peft model around it.
         exact: Whether packs share prompts (decided by a numerical self-check).
-        spec: What it was loaded from.
-        mixed: Whether it multiplies in bfloat16.
+        spec: The spec it was loaded from.
+        mixed: Whether matmuls are computed in bfloat16.
     """
 
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
@@ -273,29 +273,29 @@ class LM:
         can = getattr(inner, "_supports_sdpa", True)
         self.plain = "eager" if soft or not can else "sdpa"
         self.exact = check_sharing(model, self.plain)
-        self.mixed = use_mixed(spec, inner.device, int(config.hidden_size))
+        self.mixed = uses_mixed_precision(spec, inner.device, int(config.hidden_size))
 
     @classmethod
     def load(cls, spec: ModelSpec, *, train: bool = True) -> LM:
-        """Load as ``spec`` says; ``train`` False freezes it and leaves adapters off."""
+        """Load the model of ``spec``; ``train=False`` freezes it and adds no adapters."""
         model = cast(nn.Module, load_pretrained(AutoModelForCausalLM, spec))
         model = model.to(pick_device(spec.device))
         if train and spec.lora is not None and spec.lora.r > 0:
             model = add_lora(model, spec.lora, TaskType.CAUSAL_LM, spec.seed)
         if train and spec.gradient_checkpointing:
-            checkpoint_layers(model)
+            enable_gradient_checkpointing(model)
         model.train(train)
         model.requires_grad_(train) if not (train and spec.lora) else None
         return cls(model, spec)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return base_of(self.model).device
 
     @property
     def limit(self) -> int:
-        """Longest sequence the architecture has positions for."""
+        """Longest sequence in tokens that the architecture supports."""
         return int(
             getattr(
                 base_of(self.model).config.get_text_config(), "max_position_embeddings", 1 << 30
@@ -312,8 +312,8 @@ class LM:
         return self.states_at(pack, pack.source_C)
 
     def states_at(self, pack: Pack, read_K: Tensor) -> Tensor:
-        """Hidden states [K, D] at some of the pack's tokens."""
-        return hidden(
+        """Hidden states [K, D] at the pack indices ``read_K``."""
+        return hidden_states(
             backbone_of(self.model),
             pack,
             read_K,
@@ -327,39 +327,41 @@ class LM:
     ) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies [C] of the trained tokens, from the states before them.
 
-        Without ``entropy`` zeros stand in its place, and its cost is spared.
+        ``entropy=False`` returns zeros in place of entropies and saves their cost.
         """
-        # On CPU the head stays in fp32: rounded logits would part policy and sampler.
+        # On CPU the head stays in fp32: rounding would make policy and sampler logprobs differ.
         head = logit_head(self.model, self.mixed and states_CD.is_cuda)
         return token_logps(states_CD, pack.target_C, head, temperature=temperature, entropy=entropy)
 
     def frozen_copy(self) -> LM:
-        """A frozen copy of the weights as they are now: the reference of full training."""
-        other = copy.copy(self)
-        other.model = copy.deepcopy(self.model).eval().requires_grad_(False)
-        return other
+        """A frozen copy with the current weights: the reference of full training."""
+        reference = copy.copy(self)
+        reference.model = copy.deepcopy(self.model).eval().requires_grad_(False)
+        return reference
 
     @contextlib.contextmanager
     def adapters_off(self) -> Generator[None]:
-        """Within, the model is its own reference (adapters only)."""
-        assert isinstance(self.model, PeftModel), "only a model with adapters is its own reference"
+        """Context in which the adapters are disabled, so the model is its own reference."""
+        assert isinstance(self.model, PeftModel), (
+            "only a model with adapters can be its own reference"
+        )
         with self.model.disable_adapter():
             yield
 
     def plain_attention(self) -> nn.Module:
-        """The model under its ordinary attention, for use outside packs (saving, generate)."""
+        """The model with its normal attention, for use outside packs (saving, generate)."""
         set_attention(base_of(self.model), self.plain)
         return self.model
 
 
 def add_lora(model: nn.Module, spec: LoraSpec, task: TaskType, seed: int) -> PeftModel:
-    """Wrap ``model`` with adapters, initialised from ``seed``."""
+    """Wrap ``model`` with LoRA adapters initialised from ``seed``."""
     config = LoraConfig(
         r=spec.r,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
         target_modules=list(spec.targets) or "all-linear",
-        # peft trains a new head whole, but keeps adapters off it only for sequence classifiers.
+        # peft trains a new head in full, but excludes it from adapters for sequence classifiers only.
         exclude_modules=["score", "classifier"] if task == TaskType.TOKEN_CLS else None,
         task_type=task,
     )
@@ -368,15 +370,15 @@ def add_lora(model: nn.Module, spec: LoraSpec, task: TaskType, seed: int) -> Pef
         return cast(PeftModel, get_peft_model(cast(PreTrainedModel, model), config))
 
 
-def checkpoint_layers(model: nn.Module) -> None:
+def enable_gradient_checkpointing(model: nn.Module) -> None:
     """Turn on activation checkpointing."""
     inner = base_of(model)
     inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     inner.enable_input_require_grads()
 
 
-def dropout_off(model: nn.Module) -> None:
-    """Set every dropout rate to 0: of modules, and those kept as attributes."""
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout rate to 0, both of modules and of float attributes."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -386,7 +388,7 @@ def dropout_off(model: nn.Module) -> None:
 
 
 def save_model(model: nn.Module, folder: Path, tokenizer: Any, plain: str = "sdpa") -> None:
-    """An HF folder that plain transformers loads; adapters are merged into the weights."""
+    """Save as a Hugging Face folder; adapters are merged into the weights."""
     inner = base_of(model)
     set_attention(inner, plain)
     if isinstance(model, PeftModel):
@@ -396,6 +398,6 @@ def save_model(model: nn.Module, folder: Path, tokenizer: Any, plain: str = "sdp
 
 
 def renderer_for(model: ModelSpec, data: DataSpec) -> Renderer:
-    """Tokenizer and template of ``model`` with the limits of ``data``."""
+    """A renderer with the tokenizer and template of ``model`` and the length limits of ``data``."""
     tokenizer = load_tokenizer(model.tokenizer or model.path, model.chat_template)
     return Renderer(tokenizer, max_prompt=data.max_prompt, max_tokens=data.max_completion)

@@ -1,4 +1,4 @@
-"""A process reward model: P(step correct) at the last token of each step of a packed tree."""
+"""Process reward model: P(step correct) at the last token of each reasoning step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
 from trimtab.data.pack import Pack
-from trimtab.models.forward import hidden
+from trimtab.models.forward import hidden_states
 from trimtab.models.heads import load_classifier, score_layer
 from trimtab.models.load import ModelSpec, backbone_of, base_of
 
@@ -22,15 +22,15 @@ def trained_positions(pack: Pack) -> Tensor:
     completions = (c for g in pack.groups for c in g.completions)
     for last, c in zip(pack.last_B.tolist(), completions, strict=True):
         parts.append(last - len(c) + 1 + np.flatnonzero(c.mask))
-    at = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    return torch.from_numpy(at.astype(np.int64)).to(pack.ids_N.device)
+    positions = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    return torch.from_numpy(positions.astype(np.int64)).to(pack.ids_N.device)
 
 
 class StepScorer:
-    """Two logits at every token; label 1 is "the step that ends here is correct".
+    """Two logits per token; label 1 means "the step that ends here is correct".
 
-    Kept as transformers' token classification model with two labels, so that its folder is loaded
-    by plain transformers with equal logits.
+    It is a transformers token classification model with two labels, so plain transformers loads the
+    saved folder and computes equal logits.
 
     Attributes:
         model: The classification model, or the peft model around it.
@@ -46,35 +46,37 @@ class StepScorer:
 
     @classmethod
     def load(cls, spec: ModelSpec, *, train: bool = True, pad_id: int | None = None) -> StepScorer:
-        """Load a process reward model's folder, or a language model whose head is then new.
+        """Load a process reward model's folder, or a language model with a new head.
 
         Args:
-            spec: What to load.
+            spec: The model to load.
             train: False freezes it.
             pad_id: Padding id for the saved config.
 
         Raises:
-            ModelError: the architecture has no token classification form, or the folder is a
-                classifier of another kind.
+            ModelError: the architecture has no token classification class, or the folder holds
+                another kind of classifier.
         """
         auto = AutoModelForTokenClassification
-        found = load_classifier(auto, spec, TaskType.TOKEN_CLS, 2, train=train, pad_id=pad_id)
-        config = cast(Any, base_of(found.model).config)
+        classifier = load_classifier(auto, spec, TaskType.TOKEN_CLS, 2, train=train, pad_id=pad_id)
+        config = cast(Any, base_of(classifier.model).config)
         config.id2label, config.label2id = (
             {0: "incorrect", 1: "correct"},
             {"incorrect": 0, "correct": 1},
         )
-        return cls(found.model, exact=found.exact, plain=found.plain, mixed=found.mixed)
+        return cls(
+            classifier.model, exact=classifier.exact, plain=classifier.plain, mixed=classifier.mixed
+        )
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return base_of(self.model).device
 
     def logits(self, pack: Pack) -> Tensor:
         """Both logits [C, 2] at each trained token; mask the step ends to score steps."""
         at = trained_positions(pack)
-        states = hidden(
+        states = hidden_states(
             backbone_of(self.model), pack, at, exact=self.exact, plain=self.plain, mixed=self.mixed
         )
         return score_layer(self.model)(states).float()

@@ -1,4 +1,4 @@
-"""Attention over a static key-value cache, reached through transformers' attention registry."""
+"""Attention over a static KV cache, registered as a transformers attention implementation."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from trimtab.kernels.matmul import amd_512
+from trimtab.kernels.matmul import is_amd_avx512
 from trimtab.types import Ints
 
 NAME = "trimtab_decode"
 KV = tuple[torch.Tensor, torch.Tensor]
 BLOCK = 32
-"""Tokens by which short slots grow; long ones by an eighth. Room that holds nothing is read as well."""
+"""Tokens by which short slots grow; long ones grow by an eighth. Unused capacity is read too."""
 
 
-def columns() -> bool:
-    """Whether one query is best a column beside its matrices, and not a row before them.
+def query_as_column() -> bool:
+    """Whether a single query is multiplied as a column (keys @ q) instead of a row (q @ keys.T).
 
-    MKL's row times matrix is far from the speed of memory on AMD's processors with AVX-512, where
-    matrix times column is near it; on others it is the better one. Told from the processor and not
-    by a clock, so that sums of a run and of its resumption have one order.
+    MKL's row-times-matrix is far below memory speed on AMD processors with AVX-512, where
+    matrix-times-column is near it; elsewhere the row is faster. The choice depends on the processor,
+    not on a measurement, so that a run and its resumption sum in the same order.
     """
-    return amd_512()
+    return is_amd_avx512()
 
 
-class Slots:
-    """Keys and values [slots, kv_heads, S, head_dim] of every layer, and the step under way.
+class KVCache:
+    """Keys and values [slots, kv_heads, S, head_dim] of every layer, and the current decode step.
 
-    Where queries are ``columns`` values lie in memory as [slots, kv_heads, head_dim, S], so that
-    both products read straight through the cache.
+    If ``query_as_column``, values are stored as [slots, kv_heads, head_dim, S], so that both matmuls
+    read the cache contiguously.
     """
 
     def __init__(self, slots: int, length: int) -> None:
@@ -45,27 +45,27 @@ class Slots:
         self.at: torch.Tensor | None = None
         self.longest = 0
         self.reach = 0
-        """Tokens of each slot that are multiplied; those beyond the longest row are hidden."""
+        """Tokens of each slot in the matmuls; those beyond the longest row are masked."""
         self.level: int | None = None
-        """Where every row writes, if that is one place."""
+        """Position at which every row writes, if it is the same for all."""
         self.masks: dict[int | None, torch.Tensor | None] = {}
         self.base: Ints | int = 0
-        """Tokens of each row that are not in its slot."""
+        """Tokens of each row that are stored outside its slot (a shared prompt)."""
 
     def prefill(self) -> dict[int, KV]:
-        """Make the next forward collect prompts' keys and values into the returned mapping."""
+        """Make the next forward a prefill that writes keys and values into the returned mapping."""
         self.prefilled, self.masks = {}, {}
         return self.prefilled
 
     def decode(self, length: Ints, device: torch.device) -> torch.Tensor:
-        """Make the next forward one token per row, row r at position ``length[r]``; positions [R]."""
+        """Make the next forward a decode step, row r at position ``length[r]``; returns positions [R]."""
         own = length - self.base
         self.prefilled, self.masks = None, {}
         self.longest = int(own.max()) + 1
         self.level = self.longest - 1 if int(own.min()) == self.longest - 1 else None
         self._grow(self.longest, len(own))
-        # On these processors a product that leaves the end of every slot out takes half as long again.
-        self.reach = self.room if device.type == "cpu" and columns() else self.longest
+        # On these processors a matmul over a slice of every slot takes 1.5 times as long.
+        self.reach = self.room if device.type == "cpu" and query_as_column() else self.longest
         self.rows = torch.arange(len(own), device=device)
         self.at = torch.from_numpy(own).to(device)
         return torch.from_numpy(length).to(device)
@@ -76,34 +76,34 @@ class Slots:
         for layer, (k, v) in source.items():
             if layer not in self.cache:
                 self.cache[layer] = self._empty(k, v)
-            for held, new in zip(self.cache[layer], (k, v), strict=True):
-                held[start : start + len(rows), :, : new.shape[2]] = picked(new, rows)
-                held[start : start + len(rows), :, new.shape[2] :] = 0.0
+            for buffer, new in zip(self.cache[layer], (k, v), strict=True):
+                buffer[start : start + len(rows), :, : new.shape[2]] = select_rows(new, rows)
+                buffer[start : start + len(rows), :, new.shape[2] :] = 0.0
 
     def _grow(self, need: int, live: int) -> None:
-        """Room for ``need`` tokens in every slot, in whole blocks; the first ``live`` rows count."""
+        """Grow every slot to hold ``need`` tokens, in whole blocks; copies the first ``live`` rows."""
         if need <= self.room:
             return
         block = max(BLOCK, need // 8)
         before, self.room = self.room, min(self.length, -(-need // block) * block)
         for layer, pair in self.cache.items():
             self.cache[layer] = self._empty(*pair)
-            for held, new in zip(pair, self.cache[layer], strict=True):
-                new[:live, :, :before] = held[:live]
+            for old, new in zip(pair, self.cache[layer], strict=True):
+                new[:live, :, :before] = old[:live]
                 new[:live, :, before:] = 0.0
 
     def _empty(self, key: torch.Tensor, value: torch.Tensor) -> KV:
-        """Slots that hold anything: a row is written, and zeros beyond it, when it enters.
+        """Uninitialised slots; a row that enters writes its tokens and zeros after them.
 
-        What a row does not see counts with weight 0, which garbage could turn into NaN.
+        Masked positions have weight 0, and 0 times garbage could be NaN.
         """
         k = key.new_empty(self.slots, key.shape[1], self.room, key.shape[3])
-        if value.device.type != "cpu" or not columns():
+        if value.device.type != "cpu" or not query_as_column():
             return k, value.new_empty(*k.shape[:3], value.shape[3])
         return k, value.new_empty(*k.shape[:2], value.shape[3], self.room).transpose(2, 3)
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """This step's keys and values [R, kv, head_dim]."""
+        """Write this step's keys and values [R, kv, head_dim]."""
         k, v = self.cache[layer]
         if self.level is not None:
             k[: len(key), :, self.level] = key
@@ -113,14 +113,14 @@ class Slots:
             v[self.rows, :, self.at] = value
 
     def leave(self, live: int, holes: Ints, last: Ints, longest: int) -> None:
-        """Keep ``live`` rows: those of slots ``last`` move into ``holes``; ``longest`` tokens count."""
+        """Keep ``live`` rows by moving slots ``last`` into ``holes``; ``longest`` is the longest row."""
         if not len(holes):
             return
         reach = longest - (int(np.min(self.base)) if np.size(self.base) else 0)
         for pair in self.cache.values():
-            for held in pair:
-                source, to = (torch.from_numpy(x).to(held.device) for x in (last, holes))
-                held[to, :, :reach] = held[source, :, :reach]
+            for buffer in pair:
+                source, to = (torch.from_numpy(x).to(buffer.device) for x in (last, holes))
+                buffer[to, :, :reach] = buffer[source, :, :reach]
 
     def attention(
         self,
@@ -130,15 +130,15 @@ class Slots:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        """Attention [R, kv, group, dim] of one query a row to what its slot holds."""
+        """Attention [R, kv, group, dim] of one query per row to the tokens in its slot."""
         k, v = (x[: len(query), :, : self.reach] for x in self.cache[layer])
         hide = self.hidden(window)
         if query.device.type == "cpu" and softcap is None:
-            return attended(query, k, v, hide, scale, None)
+            return attention_over(query, k, v, hide, scale, None)
         return _attend(query, k, v, hide, scale, softcap)
 
     def hidden(self, window: int | None) -> torch.Tensor | None:
-        """Slots [R or 1, 1, 1, S] that a row must not see in this step; None where there is none."""
+        """Mask [R or 1, 1, 1, S], True at positions a row must not attend to; None without any."""
         if window not in self.masks:
             assert self.at is not None
             at, keys = self.at[:, None, None, None], torch.arange(self.reach)
@@ -162,7 +162,7 @@ class Slots:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        """Attention of prompts [R, heads, L, dim] to themselves; their keys and values are kept."""
+        """Causal attention of prompts [R, heads, L, dim]; stores their keys and values."""
         assert self.prefilled is not None
         self.prefilled[layer] = (key, value)
         group, length = query.shape[1] // key.shape[1], query.shape[2]
@@ -183,23 +183,23 @@ class Slots:
         scale: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Attention [R, kv, group, dim] of the token at ``last`` [R] of each prompt to the prompt."""
+        """Attention [R, kv, group, dim] of the token at ``last`` [R] of each prompt to its prompt."""
         assert self.prefilled is not None
         self.prefilled[layer] = (key, value)
         at, keys = last[:, None, None, None], torch.arange(key.shape[2], device=key.device)
         hide = keys > at if window is None else (keys > at) | (keys <= at - window)
-        return attended(query, key, value, hide, scale, None)
+        return attention_over(query, key, value, hide, scale, None)
 
     def ahead(self, length: int, window: int | None, device: torch.device) -> torch.Tensor:
-        """Keys [1, 1, L, L] of a prompt that its tokens must not see."""
+        """Mask [1, 1, L, L], True where a prompt token must not attend."""
         if window not in self.masks:
             keys = torch.arange(length, device=device)
             at = keys[:, None]
             hide = keys > at
             self.masks[window] = hide if window is None else hide | (keys <= at - window)
-        found = self.masks[window]
-        assert found is not None
-        return found[None, None]
+        mask = self.masks[window]
+        assert mask is not None
+        return mask[None, None]
 
 
 def attend(
@@ -209,7 +209,7 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    decode: Slots,
+    decode: KVCache,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -221,15 +221,15 @@ def attend(
     kv_heads = key.shape[1]
     group = heads // kv_heads
     scale = dim**-0.5 if scaling is None else scaling
-    # Products of one query are slow in bfloat16 on a CPU, and attention takes no part of it there.
-    kind = torch.float32 if value.device.type == "cpu" and value.dtype == torch.bfloat16 else None
-    query, key, value = (x.to(kind or value.dtype) for x in (query, key, value))
+    # Single-query matmuls are slow in bfloat16 on a CPU, so attention runs in float32 there.
+    dtype = torch.float32 if value.device.type == "cpu" and value.dtype == torch.bfloat16 else None
+    query, key, value = (x.to(dtype or value.dtype) for x in (query, key, value))
     with torch.autocast(value.device.type, enabled=False):
         if decode.prefilled is not None:
             out = decode.onto_prompts(layer, query, key, value, scale, sliding_window, softcap)
         else:
             decode.write(layer, key[:, :, 0], value[:, :, 0])
-            # With one query per row, the heads of a group are its queries: keys are not expanded.
+            # With one query per row, the heads of a group act as its queries: keys are not expanded.
             query = query.reshape(rows, kv_heads, group, dim)
             out = decode.attention(layer, query, scale, sliding_window, softcap)
     return out.reshape(rows, heads, q_len, -1).transpose(1, 2).contiguous(), None
@@ -244,46 +244,46 @@ def _attend(
     softcap: float | None,
 ) -> torch.Tensor:
     if softcap is not None:
-        return attended(query, key, value, hide, scale, softcap)
-    seen = None
+        return attention_over(query, key, value, hide, scale, softcap)
+    mask = None
     if hide is not None:
-        seen = ~hide.expand(query.shape[0], 1, query.shape[2], key.shape[2])
-    return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
+        mask = ~hide.expand(query.shape[0], 1, query.shape[2], key.shape[2])
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
 
-def _single(q: torch.Tensor) -> bool:
-    return q.shape[-2] == 1 and q.device.type == "cpu" and columns()
+def _is_single_query(q: torch.Tensor) -> bool:
+    return q.shape[-2] == 1 and q.device.type == "cpu" and query_as_column()
 
 
-def scores(
+def attention_scores(
     q: torch.Tensor,
     k: torch.Tensor,
     hide: torch.Tensor | None,
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """What each of [..., L] queries thinks of each key [..., L, S], in float32; -inf of hidden ones."""
+    """Attention scores [..., L, S] in float32; -inf where ``hide``."""
     if scale != 1.0:
         q = q * scale
-    if _single(q):
-        # A view, since the strides of a transposed column send the second product a slow way.
-        made = torch.matmul(k, q.transpose(-1, -2)).view(*q.shape[:-1], k.shape[-2]).float()
+    if _is_single_query(q):
+        # A view: with the strides of a transposed column the second matmul would be slow.
+        logits = torch.matmul(k, q.transpose(-1, -2)).view(*q.shape[:-1], k.shape[-2]).float()
     else:
-        made = torch.matmul(q, k.transpose(-1, -2)).float()
+        logits = torch.matmul(q, k.transpose(-1, -2)).float()
     if softcap is not None:
-        made = made.div_(softcap).tanh_().mul_(softcap)
-    return made if hide is None else made.masked_fill_(hide, float("-inf"))
+        logits = logits.div_(softcap).tanh_().mul_(softcap)
+    return logits if hide is None else logits.masked_fill_(hide, float("-inf"))
 
 
-def mean(weights: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Values [..., L, dim] summed by weights [..., L, S]."""
+def weighted_values(weights: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Values averaged by the weights [..., L, S] -> [..., L, dim]."""
     weights = weights.to(v.dtype)
-    if _single(weights):
+    if _is_single_query(weights):
         return torch.matmul(v.transpose(-1, -2), weights.transpose(-1, -2)).transpose(-1, -2)
     return torch.matmul(weights, v)
 
 
-def attended(
+def attention_over(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -291,25 +291,25 @@ def attended(
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Attention [..., L, dim] to some keys."""
-    return mean(scores(q, k, hide, scale, softcap).softmax(-1), v)
+    """Attention output [..., L, dim]."""
+    return weighted_values(attention_scores(q, k, hide, scale, softcap).softmax(-1), v)
 
 
-def picked(held: torch.Tensor, rows: Ints) -> torch.Tensor:
-    """Some rows of a tensor: a view of it where they follow each other."""
+def select_rows(tensor: torch.Tensor, rows: Ints) -> torch.Tensor:
+    """Rows of a tensor; a view if they are consecutive."""
     first = int(rows[0]) if len(rows) else 0
     if np.array_equal(rows, np.arange(first, first + len(rows))):
-        return held[first : first + len(rows)]
-    return held[torch.from_numpy(rows).to(held.device)]
+        return tensor[first : first + len(rows)]
+    return tensor[torch.from_numpy(rows).to(tensor.device)]
 
 
-# No mask function of this name: transformers then builds no mask at all.
+# No mask function is registered under this name, so transformers builds no mask.
 AttentionInterface.register(NAME, attend)
 
 
 @contextmanager
-def evaluating(model: Any) -> Generator[None, None, None]:
-    """Evaluation mode without gradients; every module's own mode is restored after."""
+def eval_mode(model: Any) -> Generator[None, None, None]:
+    """Evaluation mode without gradients; restores every module's mode afterwards."""
     training = [m for m in model.modules() if m.training]
     model.eval()
     try:
@@ -321,8 +321,8 @@ def evaluating(model: Any) -> Generator[None, None, None]:
 
 
 @contextmanager
-def attached(model: Any, name: str = NAME) -> Generator[None, None, None]:
-    """The model attends through the slots, or as ``name`` says; what it had is restored after."""
+def use_attention(model: Any, name: str = NAME) -> Generator[None, None, None]:
+    """Context in which the model uses the attention ``name``; restores its own afterwards."""
     before = model.config._attn_implementation
     model.config._attn_implementation = name
     try:

@@ -1,4 +1,4 @@
-"""Continuous batching on the live weights of any transformers decoder: no copy, no sync."""
+"""Continuous batching on the live weights of any transformers decoder, without copying them."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ import numpy as np
 import torch
 
 from trimtab.errors import ConfigError, ModelError
-from trimtab.kernels.allocator import keep_freed
-from trimtab.kernels.matmul import quick_linears
-from trimtab.sample.decode import Lean
+from trimtab.kernels.allocator import keep_freed_memory
+from trimtab.kernels.matmul import use_fast_linears
+from trimtab.sample.decode import FastDecoder
 from trimtab.sample.draw import SamplingConfig, draw, uniforms
-from trimtab.sample.kv_cache import KV, NAME, Slots, attached, evaluating
-from trimtab.sample.shared_prompt import Shared
+from trimtab.sample.kv_cache import KV, NAME, KVCache, eval_mode, use_attention
+from trimtab.sample.shared_prompt import SharedPromptCache
 from trimtab.types import Floats, Ints
 
-PREFILL = 1024
-"""Tokens of a forward over prompts on a CPU: what passes between layers then stays in its cache."""
+PREFILL_TOKENS = 1024
+"""Tokens per prefill forward on a CPU, so that activations stay in the CPU's cache."""
 Progress = Callable[[int, int], None]
-"""Called with (completions finished, completions asked for)."""
+"""Called with (completions finished, completions requested)."""
 
 
 @dataclass(slots=True)
 class Request:
-    """A prompt [P] and how many completions of it; ``(*key, index)`` seeds each one's stream."""
+    """A prompt [P] and its number of completions; ``(*key, index)`` seeds each one's random stream."""
 
     prompt: Ints
     key: tuple[int, ...]
     n: int = 1
     limit: int | None = None
-    """Tokens of a completion at most, where that is fewer than ``max_new_tokens``."""
+    """Largest completion length in tokens, if less than ``max_new_tokens``."""
 
 
 @dataclass(slots=True)
 class Sampled:
-    """Ids [T], with the stop token which ended them, and log-probs [T] as sampled."""
+    """Completion ids [T], including the stop token, and their logprobs [T] as sampled."""
 
     ids: Ints
     logp: Floats
@@ -56,8 +56,8 @@ class _Waiting:
     logits: torch.Tensor
 
 
-class _Book:
-    """Every completion asked for: its stream, its tokens so far and whether it has ended."""
+class _SamplingState:
+    """State of every completion: random stream, tokens so far, and whether it has ended."""
 
     def __init__(
         self,
@@ -78,11 +78,11 @@ class _Book:
         own = [requests[r].limit for r, _ in self.owner]
         self.limit = np.array([longest if n is None else min(n, longest) for n in own], np.int64)
         if positions is not None:
-            # The last token is never fed back, so it needs no position.
+            # The last token is never fed to the model, so it needs no position.
             spare = [positions - len(requests[r].prompt) + 1 for r, _ in self.owner]
             self.limit = np.minimum(self.limit, np.array(spare, np.int64))
         self.stop_ids = np.array(stop_ids, np.int64)
-        # A character is at most four bytes, and a token at least one.
+        # A character has at most four bytes, and a token at least one.
         self.tail = 4 * max((len(s) for s in config.stop), default=0) + 4
         self.u = np.zeros((count, longest))
         if config.temperature > 0.0:
@@ -91,7 +91,7 @@ class _Book:
         self.done = 0
 
     def step(self, items: Ints, logits: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Draw one token for each item; the ids [R] on the device, and which items ended."""
+        """Draw one token per item; returns ids [R] on the device, and which items ended."""
         at = self.count[items]
         u = torch.from_numpy(self.u[items, at]).to(logits.device)
         drawn, logp = draw(logits, u, self.config)
@@ -121,16 +121,16 @@ class _Book:
 
 
 class Sampler:
-    """Samples from a causal LM as it stands, at whatever weights it has when called.
+    """Samples from a causal LM with its current weights at each call.
 
     Args:
-        model: a transformers causal LM, also wrapped by peft, in any mode; left as it was found.
-        tokenizer: needed for stop strings; gives the end-of-sequence id.
-        stop_ids: ids which end a completion; by default the tokenizer's and the generation
-            config's end-of-sequence ids.
-        mixed: multiply in bfloat16, as training under mixed precision does.
+        model: a transformers causal LM, possibly wrapped by peft, in any mode; left unchanged.
+        tokenizer: needed for stop strings; provides the end-of-sequence id.
+        stop_ids: ids that end a completion; by default the end-of-sequence ids of the tokenizer
+            and of the generation config.
+        mixed: compute matmuls in bfloat16, as training with mixed precision does.
 
-    Warns once where the model's attention cannot be served from slots; it is then sampled
+    Warns once if the model's attention does not work with the static cache; it is then sampled
     through transformers' own cache, prompts of equal length together.
     """
 
@@ -142,98 +142,100 @@ class Sampler:
         stop_ids: Sequence[int] | None = None,
         mixed: bool = False,
     ) -> None:
-        keep_freed()
-        quick_linears(model)
+        keep_freed_memory()
+        use_fast_linears(model)
         self.model, self.tokenizer, self.mixed = model, tokenizer, mixed
         if stop_ids is None:
-            found: set[int] = set()
+            eos_ids: set[int] = set()
             for holder in (tokenizer, getattr(model, "generation_config", None)):
                 eos = getattr(holder, "eos_token_id", None)
                 if eos is not None:
-                    found.update([eos] if isinstance(eos, int) else eos)
-            stop_ids = sorted(found)
+                    eos_ids.update([eos] if isinstance(eos, int) else eos)
+            stop_ids = sorted(eos_ids)
         self.stop_ids = tuple(stop_ids)
         text = model.config.get_text_config()
         self.positions: int | None = getattr(text, "max_position_embeddings", None)
         self.vocab: int = text.vocab_size
         self.own: str = model.config._attn_implementation
         window = getattr(text, "sliding_window", None)
-        self.lean: Lean | None = None
-        self.exact = self._exact(Slots(2, 12))
-        # A window can hide a whole prompt, so there each completion keeps its own copy.
-        self.shares = self.exact and window is None and self._exact(Shared(2, 4))
-        self.leans = self.exact and self._exact(Slots(2, 12), lean=True)
+        self.fast: FastDecoder | None = None
+        self.exact = self._exact(KVCache(2, 12))
+        # A sliding window can hide a whole prompt, so each completion then has its own copy.
+        self.shares_prompts = self.exact and window is None and self._exact(SharedPromptCache(2, 4))
+        self.supports_fast = self.exact and self._exact(KVCache(2, 12), fast=True)
         if not self.exact:
             warnings.warn(
                 f"{type(model).__name__} is sampled through transformers' own cache, which is "
-                "slower: its attention does not agree with the slot cache",
+                "slower: its attention does not agree with the static cache",
                 stacklevel=2,
             )
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings, and so the ids, live."""
+        """Device of the embeddings, and so of the ids."""
         return self.model.get_input_embeddings().weight.device
 
-    def _exact(self, slots: Slots, lean: bool = False) -> bool:
-        """Whether two ragged prompts and three steps agree with the plain forward."""
+    def _exact(self, slots: KVCache, fast: bool = False) -> bool:
+        """Whether two prompts of different length and three decode steps agree with the plain forward."""
         ids = torch.from_numpy(np.random.default_rng(0).integers(0, self.vocab, (2, 12)))
         ids = ids.to(self.device)
         lengths = [9, 6]
-        with evaluating(self.model):
-            with attached(self.model, self.own):
+        with eval_mode(self.model):
+            with use_attention(self.model, self.own):
                 plain = self.model(input_ids=ids, use_cache=False).logits.float()
             try:
-                with attached(self.model):
-                    self.lean = Lean(self.model, mixed=False) if lean else None
-                    asked = [ids[r, :n].cpu().numpy() for r, n in enumerate(lengths)]
-                    source, first = self._prefill(slots, asked)
+                with use_attention(self.model):
+                    self.fast = FastDecoder(self.model, mixed=False) if fast else None
+                    prompts = [ids[r, :n].cpu().numpy() for r, n in enumerate(lengths)]
+                    source, first_logits = self._prefill(slots, prompts)
                     slots.enter(source, np.arange(2), np.array(lengths), 0)
-                    want = [plain[[0, 1], [8, 5]]]
-                    logits = [first]
+                    expected = [plain[[0, 1], [8, 5]]]
+                    logits = [first_logits]
                     for t in range(3):
                         at = np.array(lengths) + t
                         token = ids.gather(1, torch.from_numpy(at[:, None]).to(self.device))
                         logits.append(self._decode(slots, token, at))
-                        want.append(plain[[0, 1], at.tolist()])
+                        expected.append(plain[[0, 1], at.tolist()])
             except (TypeError, AttributeError, KeyError, ValueError, RuntimeError):
                 return False
             finally:
-                self.lean = None
-        a, b = torch.stack(logits).float(), torch.stack(want)
-        loose = 1e-4 if self.model.dtype in (torch.float32, torch.float64) else 5e-2
-        return bool((a - b).abs().max() <= loose * b.abs().max().clamp(min=1.0))
+                self.fast = None
+        a, b = torch.stack(logits).float(), torch.stack(expected)
+        tolerance = 1e-4 if self.model.dtype in (torch.float32, torch.float64) else 5e-2
+        return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1.0))
 
-    def _prefill(self, slots: Slots, prompts: list[Ints]) -> tuple[dict[int, KV], torch.Tensor]:
-        """Keys and values of the prompts, and the logits [R, V] after each."""
-        at_once = max(1, PREFILL // max(len(p) for p in prompts))
+    def _prefill(self, slots: KVCache, prompts: list[Ints]) -> tuple[dict[int, KV], torch.Tensor]:
+        """Keys and values of the prompts, and the logits [R, V] after each prompt."""
+        at_once = max(1, PREFILL_TOKENS // max(len(p) for p in prompts))
         if self.device.type != "cpu" or at_once >= len(prompts):
             return self._prefill_part(slots, prompts)
-        whole: dict[int, KV] = {}
+        joined: dict[int, KV] = {}
         logits: list[torch.Tensor] = []
-        deep = max(len(p) for p in prompts)
+        longest = max(len(p) for p in prompts)
         for start in range(0, len(prompts), at_once):
             source, after = self._prefill_part(slots, prompts[start : start + at_once])
             logits.append(after)
             for layer, pair in source.items():
-                if layer not in whole:
-                    k, v = (x.new_zeros(len(prompts), x.shape[1], deep, x.shape[3]) for x in pair)
-                    whole[layer] = k, v
-                for held, new in zip(whole[layer], pair, strict=True):
-                    held[start : start + len(new), :, : new.shape[2]] = new
-        return whole, torch.cat(logits)
+                if layer not in joined:
+                    k, v = (
+                        x.new_zeros(len(prompts), x.shape[1], longest, x.shape[3]) for x in pair
+                    )
+                    joined[layer] = k, v
+                for buffer, new in zip(joined[layer], pair, strict=True):
+                    buffer[start : start + len(new), :, : new.shape[2]] = new
+        return joined, torch.cat(logits)
 
     def _prefill_part(
-        self, slots: Slots, prompts: list[Ints]
+        self, slots: KVCache, prompts: list[Ints]
     ) -> tuple[dict[int, KV], torch.Tensor]:
         lengths = np.array([len(p) for p in prompts])
         ids = np.zeros((len(prompts), lengths.max()), np.int64)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
         source = slots.prefill()
-        if self.lean is not None:
-            given = (torch.from_numpy(x).to(self.device) for x in (ids, lengths - 1))
-            return source, self.lean.prompts(slots, *given)
+        if self.fast is not None:
+            inputs = (torch.from_numpy(x).to(self.device) for x in (ids, lengths - 1))
+            return source, self.fast.prefill(slots, *inputs)
         keep, which = np.unique(lengths - 1, return_inverse=True)
         at = torch.arange(ids.shape[1], device=self.device).expand(len(prompts), -1)
         logits = self.model(
@@ -246,10 +248,10 @@ class Sampler:
         rows = torch.arange(len(prompts), device=self.device)
         return source, logits[rows, torch.from_numpy(which).to(self.device)]
 
-    def _decode(self, slots: Slots, token: torch.Tensor, length: Ints) -> torch.Tensor:
+    def _decode(self, slots: KVCache, token: torch.Tensor, length: Ints) -> torch.Tensor:
         at = slots.decode(length, self.device)
-        if self.lean is not None:
-            return self.lean(slots, token[:, 0], at)
+        if self.fast is not None:
+            return self.fast(slots, token[:, 0], at)
         out = self.model(input_ids=token, position_ids=at[:, None], use_cache=False, decode=slots)
         return out.logits[:, -1]
 
@@ -259,12 +261,12 @@ class Sampler:
         config: SamplingConfig,
         on_progress: Progress | None = None,
     ) -> list[list[Sampled]]:
-        """The completions of every request, in order, ``n`` for each.
+        """Sample ``n`` completions per request, in order of the requests.
 
         Raises:
             ModelError: a prompt is empty, has ids outside the vocabulary, or exceeds the model's
                 positions.
-            ConfigError: stop strings are asked for without a tokenizer.
+            ConfigError: stop strings are set without a tokenizer.
         """
         if config.stop and self.tokenizer is None:
             raise ConfigError("stop: stop strings need a tokenizer; give one or use stop_ids")
@@ -283,26 +285,26 @@ class Sampler:
                     "this model's tokenizer?"
                 )
         stop_ids = (*self.stop_ids, *config.stop_ids)
-        book = _Book(requests, config, stop_ids, self.tokenizer, self.positions)
+        book = _SamplingState(requests, config, stop_ids, self.tokenizer, self.positions)
         if not book.owner:
             return book.results()
         with (
-            evaluating(self.model),
-            attached(self.model, NAME if self.exact else self.own),
+            eval_mode(self.model),
+            use_attention(self.model, NAME if self.exact else self.own),
             torch.autocast(self.device.type, torch.bfloat16) if self.mixed else nullcontext(),
         ):
-            self.lean = Lean(self.model, self.mixed) if self.leans else None
+            self.fast = FastDecoder(self.model, self.mixed) if self.supports_fast else None
             run = self._run if self.exact else self._run_plain
             try:
                 run(requests, book, on_progress)
             finally:
-                self.lean = None
+                self.fast = None
         return book.results()
 
     def _waiting(
-        self, slots: Slots, requests: Sequence[Request], batch: list[int], book: _Book
+        self, slots: KVCache, requests: Sequence[Request], batch: list[int], book: _SamplingState
     ) -> list[_Waiting]:
-        """Every completion of some requests, its prompt computed."""
+        """Prefill some requests and return their completions, ready to enter."""
         source, logits = self._prefill(slots, [requests[r].prompt for r in batch])
         return [
             _Waiting(int(book.first[r]) + i, source, row, len(requests[r].prompt), logits[row])
@@ -310,36 +312,38 @@ class Sampler:
             for i in range(requests[r].n)
         ]
 
-    def _run(self, requests: Sequence[Request], book: _Book, progress: Progress | None) -> None:
+    def _run(
+        self, requests: Sequence[Request], book: _SamplingState, progress: Progress | None
+    ) -> None:
         total = len(book.owner)
         size = min(book.config.slots, total)
         longest_prompt, new = max(len(r.prompt) for r in requests), int(book.limit.max())
-        if self.shares and any(r.n > 1 for r in requests):
-            slots: Slots = Shared(size, new)
+        if self.shares_prompts and any(r.n > 1 for r in requests):
+            slots: KVCache = SharedPromptCache(size, new)
         else:
-            slots = Slots(size, longest_prompt + new)
-        # Neighbours in length share a prefill with little padding.
+            slots = KVCache(size, longest_prompt + new)
+        # Prompts of similar length share a prefill with little padding.
         order = sorted(range(len(requests)), key=lambda r: -len(requests[r].prompt))
-        todo = deque(r for r in order if requests[r].n > 0)
+        pending = deque(r for r in order if requests[r].n > 0)
         waiting: deque[_Waiting] = deque()
         items = np.zeros(0, np.int64)
         length = np.zeros(0, np.int64)
         token = torch.zeros(0, dtype=torch.int64, device=self.device)
-        while todo or waiting or len(items):
+        while pending or waiting or len(items):
             free = size - len(items)
-            # A few rows enter together: a prefill for each single hole would be slow.
-            if (todo or waiting) and free >= max(1, size // 8):
+            # Several rows enter together: one prefill per free slot would be slow.
+            if (pending or waiting) and free >= max(1, size // 8):
                 if not waiting:
                     batch: list[int] = []
-                    while todo and sum(requests[r].n for r in batch) < free:
-                        batch.append(todo.popleft())
+                    while pending and sum(requests[r].n for r in batch) < free:
+                        batch.append(pending.popleft())
                     waiting.extend(self._waiting(slots, requests, batch, book))
                 new = [waiting.popleft() for _ in range(min(free, len(waiting)))]
                 widths = np.array([w.length for w in new])
                 slots.enter(new[0].source, np.array([w.row for w in new]), widths, len(items))
                 fresh = np.array([w.item for w in new])
                 drawn, ended = book.step(fresh, torch.stack([w.logits for w in new]))
-                # Prompts' keys and values are let go once all of them have entered.
+                # Free the prompts' keys and values once all of them have entered.
                 del new
                 ended = np.concatenate([np.zeros(len(items), np.bool_), ended])
                 items = np.concatenate([items, fresh])
@@ -350,7 +354,7 @@ class Sampler:
                 length = length + 1
                 token, ended = book.step(items, logits)
             if ended.any():
-                # The last live rows fill the holes, so that live rows stay the first ones.
+                # The last live rows move into the holes, so that live rows stay at the front.
                 live = int((~ended).sum())
                 holes = np.flatnonzero(ended[:live])
                 last = live + np.flatnonzero(~ended[live:])
@@ -363,7 +367,7 @@ class Sampler:
                     progress(book.done, total)
 
     def _run_plain(
-        self, requests: Sequence[Request], book: _Book, progress: Progress | None
+        self, requests: Sequence[Request], book: _SamplingState, progress: Progress | None
     ) -> None:
         by_length: dict[int, list[int]] = defaultdict(list)
         for item, (r, _) in enumerate(book.owner):

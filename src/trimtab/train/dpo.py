@@ -15,7 +15,7 @@ from trimtab.data import formats
 from trimtab.data.dataset import DataSpec, load_groups, split
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.errors import DataError
-from trimtab.models.load import LM, ModelSpec, dropout_off, renderer_for, save_model
+from trimtab.models.load import LM, ModelSpec, disable_dropout, renderer_for, save_model
 from trimtab.objectives.preference import DPO, KTO, Preference, labels, mismatched, summed
 from trimtab.runs import Run
 from trimtab.runs.console import console
@@ -86,7 +86,7 @@ class PreferenceStage:
             del lm
         self.lm = LM.load(c.model)
         # Dropout off: the log-ratio compares one function with another, not two noises.
-        dropout_off(self.lm.model)
+        disable_dropout(self.lm.model)
         if c.reference is None:
             self.computed = self._annotate(self.lm)
         self.trainer = Trainer({"model": self.lm.model}, {"model": c.optim}, self.steps, c.loop)

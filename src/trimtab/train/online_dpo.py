@@ -16,7 +16,7 @@ from trimtab.config import Config
 from trimtab.data import formats
 from trimtab.data.dataset import DataSpec, load_groups
 from trimtab.data.pack import Output, Pack
-from trimtab.models.load import LM, ModelSpec, dropout_off, renderer_for, save_model
+from trimtab.models.load import LM, ModelSpec, disable_dropout, renderer_for, save_model
 from trimtab.objectives.preference import DPO, KTO, Preference
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.rewards.shape import Shaper, ShapeSpec
@@ -126,7 +126,7 @@ class OnlineStage:
         rewards = Rewards(c.rewards, tokenizer, c.loop.token_budget, c.model.device)
         self.lm = LM.load(c.model)
         # Dropout off: the log-ratio compares one function with another, not two noises.
-        dropout_off(self.lm.model)
+        disable_dropout(self.lm.model)
         self.reference: Anchor | None = None
         if c.objective.referenced:
             self.reference = Anchor(self.lm, c.reference, tokenizer)

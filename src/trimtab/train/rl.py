@@ -19,7 +19,7 @@ from trimtab.data.dataset import DataSpec, load_groups
 from trimtab.data.pack import Output, Pack, packs, scatter
 from trimtab.errors import DataError
 from trimtab.models.heads import Scorer
-from trimtab.models.load import LM, ModelSpec, dropout_off, renderer_for, save_model
+from trimtab.models.load import LM, ModelSpec, disable_dropout, renderer_for, save_model
 from trimtab.objectives.kl import KLController
 from trimtab.objectives.methods import Method
 from trimtab.objectives.methods.ppo import PPO
@@ -160,7 +160,7 @@ class RLStage:
         )  # fmt: skip
         self.lm = LM.load(config.model)
         # Dropout off: old and new log-probs must come from the same function.
-        dropout_off(self.lm.model)
+        disable_dropout(self.lm.model)
         method = config.method
         self.method: PolicyMethod = method.model_copy(
             update={"max_length": method.max_length or config.sampling.max_new_tokens}

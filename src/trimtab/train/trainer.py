@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from trimtab.config import Config
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.errors import UserError
-from trimtab.kernels.allocator import keep_freed
+from trimtab.kernels.allocator import keep_freed_memory
 from trimtab.models import checkpoint
 from trimtab.objectives.terms import Counts, Loss
 from trimtab.types import Group
@@ -168,7 +168,7 @@ class Trainer:
     def __init__(
         self, modules: dict[str, nn.Module], optim: dict[str, OptimSpec], total: int, loop: LoopSpec
     ) -> None:
-        keep_freed()
+        keep_freed_memory()
         self.modules = modules
         self.optim = optim
         self.total = max(1, total)
