@@ -71,6 +71,31 @@ def test_a_function_that_breaks_its_contract_is_an_error(name: str, timeout: flo
         bad(name, timeout=timeout)([asked("a", "b")])
 
 
+@pytest.mark.parametrize("timeout", [None, 30.0], ids=["here", "child"])
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("swapped", {}, [11.0, 10.0]),
+        ("any_column", {}, [0.0, 1.0]),
+        ("one_column", {}, [0.0, 1.0]),
+        ("keyword_only", {"scale": 3.0}, [0.0, 3.0]),
+    ],
+)
+def test_arguments_are_passed_by_name(
+    name: str, options: dict[str, Any], expected: list[float], timeout: float | None
+) -> None:
+    group = asked("a", "b", answer="b", unused=object() if timeout is None else "")
+    bad(name, timeout=timeout, options=options)([group])
+    assert [c.reward for c in group.completions] == expected
+
+
+def test_an_argument_that_is_no_column_is_named() -> None:
+    group = asked("a")
+    bad("other_names")([group])
+    score = group.completions[0].scores["r"]
+    assert score.status == "error" and "'texts'" in score.detail
+
+
 def test_a_hang_is_killed_and_the_next_call_is_answered() -> None:
     scorer = bad("hangs_on_slow", timeout=1.0)
     group = asked("aa", "b", pace="slow")

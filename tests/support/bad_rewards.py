@@ -1,4 +1,4 @@
-"""Reward functions that break in every way a reward function can."""
+"""Reward functions with every signature, and some that break in every way one can."""
 
 from __future__ import annotations
 
@@ -54,3 +54,26 @@ def hangs_on_slow(prompts: list[str], completions: list[str], pace: list[str]) -
         time.sleep(3600)
     print("a line on stdout is nobody's answer")
     return [float(len(c)) for c in completions]
+
+
+def swapped(completions: list[str], prompts: list[str], **_: object) -> list[float]:
+    return [
+        float(c.startswith("a")) + 10.0 * (p == "q")
+        for c, p in zip(completions, prompts, strict=True)
+    ]
+
+
+def any_column(completions: list[str], **columns: list[str]) -> list[float]:
+    return [float(c == a) for c, a in zip(completions, columns["answer"], strict=True)]
+
+
+def one_column(completions: list[str], answer: list[str]) -> list[float]:
+    return [float(c == a) for c, a in zip(completions, answer, strict=True)]
+
+
+def keyword_only(*, answer: list[str], completions: list[str], scale: float = 1.0) -> list[float]:
+    return [scale * (c == a) for c, a in zip(completions, answer, strict=True)]
+
+
+def other_names(texts: list[str]) -> list[float]:
+    return [0.0 for _ in texts]

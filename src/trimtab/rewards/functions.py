@@ -25,34 +25,33 @@ def number(x: object) -> Score:
     return Score(None, "invalid", f"not a finite number: {x!r:.200}")
 
 
-def _takes(function: RewardFunction) -> list[str] | None:
-    """Names of the arguments it takes; None when it takes any."""
-    takes = inspect.signature(function).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
+def _parameters(function: RewardFunction) -> list[str] | None:
+    """Names of the parameters of ``function``; None when it has ``**kwargs``."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return None
-    return list(takes)
+    return list(parameters)
 
 
 def _call(
-    function: RewardFunction,
-    options: dict[str, Any],
-    prompts: list[str],
-    completions: Sequence[Any],
-    columns: Columns,
+    function: RewardFunction, columns: Columns, options: dict[str, Any], count: int
 ) -> list[Score] | str:
-    """Scores, or how the function broke its contract."""
+    """Scores of the ``count`` items, or how the function broke its contract.
+
+    Every argument is passed by name, as TRL does: a function declares those it needs.
+    """
     try:
-        raw = function(prompts, completions, **columns, **options)
+        raw = function(**columns, **options)
     except Exception as error:  # noqa: BLE001  a user's function may raise anything; it becomes a status
         why = f"{type(error).__name__}: {error}"
-        return [Score(None, "error", why) for _ in completions]
+        return [Score(None, "error", why) for _ in range(count)]
     given: Any = raw
     if hasattr(given, "tolist"):
         given = given.tolist()
     if isinstance(given, str | bytes) or not isinstance(given, Sequence):
         return type(raw).__name__
     values = cast("Sequence[object]", given)
-    if len(values) != len(completions):
+    if len(values) != count:
         return f"{len(values)} values"
     return [number(x) for x in values]
 
@@ -71,14 +70,16 @@ def _texts(groups: Sequence[Group]) -> tuple[list[str], list[str], Columns]:
 
 
 def serve(path: str, key: str, options: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-    """The child's side: what the function takes, and a handler of calls."""
+    """The child's side: the names of the function's parameters, and a handler of calls."""
     function = import_function(path, key)
 
     def handle(call: dict[str, Any]) -> Any:
-        found = _call(function, options, call["prompts"], call["completions"], call["columns"])
-        return found if isinstance(found, str) else [[s.value, s.status, s.detail] for s in found]
+        scores = _call(function, call["columns"], options, call["count"])
+        return (
+            scores if isinstance(scores, str) else [[s.value, s.status, s.detail] for s in scores]
+        )
 
-    return _takes(function), handle
+    return _parameters(function), handle
 
 
 class FunctionPart:
@@ -92,7 +93,7 @@ class FunctionPart:
             when it hangs. With it the call travels as JSON to a child that is killed at the
             deadline.
         kind: The key that names the function.
-        what: What it gives a number to.
+        what: What it gives a number to; the name of that argument.
 
     Raises:
         ConfigError: the function cannot be imported.
@@ -114,11 +115,11 @@ class FunctionPart:
         self.child: Child | None = None
         if timeout is None:
             self.function = import_function(path, key)
-            self.takes = _takes(self.function)
+            self.parameters = _parameters(self.function)
         else:
             given = {"path": path, "key": key, "options": options}
             self.child = Child("trimtab.rewards.functions:serve", given, what=f"reward {name!r}")
-            self.takes = cast("list[str] | None", self.child.start())
+            self.parameters = cast("list[str] | None", self.child.start())
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
         """A score for each completion, in order.
@@ -134,15 +135,13 @@ class FunctionPart:
         Raises:
             RewardError: as for the call.
         """
-        columns = {
-            k: v
-            for k, v in columns.items()
-            if k not in ("prompts", "completions") and (self.takes is None or k in self.takes)
-        }
+        columns = {**columns, "prompts": prompts, self.what: list(completions)}
+        if self.parameters is not None:
+            columns = {k: v for k, v in columns.items() if k in self.parameters}
         if self.function is not None:
-            found = _call(self.function, self.options, prompts, completions, columns)
+            found = _call(self.function, columns, self.options, len(completions))
         else:
-            found = self._remote(prompts, completions, columns)
+            found = self._remote(columns, len(completions))
         if isinstance(found, str):
             raise RewardError(
                 f"reward {self.name!r} ({self.path}) must return one number for each of the "
@@ -150,9 +149,7 @@ class FunctionPart:
             )
         return found
 
-    def _remote(
-        self, prompts: list[str], completions: Sequence[Any], columns: Columns
-    ) -> list[Score] | str:
+    def _remote(self, columns: Columns, count: int) -> list[Score] | str:
         assert self.child is not None and self.timeout is not None
         for key, column in columns.items():
             try:
@@ -162,11 +159,10 @@ class FunctionPart:
                     f"reward {self.name!r} has a timeout, so columns travel to it as JSON, and "
                     f"{key!r} cannot: {error}; turn the column into text or numbers"
                 ) from None
-        call = {"prompts": prompts, "completions": completions, "columns": columns}
         try:
-            answer = self.child.call(call, self.timeout)
+            answer = self.child.call({"columns": columns, "count": count}, self.timeout)
         except ChildTimeoutError as error:
-            return [Score(None, "timeout", str(error)) for _ in completions]
+            return [Score(None, "timeout", str(error)) for _ in range(count)]
         except ChildDiedError as error:
-            return [Score(None, "error", str(error)) for _ in completions]
+            return [Score(None, "error", str(error)) for _ in range(count)]
         return answer if isinstance(answer, str) else [Score(*s) for s in answer]

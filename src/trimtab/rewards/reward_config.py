@@ -34,10 +34,11 @@ class RewardSpec(Config):
     models: tuple[str, ...] = ()
     """Two or more of them, taken together as ``combine`` says."""
     function: str | None = None
-    """ "package.module:name" or "file.py:name", called as in TRL:
-    ``f(prompts, completions, **columns) -> list of floats``; None marks "no score"."""
+    """ "package.module:name" or "file.py:name", called by argument name as in TRL:
+    ``f(prompts, completions, **columns) -> list of floats``, of which it declares what it needs;
+    None marks "no score"."""
     judge: str | None = None
-    """A function that compares two answers to one prompt, called as TRL's judges are:
+    """A function that compares two answers to one prompt, called by argument name:
     ``f(prompts, pairs, **columns) -> list``, 0 where the first of a pair is better, 1 where the
     second is, between them P(second is better), None for "no verdict". An answer's score is the
     share of its comparisons that it won, so it takes two or more answers a prompt."""
