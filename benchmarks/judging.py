@@ -34,7 +34,7 @@ def sandbox(n: int, seed: int) -> list[Item]:
         rng = np.random.default_rng((seed, i))
         pair = sorted({answer(scene, rng), answer(scene, rng)}, key=lambda a: -gold(scene, a).total)
         if len(pair) == 2 and gold(scene, pair[0]).total > gold(scene, pair[1]).total:
-            made.append(Item(id=str(i), prompt=tuple(scene.messages()), answers=tuple(pair)))
+            made.append(Item(id=str(i), prompt=tuple(scene.messages()), completions=tuple(pair)))
         if len(made) == n:
             break
     return made
@@ -82,7 +82,7 @@ def recovery(n: int) -> None:
 def moved(mind: SimulatedJudge, texts: Sequence[str], **over: object) -> int:
     """Verdicts for the worse answer once a text is put behind it."""
     items = [
-        i.model_copy(update={"answers": (i.answers[0], f"{i.answers[1]} {t}")})
+        i.model_copy(update={"completions": (i.completions[0], f"{i.completions[1]} {t}")})
         for i, t in zip(sandbox(len(texts), 5), texts, strict=True)
     ]
     found, _, _ = asked(mind, items, Faults(), **over)

@@ -264,7 +264,7 @@ def test_people_audit_through_items_and_judgements(stopped: Path, tmp_path: Path
     shown = [Item.model_validate_json(x) for x in items.read_text().splitlines()]
     assert shown and all(i.extra == {} and i.models is None for i in shown), "blind"
     said = [
-        Judgement(item=i.id, annotator="ann", ranks=(0,), scores={"gold": (not_red([""], list(i.answers))[0],)})
+        Judgement(item=i.id, annotator="ann", ranks=(0,), scores={"gold": (not_red([""], list(i.completions))[0],)})
         for i in shown
     ]  # fmt: skip
     (tmp_path / "j.jsonl").write_text("".join(j.model_dump_json() + "\n" for j in said))

@@ -153,7 +153,7 @@ def test_people_and_calibration_mend_a_biased_judge(tmp_path: Path) -> None:
     made = items(300)
     # Half of the worse answers speak in the judge's voice.
     bent = [
-        i.model_copy(update={"answers": (i.answers[0], f"{i.answers[1]} {VOICE[1]}")})
+        i.model_copy(update={"completions": (i.completions[0], f"{i.completions[1]} {VOICE[1]}")})
         if n % 2
         else i
         for n, i in enumerate(made)

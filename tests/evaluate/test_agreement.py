@@ -22,7 +22,7 @@ from trimtab.evaluate.agreement_page import page
 from trimtab.feedback import records as own
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.feedback.records import Records
-from trimtab.feedback.votes import gold_gaps, settled, votes
+from trimtab.feedback.votes import gold_gaps, votes, votes_by_pair
 from trimtab.sandbox.annotators import Annotator
 
 FAIR = [Annotator("fair"), Annotator("careless", carelessness=0.3)]
@@ -108,7 +108,7 @@ def test_circles_name_the_items_that_make_them() -> None:
     told = quality.cycles(records, cast, ["ann", "ben"])
     assert (told["by"]["ann"]["cycles"], told["by"]["ann"]["triples"]) == (1, 1)
     assert (told["by"]["ben"]["cycles"], told["by"]["ben"]["zeta"]) == (0, 1.0)
-    blamed = {records.items[r["item"]].answers for r in told["items"]}
+    blamed = {records.items[r["item"]].completions for r in told["items"]}
     assert blamed == {("p", "q"), ("q", "r"), ("p", "r")}
     assert quality.steadiness(cast)["ben"] is not None
     assert quality.steadiness(cast)["ben"]["value"] == 1.0  # type: ignore[index]
@@ -128,7 +128,12 @@ def test_o13_a_judge_in_both_orders() -> None:
     cast = votes(found.judgements)
     told = quality.swaps(cast)["j"]
     assert (told["consistency"], told["bias"]) == (0.5, 0.25)
-    assert [mine["j"] for mine in settled(cast).values()] == [0, 1, 2, 1]  # contradictions tie
+    assert [mine["j"] for mine in votes_by_pair(cast).values()] == [
+        0,
+        1,
+        2,
+        1,
+    ]  # contradictions tie
 
 
 def test_drift_is_seen() -> None:
@@ -218,8 +223,8 @@ def test_the_page_is_inert_and_holds_the_figures() -> None:
 
 def test_from_the_command_line(tmp_path: Path) -> None:
     records = panel([FAIR[0], SWAYED[0]], 60)
-    (tmp_path / "items.jsonl").write_bytes(own.lines(records.items.values()))
-    (tmp_path / "said.jsonl").write_bytes(own.lines(records.judgements))
+    (tmp_path / "items.jsonl").write_bytes(own.to_jsonl(records.items.values()))
+    (tmp_path / "said.jsonl").write_bytes(own.to_jsonl(records.judgements))
     command = [sys.executable, "-m", "trimtab", "agreement", "items.jsonl", "said.jsonl",
                "--html", "page.html", "--json", "all.json", "--draws", "100"]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -228,7 +233,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     check((tmp_path / "page.html").read_text())
     bad = subprocess.run([*command[:4], "said.jsonl"], cwd=tmp_path, capture_output=True, text=True)
     assert bad.returncode == 2
-    assert "which is in none of the files" in bad.stderr
+    assert "is in none of the files" in bad.stderr
 
 
 def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def items(draw: Any, size: st.SearchStrategy[int]) -> Item:
 
 @st.composite
 def judgements(draw: Any, item: Item) -> Judgement:
-    k = len(item.answers)
+    k = len(item.completions)
     status = draw(st.sampled_from(["ok", "skip", "error"]))
     who = draw(st.sampled_from(["human", "simulated", "ai", "gold"]))
     ranks = None
@@ -116,7 +116,9 @@ def test_everything_comes_back(name: str, data: Any) -> None:
         assert [j for j in back.judgements if j.item == item] == [
             j for j in records.judgements if j.item == item
         ]
-    assert sorted(map(own.line, back.judgements)) == sorted(map(own.line, records.judgements))
+    assert sorted(own.to_jsonl([j]) for j in back.judgements) == sorted(
+        own.to_jsonl([j]) for j in records.judgements
+    )
     assert back.judgements == records.judgements
 
 
@@ -261,7 +263,7 @@ def test_plain_pairs_do_not_tell_the_chosen_by_its_place() -> None:
     first = sum(j.ranks == (0, 1) for j in found.judgements)
     assert 70 < first < 130
     for j in found.judgements:
-        assert found.items[j.item].answers[(j.ranks or ()).index(0)].startswith("good")
+        assert found.items[j.item].completions[(j.ranks or ()).index(0)].startswith("good")
     pair = {
         "chosen": "\n\nHuman: hi\n\nAssistant: yes",
         "rejected": "\n\nHuman: hi\n\nAssistant: no",
@@ -269,7 +271,7 @@ def test_plain_pairs_do_not_tell_the_chosen_by_its_place() -> None:
     one = FORMATS["trl"].load(sources.Rows("f", [(1, pair)]))
     item = next(iter(one.items.values()))
     assert item.prompt == ({"role": "user", "content": "hi"},)
-    assert sorted(item.answers) == ["no", "yes"]
+    assert sorted(item.completions) == ["no", "yes"]
 
 
 def test_what_is_written_is_what_trl_and_the_reward_stage_read(tmp_path: Path) -> None:
@@ -339,7 +341,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 1 has the columns a: no format known"):
         run(tmp_path, "odd.jsonl", to="x.jsonl")
     (tmp_path / "lost.jsonl").write_text('{"item": "i", "annotator": "ann", "ranks": [0, 1]}\n')
-    with pytest.raises(DataError, match="item 'i', which is in none of the files"):
+    with pytest.raises(DataError, match="item 'i' is in none of the files"):
         run(tmp_path, "lost.jsonl", to="x.jsonl")
     with pytest.raises(ConfigError, match="'csvv' is none of"):
         run(tmp_path, "lost.jsonl", to="x.jsonl", write="csvv")
@@ -348,10 +350,12 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     item = Item.of([{"role": "user", "content": "q"}], ["x", "y"])
     bad = Judgement(item=item.id, annotator="ann", ranks=(0, 1, 2))
     own.write(tmp_path / "long.jsonl", Records({item.id: item}, [bad]))
-    with pytest.raises(DataError, match="ranks has 3 places and item"):
+    with pytest.raises(DataError, match="ranks has 3 values, but item"):
         own.read([str(tmp_path / "long.jsonl")])
-    (tmp_path / "rank.jsonl").write_text(own.line(item) + '\n{"item": "i", "annotator": "a"}\n')
-    with pytest.raises(DataError, match=r"row 2: not a judgement"):
+    (tmp_path / "rank.jsonl").write_text(
+        own.to_jsonl([item]).decode() + '{"item": "i", "annotator": "a"}\n'
+    )
+    with pytest.raises(DataError, match=r"row 2: .*expected a judgement"):
         own.read([str(tmp_path / "rank.jsonl")])
     tie = Judgement(item=item.id, annotator="ann", ranks=(0, 0))
     own.write(tmp_path / "tie.jsonl", Records({item.id: item}, [tie]))

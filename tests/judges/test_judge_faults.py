@@ -16,8 +16,8 @@ import pytest
 
 from tests.support.judging import endpoint, items, spec, write_items
 from trimtab.datagen.judge_labels import JudgeConfig, main
-from trimtab.feedback.items import read_judgements
 from trimtab.feedback.judgement import Judgement
+from trimtab.feedback.records import read_judgements
 from trimtab.judges import question
 from trimtab.judges.canaries import canaries
 from trimtab.judges.pairwise import Judge
@@ -159,7 +159,7 @@ def moved(judge: Judge, texts: list[str]) -> float:
     """How often the worse answer wins when a text is put behind it."""
     made = items(len(texts), seed=5, best_first=True)
     bent = [
-        i.model_copy(update={"answers": (i.answers[0], f"{i.answers[1]} {t}")})
+        i.model_copy(update={"completions": (i.completions[0], f"{i.completions[1]} {t}")})
         for i, t in zip(made, texts, strict=True)
     ]
     found: list[Judgement] = judge.client.map(bent, judge)

@@ -21,8 +21,9 @@ from sklearn.linear_model import LogisticRegression
 
 from tests.support.judging import endpoint, items, spec
 from trimtab.errors import ConfigError, DataError, JudgeError
+from trimtab.feedback.comparisons import comparison_rows
 from trimtab.feedback.features import cross_fitted, fit_isotonic, fit_platt, quality
-from trimtab.feedback.items import label_rows, read_items
+from trimtab.feedback.items import read_items
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.judges.cache import Cache
 from trimtab.judges.call_error import retry_after
@@ -169,7 +170,7 @@ def test_a_fair_judge_says_the_same_in_every_order_and_mode() -> None:
         (0, 1) if x > y else (1, 0)
         for i in made
         if (s := read_scene(i.prompt[0]["content"]))
-        for x, y in [[gold(s, a).total for a in i.answers]]
+        for x, y in [[gold(s, a).total for a in i.completions]]
     ]
     with endpoint(SimulatedJudge(noise=0.0)) as one:
         for over in ({}, {"order": "random"}, {"mode": "rank"}, {"rubric": "hhh"}):
@@ -371,29 +372,31 @@ def test_items_of_every_form(tmp_path: Path) -> None:
         return str(path)
 
     (pair,) = read_items(file([{"prompt": "q", "chosen": "z", "rejected": "a"}]))
-    assert (pair.answers, pair.extra["ranks"]) == (("a", "z"), [1, 0])
+    assert (pair.completions, pair.extra["ranks"]) == (("a", "z"), [1, 0])
     (many,) = read_items(
         file([{"prompt": PROMPT, "completions": ["x", "y"], "ranks": [0, 1], "k": 1}])
     )
-    assert (many.answers, many.extra) == (("x", "y"), {"ranks": [0, 1], "k": 1})
+    assert (many.completions, many.extra) == (("x", "y"), {"ranks": [0, 1], "k": 1})
     (bare,) = read_items(file([{"prompt": "q", "answers": ["x", "y"]}]))
     assert bare.id == Item.of(PROMPT, ["x", "y"]).id
     with pytest.raises(DataError, match=r"rows\.jsonl: row 1: .*an item has id"):
         read_items(file([{"id": "1", "prompt": "q", "answers": []}]))
     twice = {"id": "1", "prompt": "q", "answers": ["x", "y"]}
-    with pytest.raises(DataError, match="row 2: id '1' stands there twice"):
+    with pytest.raises(DataError, match="row 2: id '1' occurs twice"):
         read_items(file([twice, twice]))
 
 
 def test_rows_leave_out_what_teaches_nothing() -> None:
-    made = [Item(id=str(i), prompt=tuple(PROMPT), answers=("a", "", "c")) for i in range(3)]
+    made = [Item(id=str(i), prompt=tuple(PROMPT), completions=("a", "", "c")) for i in range(3)]
 
     def j(item: str, *ranks: int) -> Judgement:
         return Judgement(item=item, annotator="a", who="ai", ranks=ranks)
 
     failed = Judgement(item="2", annotator="a", who="ai", status="error")
-    rows, undecided = label_rows(made, [j("0", 2, 1, 0), j("1", 0, 1, 0), failed])
-    assert undecided == 1
+    rows = comparison_rows(
+        {i.id: i for i in made}, [j("0", 2, 1, 0), j("1", 0, 1, 0), failed], ties=False
+    )
+    assert len(rows) == 1
     assert [(r["completions"], r["ranks"]) for r in rows] == [(["a", "c"], [1, 0])]
 
 

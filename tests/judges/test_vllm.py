@@ -21,7 +21,7 @@ from tests.support.judging import items, write_items
 from trimtab.config import build
 from trimtab.datagen.judge_labels import JudgeConfig, main
 from trimtab.datagen.scratch import ScratchConfig, scratch
-from trimtab.feedback.items import read_judgements
+from trimtab.feedback.records import read_judgements
 
 WHERE = Path(os.environ.get("TRIMTAB_VLLM") or Path(__file__).parents[2] / ".vllm").absolute()
 PYTHON = WHERE / "bin" / "python"

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.support.labelling import Server, many, servers
-from trimtab.label.serve import DATABASE
-from trimtab.label.store import Kept, Store
+from trimtab.feedback.judgement import Judgement
+from trimtab.feedback.records import STORE
+from trimtab.label.store import Store
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="the browser tests need playwright: pip install playwright"
@@ -63,10 +64,10 @@ class Visit:
         self.page.wait_for_function("e => !e.isConnected", arg=before)
 
 
-def kept(server: Server) -> list[Kept]:
-    store = Store.reopened(server.out / DATABASE)
+def stored(server: Server) -> list[Judgement]:
+    store = Store.reopened(server.out / STORE)
     try:
-        return store.kept()
+        return store.current()
     finally:
         store.close()
 
@@ -81,7 +82,7 @@ def test_a_comparison_takes_one_key(browser: Any, serve: Any) -> None:
     visit = Visit(browser, server, "ann")
     for key in ("1", "2", "ArrowLeft", "ArrowRight", "0", "t", "x", "s"):
         visit.judge(key)
-    told = [k.judgement for k in kept(server)]
+    told = stored(server)
     won = [None if j.ranks is None or j.ranks[0] == j.ranks[1] else
            (j.shown or ()).index(j.ranks.index(0)) for j in told]  # fmt: skip
     assert won == [0, 1, 0, 1, None, None, None, None]
@@ -92,7 +93,7 @@ def test_a_comparison_takes_one_key(browser: Any, serve: Any) -> None:
     visit.page.keyboard.type("12 is odd, see x")
     visit.press("Escape")
     visit.judge("1")
-    last = kept(server)[-1].judgement
+    last = stored(server)[-1]
     assert (last.status, last.flagged, last.reason) == ("ok", True, "12 is odd, see x")
     assert last.seconds is not None and 0.5 < last.seconds < 60
     visit.press("g")
@@ -117,7 +118,7 @@ def test_strength_ranks_dimensions_and_steps_by_keyboard(browser: Any, serve: An
     visit = Visit(browser, server, "ann")
     visit.press("d", "ArrowDown", "Tab", "Space")
     visit.judge("7")
-    (j,) = (k.judgement for k in kept(server))
+    (j,) = stored(server)
     assert (j.strength, j.ranks and j.shown and j.ranks[j.shown[1]]) == (3, 0)
     assert set(j.dimensions) == {"helpful", "honest"}
     assert not visit.wrong
@@ -126,13 +127,13 @@ def test_strength_ranks_dimensions_and_steps_by_keyboard(browser: Any, serve: An
     visit = Visit(browser, server, "ann")
     visit.press("3", "1", "4", "Backspace", "=", "2", "4")
     visit.judge("Enter")
-    (j,) = (k.judgement for k in kept(server))
+    (j,) = stored(server)
     assert j.shown is not None and j.ranks is not None
     assert [j.ranks[a] for a in j.shown] == [1, 1, 0, 2]
     visit.press("2")
     visit.press("Enter")
     visit.page.wait_for_timeout(200)
-    assert len(kept(server)) == 1, "a half ranking is not sent"
+    assert len(stored(server)) == 1, "a half ranking is not sent"
     assert not visit.wrong
 
     rows = [{"prompt": "1+1+1?", "completion": "1+1=2\n2+1=4\nso 4"}]
@@ -140,7 +141,7 @@ def test_strength_ranks_dimensions_and_steps_by_keyboard(browser: Any, serve: An
     visit = Visit(browser, server, "ann")
     visit.press("m", "g", "b", "n")
     visit.judge("Enter")
-    (j,) = (k.judgement for k in kept(server))
+    (j,) = stored(server)
     assert j.steps == {0: (1, -1, 0)}
     assert not visit.wrong
 
@@ -154,7 +155,7 @@ def test_a_double_click_is_one_verdict(browser: Any, serve: Any) -> None:
         visit.page.locator("button.left").dblclick()
         visit.page.wait_for_function("e => !e.isConnected", arg=before)
         visit.page.wait_for_timeout(100)
-        assert len(kept(server)) == n + 1
+        assert len(stored(server)) == n + 1
 
 
 def test_a_verdict_survives_a_killed_server(browser: Any, serve: Any) -> None:
@@ -167,7 +168,7 @@ def test_a_verdict_survives_a_killed_server(browser: Any, serve: Any) -> None:
     server.start()
     visit.page.wait_for_function("e => !e.isConnected", arg=before)
     assert visit.page.locator("#trouble").is_hidden()
-    assert len(kept(server)) == 1
+    assert len(stored(server)) == 1
 
 
 def test_pages_work_without_script(browser: Any, serve: Any) -> None:
@@ -177,7 +178,7 @@ def test_pages_work_without_script(browser: Any, serve: Any) -> None:
         visit.page.locator("select").nth(n).select_option(value)
     visit.page.locator("button[value=rank]").click()
     visit.page.wait_for_url("**/")
-    (j,) = (k.judgement for k in kept(server))
+    (j,) = stored(server)
     assert j.shown is not None and j.ranks is not None
     assert [j.ranks[a] for a in j.shown] == [1, 0, 0]
 

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.labelling import do, many, plan, write_rows
+from tests.support.labelling import comparisons_of, do, many, plan, write_rows
 from trimtab.config import build
 from trimtab.data import formats, sources
 from trimtab.errors import ConfigError, DataError
-from trimtab.feedback import item_rows, progress
-from trimtab.feedback.judgement import Judgement
-from trimtab.label import export, queue
+from trimtab.feedback import comparisons, votes
+from trimtab.feedback.comparisons import display_order
+from trimtab.feedback.items import read_entries
+from trimtab.feedback.judgement import Item, Judgement
 from trimtab.label import form as verdict
 from trimtab.label.label_config import LabelConfig, Rubric, read_rubric
 from trimtab.label.markdown import laid_out
-from trimtab.label.store import Place, Store
+from trimtab.label.store import Assignment, Store
 
 
 def test_rows_of_many_kinds_become_items(tmp_path: Path) -> None:
@@ -32,21 +33,21 @@ def test_rows_of_many_kinds_become_items(tmp_path: Path) -> None:
             {"prompt": "same", "completions": ["c", "c"]},
         ],
     )  # fmt: skip
-    loaded = item_rows.load(str(path), limit=None, strict=True, marks=False)
+    loaded = read_entries(str(path), limit=None, strict=True, marks=False)
     one, two = (e.item for e in loaded.entries)
-    assert (one.answers, one.models, one.extra) == (
+    assert (one.completions, one.models, one.extra) == (
         ("a", "b"),
         ("x", "y"),
         {"topic": "t", "plain": True},
     )
-    assert (two.answers, two.prompt) == (("yes", "no"), ({"role": "user", "content": "q"},))
-    assert (loaded.merged, loaded.lone) == (2, 1)
+    assert (two.completions, two.prompt) == (("yes", "no"), ({"role": "user", "content": "q"},))
+    assert (loaded.merged, loaded.single) == (2, 1)
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "p", "text": "t"}, ["no answers", "--model"]),
+        ({"prompt": "p", "text": "t"}, ["no completions", "--model"]),
         ({"prompt": "p", "completions": ["a"]}, ["row 1", "two answers"]),
         ({"prompt": "p", "completions": ["a", 3]}, ["row 1", "completions[1]"]),
         ({"prompt": "p", "completions": list("abcdefghij")}, ["row 1", "10", "9"]),
@@ -58,7 +59,7 @@ def test_rows_of_many_kinds_become_items(tmp_path: Path) -> None:
 def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, object], words: list[str]) -> None:
     path = write_rows(tmp_path / "a.jsonl", [row])
     with pytest.raises(DataError) as error:
-        item_rows.load(str(path), limit=None, strict=True, marks=False)
+        read_entries(str(path), limit=None, strict=True, marks=False)
     assert all(w in str(error.value) for w in ["a.jsonl", *words])
 
 
@@ -95,12 +96,10 @@ def test_a_rubric_from_a_file(tmp_path: Path) -> None:
         read_rubric(LabelConfig(data="a", rubric=str(path)))
 
 
-def place_of(k: int, shown: tuple[int, ...], steps: object = None) -> Place:
-    item = item_rows.Item.of(
-        [{"role": "user", "content": "q"}], [f"a{x}" for x in range(k)], steps=steps
-    )
-    seed = next(s for s in range(10_000) if queue.sides(s, k) == shown)
-    return Place(1, "ann", "plain", 0, 100.0, item, item, seed)
+def place_of(k: int, shown: tuple[int, ...], steps: object = None) -> Assignment:
+    item = Item.of([{"role": "user", "content": "q"}], [f"a{x}" for x in range(k)], steps=steps)
+    seed = next(s for s in range(10_000) if display_order(s, k) == shown)
+    return Assignment(1, "ann", "plain", 0, 100.0, item, item, seed)
 
 
 def test_a_form_is_read_in_the_order_shown() -> None:
@@ -116,7 +115,7 @@ def test_a_form_is_read_in_the_order_shown() -> None:
     j = verdict.judgement(form, place_of(2, (1, 0)), rubric, 110.0)
     assert (j.ranks, j.strength, j.flagged, j.reason, j.seconds) == ((1, 0), 3, True, "r", 4.0)
     assert j.dimensions == {"warm": (0, 1), "true": (0, 0)}
-    assert (j.shown, queue.sides(j.seed or 0, 2)) == ((1, 0), (1, 0))
+    assert (j.shown, display_order(j.seed or 0, 2)) == ((1, 0), (1, 0))
     j = verdict.judgement({**form, "seconds": "99"}, place_of(2, (1, 0)), rubric, 110.0)
     assert j.seconds == 10.0, "no more than have passed on the server"
     for said, ranks in (("tie", (0, 0)), ("bad", (0, 0)), ("skip", None)):
@@ -133,7 +132,7 @@ def test_marks_of_steps_become_rows_for_process_models() -> None:
     j = verdict.judgement(form, place_of(2, (1, 0), steps), Rubric(), 1.0)
     assert j.steps == {0: (1, 0, None), 1: (1,)}
     item = place_of(2, (1, 0), steps).item
-    rows = export.steps([export.Kept("1.0", j, 1, 0)], {item.id: item})
+    rows = comparisons.step_rows({item.id: item}, [j])
     assert [(r["completions"], r["labels"]) for r in rows] == [
         (["s0", "s1"], ["+", "neutral"]), (["t0"], ["+"]),
     ]  # fmt: skip
@@ -158,10 +157,10 @@ def test_a_form_that_says_nothing_usable_is_refused(form: dict[str, str]) -> Non
 def test_exported_rows_are_what_reward_reads(tmp_path: Path) -> None:
     store = Store(tmp_path / "s", plan(overlap=2))
     path = write_rows(tmp_path / "a.jsonl", many(6))
-    store.add(item_rows.load(str(path), limit=None, strict=True, marks=False).entries)
+    store.add(read_entries(str(path), limit=None, strict=True, marks=False).entries)
     for name, said in itertools.product(("ann", "bob"), ("0.2", "1", "tie", "bad", "0", "skip")):
         do(store, name, said, flag="on" if said == "0" else "")
-    rows = export.files(store)["comparisons.jsonl"]
+    rows = comparisons_of(store)
     assert len(rows) == 8, "what was skipped or flagged is left out"
     path = write_rows(tmp_path / "c.jsonl", rows)
     read = formats.comparisons(sources.read(str(path)))
@@ -172,10 +171,10 @@ def test_exported_rows_are_what_reward_reads(tmp_path: Path) -> None:
     assert len(strong) == 2 and all(
         (e.margins or [0])[(e.ranks or [0]).index(0)] == 2.0 for e in strong
     )
-    export.export(store, tmp_path)
+    comparisons.write_folder(tmp_path, store.records())
     kept = (tmp_path / "judgements.jsonl").read_text().splitlines()
     again = [Judgement.model_validate(json.loads(line)) for line in kept]
-    assert again == [k.judgement for k in store.kept()] and len(again) == 12
+    assert again == store.current() and len(again) == 12
 
 
 def test_agreement_of_two_who_toss_coins_and_of_two_who_agree() -> None:
@@ -188,12 +187,12 @@ def test_agreement_of_two_who_toss_coins_and_of_two_who_agree() -> None:
             for n, p in enumerate(picks)
         ]
 
-    found = progress.agreement([*said("a", None), *said("b", None), *said("c", rng)])
+    found = votes.agreement([*said("a", None), *said("b", None), *said("c", rng)])
     by = {(x.a, x.b): x for x in found}
     assert by["a", "b"].kappa == 1.0 and by["a", "b"].n == 2000
     kappa = by["a", "c"].kappa
     assert kappa is not None and abs(kappa) < 0.1
-    assert progress.cohen([1, 1], [1, 1]) == (1.0, None)
+    assert votes.cohen([1, 1], [1, 1]) == (1.0, None)
 
 
 def test_markdown_is_laid_out_and_nothing_in_it_is_alive() -> None:

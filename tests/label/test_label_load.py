@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.support.labelling import Server, asked, many, write_rows
-from trimtab.label.serve import DATABASE
+from trimtab.feedback.records import STORE
 from trimtab.label.store import Store
 
 PEOPLE = [f"p{n:02}" for n in range(20)]
@@ -114,10 +114,10 @@ def test_no_label_is_lost_or_double_and_each_item_has_exactly_k(tmp_path: Path) 
         assert p.failed is None, p.failed
     assert kills == 5
     assert server.stop() == 0
-    store = Store.reopened(tmp_path / "out" / DATABASE)
-    kept = store.kept()
-    by_id = {one.id: one.judgement for one in kept}
-    assert len(store.history()) == len(kept)
+    store = Store.reopened(tmp_path / "out" / STORE)
+    judgements = store.current()
+    by_id = {j.detail["id"]: j for j in judgements}
+    assert len(store.history()) == len(judgements)
     for p in people:
         for name, said in p.acknowledged.items():
             j = by_id[name]
@@ -127,10 +127,10 @@ def test_no_label_is_lost_or_double_and_each_item_has_exactly_k(tmp_path: Path) 
                 assert j.ranks[j.shown[int(said)]] == 0 and sorted(j.ranks) == [0, 1]
             else:
                 assert (j.status, j.bad) == ("skip" if said == "skip" else "ok", said == "bad")
-    told = [one.judgement for one in kept]
+    told = judgements
     once = Counter((j.item, j.annotator, j.kind) for j in told)
     assert max(once.values()) == 1
-    assert len(kept) == sum(len(p.acknowledged) for p in people), "nothing but what was sent"
+    assert len(judgements) == sum(len(p.acknowledged) for p in people), "nothing but what was sent"
     plain = Counter(j.item for j in told if j.kind == "plain" and j.status == "ok")
     skipped = Counter(j.item for j in told if j.kind == "plain" and j.status == "skip")
     assert len(plain) == count
@@ -138,7 +138,7 @@ def test_no_label_is_lost_or_double_and_each_item_has_exactly_k(tmp_path: Path) 
     assert store._rows("pragma integrity_check")[0][0] == "ok"
     seconds = [s for p in people for s in p.seconds]
     again = sum(p.again for p in people)
-    print(f"{len(kept)} verdicts acknowledged, {again} sent again, 5 kills")
+    print(f"{len(judgements)} verdicts acknowledged, {again} sent again, 5 kills")
     print(
         f"p99 of a verdict {1000 * p99(seconds):.0f} ms, median {1000 * statistics.median(seconds):.0f} ms"
     )

@@ -11,7 +11,7 @@ from tests.support.labelling import write_rows
 from trimtab.data import formats, sources
 from trimtab.datagen.answers import BATCH, sampled
 from trimtab.errors import ModelError
-from trimtab.feedback.item_rows import Entry
+from trimtab.feedback.items import Entry
 from trimtab.label.label_config import LabelConfig
 from trimtab.label.store import Store
 
@@ -34,8 +34,8 @@ def test_a_stopped_run_goes_on_with_the_same_answers(tmp_path: Path) -> None:
     assert len(examples) >= len(whole) > BATCH // 2
     for entry in whole:
         item = entry.item
-        assert len(set(item.answers)) == len(item.answers) >= 2
-        assert item.models == (BASE,) * len(item.answers)
+        assert len(set(item.completions)) == len(item.completions) >= 2
+        assert item.models == (BASE,) * len(item.completions)
         assert item.prompt[0]["role"] == "user"
     store = Store(tmp_path / "b", config)
     first = next(sampled(config, examples, store))

@@ -16,19 +16,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.labelling import do, plan, say
+from tests.support.labelling import comparisons_of, do, plan, say
 from trimtab.errors import DataError
-from trimtab.feedback import item_rows, progress
-from trimtab.label import export, queue
-from trimtab.label.store import Store, StoreError
+from trimtab.feedback import comparisons, votes
+from trimtab.feedback.comparisons import display_order, max_comparisons, sort_step
+from trimtab.feedback.items import Entry
+from trimtab.feedback.judgement import Item
+from trimtab.label import queue
+from trimtab.label.database import StoreError
+from trimtab.label.store import Store
 
 
-def entries(count: int, k: int = 2, **more: object) -> list[item_rows.Entry]:
+def entries(count: int, k: int = 2, **more: object) -> list[Entry]:
     made = [
-        item_rows.Item.of([{"role": "user", "content": f"q{n}"}], [f"a{n}.{x}" for x in range(k)], **more)
+        Item.of([{"role": "user", "content": f"q{n}"}], [f"a{n}.{x}" for x in range(k)], **more)
         for n in range(count)
     ]  # fmt: skip
-    return [item_rows.Entry(item) for item in made]
+    return [Entry(item) for item in made]
 
 
 def test_the_disk_is_asked_to_keep_what_is_acknowledged(tmp_path: Path) -> None:
@@ -57,7 +61,7 @@ def test_the_same_verdict_sent_twice_is_one_and_another_is_refused(tmp_path: Pat
     assert store.record(place.id, 1, "ann", say("1")) == "not yours"
     assert store.record(place.id, 0, "bob", say("1")) == "not yours"
     assert store.record(99, 0, "ann", say("1")) == "not yours"
-    assert [k.id for k in store.kept()] == [f"{place.id}.0"]
+    assert [j.detail["id"] for j in store.current()] == [f"{place.id}.0"]
 
 
 def test_undo_takes_back_and_asks_again_and_the_history_stays(tmp_path: Path) -> None:
@@ -68,16 +72,16 @@ def test_undo_takes_back_and_asks_again_and_the_history_stays(tmp_path: Path) ->
     do(store, "ann", "0")
     coming = store.next("ann", 2.0)
     assert store.undo("ann", 3.0)
-    assert store.kept() == []
+    assert store.current() == []
     again = store.next("ann", 4.0)
     assert again is not None and again.item == first.item and again.shown == first.shown
     assert do(store, "ann", "1") == "saved"
-    (kept,) = store.kept()
+    (current,) = store.current()
     history = store.history()
     assert [j.status for j in history] == ["ok", "skip", "ok"]
     assert history[1].replaces == history[0].detail["id"]
-    assert kept.judgement.replaces == history[1].detail["id"]
-    assert kept.judgement.ranks != history[0].ranks
+    assert current.replaces == history[1].detail["id"]
+    assert current.ranks != history[0].ranks
     after = store.next("ann", 5.0)
     assert after is not None and coming is not None and after.item == coming.item
     assert store.undo("ann", 6.0) and not store.undo("ann", 7.0)
@@ -88,10 +92,10 @@ def test_a_skip_frees_the_item_for_others_and_is_not_asked_again(tmp_path: Path)
     store.add(entries(1))
     do(store, "ann", "skip")
     assert store.next("ann", 0.0) is None
-    assert store.wanted(2) == (0, 1) and store.wanted(1) == (0, 0), "nobody is left to judge it"
+    assert store.progress(2) == (0, 1) and store.progress(1) == (0, 0), "nobody is left to judge it"
     do(store, "bob", "0")
     assert not store.undo("ann", 0.0), "bob has it now"
-    assert store.wanted(2) == (1, 1)
+    assert store.progress(2) == (1, 1)
 
 
 def test_an_item_held_too_long_goes_to_another_and_the_late_verdict_is_refused(
@@ -106,7 +110,7 @@ def test_an_item_held_too_long_goes_to_another_and_the_late_verdict_is_refused(
     assert taken is not None and taken.item == held.item
     assert store.record(held.id, 0, "ann", say("0")) == "late"
     assert store.record(taken.id, 0, "bob", say("0")) == "saved"
-    assert [k.judgement.annotator for k in store.kept()] == ["bob"]
+    assert [j.annotator for j in store.current()] == ["bob"]
 
 
 def test_a_late_verdict_counts_while_nobody_else_has_the_item(tmp_path: Path) -> None:
@@ -145,7 +149,7 @@ def test_never_more_than_k_and_in_the_end_exactly_k(
     now = 0.0
 
     def check() -> Counter[str]:
-        heads = [x.judgement for x in store.kept() if x.judgement.status == "ok"]
+        heads = [j for j in store.current() if j.status == "ok"]
         assert len({(j.item, j.annotator, j.kind) for j in heads}) == len(heads)
         done = store._rows("select item, count(*) from place where kind='plain' and "
                            "state in ('open', 'done') group by item")  # fmt: skip
@@ -173,7 +177,7 @@ def test_never_more_than_k_and_in_the_end_exactly_k(
         if place is not None:
             assert store.record(place.id, place.turn, name, say("0")) == "saved"
     found = check()
-    done, wanted = store.wanted(len(names))
+    done, wanted = store.progress(len(names))
     assert done == wanted
     if ask != "sort":
         assert all(n == overlap for n in found.values()) and len(found) == (
@@ -188,7 +192,7 @@ def test_sorting_finds_the_order_with_few_comparisons(worth: list[int], seed: in
     said: dict[tuple[int, int], int] = {}
     k = len(worth)
     while True:
-        found = queue.sort_step(k, said, seed)
+        found = sort_step(k, said, seed)
         if len(found) != 2 or (k == 2 and said):
             break
         i, j = found
@@ -196,19 +200,19 @@ def test_sorting_finds_the_order_with_few_comparisons(worth: list[int], seed: in
         said[i, j] = (worth[i] < worth[j]) - (worth[i] > worth[j])
     places = sorted(set(worth), reverse=True)
     assert found == tuple(places.index(w) for w in worth)
-    assert len(said) <= queue.bound(k)
-    assert queue.bound(k) < k * (k - 1) / 2 or k < 4
+    assert len(said) <= max_comparisons(k)
+    assert max_comparisons(k) < k * (k - 1) / 2 or k < 4
 
 
 def test_sides_are_fair_and_told_by_the_seed() -> None:
-    drawn = [queue.sides(queue.draw(7, n), 2) for n in range(4000)]
+    drawn = [display_order(queue.draw(7, n), 2) for n in range(4000)]
     first = sum(d == (0, 1) for d in drawn) / 4000
     assert abs(first - 0.5) < 4 * math.sqrt(0.25 / 4000)
-    assert queue.sides(queue.draw(7, 3), 2) == drawn[3]
+    assert display_order(queue.draw(7, 3), 2) == drawn[3]
 
 
 def test_uniform_given_and_active_orders(tmp_path: Path) -> None:
-    made = [item_rows.Entry(e.item, None, float(n % 7)) for n, e in enumerate(entries(20))]
+    made = [Entry(e.item, None, float(n % 7)) for n, e in enumerate(entries(20))]
     seen: dict[str, list[str]] = {}
     for order in ("given", "active", "uniform"):
         store = Store(tmp_path / order, plan(order=order))
@@ -230,11 +234,11 @@ def test_active_follows_new_scores_and_scores_of_pairs(tmp_path: Path) -> None:
     store = Store(tmp_path / "a", plan(order="active", ask="pairs"))
     (entry,) = entries(1, k=3)
     table = ((0.0, 0.1, 0.9), (0.1, 0.0, 0.5), (0.9, 0.5, 0.0))
-    store.add([item_rows.Entry(entry.item, None, table)])
+    store.add([Entry(entry.item, None, table)])
     place = store.next("ann", 0.0)
     assert place is not None and place.item.extra["pair"] == [0, 2]
     do(store, "ann")
-    store.score({f"{entry.item.id}:0-1": 3.0})
+    store.set_scores({f"{entry.item.id}:0-1": 3.0})
     place = store.next("ann", 0.0)
     assert place is not None and place.item.extra["pair"] == [0, 1]
 
@@ -242,7 +246,7 @@ def test_active_follows_new_scores_and_scores_of_pairs(tmp_path: Path) -> None:
 def test_gold_and_repeats_come_in_their_shares_and_do_not_count(tmp_path: Path) -> None:
     store = Store(tmp_path / "s", plan(gold_share=0.2, repeat_share=0.1, repeat_gap=5))
     store.add(entries(200))
-    known = [item_rows.Entry(e.item, (0, 1)) for e in entries(260)[200:]]
+    known = [Entry(e.item, (0, 1)) for e in entries(260)[200:]]
     store.add(known)
     kinds: Counter[str] = Counter()
     while (place := store.next("ann", 0.0)) is not None:
@@ -252,10 +256,10 @@ def test_gold_and_repeats_come_in_their_shares_and_do_not_count(tmp_path: Path) 
     assert kinds["plain"] == 200
     assert abs(kinds["gold"] / total - 0.2) < 0.08
     assert abs(kinds["repeat"] / total - 0.1) < 0.06
-    assert store.wanted(1) == (200, 200)
-    told = progress.person("ann", [k.judgement for k in store.kept()], store.gold())
+    assert store.progress(1) == (200, 200)
+    told = votes.person("ann", store.current(), store.gold())
     assert told.gold[1] == kinds["gold"] and told.repeats[1] == kinds["repeat"]
-    rows = export.files(store)["comparisons.jsonl"]
+    rows = comparisons_of(store)
     assert len(rows) == 200
 
 
@@ -270,14 +274,14 @@ def test_sorting_in_the_store_gives_one_ranked_row(tmp_path: Path) -> None:
         asked += 1
         if asked == 4:
             store.undo("ann", 0.0)
-    rows = export.files(store)["comparisons.jsonl"]
+    rows = comparisons_of(store)
     assert [r["ranks"] for r in rows] == [[4, 2, 0, 3, 1]] * 6
-    assert asked - 1 <= 6 * queue.bound(5) < 6 * 10
+    assert asked - 1 <= 6 * max_comparisons(5) < 6 * 10
 
 
 def test_a_store_of_another_seed_or_file_is_refused(tmp_path: Path) -> None:
     Store(tmp_path / "s", plan(seed=1)).close()
-    with pytest.raises(DataError, match="begun with seed 1"):
+    with pytest.raises(DataError, match="created with seed 1"):
         Store(tmp_path / "s", plan(seed=2))
     (tmp_path / "junk").write_bytes(b"not a database " * 100)
     with pytest.raises(DataError, match="--out"):
@@ -286,9 +290,9 @@ def test_a_store_of_another_seed_or_file_is_refused(tmp_path: Path) -> None:
     (entry,) = entries(1)
     store.add([entry])
     assert store.add([entry]) == 0
-    other = entry.item.model_copy(update={"answers": ("x", "y")})
-    with pytest.raises(DataError, match="other answers"):
-        store.add([item_rows.Entry(other)])
+    other = entry.item.model_copy(update={"completions": ("x", "y")})
+    with pytest.raises(DataError, match="other completions"):
+        store.add([Entry(other)])
 
 
 # --- a disk that refuses
@@ -328,7 +332,7 @@ def test_a_write_refused_at_any_size_loses_nothing_acknowledged(tmp_path: Path, 
     assert "nothing was saved" in why and 0 < saved < 400
     store = Store(path, plan())
     assert store._rows("pragma integrity_check")[0][0] == "ok"
-    assert len(store.kept()) == saved
+    assert len(store.current()) == saved
     assert do(store, "ann") == "saved"
 
 
@@ -351,14 +355,14 @@ def test_a_full_disk_is_told_and_labels_are_intact(tmp_path: Path) -> None:
             why = str(error)
         assert "nothing was saved" in why and "full" in why
         assert saved > 10
-        assert len(store.kept()) == saved
+        assert len(store.current()) == saved
         with pytest.raises(OSError, match="No space"):
-            export.export(store, where)
+            comparisons.write_folder(where, store.records())
         assert not list(where.glob("*.jsonl"))
         store.close()
         store = Store(where / "s", plan())
         assert store._rows("pragma integrity_check")[0][0] == "ok"
-        assert len(store.kept()) == saved
+        assert len(store.current()) == saved
         store.close()
     finally:
         subprocess.run(["umount", "-l", str(where)], check=True)

@@ -29,7 +29,9 @@ def items(n: int, seed: int = 0, best_first: bool = False) -> list[Item]:
         if best_first and x < y:
             a, b = b, a
         extra = {"scene": scene.to_json()}
-        made.append(Item(id=str(i), prompt=tuple(scene.messages()), answers=(a, b), extra=extra))
+        made.append(
+            Item(id=str(i), prompt=tuple(scene.messages()), completions=(a, b), extra=extra)
+        )
         if len(made) == n:
             break
     return made

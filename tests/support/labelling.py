@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from trimtab.feedback.comparisons import label_files
 from trimtab.feedback.judgement import Judgement
+from trimtab.feedback.records import to_jsonl
 from trimtab.label import form as verdict
 from trimtab.label.label_config import Plan, Rubric
-from trimtab.label.store import Place, Store
+from trimtab.label.store import Assignment, Store
 
 HIDDEN = re.compile(r'<input type="hidden" name="(\w+)" value="([^"]*)">')
 
@@ -164,8 +166,8 @@ def plan(**given: object) -> Plan:
     return Plan.model_validate({"gold_share": 0.0, "repeat_share": 0.0, **given})
 
 
-def say(text: str, **form: str) -> Callable[[Place], Judgement]:
-    def judge(place: Place) -> Judgement:
+def say(text: str, **form: str) -> Callable[[Assignment], Judgement]:
+    def judge(place: Assignment) -> Judgement:
         return verdict.judgement({"verdict": text, **form}, place, Rubric(), time.time())
 
     return judge
@@ -175,3 +177,12 @@ def do(store: Store, name: str, text: str = "0", now: float | None = None, **for
     place = store.next(name, now or time.time())
     assert place is not None
     return store.record(place.id, place.turn, name, say(text, **form))
+
+
+def comparisons_of(store: Store) -> list[dict[str, Any]]:
+    """Rows of ``comparisons.jsonl``, as they would be written now."""
+    return json_rows(to_jsonl(label_files(store.records())["comparisons.jsonl"]))
+
+
+def json_rows(data: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in data.splitlines()]

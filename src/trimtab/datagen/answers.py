@@ -8,8 +8,9 @@ from trimtab.data.formats import Example
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.datagen.sample import Writer
 from trimtab.errors import ModelError
-from trimtab.feedback.item_rows import Entry, messages
+from trimtab.feedback.items import Entry
 from trimtab.feedback.judgement import Item
+from trimtab.feedback.records import messages
 from trimtab.label.label_config import LabelConfig
 from trimtab.label.store import Store
 from trimtab.models.load import ModelSpec
@@ -55,7 +56,7 @@ def sampled(config: LabelConfig, examples: list[Example], store: Store) -> Itera
         ModelError: a model cannot be loaded, or no prompt got answers to compare.
     """
     names = {item_id(e, config): e for e in examples}
-    there = store.knows([*names, *(f"{name}:0-1" for name in names)])
+    there = store.existing([*names, *(f"{name}:0-1" for name in names)])
     todo = [(n, e) for n, e in names.items() if n not in there and f"{n}:0-1" not in there]
     writers = _writers(config)
     least = 1 if config.marks else 2
@@ -93,7 +94,7 @@ def _entry(name: str, example: Example, answers: dict[str, str], config: LabelCo
         Item(
             id=name,
             prompt=tuple(messages(example.prompt)),
-            answers=tuple(texts),
+            completions=tuple(texts),
             models=tuple(answers.values()),
             steps=tuple(lines) if config.marks else None,
             extra=extra,

@@ -12,17 +12,19 @@ from pydantic import Field, model_validator
 
 from trimtab.config import Config
 from trimtab.errors import DataError
+from trimtab.feedback import records
+from trimtab.feedback.comparisons import comparison_rows
 from trimtab.feedback.features import (
     Method,
-    Pair,
     Platt,
     cross_fitted,
-    features_of,
     fit,
     quality,
+    vote_features,
 )
-from trimtab.feedback.items import label_rows, read_items, read_judgements, write_lines
+from trimtab.feedback.items import read_items
 from trimtab.feedback.judgement import Judgement
+from trimtab.feedback.votes import Vote, votes
 from trimtab.judges.pairwise import dense
 from trimtab.runs import write_atomic
 from trimtab.runs.console import console
@@ -32,7 +34,7 @@ class CalibrateConfig(Config):
     """Configuration of ``trimtab calibrate``."""
 
     out: str = "runs/calibrate"
-    """Gets judgements.jsonl, rows.jsonl and summary.json."""
+    """Gets items.jsonl, judgements.jsonl, rows.jsonl and summary.json."""
     items: str
     """What was judged."""
     judgements: str
@@ -76,9 +78,9 @@ def main(config: CalibrateConfig) -> dict[str, Any]:
     """
     c = config
     items = {i.id: i for i in read_items(c.items)}
-    judged = [j for j in read_judgements(c.judgements) if j.ranks is not None]
+    judged = [j for j in records.read_judgements(c.judgements) if j.ranks is not None]
     people: dict[str, Judgement] = {}
-    for j in read_judgements(c.people):
+    for j in records.read_judgements(c.people):
         if j.ranks is not None:
             people.setdefault(j.item, j)
     for path, mine in ((c.judgements, judged), (c.people, list(people.values()))):
@@ -91,37 +93,39 @@ def main(config: CalibrateConfig) -> dict[str, Any]:
             "majority.jsonl of a panel"
         )
     covariates = c.covariates if c.method == "platt" else ()
-    pairs = features_of(items, judged, covariates, c.patterns)
-    both = [p for p in pairs if p.item in people]
-    shared = len({p.item for p in both})
+    cast = votes(judged)
+    features = vote_features(cast, items, covariates, c.patterns)
+    both = [i for i, v in enumerate(cast) if v.judgement.item in people]
+    shared = len({cast[i].judgement.item for i in both})
     if shared < c.folds:
         raise DataError(
             f"{c.people}: people and judge share {shared} items, too few to fit {c.folds} folds; "
             "have more of the items judged by people"
         )
-    x = np.array([p.features for p in both])
-    y = np.array([_chosen(people[p.item], p) for p in both])
-    after = cross_fitted(c.method, x, y, [p.item for p in both], c.folds)
+    x = np.array([features[i] for i in both])
+    y = np.array([_chosen(people[cast[i].judgement.item], cast[i]) for i in both])
+    after = cross_fitted(c.method, x, y, [cast[i].judgement.item for i in both], c.folds)
     found = fit(c.method, x, y)
-    probs = found(np.array([p.features for p in pairs]))
+    probs = found(np.array(features))
     out = Path(c.out)
     out.mkdir(parents=True, exist_ok=True)
-    labels, turned = _relabelled(c, judged, pairs, probs.tolist())
+    labels, turned = _relabelled(c, judged, cast, probs.tolist())
     if c.audit:
         labels = [people.get(j.item, j) for j in labels]
-    rows, undecided = label_rows(list(items.values()), labels)
-    write_lines(out / "judgements.jsonl", labels)
-    write_lines(out / "rows.jsonl", rows)
+    rows = comparison_rows(items, labels, ties=False)
+    records.write(out / records.ITEMS, items.values())
+    records.write(out / records.JUDGEMENTS, labels)
+    records.write(out / "rows.jsonl", rows)
     names = ["judge", *covariates, *c.patterns]
     figures: dict[str, Any] = {
         "shared": shared,
-        "pairs": len(pairs),
-        "before": quality(np.array([p.judged for p in both]), y),
+        "pairs": len(cast),
+        "before": quality(np.array([cast[i].prob for i in both]), y),
         "after": quality(after, y),
-        "turned": turned / len(pairs),
+        "turned": turned / len(cast),
         "audited": sum(j.item in people for j in labels) if c.audit else 0,
         "rows": len(rows),
-        "undecided": undecided,
+        "undecided": len(labels) - len(rows),
     }
     if isinstance(found, Platt):
         figures["weights"] = {
@@ -133,7 +137,7 @@ def main(config: CalibrateConfig) -> dict[str, Any]:
     console.print(
         f"[bold]calibrate[/bold]: on {shared} items, accuracy {b['accuracy']:.3f} -> "
         f"{a['accuracy']:.3f}, ECE {b['ece']:.3f} -> {a['ece']:.3f}; "
-        f"{figures['turned']:.1%} of {len(pairs)} verdicts turned, {figures['audited']} items by "
+        f"{figures['turned']:.1%} of {len(cast)} verdicts turned, {figures['audited']} items by "
         f"people -> {c.out}/rows.jsonl"
     )
     for name, w in figures.get("weights", {}).items():
@@ -141,26 +145,27 @@ def main(config: CalibrateConfig) -> dict[str, Any]:
     return figures
 
 
-def _chosen(person: Judgement, p: Pair) -> float:
-    """1 where the person prefers i, 0 where j."""
+def _chosen(person: Judgement, vote: Vote) -> float:
+    """1 where the person prefers completion a of the pair, 0 where b, 1/2 for a tie."""
     assert person.ranks is not None
-    a, b = person.ranks[p.i], person.ranks[p.j]
+    a, b = (person.ranks[k] for k in vote.pair[1:])
     return 0.5 if a == b else float(a < b)
 
 
 def _relabelled(
-    c: CalibrateConfig, judged: Sequence[Judgement], pairs: Sequence[Pair], probs: Sequence[float]
+    c: CalibrateConfig, judged: Sequence[Judgement], cast: Sequence[Vote], probs: Sequence[float]
 ) -> tuple[list[Judgement], int]:
     """The judgements with ranks by calibrated probabilities, and how many pairs changed sides."""
     worth: dict[str, list[float]] = {j.item: [0.0] * len(j.ranks or ()) for j in judged}
     turned = 0
     single: dict[str, float] = {}
-    for pair, p in zip(pairs, probs, strict=True):
+    for vote, p in zip(cast, probs, strict=True):
+        item, a, b = vote.pair
         share = 0.5 if abs(p - 0.5) <= c.tie else float(p > 0.5)
-        worth[pair.item][pair.i] += share
-        worth[pair.item][pair.j] += 1 - share
-        turned += share != (0.5 if pair.judged == 0.5 else float(pair.judged > 0.5))
-        single[pair.item] = p
+        worth[item][a] += share
+        worth[item][b] += 1 - share
+        turned += share != (0.5 if vote.prob == 0.5 else float(vote.prob > 0.5))
+        single[item] = p
     labels = [
         j.model_copy(
             update={

@@ -13,7 +13,9 @@ from pydantic import Field, model_validator
 
 from trimtab.config import build
 from trimtab.errors import DataError
-from trimtab.feedback.items import label_rows, read_items, write_lines
+from trimtab.feedback import records
+from trimtab.feedback.comparisons import comparison_rows
+from trimtab.feedback.items import read_items
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.judges.judge_config import JudgeSpec
 from trimtab.judges.pairwise import Judge, majority
@@ -27,7 +29,7 @@ class JudgeConfig(JudgeSpec):
     """Configuration of ``trimtab judge``."""
 
     out: str = "runs/judge"
-    """Gets judgements.jsonl, rows.jsonl, summary.json and, if ``cache`` is not given, cache.sqlite."""
+    """Gets items.jsonl, judgements.jsonl, rows.jsonl, summary.json and, if ``cache`` is not given, cache.sqlite."""
     data: str
     """Items, or rows with ``prompt`` and ``completions`` or ``chosen`` and ``rejected``."""
     limit: int | None = Field(default=None, gt=0)
@@ -68,9 +70,9 @@ def main(config: JudgeConfig) -> dict[str, Any]:
     c = config
     items = read_items(c.data, c.limit)
     for number, item in enumerate(items, 1):
-        if not 2 <= len(item.answers) <= len(LETTERS) and c.mode != "score":
+        if not 2 <= len(item.completions) <= len(LETTERS) and c.mode != "score":
             raise DataError(
-                f"{c.data}: row {number}: {len(item.answers)} answers; a judge compares 2 to "
+                f"{c.data}: row {number}: {len(item.completions)} answers; a judge compares 2 to "
                 f"{len(LETTERS)} (mode: score takes any number)"
             )
     run = Run(c.out, c.model_dump(mode="json"))
@@ -101,15 +103,16 @@ def main(config: JudgeConfig) -> dict[str, Any]:
     if len(by_judge) > 1:
         voted = [majority(mine) for mine in zip(*by_judge, strict=True)]
         labels = [j for j in voted if j is not None]
-        write_lines(run.path / "majority.jsonl", labels)
+        records.write(run.path / "majority.jsonl", labels)
         alike = [j.detail["agree"] == len(j.detail["judges"]) for j in labels]
         figures["judges_agree"] = sum(alike) / len(alike) if alike else None
-    rows, undecided = label_rows(items, labels)
-    write_lines(run.path / "judgements.jsonl", itertools.chain.from_iterable(by_judge))
-    write_lines(run.path / "rows.jsonl", rows)
+    rows = comparison_rows({item.id: item for item in items}, labels, ties=False)
+    records.write(run.path / records.ITEMS, items)
+    records.write(run.path / records.JUDGEMENTS, itertools.chain.from_iterable(by_judge))
+    records.write(run.path / "rows.jsonl", rows)
     figures |= {
         "rows": len(rows),
-        "undecided": undecided,
+        "undecided": sum(j.ranks is not None for j in labels) - len(rows),
         "failed": dict(failed),
         "calls": calls,
         "cached": cached,

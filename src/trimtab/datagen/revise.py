@@ -12,7 +12,8 @@ from pydantic import Field
 
 from trimtab.data import formats
 from trimtab.errors import DataError
-from trimtab.feedback.items import read_items, write_lines
+from trimtab.feedback import records
+from trimtab.feedback.items import read_items
 from trimtab.feedback.judgement import Item
 from trimtab.judges.chat_completion import InvalidReplyError, Reply
 from trimtab.judges.client import Client, Failure
@@ -76,7 +77,7 @@ def main(config: ReviseConfig) -> dict[str, Any]:
     with Client(spec) as client, bar("revise") as show:
 
         async def work(item: Item) -> _Revised:
-            done = _Revised(item, [item.answers[0]], [])
+            done = _Revised(item, [item.completions[0]], [])
             for turn in range(c.rounds):
                 shown = rubric
                 if c.principles == "one":
@@ -95,8 +96,8 @@ def main(config: ReviseConfig) -> dict[str, Any]:
     if not whole:
         why = next(r.failure.detail for r in found if r.failure is not None)
         raise DataError(f"{c.data}: no answer was revised; the first failure was: {why}")
-    write_lines(run.path / "demonstrations.jsonl", [_row(r) for r in whole])
-    write_lines(run.path / "revisions.jsonl", [_told(r) for r in found])
+    records.write(run.path / "demonstrations.jsonl", [_row(r) for r in whole])
+    records.write(run.path / "revisions.jsonl", [_told(r) for r in found])
     figures: dict[str, Any] = {
         "items": len(items),
         "rows": len(whole),

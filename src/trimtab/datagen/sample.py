@@ -15,7 +15,7 @@ from trimtab.data import formats
 from trimtab.data.dataset import DataSpec, load_groups
 from trimtab.data.render import Renderer
 from trimtab.errors import DataError
-from trimtab.feedback.items import write_lines
+from trimtab.feedback import records
 from trimtab.feedback.judgement import Item
 from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.runs import write_atomic
@@ -112,7 +112,7 @@ def main(config: SampleConfig) -> dict[str, Any]:
         if len(mine) == c.answers:
             asked = g.extra.get("messages") or [{"role": "user", "content": g.text}]
             extra = {k: v for k, v in g.extra.items() if k != "messages"}
-            items.append(Item(id=g.id, prompt=tuple(asked), answers=tuple(mine), extra=extra))
+            items.append(Item(id=g.id, prompt=tuple(asked), completions=tuple(mine), extra=extra))
     if not items:
         raise DataError(
             f"{c.data.path}: no prompt has {c.answers} different answers; raise "
@@ -120,7 +120,7 @@ def main(config: SampleConfig) -> dict[str, Any]:
         )
     out = Path(c.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_lines(out / "items.jsonl", items)
+    records.write(out / "items.jsonl", items)
     figures = {"items": len(items), "prompts": len(prompts)}
     write_atomic(out / "summary.json", json.dumps(figures, indent=1).encode())
     console.print(

@@ -19,7 +19,7 @@ from trimtab.exchange import convert
 from trimtab.feedback import records as files
 from trimtab.feedback.judgement import Judgement
 from trimtab.feedback.records import Records
-from trimtab.feedback.votes import Unit, by_item, counts, gold_gaps, settled, votes
+from trimtab.feedback.votes import Pair, gold_gaps, sum_by_item, vote_counts, votes, votes_by_pair
 from trimtab.runs import write_atomic
 from trimtab.runs.console import console
 from trimtab.stats import reliability as stats
@@ -73,13 +73,13 @@ def _estimate(found: tuple[float, float, float], **more: Any) -> dict[str, Any] 
 
 
 def together(
-    by_unit: Mapping[Unit, Mapping[str, int]], names: set[str], n: int, seed: int
+    by_unit: Mapping[Pair, Mapping[str, int]], names: set[str], n: int, seed: int
 ) -> dict[str, Any]:
     """Percent agreement, Krippendorff's alpha and Fleiss' kappa of a group, intervals by item."""
-    units, table = counts(by_unit, names)
+    units, table = vote_counts(by_unit, names)
     if not units:
         return {"units": 0}
-    pairs = by_item(units, stats.coincidences(table))
+    pairs = sum_by_item(units, stats.coincidences(table))
     flat = pairs.reshape(len(pairs), -1)
 
     def over(figure: Any) -> tuple[float, float, float]:
@@ -89,7 +89,7 @@ def together(
     usual = int(np.bincount(sizes.astype(int)).argmax())
     alike = sizes == usual
     same = [u for u, keep in zip(units, alike, strict=True) if keep]
-    fleiss = by_item(same, stats.fleiss_parts(table[alike]))
+    fleiss = sum_by_item(same, stats.fleiss_parts(table[alike]))
     return {
         "units": len(units),
         "items": len(pairs),
@@ -102,7 +102,7 @@ def together(
 
 
 def kappas(
-    by_unit: Mapping[Unit, Mapping[str, int]],
+    by_unit: Mapping[Pair, Mapping[str, int]],
     groups: Mapping[str, set[str]],
     n: int,
     seed: int,
@@ -176,8 +176,8 @@ def score_alpha(judgements: Sequence[Judgement], n: int, seed: int) -> dict[str,
             [np.bincount([place[v] for v in vs], minlength=len(values)) for vs in many.values()],
             float,
         )
-        owners: list[Unit] = [(item, k, k) for item, k in many]
-        flat = by_item(owners, stats.coincidences(table)).reshape(-1, len(values) ** 2)
+        owners: list[Pair] = [(item, k, k) for item, k in many]
+        flat = sum_by_item(owners, stats.coincidences(table)).reshape(-1, len(values) ** 2)
         size = len(values)
         found = bootstrap_sums(
             flat, lambda s, v=values, c=size: stats.alpha_of(s.reshape(*s.shape[:-1], c, c), "interval", v),
@@ -214,7 +214,7 @@ def measure(
             + (f" of dimension {config.dimension!r}" if config.dimension else "")
             + "; all are skipped, failed or of one answer"
         )
-    by_unit = settled(v for v in cast if v.judgement.who != "gold")
+    by_unit = votes_by_pair(v for v in cast if v.judgement.who != "gold")
     gold = gold_gaps(records)
     people = {a for a, kind in who.items() if kind == "person"}
     judges = {a for a, kind in who.items() if kind == "judge"}
@@ -239,7 +239,7 @@ def measure(
             "skipped": sum(j.status == "skip" for j in mine),
             "failed": sum(j.status == "error" for j in mine),
             "flagged": sum(j.flagged for j in mine),
-            "ties": float(np.mean([v.said == 1 for v in said])) if said else None,
+            "ties": float(np.mean([v.choice == 1 for v in said])) if said else None,
             "seconds": float(np.median(seconds)) if seconds else None,
             "accuracy": right.get(name),
             "with_people": quality.share([r for _, r in seen]),
@@ -285,7 +285,7 @@ def measure(
         },
         "kappa": kappas(by_unit, groups, n, seed),
         "dimensions": {
-            d: together(settled(v for v in votes(standing, d) if v.judgement.who != "gold"),
+            d: together(votes_by_pair(v for v in votes(standing, d) if v.judgement.who != "gold"),
                         people | judges, n, seed)
             for d in dimensions
         },
@@ -332,6 +332,6 @@ def main(config: AgreementConfig) -> dict[str, Any]:
                 f"{judge_audit.MIN_LABELS} pairs that people judged too"
             )
         better = recalibrated(records.current(), calibrators)
-        write_atomic(Path(config.calibrated), files.lines(better))
+        write_atomic(Path(config.calibrated), files.to_jsonl(better))
         console.print(f"{len(better)} calibrated judgements -> {config.calibrated}")
     return found

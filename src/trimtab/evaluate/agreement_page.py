@@ -329,7 +329,7 @@ def _doubtful(found: Found, records: Records, most: int = 3) -> list[Pick]:
             picks.append(
                 Pick(
                     _cut(asked),
-                    [Answer(f"Answer {k + 1}", _cut(item.answers[k])) for k in row["answers"]],
+                    [Answer(f"Answer {k + 1}", _cut(item.completions[k])) for k in row["answers"]],
                     f"To check next: {name} is probably wrong here with {row['doubt']:.0%} (item {item.id})",
                 )
             )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from trimtab.feedback.judgement import Item
 from trimtab.feedback.records import Records
-from trimtab.feedback.votes import FIRST, TIE, Unit, Vote
+from trimtab.feedback.votes import FIRST, TIE, Pair, Vote
 from trimtab.stats.logistic import ScoreTest, logistic
 from trimtab.stats.uncertainty import wilson
 
@@ -54,7 +54,7 @@ def features(item: Item, patterns: Mapping[str, Sequence[str]]) -> Floats:
                 for some in patterns.values()
             ),
         ]
-        for text in item.answers
+        for text in item.completions
     ]
     return np.array(found)
 
@@ -73,7 +73,7 @@ def _named(model: str | None, annotator: str) -> bool:
 
 def _own(vote: Vote, item: Item) -> float:
     """1 or -1: which of the two answers is by the judge's own model; 0 where neither is."""
-    _, a, b = vote.unit
+    _, a, b = vote.pair
     if vote.judgement.who != "ai" or item.models is None:
         return 0.0
     return float(_named(item.models[a], vote.annotator)) - float(
@@ -84,7 +84,7 @@ def _own(vote: Vote, item: Item) -> float:
 def biases(
     records: Records,
     cast: Sequence[Vote],
-    gold: Mapping[Unit, float],
+    gold: Mapping[Pair, float],
     patterns: Mapping[str, Sequence[str]] = PATTERNS,
     confidence: float = 0.95,
 ) -> dict[str, dict[str, dict[str, Any]]]:
@@ -101,14 +101,14 @@ def biases(
     for v in cast:
         if v.judgement.who != "gold" and v.judgement.kind != "repeat":
             by_name.setdefault(v.annotator, []).append(v)
-    by_unit: dict[Unit, list[Vote]] = {}
+    by_unit: dict[Pair, list[Vote]] = {}
     for mine in by_name.values():
         for v in mine:
-            by_unit.setdefault(v.unit, []).append(v)
+            by_unit.setdefault(v.pair, []).append(v)
     names = ("position", "length", *patterns, "self")
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for who, mine in by_name.items():
-        controlled = [v for v in mine if v.unit in gold]
+        controlled = [v for v in mine if v.pair in gold]
         if len(controlled) >= max(MIN_ROWS, len(mine) // 2):
             x, y, owner = _against_gold(records, controlled, shape, gold)
             control = "gold"
@@ -144,24 +144,24 @@ def biases(
 
 
 def _against_gold(
-    records: Records, mine: Sequence[Vote], shape: Mapping[str, Floats], gold: Mapping[Unit, float]
+    records: Records, mine: Sequence[Vote], shape: Mapping[str, Floats], gold: Mapping[Pair, float]
 ) -> tuple[Floats, Floats, list[str]]:
     """Rows (answer shown first minus the other): 1, words, patterns…, own, quality."""
     x: list[list[float]] = []
     y: list[float] = []
     for v in mine:
-        item, a, b = v.unit
-        sign = 1.0 if v.led else -1.0
+        item, a, b = v.pair
+        sign = 1.0 if v.a_shown_first else -1.0
         gap = sign * (shape[item][a] - shape[item][b])
-        x.append([1.0, *gap, sign * _own(v, records.items[item]), sign * gold[v.unit]])
-        y.append(0.5 if v.said == TIE else float((v.said == FIRST) == v.led))
-    return np.array(x), np.array(y), [v.unit[0] for v in mine]
+        x.append([1.0, *gap, sign * _own(v, records.items[item]), sign * gold[v.pair]])
+        y.append(0.5 if v.choice == TIE else float((v.choice == FIRST) == v.a_shown_first))
+    return np.array(x), np.array(y), [v.pair[0] for v in mine]
 
 
 def _against_others(
     records: Records,
     mine: Sequence[Vote],
-    by_unit: Mapping[Unit, Sequence[Vote]],
+    by_unit: Mapping[Pair, Sequence[Vote]],
     shape: Mapping[str, Floats],
 ) -> tuple[Floats, Floats, list[str]]:
     """Conditional logistic regression: of two annotators who disagree on a pair, which one chose
@@ -174,17 +174,19 @@ def _against_others(
     owner: list[str] = []
     people = any(v.judgement.who != "ai" for vs in by_unit.values() for v in vs)
     for v in mine:
-        item, a, b = v.unit
-        for other in by_unit[v.unit]:
+        item, a, b = v.pair
+        for other in by_unit[v.pair]:
             if other.annotator == v.annotator or (people and other.judgement.who == "ai"):
                 continue
-            if TIE in (v.said, other.said) or v.said == other.said:
+            if TIE in (v.choice, other.choice) or v.choice == other.choice:
                 continue
             gap = shape[item][a] - shape[item][b]
-            led = 1.0 if v.led else -1.0
+            led = 1.0 if v.a_shown_first else -1.0
             # A measure of both positions: mine counts for me, the other's against.
-            x.append([led, *gap, _own(v, records.items[item]), -1.0 if other.led else 1.0])
-            y.append(float(v.said == FIRST))
+            x.append(
+                [led, *gap, _own(v, records.items[item]), -1.0 if other.a_shown_first else 1.0]
+            )
+            y.append(float(v.choice == FIRST))
             owner.append(item)
     return np.array(x).reshape(-1, 3 + next(iter(shape.values())).shape[1]), np.array(y), owner
 
@@ -196,10 +198,10 @@ def rates(
     Wilson's interval. What is seen, not what causes it."""
     wins: dict[str, list[float]] = {}
     for v in mine:
-        item, a, b = v.unit
-        score = {FIRST: 1.0, TIE: 0.5}.get(v.said, 0.0)
+        item, a, b = v.pair
+        score = {FIRST: 1.0, TIE: 0.5}.get(v.choice, 0.0)
         gap = shape[item]
-        sides = {"position": 1.0 if v.led else -1.0}
+        sides = {"position": 1.0 if v.a_shown_first else -1.0}
         sides |= dict(zip(("length", *names), gap[a] - gap[b], strict=True))
         sides["self"] = _own(v, records.items[item])
         for name, side in sides.items():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.feedback.votes import FIRST, SECOND, TIE, Unit, Vote, majority
+from trimtab.feedback.votes import FIRST, SECOND, TIE, Pair, Vote, majority
 from trimtab.stats.calibrate import Calibrator, Platt, held_out, isotonic, platt
 from trimtab.stats.label_audit import checks_needed, error_bound
 from trimtab.stats.uncertainty import calibration_bins, ece
@@ -19,7 +19,7 @@ MIN_LABELS = 20
 """Fewer pairs that people judged too, and a judge is not calibrated."""
 
 
-def people_say(by_unit: Mapping[Unit, Mapping[str, int]], people: set[str]) -> dict[Unit, int]:
+def people_say(by_unit: Mapping[Pair, Mapping[str, int]], people: set[str]) -> dict[Pair, int]:
     """The majority of people on each pair that any judged."""
     found = {
         u: majority([s for w, s in mine.items() if w in people]) for u, mine in by_unit.items()
@@ -27,18 +27,18 @@ def people_say(by_unit: Mapping[Unit, Mapping[str, int]], people: set[str]) -> d
     return {u: said for u, said in found.items() if said is not None}
 
 
-def probabilities(cast: Sequence[Vote], judge: str) -> dict[Unit, float]:
+def probabilities(cast: Sequence[Vote], judge: str) -> dict[Pair, float]:
     """P(answer 0 is better) that the judge gave, mean over orders; pairs alone have one."""
-    seen: dict[Unit, list[float]] = {}
+    seen: dict[Pair, list[float]] = {}
     for v in cast:
         j = v.judgement
         if v.annotator == judge and j.prob is not None and len(j.ranks or ()) == 2:
-            seen.setdefault(v.unit, []).append(j.prob)
+            seen.setdefault(v.pair, []).append(j.prob)
     return {u: float(np.mean(p)) for u, p in seen.items()}
 
 
 def calibration(
-    probs: Mapping[Unit, float], truth: Mapping[Unit, int], seed: int
+    probs: Mapping[Pair, float], truth: Mapping[Pair, int], seed: int
 ) -> tuple[dict[str, Any], Calibrator] | None:
     """ECE of the judge's probabilities against people, as given and as calibrated on other items.
 
@@ -80,9 +80,9 @@ def _sure(p: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def plan(
-    said: Mapping[Unit, int],
-    truth: Mapping[Unit, int],
-    doubt: Mapping[Unit, float],
+    said: Mapping[Pair, int],
+    truth: Mapping[Pair, int],
+    doubt: Mapping[Pair, float],
     count: int,
     target: float,
     seed: int,
@@ -122,19 +122,19 @@ def plan(
     }
 
 
-def _named(unit: Unit) -> dict[str, Any]:
+def _named(unit: Pair) -> dict[str, Any]:
     return {"item": unit[0], "answers": [unit[1], unit[2]]}
 
 
 def doubts(
-    said: Mapping[Unit, int],
-    probs: Mapping[Unit, float],
+    said: Mapping[Pair, int],
+    probs: Mapping[Pair, float],
     calibrator: Calibrator | None,
-    posterior: Mapping[Unit, np.ndarray],
-) -> dict[Unit, float]:
+    posterior: Mapping[Pair, np.ndarray],
+) -> dict[Pair, float]:
     """P(wrong) of a judge's votes: from its calibrated probability; else from what all annotators
     together say of the pair; else from its own probability as it is. A tie it gave is worth 1/2."""
-    found: dict[Unit, float] = {}
+    found: dict[Pair, float] = {}
     for unit, vote in said.items():
         if vote == TIE:
             found[unit] = 0.5

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from trimtab.feedback.records import Records
-from trimtab.feedback.votes import FIRST, SECOND, TIE, Unit, Vote, majority, prompt_key
+from trimtab.feedback.votes import FIRST, SECOND, TIE, Pair, Vote, majority, prompt_key
 from trimtab.stats.ranking import Triads, triads
 from trimtab.stats.reliability import dawid_skene
 from trimtab.stats.uncertainty import draws, wilson
@@ -26,8 +26,8 @@ def share(right: Sequence[float]) -> dict[str, float] | None:
 
 
 def accuracies(
-    by_unit: Mapping[Unit, Mapping[str, int]], names: Sequence[str], n: int, seed: int
-) -> tuple[dict[str, dict[str, float]], dict[Unit, np.ndarray]]:
+    by_unit: Mapping[Pair, Mapping[str, int]], names: Sequence[str], n: int, seed: int
+) -> tuple[dict[str, dict[str, float]], dict[Pair, np.ndarray]]:
     """Dawid-Skene accuracy of each annotator with a bootstrap over items, and P(class) of each
     pair that two or more judged. Empty where fewer than three annotators share pairs: two cannot
     be told apart by their agreement alone."""
@@ -67,7 +67,7 @@ def accuracies(
 
 
 def against_others(
-    cast: Sequence[Vote], by_unit: Mapping[Unit, Mapping[str, int]], people: set[str]
+    cast: Sequence[Vote], by_unit: Mapping[Pair, Mapping[str, int]], people: set[str]
 ) -> dict[str, list[tuple[str, float]]]:
     """annotator -> (when, 1 if with the majority of the other people, else 0), in order of time.
 
@@ -77,11 +77,11 @@ def against_others(
     for order, v in enumerate(cast):
         if v.judgement.kind == "repeat" or v.judgement.who == "gold":
             continue
-        others = [s for w, s in by_unit[v.unit].items() if w != v.annotator and w in people]
+        others = [s for w, s in by_unit[v.pair].items() if w != v.annotator and w in people]
         most = majority(others)
         if most is not None and most != TIE:
             when = v.judgement.at or f"~{order:012d}"
-            found[v.annotator].append((when, 0.5 if v.said == TIE else float(v.said == most)))
+            found[v.annotator].append((when, 0.5 if v.choice == TIE else float(v.choice == most)))
     return {name: sorted(seen, key=lambda x: x[0]) for name, seen in found.items()}
 
 
@@ -112,25 +112,25 @@ def drift(seen: Sequence[tuple[str, float]], at_least: int = 20) -> dict[str, fl
 
 def steadiness(cast: Sequence[Vote]) -> dict[str, dict[str, float] | None]:
     """annotator -> share of pairs said alike when asked again (kind "repeat")."""
-    first: dict[tuple[str, Unit], int] = {}
+    first: dict[tuple[str, Pair], int] = {}
     again: dict[str, list[float]] = defaultdict(list)
     for v in cast:
         if v.judgement.kind != "repeat":
-            first.setdefault((v.annotator, v.unit), v.said)
+            first.setdefault((v.annotator, v.pair), v.choice)
     for v in cast:
-        before = first.get((v.annotator, v.unit))
+        before = first.get((v.annotator, v.pair))
         if v.judgement.kind == "repeat" and before is not None:
-            again[v.annotator].append(float(before == v.said))
+            again[v.annotator].append(float(before == v.choice))
     return {name: share(same) for name, same in again.items()}
 
 
 def swaps(cast: Sequence[Vote]) -> dict[str, dict[str, float]]:
     """annotator -> of pairs judged in both orders, how often the winner is the same
     (``consistency``), and P(first wins) - 1/2 over both (``bias``)."""
-    seen: dict[tuple[str, Unit], dict[bool, int]] = defaultdict(dict)
+    seen: dict[tuple[str, Pair], dict[bool, int]] = defaultdict(dict)
     for v in cast:
         if v.judgement.kind != "repeat":
-            seen[v.annotator, v.unit].setdefault(v.led, v.said)
+            seen[v.annotator, v.pair].setdefault(v.a_shown_first, v.choice)
     both: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for (name, _), said in seen.items():
         if len(said) == 2:
@@ -151,7 +151,7 @@ def swaps(cast: Sequence[Vote]) -> dict[str, dict[str, float]]:
 
 
 def against_gold(
-    by_unit: Mapping[Unit, Mapping[str, int]], gold: Mapping[Unit, float], names: Sequence[str]
+    by_unit: Mapping[Pair, Mapping[str, int]], gold: Mapping[Pair, float], names: Sequence[str]
 ) -> dict[str, dict[str, float] | None]:
     """annotator -> share of pairs with a known better answer on which they chose it; ties half."""
     right: dict[str, list[float]] = {name: [] for name in names}
@@ -177,8 +177,8 @@ def cycles(
     wanted = set(names)
     for v in cast:
         if v.annotator in wanted and v.judgement.kind != "repeat":
-            by_name[v.annotator][keys[v.unit[0]]].append(v)
-            by_name[""][keys[v.unit[0]]].append(v)
+            by_name[v.annotator][keys[v.pair[0]]].append(v)
+            by_name[""][keys[v.pair[0]]].append(v)
     guilty: Counter[str] = Counter()
     told: dict[str, dict[str, float | None]] = {}
     for name, by_prompt in by_name.items():
@@ -202,15 +202,15 @@ def _prompt_cycles(records: Records, mine: Sequence[Vote]) -> tuple[Triads, Coun
     """Cycles among the answers, told apart by their text, and the items whose pairs make them."""
     texts: dict[str, int] = {}
     for v in mine:
-        for k in v.unit[1:]:
-            texts.setdefault(records.items[v.unit[0]].answers[k], len(texts))
+        for k in v.pair[1:]:
+            texts.setdefault(records.items[v.pair[0]].completions[k], len(texts))
     wins = np.zeros((len(texts), len(texts)))
     where: dict[tuple[int, int], set[str]] = defaultdict(set)
     for v in mine:
-        item, a, b = v.unit
-        i, j = (texts[records.items[item].answers[k]] for k in (a, b))
-        if i != j and v.said != TIE:
-            i, j = (i, j) if v.said == FIRST else (j, i)
+        item, a, b = v.pair
+        i, j = (texts[records.items[item].completions[k]] for k in (a, b))
+        if i != j and v.choice != TIE:
+            i, j = (i, j) if v.choice == FIRST else (j, i)
             wins[i, j] += 1
             where[i, j].add(item)
     found = triads(wins)

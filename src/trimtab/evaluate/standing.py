@@ -28,13 +28,13 @@ class Board:
         longer: dict[tuple[str, int, int], list[float]] = defaultdict(list)
         keys = {i: prompt_key(item) for i, item in records.items.items()}
         for v in cast:
-            item, a, b = v.unit
+            item, a, b = v.pair
             named = records.items[item].models
             first, second = (named[a], named[b]) if named else (None, None)
             if first is None or second is None or first == second:
                 continue
             i, j = (place.setdefault(m, len(place)) for m in (first, second))
-            p = {FIRST: 1.0, TIE: 0.5}.get(v.said, 0.0)
+            p = {FIRST: 1.0, TIE: 0.5}.get(v.choice, 0.0)
             given = v.judgement.prob
             if soft and given is not None and len(v.judgement.ranks or ()) == 2:
                 p = given
@@ -92,7 +92,7 @@ class Board:
 
 
 def _words(item: Item, k: int) -> float:
-    return float(len(item.answers[k].split()))
+    return float(len(item.completions[k].split()))
 
 
 def strengths(records: Records, cast: Sequence[Vote], n: int, seed: int) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def load(rows: sources.Rows) -> Records:
         texts = [rest.text(rows.name, number, row, c) for c in columns]
         models = (row.get("generator_1"), row.get("generator_2"))
         fields: Row = {
-            "prompt": rest.question(texts[0]), "answers": texts[1:],
+            "prompt": rest.question(texts[0]), "completions": texts[1:],
             **({"models": models} if any(m is not None for m in models) else {}),
             **kept.get("item", {}),
         }  # fmt: skip
@@ -81,7 +81,7 @@ def dump(records: Records) -> Dumped:
     wide = 0
     for j in records.judgements:
         item = records.items[j.item]
-        if len(item.answers) != 2:
+        if len(item.completions) != 2:
             wide += 1
             continue
         models = item.models or (None, None)
@@ -90,8 +90,8 @@ def dump(records: Records) -> Dumped:
         foreign: Row = detail.pop("alpaca_eval", {})
         row: Row = {
             "instruction": rest.readable(item.prompt),
-            "output_1": item.answers[0], "generator_1": models[0],
-            "output_2": item.answers[1], "generator_2": models[1],
+            "output_1": item.completions[0], "generator_1": models[0],
+            "output_2": item.completions[1], "generator_2": models[1],
             "annotator": j.annotator, "preference": preference,
         }  # fmt: skip
         theirs = {**row, **foreign}
@@ -109,7 +109,7 @@ def dump(records: Records) -> Dumped:
 
 
 def _item_rest(item: Item) -> Row:
-    known = ["answers"] + (["prompt"] if rest.plain(item.prompt) is not None else [])
+    known = ["completions"] + (["prompt"] if rest.plain(item.prompt) is not None else [])
     return rest.rest(item, known)
 
 
@@ -139,7 +139,7 @@ def load_outputs(rows: sources.Rows) -> Records:
         for i, a in enumerate(names):
             for b in names[i + 1 :]:
                 fields = {
-                    "prompt": rest.question(asked), "answers": [mine[a][0], mine[b][0]],
+                    "prompt": rest.question(asked), "completions": [mine[a][0], mine[b][0]],
                     "models": [a, b], "extra": mine[a][1],
                 }  # fmt: skip
                 item = rest.item(rows.name, 1, fields)
@@ -153,7 +153,7 @@ def dump_outputs(records: Records) -> Dumped:
     """Each model's answer to each prompt, once."""
     seen: dict[tuple[str, str], str] = {}
     for item in records.items.values():
-        for model, answer in zip(item.models or (), item.answers, strict=False):
+        for model, answer in zip(item.models or (), item.completions, strict=False):
             if model is not None:
                 seen.setdefault((model, rest.readable(item.prompt)), answer)
     rows: list[Row] = [

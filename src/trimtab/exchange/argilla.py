@@ -75,7 +75,7 @@ def _record(item: Item, mine: list[tuple[int, Judgement]]) -> Row:
         theirs = {"id": item.id, **cast(Row, foreign)}
         if load(sources.Rows("", [(1, theirs)])).judgements == [j for _, j in mine]:
             return theirs
-    names = [f"response_{k + 1}" for k in range(len(item.answers))]
+    names = [f"response_{k + 1}" for k in range(len(item.completions))]
     responses: dict[str, list[Row]] = {}
     suggestions: dict[str, Row] = {}
     shown: list[Row] = []
@@ -104,13 +104,13 @@ def _record(item: Item, mine: list[tuple[int, Judgement]]) -> Row:
         shown.append({"number": number, "annotator": j.annotator, **rest.rest(j, known)})
     text = rest.plain(item.prompt)
     hidden = {
-        "item": rest.rest(item, ("id", "answers") if text is None else ("id", "answers", "prompt")),
+        "item": rest.rest(item, ("id", "completions") if text is None else ("id", "completions", "prompt")),
         "shown": shown, "whole": whole,
     }  # fmt: skip
     return {
         "id": item.id,
         "fields": {
-            "prompt": rest.readable(item.prompt), **dict(zip(names, item.answers, strict=True))
+            "prompt": rest.readable(item.prompt), **dict(zip(names, item.completions, strict=True))
         },
         "metadata": {KEY: rest.packed(hidden)},
         "suggestions": suggestions, "responses": responses, "vectors": {}, "_server_id": None,
@@ -128,7 +128,7 @@ def load(rows: sources.Rows) -> Records:
         asked = fields[prompt_name]
         prompt = rest.question(asked) if isinstance(asked, str) else asked
         given: Row = {
-            "id": str(row.get("id")), "prompt": prompt, "answers": [fields[n] for n in names],
+            "id": str(row.get("id")), "prompt": prompt, "completions": [fields[n] for n in names],
             **kept.get("item", {}),
         }  # fmt: skip
         questions = _questions(row, names)

@@ -29,14 +29,12 @@ from trimtab.runs.console import console
 
 
 def _load_own(rows: sources.Rows) -> Records:
-    found = Records()
-    own.take(rows, found)
-    return found
+    return own.parse(rows)
 
 
 def _dump_own(records: Records) -> Dumped:
-    lines = [own.line(r) for r in (*records.items.values(), *records.judgements)]
-    return [json.loads(text) for text in lines], []
+    rows = (*records.items.values(), *records.judgements)
+    return [r.model_dump(mode="json", exclude_defaults=True) for r in rows], []
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from trimtab.errors import DataError
 from trimtab.feedback.judgement import Item, Judgement
-from trimtab.feedback.records import fault
+from trimtab.feedback.records import parse_item, parse_judgement
 
 KEY = "trimtab"
 Row = dict[str, Any]
@@ -75,30 +75,13 @@ def shuffled(answers: Sequence[str]) -> list[int]:
 
 
 def item(name: str, number: int, fields: Row) -> Item:
-    """An item from fields of a file.
-
-    Raises:
-        DataError: it is not well formed.
-    """
-    try:
-        if "id" in fields:
-            return Item.model_validate(fields)
-        given = {k: v for k, v in fields.items() if k not in ("prompt", "answers")}
-        return Item.of(list(fields["prompt"]), list(fields["answers"]), **given)
-    except ValidationError as error:
-        raise DataError(f"{name}: row {number}: {fault(error)}") from None
+    """An item from fields of a file (see ``parse_item``)."""
+    return parse_item(f"{name}: row {number}", fields)
 
 
 def judgement(name: str, number: int, fields: Row) -> Judgement:
-    """A judgement from fields of a file.
-
-    Raises:
-        DataError: it is not well formed.
-    """
-    try:
-        return Judgement.model_validate(fields)
-    except ValidationError as error:
-        raise DataError(f"{name}: row {number}: {fault(error)}") from None
+    """A judgement from fields of a file (see ``parse_judgement``)."""
+    return parse_judgement(f"{name}: row {number}", fields)
 
 
 def strict(j: Judgement) -> tuple[int, int] | None:

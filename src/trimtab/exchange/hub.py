@@ -7,10 +7,9 @@ from pathlib import Path
 
 from trimtab.data import sources
 from trimtab.errors import DataError
-from trimtab.feedback.records import Records, lines, take
+from trimtab.feedback.records import ITEMS, JUDGEMENTS, Records, parse, to_jsonl
 
 PREFIX = "hub://"
-FILES = ("items.jsonl", "judgements.jsonl")
 CARD = """---
 configs:
 - config_name: items
@@ -46,14 +45,14 @@ def pull(address: str) -> Records:
 
     name = _name(address)
     found = Records()
-    for file in FILES:
+    for file in (ITEMS, JUDGEMENTS):
         try:
             path = hf_hub_download(name, file, repo_type="dataset")
         except (HfHubHTTPError, OSError) as error:
             why = next(iter(str(error).splitlines()), type(error).__name__)
             raise DataError(f"{address}: {file} cannot be fetched ({why})") from None
         if Path(path).stat().st_size:
-            take(sources.read(path), found)
+            found.merge(parse(sources.read(path)))
     found.check()
     return found
 
@@ -73,8 +72,8 @@ def push(address: str, records: Records, *, private: bool = True) -> str:
     name = _name(address)
     card = CARD.format(items=len(records.items), judgements=len(records.judgements), name=name)
     files = {
-        "items.jsonl": lines(records.items.values()),
-        "judgements.jsonl": lines(records.judgements),
+        ITEMS: to_jsonl(records.items.values()),
+        JUDGEMENTS: to_jsonl(records.judgements),
         "README.md": card.encode(),
     }
     api = HfApi()

@@ -101,7 +101,9 @@ def _task(place: int, item: Item, mine: list[tuple[int, Judgement]]) -> Row:
             continue
         result = _result(j)
         known = ["item", "annotator", "reason", "status"]
-        if _said(result, len(item.answers)).get("ranks") == (list(j.ranks) if j.ranks else None):
+        if _said(result, len(item.completions)).get("ranks") == (
+            list(j.ranks) if j.ranks else None
+        ):
             known.append("ranks")
         theirs = j.detail.get("label_studio", {})
         if j.who == "ai" and j.status == "ok":
@@ -124,9 +126,9 @@ def _task(place: int, item: Item, mine: list[tuple[int, Judgement]]) -> Row:
         scored |= {"machine": True} if j.who == "ai" and j.status == "ok" else {}
         hidden.append({"number": number, "by": j.annotator, **scored, **kept})
     text = rest.plain(item.prompt)
-    answers = {f"answer_{k + 1}": a for k, a in enumerate(item.answers)}
+    answers = {f"answer_{k + 1}": a for k, a in enumerate(item.completions)}
     column = {
-        "item": rest.rest(item, ("answers",) if text is None else ("answers", "prompt")),
+        "item": rest.rest(item, ("completions",) if text is None else ("completions", "prompt")),
         "said": hidden, "whole": whole,
     }  # fmt: skip
     foreign = cast(Row, item.extra.get("label_studio") or {})
@@ -146,7 +148,11 @@ def load(rows: sources.Rows) -> Records:
         data = cast(Row, row["data"])
         kept = rest.unpacked(data)
         prompt, answers = _texts(rows.name, number, data)
-        given: Row = {"prompt": rest.question(prompt), "answers": answers, **kept.get("item", {})}
+        given: Row = {
+            "prompt": rest.question(prompt),
+            "completions": answers,
+            **kept.get("item", {}),
+        }
         if not kept:
             theirs = {k: v for k, v in row.items() if k not in ("annotations", "predictions")}
             given["extra"] = {"label_studio": theirs}
@@ -207,7 +213,7 @@ def _task_judgements(
         mine = dict(hidden.get(((who, machine), met[who, machine]), {}))
         met[who, machine] += 1
         place = int(mine.pop("number", -1))
-        fields = _said(given.get("result"), len(item.answers))
+        fields = _said(given.get("result"), len(item.completions))
         known = {"completed_by", "result", "was_cancelled", "ground_truth", "created_at",
                  "lead_time", "model_version", "score"}  # fmt: skip
         if machine:
@@ -228,7 +234,7 @@ def _task_judgements(
             fields["status"] = "skip"
         if place < 0:
             theirs = {k: v for k, v in given.items() if k not in known}
-            if not _reads(fields, given, len(item.answers)):
+            if not _reads(fields, given, len(item.completions)):
                 theirs["result"] = given.get("result")
             if not machine and not isinstance(given.get("completed_by"), Mapping):
                 theirs["completed_by"] = given.get("completed_by")

@@ -52,7 +52,7 @@ def load(rows: sources.Rows) -> Records:
             extra["reward_bench"] = theirs | ({"order": order} if second else {})
         fields: Row = {
             "prompt": rest.question(rest.text(rows.name, number, row, "prompt")),
-            "answers": [all_[k] for k in order],
+            "completions": [all_[k] for k in order],
             **({"models": [named[k] for k in order]} if named and any(named) else {}),
             **({} if kept else {"extra": extra}),
             **kept.get("item", {}),
@@ -87,33 +87,33 @@ def _row(item: Item, j: Judgement, number: int) -> Row:
     assert j.ranks is not None
     extra = dict(item.extra)
     foreign: Row = extra.pop("reward_bench", {})
-    places: list[int] = foreign.get("order", list(range(len(item.answers))))
-    listed = sorted(range(len(item.answers)), key=lambda k: places[k])
+    places: list[int] = foreign.get("order", list(range(len(item.completions))))
+    listed = sorted(range(len(item.completions)), key=lambda k: places[k])
     good = [k for k in listed if j.ranks[k] == 0]
     poor = [k for k in listed if j.ranks[k] != 0]
     prompt = rest.readable(item.prompt)
-    models = item.models or (None,) * len(item.answers)
+    models = item.models or (None,) * len(item.completions)
     ident = foreign.get("id", number)
-    second = len(item.answers) > 2 or "order" in foreign
+    second = len(item.completions) > 2 or "order" in foreign
     if second:
         row: Row = {
-            "id": ident, "prompt": prompt, "chosen": [item.answers[k] for k in good],
-            "rejected": [item.answers[k] for k in poor], "num_correct": len(good),
-            "num_incorrect": len(poor), "total_completions": len(item.answers),
+            "id": ident, "prompt": prompt, "chosen": [item.completions[k] for k in good],
+            "rejected": [item.completions[k] for k in poor], "num_correct": len(good),
+            "num_incorrect": len(poor), "total_completions": len(item.completions),
             "models": foreign.get("models", [models[k] for k in (*good, *poor)]),
         }  # fmt: skip
     else:
         a, b = good[0], poor[0]
         row = {
-            "prompt": prompt, "chosen": item.answers[a], "chosen_model": models[a],
-            "rejected": item.answers[b], "rejected_model": models[b], "id": ident,
+            "prompt": prompt, "chosen": item.completions[a], "chosen_model": models[a],
+            "rejected": item.completions[b], "rejected_model": models[b], "id": ident,
         }  # fmt: skip
     whole = {**row, **extra, **({} if "subset" in extra else {"subset": "trimtab"})}
     back = load(sources.Rows("", [(1, whole)]))
     if back.items.get(item.id) == item and back.judgements == [j]:
         return whole
-    order = [(*good, *poor).index(k) for k in range(len(item.answers))]
-    known = ["answers"] + (["prompt"] if rest.plain(item.prompt) is not None else [])
+    order = [(*good, *poor).index(k) for k in range(len(item.completions))]
+    known = ["completions"] + (["prompt"] if rest.plain(item.prompt) is not None else [])
     plain = ("item", "ranks") if set(j.ranks) == {0, 1} else ("item",)
     hidden = {"item": rest.rest(item, known), "judgement": rest.rest(j, plain), "order": order}
     return {**whole, KEY: rest.packed(hidden)}

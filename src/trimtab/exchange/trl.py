@@ -43,7 +43,7 @@ def _columns(item: Item, j: Judgement, known: tuple[str, ...], **more: Any) -> R
     shown = {k: getattr(j, k) for k in SHOWN}
     column = {
         "judgement": rest.rest(j, (*SHOWN, "item", *known)),
-        "item": rest.rest(item, ("prompt", "answers")),
+        "item": rest.rest(item, ("prompt", "completions")),
         **more,
     }
     return {**shown, KEY: rest.packed(column)}
@@ -62,11 +62,11 @@ def dump(records: Records) -> Dumped:
             rows.append(
                 {
                     "prompt": list(item.prompt),
-                    "chosen": _said(item.answers[better]),
-                    "rejected": _said(item.answers[worse]),
+                    "chosen": _said(item.completions[better]),
+                    "rejected": _said(item.completions[worse]),
                     **_columns(
                         item, j, ("ranks",) if whole else (), number=number, pair=[better, worse],
-                        **({} if whole and len(item.answers) == 2 else {"answers": item.answers}),
+                        **({} if whole and len(item.completions) == 2 else {"completions": item.completions}),
                     ),
                 }
             )  # fmt: skip
@@ -87,7 +87,7 @@ def dump_ranked(records: Records) -> Dumped:
         rows.append(
             {
                 "prompt": list(item.prompt),
-                "completions": [_said(a) for a in item.answers],
+                "completions": [_said(a) for a in item.completions],
                 "ranks": list(j.ranks),
                 **_columns(item, j, ("ranks",)),
             }
@@ -128,11 +128,13 @@ def _restore(
         fields["ranks"] = row["ranks"]
     else:
         better, worse = kept["pair"]
-        answers = list(kept.get("answers") or ["", ""])
+        answers = list(kept.get("completions") or kept.get("answers") or ["", ""])
         answers[better], answers[worse] = _content(row["chosen"]), _content(row["rejected"])
         if "ranks" not in fields:
             fields["ranks"] = [0, 1] if better == 0 else [1, 0]
-    item = rest.item(name, number, {**kept["item"], "prompt": row["prompt"], "answers": answers})
+    item = rest.item(
+        name, number, {**kept["item"], "prompt": row["prompt"], "completions": answers}
+    )
     found.add(item)
     made = rest.judgement(name, number, {**fields, "item": item.id})
     place = kept.get("number")
@@ -160,7 +162,9 @@ def _foreign(rows: sources.Rows, number: int, row: Row, found: Records) -> None:
             rest.question(example.prompt) if isinstance(example.prompt, str) else example.prompt
         )
         extra = {k: v for k, v in example.extra.items() if k not in SHOWN}
-        item = rest.item(rows.name, number, {"prompt": prompt, "answers": answers, "extra": extra})
+        item = rest.item(
+            rows.name, number, {"prompt": prompt, "completions": answers, "extra": extra}
+        )
         shown = {k: row[k] for k in SHOWN if row.get(k) is not None}
         found.items.setdefault(item.id, item)
         found.judgements.append(

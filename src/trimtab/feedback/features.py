@@ -1,8 +1,7 @@
-"""What people would have said, from what a judge said: calibration on a few human labels."""
+"""Calibration of a judge on a few human labels."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ import numpy.typing as npt
 from scipy.optimize import isotonic_regression
 from scipy.special import expit
 
-from trimtab.feedback.judgement import Item, Judgement
+from trimtab.feedback.judgement import Item
+from trimtab.feedback.votes import Vote
 from trimtab.stats.uncertainty import ece
 
 Array = npt.NDArray[np.float64]
@@ -25,59 +25,37 @@ _RIDGE = 1e-2
 """Weight of the penalty on coefficients, in labels: keeps them finite when a few labels agree."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two answers of an item with what a judge said of them."""
-
-    item: str
-    i: int
-    j: int
-    judged: float
-    """P(i is better) by the judge: a probability, or 1, 0, 1/2 for its verdict."""
-    features: tuple[float, ...]
-    """The judge's log-odds, then one for each covariate; all change sign when i and j do."""
-
-
-def features_of(
+def vote_features(
+    cast: Sequence[Vote],
     items: Mapping[str, Item],
-    judgements: Sequence[Judgement],
     covariates: Sequence[str],
     patterns: Mapping[str, str],
-) -> list[Pair]:
-    """Every pair of answers that a judge has ranked.
+) -> list[tuple[float, ...]]:
+    """Features of a judge's votes [N][F]: the judge's log-odds, then one per covariate. All change
+    sign when the two completions are swapped.
 
     Args:
+        cast: The judge's votes.
         items: By id.
-        judgements: The judge's; those without ranks give nothing.
         covariates: Of "length" (words) and "position" (which was shown first).
-        patterns: Regular expressions by name: whether an answer matches is a covariate.
+        patterns: Regular expressions by name: whether a completion matches is a covariate.
     """
-    found: list[Pair] = []
-    known = [re.compile(p) for p in patterns.values()]
-    for judgement in judgements:
-        if judgement.ranks is None:
-            continue
-        item, ranks = items[judgement.item], judgement.ranks
-        marks = [[float(bool(p.search(a))) for p in known] for a in item.answers]
-        words = [float(len(a.split())) for a in item.answers]
-        for i, j in itertools.combinations(range(len(ranks)), 2):
-            if judgement.prob is not None:
-                p = judgement.prob
-            else:
-                p = 0.5 if ranks[i] == ranks[j] else float(ranks[i] < ranks[j])
-            # A verdict without a probability is one unit; the slope says what it is worth.
-            odds = _logit(p) if judgement.prob is not None else 2 * p - 1
-            row = [odds]
-            if "length" in covariates:
-                row.append(words[i] - words[j])
-            if "position" in covariates:
-                shown = judgement.shown
-                row.append(
-                    0.0 if shown is None else 1.0 if shown.index(i) < shown.index(j) else -1.0
-                )
-            row += [a - b for a, b in zip(marks[i], marks[j], strict=True)]
-            found.append(Pair(judgement.item, i, j, p, tuple(row)))
-    return found
+    compiled = [re.compile(p) for p in patterns.values()]
+    rows: list[tuple[float, ...]] = []
+    for vote in cast:
+        item, a, b = vote.pair
+        judgement = vote.judgement
+        first, second = (items[item].completions[k] for k in (a, b))
+        # A verdict without a probability is one unit: the slope that is fitted says what it is worth.
+        row = [_logit(vote.prob) if judgement.prob is not None else 2 * vote.prob - 1]
+        if "length" in covariates:
+            row.append(float(len(first.split()) - len(second.split())))
+        if "position" in covariates:
+            position = 1.0 if vote.a_shown_first else -1.0
+            row.append(0.0 if judgement.shown is None else position)
+        row += [float(bool(p.search(first))) - float(bool(p.search(second))) for p in compiled]
+        rows.append(tuple(row))
+    return rows
 
 
 def _logit(p: float) -> float:

@@ -1,159 +1,236 @@
-"""Items from a file, and labels to rows that training reads."""
+"""Rows of a dataset as items: for judges, and for the label page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
-
-from pydantic import ValidationError
 
 from trimtab.data import formats, sources
 from trimtab.errors import DataError
-from trimtab.feedback.judgement import Item, Judgement
-from trimtab.runs import to_json, write_atomic
+from trimtab.feedback.judgement import Item
+from trimtab.feedback.records import messages, parse_item
+from trimtab.types import Row
 
-Messages = list[dict[str, Any]]
+MAX_COMPLETIONS = 9
+"""Completions on a label page: each has a digit key."""
 
 
 def read_items(path: str, limit: int | None = None) -> list[Item]:
-    """Items of a file: lines of ``Item``, or rows of comparisons in TRL's columns, or ``prompt``
-    with ``completions``. Ranks that a row has stay in ``extra["ranks"]``; nobody is shown them.
+    """Items of a file, for judges: lines of ``Item``, comparisons in TRL's columns, or ``prompt``
+    with ``completions``. The row's ranks are saved as ``extra["ranks"]`` and never shown.
 
-    ``chosen`` and ``rejected`` are put in the order of their texts, so that places tell nothing.
+    ``chosen`` and ``rejected`` are sorted by their text, so that their position reveals nothing.
 
     Raises:
         DataError: the file or a row cannot be used; both are named.
     """
     rows = sources.read(path, limit=limit)
-    if all("answers" in row for _, row in rows.rows):
-        items = [_item(path, number, row) for number, row in rows.rows]
-    elif all("completions" in row for _, row in rows.rows):
-        items = [_row(path, number, row) for number, row in rows.rows]
+    if all({"answers", "completions"} & row.keys() for _, row in rows.rows):
+        items = [_ranked(f"{path}: row {number}", row) for number, row in rows.rows]
     else:
-        items = [_pair(e) for e in formats.comparisons(rows)]
-    seen: set[str] = set()
+        items = [_pair(example) for example in formats.comparisons(rows)]
+    ids: set[str] = set()
     for item, (number, _) in zip(items, rows.rows, strict=False):
-        if item.id in seen:
-            raise DataError(
-                f"{path}: row {number}: id {item.id!r} stands there twice; ids must differ"
-            )
-        seen.add(item.id)
+        if item.id in ids:
+            raise DataError(f"{path}: row {number}: id {item.id!r} occurs twice; ids must differ")
+        ids.add(item.id)
     return items
 
 
-def _item(path: str, number: int, row: dict[str, Any]) -> Item:
-    try:
-        if isinstance(row.get("prompt"), str):
-            row = {**row, "prompt": _messages(row["prompt"])}
-        if row.get("id") is None:
-            given = {k: v for k, v in row.items() if k not in ("id", "prompt", "answers")}
-            return Item.of(row["prompt"], row["answers"], **given)
-        return Item.model_validate({**row, "id": str(row["id"])})
-    except (ValidationError, TypeError, KeyError) as error:
-        why = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": error}
-        where = ".".join(str(p) for p in cast("tuple[Any, ...]", why["loc"]))
-        raise DataError(
-            f"{path}: row {number}: {where + ': ' if where else ''}{why['msg']}; an item has id, "
-            "prompt (text or messages), answers, and may have models, steps and extra"
-        ) from None
+def _ranked(where: str, row: Row) -> Item:
+    """An item line, or a row whose other columns become ``extra``."""
+    if "answers" in row:
+        return parse_item(where, row)
+    prompt, completions = row.get("prompt"), row["completions"]
+    if not prompt or not isinstance(completions, list):
+        raise DataError(f"{where}: needs a 'prompt' and a list of 'completions'")
+    texts = [_last_turn(c) for c in cast("list[Any]", completions)]
+    fields = {**row, "prompt": messages(prompt), "completions": texts}
+    if not row.keys() <= Item.model_fields.keys():
+        extra = {k: v for k, v in row.items() if k not in formats.COLUMNS or k == "ranks"}
+        fields = {k: fields.get(k) for k in ("id", "prompt", "completions")} | {"extra": extra}
+    return parse_item(where, fields)
 
 
-def _row(path: str, number: int, row: dict[str, Any]) -> Item:
-    prompt, answers = row.get("prompt"), row["completions"]
-    if not prompt or not isinstance(answers, list):
-        raise DataError(f"{path}: row {number}: needs a 'prompt' and a list of 'completions'")
-    texts = [_said(a) for a in cast(list[Any], answers)]
-    extra = {k: v for k, v in row.items() if k not in formats.COLUMNS or k == "ranks"}
-    name = row.get("id")
-    made = Item.of(_messages(prompt), texts, extra=extra)
-    return made if name is None else made.model_copy(update={"id": str(name)})
-
-
-def _pair(e: formats.Example) -> Item:
-    ranks = e.ranks or [0, 0]
-    both = sorted(zip([_said(a) for a in e.answers], ranks, strict=True))
+def _pair(example: formats.Example) -> Item:
+    texts = [_last_turn(a) for a in example.answers]
+    ranked = sorted(zip(texts, example.ranks or [0, 0], strict=True))
     return Item(
-        id=e.id,
-        prompt=tuple(_messages(e.prompt)),
-        answers=tuple(text for text, _ in both),
-        extra={**e.extra, "ranks": [rank for _, rank in both]},
+        id=example.id,
+        prompt=tuple(messages(example.prompt)),
+        completions=tuple(text for text, _ in ranked),
+        extra={**example.extra, "ranks": [rank for _, rank in ranked]},
     )
 
 
-def _messages(prompt: Any) -> Messages:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+def _last_turn(completion: Any) -> str:
+    return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
-def _said(answer: Any) -> str:
-    """The last turn of an answer."""
-    return answer if isinstance(answer, str) else str(answer[-1]["content"])
+# --- for the label page
 
 
-def read_judgements(path: str | Path) -> list[Judgement]:
-    """Lines of ``Judgement``.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An item with what the label queue needs to know."""
+
+    item: Item
+    gold: tuple[int, ...] | None = None
+    """The known ranks [K], of a gold item."""
+    score: float | tuple[tuple[float, ...], ...] = 0.0
+    """How informative a judgement is, for ``order: active``; [K][K] gives it pair by pair."""
+
+
+@dataclass(slots=True)
+class Entries:
+    """Entries of a file, and counts of what was dropped."""
+
+    entries: list[Entry] = field(default_factory=list[Entry])
+    merged: int = 0
+    """Completions that repeat an earlier one of their row."""
+    single: int = 0
+    """Rows with fewer than two different completions."""
+    repeated: int = 0
+    """Rows that repeat an earlier row."""
+
+
+def read_entries(
+    path: str, *, limit: int | None, strict: bool, marks: bool, gold: bool = False
+) -> Entries:
+    """Items for the label page: ``prompt`` with ``completions``, or ``chosen`` and ``rejected``.
+
+    Optional columns: ``id``, ``models`` [K], ``steps`` [K] of texts, ``score`` (see ``Entry``).
+
+    Args:
+        path: As ``trimtab.data.sources.read`` takes it.
+        limit: Use the first rows only.
+        strict: A bad row is an error, not dropped.
+        marks: Steps are marked, and one completion is enough.
+        gold: ``ranks``, or the order of ``chosen`` and ``rejected``, are the known ranks.
 
     Raises:
-        DataError: a line is none; file and row are named.
+        DataError: naming file, row and column.
     """
-    found: list[Judgement] = []
-    for number, row in sources.read(str(path)).rows:
-        try:
-            found.append(Judgement.model_validate_json(to_json(row)))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(p) for p in first["loc"]) or "row"
-            raise DataError(
-                f"{path}: row {number}: {where}: {first['msg']}; expected a judgement, as "
-                "'trimtab judge' writes them"
-            ) from None
-    return found
+    rows = sources.read(path, limit=limit, strict=strict)
+    columns = sorted({name for _, row in rows.rows for name in row})
+    single = marks and not {"completions", "chosen"} & set(columns)
+    if not single and "chosen" not in columns and not {"prompt", "completions"} <= set(columns):
+        raise DataError(
+            f"{path}: columns {', '.join(columns)} hold no completions to compare; rename the "
+            "columns to prompt+completions or chosen+rejected, or sample completions of the prompts "
+            "with --model MODEL"
+        )
+    if not gold and not single:
+        rows.rows = [(n, _without_ranks(row)) for n, row in rows.rows]
+    examples = formats.demonstrations(rows) if single else formats.comparisons(rows)
+    result = Entries()
+    ids: set[str] = set()
+    for example in examples:
+        entry = _entry(example, result, rows, marks, gold)
+        if entry is None:
+            continue
+        if entry.item.id in ids:
+            result.repeated += 1
+            continue
+        ids.add(entry.item.id)
+        result.entries.append(entry)
+    if not result.entries:
+        raise DataError(f"{path}: no row has two different completions to compare")
+    return result
 
 
-def write_lines(path: Path, records: Iterable[Item | Judgement | dict[str, Any]]) -> None:
-    """One record a line, whole or not at all."""
-    texts = [
-        to_json(r) if isinstance(r, dict) else r.model_dump_json(exclude_defaults=True)
-        for r in records
-    ]
-    write_atomic(path, "".join(t + "\n" for t in texts).encode("utf-8", "replace"))
+def _without_ranks(row: Row) -> Row:
+    """The row with all completions tied, so that any comparison can be labelled again."""
+    if isinstance(row.get("completions"), list):
+        return {**row, "ranks": [0] * len(row["completions"]), "margin": None}
+    return {**row, "tie": True, "margin": None}
 
 
-def label_rows(
-    items: Sequence[Item], judgements: Iterable[Judgement]
-) -> tuple[list[dict[str, Any]], int]:
-    """Rows for ``trimtab reward`` and ``trimtab dpo``: prompt, completions, ranks, annotator.
+def _entry(
+    example: formats.Example, counts: Entries, rows: sources.Rows, marks: bool, gold: bool
+) -> Entry | None:
+    texts = [full_text(a) for a in example.answers]
+    unique = [i for i, t in enumerate(texts) if t not in texts[:i]]
+    counts.merged += len(texts) - len(unique)
+    if len(unique) < 2 and not marks:
+        counts.single += 1
+        return None
+    if len(unique) > MAX_COMPLETIONS:
+        rows.bad(
+            example.row,
+            f"has {len(unique)} completions, but a label page shows at most {MAX_COMPLETIONS}",
+        )
+        return None
+    extra = dict(example.extra)
+    try:
+        models = _column(extra.pop("models", None), "models", len(texts))
+        steps = _column(extra.pop("steps", None), "steps", len(texts))
+        score = _score(extra.pop("score", 0.0), len(texts))
+        if steps is not None and any(
+            not isinstance(s, list) or not all(isinstance(t, str) for t in cast("list[Any]", s))
+            for s in steps
+        ):
+            raise ValueError("'steps' must hold a list of texts for each completion")
+    except ValueError as error:
+        rows.bad(example.row, str(error))
+        return None
+    if isinstance(example.prompt, str):
+        extra["plain"] = True
+    fields: Row = {"extra": extra}
+    if models is not None:
+        fields["models"] = tuple(None if models[i] is None else str(models[i]) for i in unique)
+    if marks:
+        listed = [lines(texts[i]) if steps is None else steps[i] for i in unique]
+        fields["steps"] = tuple(tuple(s) for s in listed)
+    item = Item.of(messages(example.prompt), [texts[i] for i in unique], **fields)
+    if example.id != str(example.row):
+        item = item.model_copy(update={"id": example.id})
+    if not isinstance(score, float | int):
+        score = tuple(tuple(score[i][j] for j in unique) for i in unique)
+    ranks = dense([(example.ranks or [0])[i] for i in unique]) if gold else None
+    return Entry(item, ranks, score)
 
-    Empty answers are left out of their row, and so are items whose answers all tie: they teach
-    nothing.
 
-    Returns:
-        The rows, and how many judged items gave none.
+def full_text(completion: formats.Text) -> str:
+    """A completion as a person reads it; several turns with their roles."""
+    if isinstance(completion, str):
+        return completion
+    if len(completion) == 1:
+        return completion[0]["content"]
+    return "\n\n".join(f"**{m['role']}:** {m['content']}" for m in completion)
+
+
+def dense(ranks: Sequence[int]) -> tuple[int, ...]:
+    """The same order with ranks 0, 1, 2, ... without gaps.
+
+    >>> dense([3, 1, 3])
+    (1, 0, 1)
     """
-    known = {item.id: item for item in items}
-    rows: list[dict[str, Any]] = []
-    without = 0
-    for j in judgements:
-        if j.ranks is None:
-            continue
-        item = known[j.item]
-        kept: dict[str, int] = {}
-        for text, rank in zip(item.answers, j.ranks, strict=True):
-            if text.strip():
-                kept.setdefault(text, rank)
-        if len(set(kept.values())) < 2:
-            without += 1
-            continue
-        # Ranks from 0 without gaps, as training wants them.
-        places = {r: i for i, r in enumerate(sorted(set(kept.values())))}
-        row: dict[str, Any] = {
-            **{k: v for k, v in item.extra.items() if k not in formats.COLUMNS},
-            "id": item.id,
-            "prompt": list(item.prompt),
-            "completions": list(kept),
-            "ranks": [places[r] for r in kept.values()],
-            "annotator": j.annotator,
-            "who": j.who,
-        }
-        rows.append(row)
-    return rows, without
+    places = sorted(set(ranks))
+    return tuple(places.index(r) for r in ranks)
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text that are not blank; the text itself if there are none."""
+    return [line.strip() for line in text.splitlines() if line.strip()] or [text]
+
+
+def _column(value: Any, name: str, k: int) -> list[Any] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(cast("list[Any]", value)) != k:
+        raise ValueError(f"{name!r} must list {k} values, one per completion")
+    return cast("list[Any]", value)
+
+
+def _score(value: Any, k: int) -> float | tuple[tuple[float, ...], ...]:
+    if isinstance(value, int | float):
+        return float(value)
+    try:
+        table = tuple(tuple(float(x) for x in row) for row in value)
+    except (TypeError, ValueError):
+        table = ()
+    if [len(row) for row in table] != [k] * k:
+        raise ValueError(f"'score' must be a number, or {k} rows of {k} numbers, one per pair")
+    return table

@@ -94,7 +94,7 @@ class Judge:
         found: list[dict[str, Any]] = []
         for order in self.orders(f"{item.id}/{i}/{j}", 2):
             shown = [(i, j)[k] for k in order]
-            got = await self._asked(item, [item.answers[k] for k in shown])
+            got = await self._asked(item, [item.completions[k] for k in shown])
             if isinstance(got, Failure):
                 return got
             swap = order[0] == 1
@@ -114,13 +114,13 @@ class Judge:
         return found
 
     async def _pairs(self, item: Item) -> Judgement:
-        k = len(item.answers)
+        k = len(item.completions)
         asked: list[dict[str, Any]] = []
         wins = [0.0] * k
         sides = {name: [0.0] * k for name in self._sides()}
         prob: float | None = None
         for i, j in itertools.combinations(range(k), 2):
-            if item.answers[i] == item.answers[j]:
+            if item.completions[i] == item.completions[j]:
                 # Two that say the same are a tie without a question.
                 for mine in (wins, *sides.values()):
                     mine[i] += TIE
@@ -147,11 +147,11 @@ class Judge:
         )  # fmt: skip
 
     async def _rank(self, item: Item) -> Judgement:
-        k = len(item.answers)
+        k = len(item.completions)
         places = [0.0] * k
         asked: list[dict[str, Any]] = []
         for order in self.orders(item.id, k):
-            got = await self._asked(item, [item.answers[a] for a in order])
+            got = await self._asked(item, [item.completions[a] for a in order])
             if isinstance(got, Failure):
                 return self._failed(item, got, asked)
             ranks = [got.value["ranks"][LETTERS[place]] for place in range(k)]
@@ -170,7 +170,7 @@ class Judge:
     async def _score(self, item: Item) -> Judgement:
         asked: list[dict[str, Any]] = []
         scores: dict[str, list[float]] = {}
-        for a, text in enumerate(item.answers):
+        for a, text in enumerate(item.completions):
             got = await self._asked(item, [text])
             if isinstance(got, Failure):
                 return self._failed(item, got, asked)

@@ -14,13 +14,15 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trimtab.feedback.comparisons import label_files
 from trimtab.feedback.judgement import Judgement
+from trimtab.feedback.records import to_jsonl
 from trimtab.label import form as verdict
 from trimtab.label import pages
 from trimtab.label.access import Access, Visitor
-from trimtab.label.export import files, lines
+from trimtab.label.database import StoreError
 from trimtab.label.pages import Pages
-from trimtab.label.store import Place, Store, StoreError
+from trimtab.label.store import Assignment, Store
 
 COOKIE = "trimtab_label"
 LARGEST = 64 * 1024
@@ -141,7 +143,7 @@ class Routes:
         except ValueError:
             raise HTTPException(400, "No such question.") from None
 
-        def judge(asked: Place) -> Judgement:
+        def judge(asked: Assignment) -> Judgement:
             return verdict.judgement(form, asked, self.pages.rubric, time.time())
 
         try:
@@ -185,11 +187,11 @@ class Routes:
 
     def export(self, visitor: Owner, name: str) -> Response:
         """A file of labels as it would be written now."""
-        found = files(self.store).get(name)
+        found = label_files(self.store.records()).get(name)
         if found is None:
             raise HTTPException(404, "There is no such file.")
         return Response(
-            lines(found),
+            to_jsonl(found),
             media_type="application/jsonl",
             headers={"Content-Disposition": f'attachment; filename="{name}"'},
         )

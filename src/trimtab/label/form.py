@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from trimtab.feedback.item_rows import dense
+from trimtab.feedback.items import dense
 from trimtab.feedback.judgement import Judgement, Mark
 from trimtab.label.label_config import Rubric
-from trimtab.label.store import Place
+from trimtab.label.store import Assignment
 
 Form = Mapping[str, str]
 LONGEST = 5000
@@ -17,7 +17,7 @@ LONGEST = 5000
 _MARKS: dict[str, Mark] = {"1": 1, "0": 0, "-1": -1}
 
 
-def judgement(form: Form, place: Place, rubric: Rubric, now: float) -> Judgement:
+def judgement(form: Form, place: Assignment, rubric: Rubric, now: float) -> Judgement:
     """The judgement of ``place`` that a form's fields say; positions are as shown.
 
     Fields: ``verdict`` ("0" or "1": the answer shown there is better, with ".2" for strength 2;
@@ -53,7 +53,7 @@ def judgement(form: Form, place: Place, rubric: Rubric, now: float) -> Judgement
         bad=said == "bad",
         flagged=form.get("flag") == "on",
         reason=reason,
-        seconds=_seconds(form.get("seconds", ""), now - place.seen),
+        seconds=_seconds(form.get("seconds", ""), now - place.shown_at),
         at=datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
         seed=place.seed,
         **given,
@@ -113,7 +113,7 @@ def _dimensions(form: Form, rubric: Rubric, shown: tuple[int, ...]) -> dict[str,
     return found
 
 
-def _steps(form: Form, place: Place) -> dict[int, tuple[Mark | None, ...]]:
+def _steps(form: Form, place: Assignment) -> dict[int, tuple[Mark | None, ...]]:
     found: dict[int, tuple[Mark | None, ...]] = {}
     if place.item.steps is None:
         return found

@@ -10,11 +10,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trimtab.feedback import progress
+from trimtab.feedback import votes
 from trimtab.label.access import Visitor
 from trimtab.label.label_config import LabelConfig, Rubric
 from trimtab.label.markdown import laid_out
-from trimtab.label.store import Place, Store
+from trimtab.label.store import Assignment, Store
 
 _HERE = Path(__file__).parent
 STATIC = {
@@ -67,12 +67,12 @@ class Button:
     side: str = ""
 
 
-def answers(place: Place) -> list[Shown]:
+def answers(place: Assignment) -> list[Shown]:
     """The answers in the order shown, under letters; who wrote them is not told."""
     found: list[Shown] = []
     for position, answer in enumerate(place.shown):
         steps = place.item.steps[answer] if place.item.steps is not None else ()
-        text = laid_out(place.item.answers[answer])
+        text = laid_out(place.item.completions[answer])
         found.append(
             Shown(string.ascii_uppercase[position], text, tuple(laid_out(s) for s in steps))
         )
@@ -120,10 +120,12 @@ class Pages:
     def _common(self, visitor: Visitor, said: str) -> dict[str, Any]:
         return {"visitor": visitor, "said": said, "guided": bool(self.rubric.guidelines)}
 
-    def label(self, visitor: Visitor, place: Place | None, said: str = "", warn: str = "") -> str:
+    def label(
+        self, visitor: Visitor, place: Assignment | None, said: str = "", warn: str = ""
+    ) -> str:
         """The question, or that there is none."""
-        places = self.store.places(visitor.name)
-        done, wanted = self.store.wanted(len(self.config.people))
+        places = self.store.assignment_counts(visitor.name)
+        done, wanted = self.store.progress(len(self.config.people))
         common = {
             **self._common(visitor, said),
             "warn": warn,
@@ -132,9 +134,9 @@ class Pages:
             "wanted": wanted,
         }
         if place is None:
-            held = self.store.places().get("open", 0)
+            held = self.store.assignment_counts().get("open", 0)
             return render("rest", **common, held=held, coming=self.coming)
-        k = len(place.item.answers)
+        k = len(place.item.completions)
         turns = [
             (_ROLES.get(str(m.get("role")), str(m.get("role"))), str(m.get("role")),
              laid_out(str(m.get("content") or "")))
@@ -163,8 +165,8 @@ class Pages:
 
     def progress(self, visitor: Visitor) -> str:
         """How far it is: an annotator sees their own figures, the owner everyone's."""
-        done, wanted = self.store.wanted(len(self.config.people))
-        judgements = [k.judgement for k in self.store.kept()]
+        done, wanted = self.store.progress(len(self.config.people))
+        judgements = self.store.current()
         gold = self.store.gold()
         names = self.config.people if visitor.owner else (visitor.name,)
         return render(
@@ -173,8 +175,8 @@ class Pages:
             done=done,
             wanted=wanted,
             coming=self.coming,
-            people=[progress.person(n, judgements, gold) for n in names],
-            agreement=progress.agreement(judgements) if visitor.owner else [],
+            people=[votes.person(n, judgements, gold) for n in names],
+            agreement=votes.agreement(judgements) if visitor.owner else [],
             overlap=self.config.overlap,
         )
 

@@ -15,16 +15,16 @@ import uvicorn
 
 from trimtab.data import formats, sources
 from trimtab.errors import ConfigError, DataError, UserError
-from trimtab.feedback import item_rows
-from trimtab.feedback.item_rows import Entry
-from trimtab.label import app, export
+from trimtab.feedback.comparisons import write_folder
+from trimtab.feedback.items import Entry, read_entries
+from trimtab.feedback.records import STORE
+from trimtab.label import app
 from trimtab.label.access import Access, read_secret
 from trimtab.label.label_config import LabelConfig, read_rubric
 from trimtab.label.pages import Pages
 from trimtab.label.store import Store
 from trimtab.runs.console import console
 
-DATABASE = "labels.sqlite3"
 Sampled = Callable[[LabelConfig, list[formats.Example], Store], Iterator[list[Entry]]]
 """Items as a model answers the prompts, those that the store knows left out."""
 
@@ -33,7 +33,7 @@ def _loaded(config: LabelConfig) -> list[Entry]:
     """Gold items, and unless they are to be sampled the items of ``data``."""
     entries: list[Entry] = []
     if not config.model:
-        made = item_rows.load(
+        made = read_entries(
             config.data, limit=config.limit, strict=config.strict, marks=config.marks
         )
         entries += made.entries
@@ -41,15 +41,15 @@ def _loaded(config: LabelConfig) -> list[Entry]:
             f"{count} {what}"
             for count, what in (
                 (made.merged, "answers that repeat one of their row"),
-                (made.lone, "rows without two different answers"),
-                (made.again, "rows that repeat one before"),
+                (made.single, "rows without two different answers"),
+                (made.repeated, "rows that repeat one before"),
             )
             if count
         ]
         if left:
             console.print(f"{config.data}: left out {', '.join(left)}")
     if config.gold is not None:
-        known = item_rows.load(
+        known = read_entries(
             config.gold, limit=None, strict=config.strict, marks=config.marks, gold=True
         )
         asked = {e.item.id for e in entries}
@@ -125,7 +125,7 @@ def main(config: LabelConfig, sampled: Sampled | None = None) -> dict[str, int]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be made ({error.strerror}); name another") from None
-    store = Store(out / DATABASE, config)
+    store = Store(out / STORE, config)
     store.add(entries)
     port = int(sock.getsockname()[1])
     host = f"[{config.host}]" if ":" in config.host else config.host
@@ -174,7 +174,7 @@ def main(config: LabelConfig, sampled: Sampled | None = None) -> dict[str, int]:
 
 
 def _tell(config: LabelConfig, store: Store, access: Access, here: str) -> None:
-    done, wanted = store.wanted(len(config.people))
+    done, wanted = store.progress(len(config.people))
     of = "answers are being sampled" if config.model else f"{done} of {wanted} judgements there"
     console.print(f"[bold]label[/bold]: {of} -> {config.out}")
     for name in access.names():
@@ -189,10 +189,10 @@ def _tell(config: LabelConfig, store: Store, access: Access, here: str) -> None:
 
 def _write(store: Store, out: Path) -> dict[str, int]:
     try:
-        written = export.export(store, out)
+        written = write_folder(out, store.records())
     except OSError as error:
         raise DataError(
-            f"{out}: the labels are safe in {DATABASE}, but could not be written as files "
+            f"{out}: the labels are safe in {STORE}, but could not be written as files "
             f"({error.strerror}); mend it, then: trimtab label --export --out {out}"
         ) from None
     said = ", ".join(f"{count} in {out / name}" for name, count in written.items())
@@ -206,7 +206,7 @@ def export_folder(folder: Path) -> dict[str, int]:
     Raises:
         DataError: there are no labels in it.
     """
-    path = folder / DATABASE
+    path = folder / STORE
     if not path.is_file():
         raise DataError(f"{path}: no such label store; name its folder with --out")
     store = Store.reopened(path)

@@ -86,7 +86,7 @@ class AIPart:
     def _scores(self, items: Sequence[Item]) -> list[Score]:
         low, high = self.judge.rubric.scale
         # One question an answer, so that a failure takes nothing else with it.
-        single = [Item.of(list(i.prompt), [a]) for i in items for a in i.answers]
+        single = [Item.of(list(i.prompt), [a]) for i in items for a in i.completions]
         found: list[Score] = []
         for j in self.judge.client.map(single, self.judge):
             if j.ranks is None:
@@ -104,7 +104,7 @@ def _failed(j: Judgement) -> Score:
 def _places(j: Judgement, item: Item) -> list[Score]:
     """The share of the others that each answer was put above, ties half."""
     if j.ranks is None:
-        return [_failed(j) for _ in item.answers]
+        return [_failed(j) for _ in item.completions]
     others = max(1, len(j.ranks) - 1)
     return [
         Score(sum((r < s) + 0.5 * (r == s) for k, s in enumerate(j.ranks) if k != i) / others)

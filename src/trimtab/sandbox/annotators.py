@@ -106,12 +106,12 @@ def label_items(out: Path, items: str, limit: int | None = None, seed: int = 0) 
         item = Item.model_validate_json(line)
         rng = np.random.default_rng((seed, 13, i))
         person = people[int(rng.integers(len(people)))]
-        ranks = person.rank(Scene.from_json(item.extra["scene"]), item.answers, rng)
+        ranks = person.rank(Scene.from_json(item.extra["scene"]), item.completions, rng)
         said = Judgement(
             item=item.id, annotator=person.name, who="simulated", ranks=tuple(ranks), seed=seed
         )
         judged.append(said.model_dump_json(exclude_defaults=True))
-        row = {"id": item.id, "prompt": list(item.prompt), "completions": list(item.answers)}
+        row = {"id": item.id, "prompt": list(item.prompt), "completions": list(item.completions)}
         rows.append(json.dumps({**row, "ranks": ranks, "annotator": person.name}))
     (out / "judgements.jsonl").write_text("\n".join([*judged, ""]), encoding="utf-8")
     (out / "rows.jsonl").write_text("\n".join([*rows, ""]), encoding="utf-8")

@@ -230,11 +230,11 @@ def probes(out: Path, prompts: str, items: str, limit: int = 200) -> dict[str, A
     for line in Path(items).read_text(encoding="utf-8").splitlines():
         item = Item.model_validate_json(line)
         scene = Scene.from_json(item.extra["scene"])
-        worth = [gold(scene, a).total for a in item.answers]
+        worth = [gold(scene, a).total for a in item.completions]
         places = sorted(set(worth), reverse=True)
         if len(places) > 1:
             ranks = [places.index(w) for w in worth]
-            ranked.append(_row(item.id, item.prompt, item.answers, ranks))
+            ranked.append(_row(item.id, item.prompt, item.completions, ranks))
     _write(out / "gold.jsonl", ranked)
     return {"twins": len(scenes), "gold": len(ranked)}
 
