@@ -10,8 +10,8 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.data.pack import Pack, packs
-from trimtab.data.render import Renderer, load_tokenizer
-from trimtab.errors import ModelError
+from trimtab.data.render import Renderer
+from trimtab.models.frozen import load_reference
 from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.advantage import implicit_rewards
 from trimtab.types import Group, Score
@@ -50,15 +50,12 @@ class ImplicitReward:
     ) -> None:
         self.spec = spec
         self.budget = token_budget
-        for key, path in (("model", spec.model), ("reference", spec.reference)):
-            if load_tokenizer(path).get_vocab() != renderer.tokenizer.get_vocab():
-                raise ModelError(
-                    f"implicit.{key}: {path} has another vocabulary than the policy, and token "
-                    "rewards are for the policy's own tokens; give a model with the same tokenizer"
-                )
         self.trained, self.reference = (
-            LM.load(ModelSpec(path=p, device=device), train=False)
-            for p in (spec.model, spec.reference)
+            load_reference(ModelSpec(path=path, device=device), renderer.tokenizer, key)
+            for key, path in (
+                ("implicit.model", spec.model),
+                ("implicit.reference", spec.reference),
+            )
         )
 
     @torch.no_grad()

@@ -12,8 +12,9 @@ from transformers import AutoModelForSequenceClassification
 
 from trimtab.data import formats, sources
 from trimtab.data.pack import packs
-from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.errors import DataError, ModelError
+from trimtab.models.frozen import NO_LIMIT, Frozen, load_frozen, require_vocabulary
 from trimtab.models.heads import Scorer
 from trimtab.models.load import ModelSpec, base_of, load_pretrained
 from trimtab.objectives.bradley_terry import ensemble
@@ -21,8 +22,6 @@ from trimtab.rewards.functions import number
 from trimtab.rewards.reward_config import RewardSpec
 from trimtab.stats.running import RunningFit
 from trimtab.types import Group, Score
-
-_NO_LIMIT = 1 << 20
 
 
 class Member:
@@ -33,13 +32,10 @@ class Member:
             model, until ``refer`` sets others.
     """
 
-    def __init__(self, path: str, scorer: Scorer, tokenizer: Any, budget: int) -> None:
-        self.path, self.scorer, self.budget = path, scorer, budget
-        self.mean, self.std = scorer.mean, scorer.std
-        own = load_tokenizer(path)
-        self.renderer: Renderer | None = None
-        if own.get_vocab() != tokenizer.get_vocab():
-            self.renderer = Renderer(own, max_prompt=_NO_LIMIT, max_tokens=_NO_LIMIT)
+    def __init__(self, path: str, frozen: Frozen[Scorer], budget: int) -> None:
+        self.path, self.scorer, self.budget = path, frozen.model, budget
+        self.renderer = frozen.renderer
+        self.mean, self.std = self.scorer.mean, self.scorer.std
 
     @property
     def has_statistics(self) -> bool:
@@ -144,11 +140,11 @@ class LearnedPart:
         self.average = bool(spec.models) and spec.combine == "average"
         self.members: list[Member] = []
         for path in paths[:1] if self.average else paths:
-            scorer = Scorer.load(ModelSpec(path=path, device=device), train=False)
+            frozen = load_frozen(Scorer, ModelSpec(path=path, device=device), tokenizer)
             if self.average:
-                _same_vocabulary(paths)
-                average_weights(scorer, paths)
-            self.members.append(Member(path, scorer, tokenizer, budget))
+                _require_one_vocabulary(paths, frozen.tokenizer)
+                average_weights(frozen.model, paths)
+            self.members.append(Member(path, frozen, budget))
         self.fit = RunningFit()
         if spec.reference is not None:
             self._refer(spec.reference, tokenizer)
@@ -165,7 +161,7 @@ class LearnedPart:
         rows = sources.read(path)
         ranked = any({"chosen", "completions"} & row.keys() for _, row in rows.rows)
         examples = (formats.comparisons if ranked else formats.demonstrations)(rows)
-        renderer = Renderer(tokenizer, max_prompt=_NO_LIMIT, max_tokens=_NO_LIMIT)
+        renderer = Renderer(tokenizer, max_prompt=NO_LIMIT, max_tokens=NO_LIMIT)
         made = [renderer.comparison(e) for e in examples]
         groups = [g for g in made if g is not None]
         lengths = _lengths(groups)
@@ -226,11 +222,10 @@ def _lengths(groups: Sequence[Group]) -> list[float]:
     return [float(len(c)) for g in groups for c in g.completions]
 
 
-def _same_vocabulary(paths: Sequence[str]) -> None:
-    first = load_tokenizer(paths[0]).get_vocab()
+def _require_one_vocabulary(paths: Sequence[str], tokenizer: Any) -> None:
     for path in paths[1:]:
-        if load_tokenizer(path).get_vocab() != first:
-            raise ModelError(
-                f"combine: average needs one vocabulary, but the tokenizers of {paths[0]!r} and "
-                f"{path!r} differ; use combine: mean"
-            )
+        error = (
+            f"combine: average needs one vocabulary, but the tokenizers of {paths[0]!r} and "
+            f"{path!r} differ; use combine: mean"
+        )
+        require_vocabulary(ModelSpec(path=path), tokenizer, error)

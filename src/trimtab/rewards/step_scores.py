@@ -14,9 +14,10 @@ from pydantic import Field, model_validator
 from trimtab.config import Config, import_function
 from trimtab.data.formats import Example
 from trimtab.data.pack import packs
-from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.data.steps import Steps
 from trimtab.errors import RewardError
+from trimtab.models.frozen import load_frozen
 from trimtab.models.load import ModelSpec
 from trimtab.models.step_scorer import StepScorer
 from trimtab.objectives.process_reward import Aggregate, aggregate_steps, step_differences
@@ -80,11 +81,10 @@ class ProcessReward:
             self.function = import_function(spec.function, f"{spec.name}.function")
             return
         path = cast(str, spec.model)
-        self.scorer = StepScorer.load(ModelSpec(path=path, device=device), train=False)
-        own = load_tokenizer(path)
-        if own.get_vocab() != renderer.tokenizer.get_vocab():
-            limit = 1 << 20
-            self.foreign = Steps(Renderer(own, max_prompt=limit, max_tokens=limit), spec.separator)
+        frozen = load_frozen(StepScorer, ModelSpec(path=path, device=device), renderer.tokenizer)
+        self.scorer = frozen.model
+        if frozen.renderer is not None:
+            self.foreign = Steps(frozen.renderer, spec.separator)
 
     def __call__(self, groups: Sequence[Group]) -> None:
         """Fill ``scores[name]`` and the columns "dense", "step_end" and "step_score", each [T].

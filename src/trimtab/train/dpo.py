@@ -15,13 +15,14 @@ from trimtab.data import formats
 from trimtab.data.dataset import DataSpec, load_groups, split
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.errors import DataError
+from trimtab.models.frozen import load_reference
 from trimtab.models.load import LM, ModelSpec, disable_dropout, renderer_for, save_model
 from trimtab.objectives.preference import DPO, KTO, Preference, labels, mismatched, summed
 from trimtab.runs import Run
 from trimtab.runs.console import console
 from trimtab.stats.uncertainty import bootstrap_mean
 from trimtab.train.loop import fit
-from trimtab.train.reference import Reference, other_reference
+from trimtab.train.reference import Reference
 from trimtab.train.run_facts import record
 from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer, batch_indices
 from trimtab.types import Group
@@ -81,7 +82,7 @@ class PreferenceStage:
             self.held_others = mismatched(self.held)
         if c.reference is not None:
             # Before the policy is loaded: the two are never in memory together.
-            lm = other_reference(c.reference, self.renderer.tokenizer)
+            lm = load_reference(c.reference, self.renderer.tokenizer)
             self.computed = self._annotate(lm)
             del lm
         self.lm = LM.load(c.model)

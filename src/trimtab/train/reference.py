@@ -22,8 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from trimtab.data.pack import Pack, packs, scatter
-from trimtab.data.render import load_tokenizer
-from trimtab.errors import ModelError
+from trimtab.models.frozen import load_reference
 from trimtab.models.load import LM, ModelSpec, base_of
 from trimtab.runs import write_atomic
 from trimtab.runs.console import console
@@ -105,21 +104,6 @@ def frozen_logps(lm: LM, pack: Pack, temperature: float) -> Tensor:
         return lm.logps(lm.states(pack), pack, temperature, entropy=False)[0]
 
 
-def other_reference(spec: ModelSpec, tokenizer: Any) -> LM:
-    """Another model than the policy, frozen.
-
-    Raises:
-        ModelError: its vocabulary is not the policy's.
-    """
-    theirs = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template).get_vocab()
-    if tokenizer.get_vocab() != theirs:
-        raise ModelError(
-            f"reference {spec.path!r} has another vocabulary than the model, so the two cannot "
-            "be compared token by token; use one with the same tokenizer"
-        )
-    return LM.load(spec, train=False)
-
-
 class Anchor:
     """A fixed reference beside a policy that moves.
 
@@ -136,7 +120,7 @@ class Anchor:
     def __init__(self, policy: LM, spec: ModelSpec | None, tokenizer: Any) -> None:
         self.lm = policy
         if spec is not None:
-            self.lm = other_reference(spec, tokenizer)
+            self.lm = load_reference(spec, tokenizer)
         elif not isinstance(policy.model, PeftModel):
             self.lm = policy.frozen_copy()
 

@@ -1,0 +1,80 @@
+"""Frozen models that score the policy's completions: references and learned rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.errors import ModelError
+from trimtab.models.load import LM, ModelSpec
+
+NO_LIMIT = 1 << 20
+"""A length limit, in tokens, that no text reaches."""
+
+
+class Loadable(Protocol):
+    """A class of models: ``LM``, ``Scorer`` or ``StepScorer``."""
+
+    @classmethod
+    def load(cls, spec: ModelSpec, *, train: bool) -> Self:
+        """Load the model; ``train`` False freezes it."""
+        ...
+
+
+M = TypeVar("M", bound=Loadable)
+
+
+@dataclass(slots=True)
+class Frozen(Generic[M]):
+    """A frozen model and its tokenizer."""
+
+    model: M
+    tokenizer: Any
+    renderer: Renderer | None
+    """Tokenises texts for this model; None where it has the policy's vocabulary, so that it reads
+    the policy's token ids."""
+
+
+def load_frozen(kind: type[M], spec: ModelSpec, policy_tokenizer: Any) -> Frozen[M]:
+    """Load a frozen model of class ``kind``, and a renderer where its vocabulary is not the policy's.
+
+    Raises:
+        ModelError: the model or its tokenizer cannot be loaded.
+    """
+    model = kind.load(spec, train=False)
+    tokenizer = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template)
+    if tokenizer.get_vocab() == policy_tokenizer.get_vocab():
+        return Frozen(model, tokenizer, None)
+    renderer = Renderer(tokenizer, max_prompt=NO_LIMIT, max_tokens=NO_LIMIT)
+    return Frozen(model, tokenizer, renderer)
+
+
+def require_vocabulary(spec: ModelSpec, tokenizer: Any, error: str) -> None:
+    """Refuse a model whose vocabulary is not that of ``tokenizer``.
+
+    Raises:
+        ModelError: the vocabularies differ; its message is ``error``.
+    """
+    other = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template)
+    if other.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(error)
+
+
+def load_reference(spec: ModelSpec, policy_tokenizer: Any, key: str = "reference") -> LM:
+    """Load a frozen language model that reads the policy's token ids.
+
+    Args:
+        spec: The model.
+        policy_tokenizer: The policy's tokenizer.
+        key: The configuration key of the model, for the error message.
+
+    Raises:
+        ModelError: its vocabulary is not the policy's, or it cannot be loaded.
+    """
+    error = (
+        f"{key}: {spec.path!r} has another vocabulary than the policy, so their log-probs cannot "
+        "be compared token by token; use a model with the same tokenizer"
+    )
+    require_vocabulary(spec, policy_tokenizer, error)
+    return LM.load(spec, train=False)
