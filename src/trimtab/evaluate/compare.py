@@ -1,166 +1,394 @@
-"""Several models answer the same held-out prompts; who is better, by how much, how sure."""
+"""``trimtab compare``: complete held-out prompts with several models, score and compare them."""
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from trimtab.config import Config
 from trimtab.data import formats, sources
+from trimtab.data.formats import Example
 from trimtab.data.pack import packs
 from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.errors import ConfigError, DataError
+from trimtab.evaluate.candidates import BEST, LAST, START, Candidate, Loader, of_run
 from trimtab.models.load import LM, ModelSpec
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.rollout.collector import collect
-from trimtab.runs import write_atomic
-from trimtab.runs.console import bar, console
+from trimtab.runs import to_json, write_atomic
+from trimtab.runs.console import bar
 from trimtab.sample.sampler import Sampler, SamplingConfig
-from trimtab.stats.text import distinct_n
-from trimtab.stats.uncertainty import bootstrap_mean, win_rate
+from trimtab.stats.length import Verdicts, length_controlled
+from trimtab.stats.order_stats import pass_at_k
+from trimtab.stats.style import openings, style
+from trimtab.stats.uncertainty import Estimate, bootstrap_mean
 from trimtab.types import Group
+
+log = logging.getLogger(__name__)
 
 
 class CompareConfig(Config):
-    """Configuration of a comparison."""
+    """Configuration of ``trimtab compare``."""
 
-    out: str = "runs/compare"
-    models: dict[str, ModelSpec] = Field(min_length=2)
-    """Named models, in the order they are shown."""
-    baseline: str
-    """Whom the others are compared with; also the reference of the KL."""
+    out: str | None = None
+    """Output folder; by default RUN/compare, or runs/compare without a run."""
+    run: str | None = None
+    """Folder of a training run: its start, checkpoints, best audited and last policy."""
+    steps: tuple[int, ...] | None = None
+    """Steps of the run's checkpoints to include; all existing ones by default."""
+    models: dict[str, ModelSpec] = Field(default_factory=dict[str, ModelSpec])
+    """More models by name."""
+    baseline: str | None = None
+    """The model that the others are compared with, also the reference of the KL; by default the
+    first one: the run's start, or the first of ``models``."""
     data: str
-    """Prompts, one a row."""
-    limit: int | None = None
+    """Held-out prompts, one per row, with the columns that the rewards need."""
+    limit: int | None = Field(default=None, gt=0)
+    """Use the first rows only."""
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
-    """Scores of each answer; the first decides wins."""
-    parts: tuple[str, ...] = ()
-    """Names of rewards that are parts of the first and must not fall."""
+    """Scores of each completion. The first one decides wins; it may be a judge of pairs."""
+    num_completions: int = Field(default=1, gt=0)
+    """Completions per prompt and model."""
+    pass_at: tuple[int, ...] = ()
+    """Report pass@k of the first reward for these k, each at most ``num_completions``."""
+    pass_threshold: float = 1.0
+    """A completion passes with a score of at least this."""
+    temperatures: tuple[float, ...] = ()
+    """Sample the last model at these temperatures as well."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Nucleus of the samples at ``temperatures``."""
+    html: bool = True
+    """Write a page with the completions side by side."""
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
     token_budget: int = 8192
     device: str = "auto"
 
     @model_validator(mode="after")
-    def _known(self) -> CompareConfig:
-        if self.baseline not in self.models:
+    def _check(self) -> CompareConfig:
+        if self.run is None and len(self.models) < (1 if self.pass_at else 2):
+            raise ValueError("give a run, or two or more models (one is enough with pass_at)")
+        if self.run is None and self.baseline is not None and self.baseline not in self.models:
             raise ValueError(
                 f"baseline {self.baseline!r} is not among models: {', '.join(self.models)}"
             )
-        for r in self.rewards:
+        if self.run is not None and {START, BEST, LAST} & self.models.keys():
+            raise ValueError(f"models: {START!r}, {BEST!r} and {LAST!r} are policies of the run")
+        for r in self.rewards[0 if self.pass_at else 1 :]:
             if r.compares:
                 raise ValueError(
-                    f"reward {r.name!r} is a judge of several answers of one model to one prompt, "
-                    "and here each gives one; score with a model, a function, a verifier or an AI judge "
+                    f"reward {r.name!r} is a judge of pairs, which can only be the first reward and "
+                    "cannot decide pass@k; score with a model, a function, a verifier or an AI judge "
                     "of mode: score"
                 )
+        if self.pass_at and not 1 <= min(self.pass_at) <= max(self.pass_at) <= self.num_completions:
+            raise ValueError(
+                f"pass_at {list(self.pass_at)} must lie between 1 and num_completions "
+                f"({self.num_completions})"
+            )
         return self
+
+
+class SolvedConfig(CompareConfig):
+    """Keys and defaults of the old stage ``solved``, read for one release."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "model": "models.model",
+        "reward": "rewards",
+        "n": "num_completions",
+        "k": "pass_at",
+        "solved": "pass_threshold",
+    }
+    rewards: Annotated[
+        tuple[RewardSpec, ...], BeforeValidator(lambda v: [v] if isinstance(v, dict) else v)
+    ] = Field(min_length=1)
+    num_completions: int = Field(default=8, gt=0)
+    pass_at: tuple[int, ...] = (1, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelResult:
+    """One model's completions, and how they compare with the baseline's."""
+
+    length: float
+    """Mean, tokens per completion."""
+    truncated: float
+    """Share of completions cut at ``max_new_tokens``."""
+    scores: dict[str, Estimate]
+    """Mean of each reward over the completions that it scored."""
+    failed: dict[str, int]
+    """Completions without a score, or without a verdict, by reward; the statistics leave them out."""
+    kl: float | None
+    """KL to the baseline, nats per completion; None for the baseline and for other decoding."""
+    win_rate: Estimate
+    """Share of prompts won against the baseline, ties half."""
+    win_rate_length_controlled: Estimate
+    compared: int
+    """Pairs of completions with a winner or a tie."""
+    gain: dict[str, float]
+    """Mean of each reward minus that of the baseline."""
+    pass_at: dict[int, Estimate]
+    """pass@k by k."""
+    style: dict[str, float]
+    """See ``stats.style``."""
+    openings: list[tuple[str, float]]
+    decoding: bool = False
+    """Whether it is the model before, sampled differently."""
+
+    def summary(self) -> dict[str, Any]:
+        """As ``summary.json`` has it: one key per reward, and ``pass@K``."""
+        values = asdict(self)
+        scores, passes = values.pop("scores"), values.pop("pass_at")
+        del values["decoding"]
+        values["distinct_2"] = self.style["distinct_2"]
+        for key in ("win_rate", "win_rate_length_controlled"):
+            values[key] = values[key].summary()
+        values |= {name: e.summary() for name, e in scores.items()}
+        values |= {f"pass@{k}": e.summary() for k, e in passes.items()}
+        return {k: v for k, v in values.items() if v is not None}
+
+
+def main(config: CompareConfig) -> dict[str, ModelResult]:
+    """Complete, score, compare. Writes comparison.parquet, summary.json and compare.html to ``out``.
+
+    Returns:
+        Result by model, in the order of the run's policies and ``models``.
+
+    Raises:
+        ConfigError: the baseline is unknown.
+        DataError: a reward scored no completion of a model.
+    """
+    c = config
+    candidates = _candidates(c)
+    names = [x.name for x in candidates]
+    baseline = c.baseline or names[0]
+    if baseline not in names:
+        raise ConfigError(f"baseline: {baseline!r} is none of {', '.join(names)}")
+    examples = formats.prompts(sources.read(c.data, limit=c.limit))
+    load = Loader()
+    base = candidates[names.index(baseline)]
+    lm = base_lm = Loader()(base)  # its own loader, because checkpoints share a model
+    groups: dict[str, list[Group]] = {}
+    kls: dict[str, float] = {}
+    for candidate in candidates:
+        if not candidate.decoding:
+            lm = base_lm if candidate is base else load(candidate)
+        done = groups[candidate.name] = _complete(c, candidate, lm, examples)
+        if lm is not base_lm and not candidate.decoding:
+            tau = candidate.sampling.temperature
+            own = _summed_logps(lm, done, c.token_budget, tau)
+            reference = _summed_logps(base_lm, done, c.token_budget, tau)
+            kls[candidate.name] = float(np.mean(np.asarray(own) - np.asarray(reference)))
+    results = {
+        x.name: _result(c, x, groups[x.name], groups[baseline], kls.get(x.name)) for x in candidates
+    }
+    out = Path(c.out or (f"{c.run}/compare" if c.run else "runs/compare"))
+    out.mkdir(parents=True, exist_ok=True)
+    rows = _rows(groups, c.rewards)
+    pq.write_table(pa.Table.from_pylist(rows), out / "comparison.parquet")
+    summary: dict[str, Any] = {name: result.summary() for name, result in results.items()}
+    if isinstance(c, SolvedConfig):  # where old recipes look for the figures
+        summary |= summary[baseline] | {"prompts": len(examples)}
+    write_atomic(out / "summary.json", to_json(summary, indent=1).encode("utf-8", "replace"))
+    for name, result in results.items():
+        _report(c.rewards[0].name, name, baseline, result)
+    if c.html:
+        from trimtab.evaluate.compare_page import page
+
+        html = page(results, baseline, rows, c.rewards[0].name)
+        write_atomic(out / "compare.html", html.encode())
+        log.info("page: %s", out / "compare.html")
+    return results
+
+
+def _candidates(c: CompareConfig) -> list[Candidate]:
+    candidates: list[Candidate] = []
+    if c.run is not None:
+        candidates += of_run(Path(c.run), c.steps, c.device, c.sampling)
+    for name, spec in c.models.items():
+        device = c.device if spec.device == "auto" else spec.device
+        spec = spec.model_copy(update={"device": device})
+        candidates.append(Candidate(name, spec, c.sampling))
+    last = candidates[-1]
+    for t in c.temperatures:
+        sampling = c.sampling.model_copy(update={"temperature": t, "top_p": c.top_p})
+        name = f"T={t:g}" + (f" p={c.top_p:g}" if c.top_p < 1 else "")
+        candidates.append(Candidate(name, last.spec, sampling, last.weights, decoding=True))
+    return candidates
+
+
+def _complete(
+    c: CompareConfig, candidate: Candidate, lm: LM, examples: Sequence[Example]
+) -> list[Group]:
+    """One candidate's completions of all prompts, scored by every reward that needs no rival."""
+    spec = candidate.spec
+    tokenizer = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template)
+    renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
+    prompts = [g for g in map(renderer.prompt, examples) if g is not None]
+    sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
+    with bar(candidate.name) as progress:
+        # The key is the same for all models, so that differences are not due to the random stream.
+        groups = collect(
+            sampler, renderer, prompts, candidate.sampling,
+            n=c.num_completions, key=(c.seed,), version=0, on_progress=progress,
+        )  # fmt: skip
+    scoring = [r for r in c.rewards if not r.compares]
+    if scoring:
+        Rewards(scoring, tokenizer, c.token_budget, c.device)(groups)
+    return groups
 
 
 @torch.no_grad()
 def _summed_logps(lm: LM, groups: Sequence[Group], budget: int, temperature: float) -> list[float]:
-    found: dict[int, float] = {}
+    """Log-probability of each completion, nats, in the order of ``groups``."""
+    logps: dict[int, float] = {}
     for pack in packs(groups, budget, share=lm.exact):
         on = pack.to(lm.device)
         logp, _ = lm.logps(lm.states(on), on, temperature or 1.0, entropy=False)
         sums = torch.zeros(len(pack.last_B)).index_add(0, pack.owner_C, logp.cpu())
-        done = [c for g in pack.groups for c in g.completions]
-        found.update({id(c): float(s) for c, s in zip(done, sums, strict=True)})
-    return [found[id(c)] for g in groups for c in g.completions]
+        completions = [x for g in pack.groups for x in g.completions]
+        logps.update({id(x): float(s) for x, s in zip(completions, sums, strict=True)})
+    return [logps[id(x)] for g in groups for x in g.completions]
 
 
-def main(config: CompareConfig) -> dict[str, Any]:
-    """Answer, score, compare. Writes ``comparison.parquet`` and ``summary.json`` into ``out``.
-
-    Returns:
-        Figures by model: mean of each reward with its interval, length, distinct-2, truncated
-        share, KL to the baseline in nats a completion; and, against the baseline, win rate (ties
-        half) with its 95 % interval over prompts and the gain of each reward.
-    """
-    out = Path(config.out)
-    rows = sources.read(config.data, limit=config.limit)
-    examples = formats.prompts(rows)
-    answers: dict[str, list[Group]] = {}
-    figures: dict[str, Any] = {}
-    base_lm = LM.load(
-        config.models[config.baseline].model_copy(update={"device": config.device}), train=False
-    )
-    for name, spec in config.models.items():
-        tokenizer = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template)
-        renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
-        lm = base_lm if name == config.baseline else LM.load(spec, train=False)
-        asked = [renderer.prompt(e) for e in examples]
-        prompts = [g for g in asked if g is not None]
-        # One key for all models: the same uniforms, so that differences are the models' own.
-        sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
-        with bar(name) as show:
-            groups = collect(
-                sampler, renderer, prompts, config.sampling,
-                n=1, key=(config.seed,), version=0, on_progress=show,
-            )  # fmt: skip
-        Rewards(config.rewards, tokenizer, config.token_budget, config.device)(groups)
-        answers[name] = groups
-        texts = [g.completions[0].text for g in groups]
-        mine: dict[str, Any] = {
-            "length": float(np.mean([len(g.completions[0]) for g in groups])),
-            "truncated": float(np.mean([g.completions[0].finish == "length" for g in groups])),
-            "distinct_2": distinct_n(texts, 2),
-        }
-        for r in config.rewards:
-            mean, low, high = bootstrap_mean(_values(groups, r.name))
-            mine[r.name] = {"mean": mean, "low": low, "high": high}
-        if name != config.baseline:
-            tau = config.sampling.temperature
-            own = _summed_logps(lm, groups, config.token_budget, tau)
-            ref = _summed_logps(base_lm, groups, config.token_budget, tau)
-            mine["kl"] = float(np.mean(np.asarray(own) - np.asarray(ref)))
-        figures[name] = mine
-    base = answers[config.baseline]
-    first = config.rewards[0].name
-    for name, groups in answers.items():
-        if name == config.baseline:
+def _result(
+    c: CompareConfig,
+    candidate: Candidate,
+    groups: Sequence[Group],
+    base: Sequence[Group],
+    kl: float | None,
+) -> ModelResult:
+    completions = [x for g in groups for x in g.completions]
+    owner = [i for i, g in enumerate(groups) for _ in g.completions]
+    texts = [x.text for x in completions]
+    first = c.rewards[0]
+    scores: dict[str, Estimate] = {}
+    gain: dict[str, float] = {}
+    failed: dict[str, int] = {}
+    for r in c.rewards:
+        if r.compares:
             continue
-        rate, low, high = win_rate(_values(groups, first), _values(base, first))
-        figures[name]["win_rate"] = {"mean": rate, "low": low, "high": high}
-        figures[name]["gain"] = {
-            r.name: figures[name][r.name]["mean"] - figures[config.baseline][r.name]["mean"]
-            for r in config.rewards
-        }
-    out.mkdir(parents=True, exist_ok=True)
-    table: list[dict[str, Any]] = []
-    for i, group in enumerate(base):
-        row: dict[str, Any] = {"prompt": group.text, "kind": str(group.extra.get("kind", ""))}
-        for name, groups in answers.items():
-            c = groups[i].completions[0]
-            row[name] = c.text
-            for r in config.rewards:
-                row[f"{r.name}_{name}"] = c.scores[r.name].value
-        table.append(row)
-    pq.write_table(pa.Table.from_pylist(table), out / "comparison.parquet")
-    write_atomic(out / "summary.json", json.dumps(figures, indent=1).encode())
-    for name in config.models:
-        mine = figures[name]
-        said = f"{name}: {first} {mine[first]['mean']:.3f}"
-        if name != config.baseline:
-            rate = mine["win_rate"]
-            said += (
-                f", beats {config.baseline} on {rate['mean']:.0%} of prompts"
-                f" [{rate['low']:.0%}, {rate['high']:.0%}], KL {mine['kl']:.2f} nats"
-            )
-        console.print(f"[bold]compare[/bold]: {said}")
-    return figures
+        scores[r.name] = _mean_score(groups, r.name, candidate.name)
+        gain[r.name] = scores[r.name].value - _mean_score(base, r.name, "the baseline").value
+        failed[r.name] = sum(x.scores[r.name].value is None for x in completions)
+    wins = _wins(groups, base, first)
+    if first.compares:
+        failed[first.name] = sum(w is None for w in wins)
+    lengths = [_words(x.text) for x in completions]
+    base_lengths = [_words(x.text) for g in base for x in g.completions]
+    decided = [
+        (i, w, float(mine - theirs))
+        for i, w, mine, theirs in zip(owner, wins, lengths, base_lengths, strict=True)
+        if w is not None
+    ]
+    prompts = [str(i) for i, _, _ in decided]
+    win_N = np.array([w for _, w, _ in decided], np.float64)
+    longer_N = np.array([gap for *_, gap in decided], np.float64)
+    return ModelResult(
+        length=float(np.mean([len(x) for x in completions])),
+        truncated=float(np.mean([x.finish == "length" for x in completions])),
+        scores=scores,
+        failed=failed,
+        kl=kl,
+        win_rate=bootstrap_mean(win_N, prompts),
+        # One verdict per prompt and model does not determine a prompt's difficulty: gamma is empty.
+        win_rate_length_controlled=length_controlled(Verdicts(tuple(prompts), win_N, longer_N), {}),
+        compared=len(decided),
+        gain=gain,
+        pass_at={k: _pass_at(groups, first.name, k, c.pass_threshold) for k in c.pass_at},
+        style=style([groups[i].text for i in owner], texts),
+        openings=openings(texts),
+        decoding=candidate.decoding,
+    )
 
 
-def _values(groups: Sequence[Group], name: str) -> list[float]:
-    """Scores by prompt; an answer that could not be scored counts as the lowest seen."""
-    raw = [g.completions[0].scores[name].value for g in groups]
-    known = [v for v in raw if v is not None]
-    floor = min(known, default=0.0)
-    return [floor if v is None else v for v in raw]
+def _words(text: str) -> int:
+    return len(text.split())
+
+
+def _mean_score(groups: Sequence[Group], reward: str, model: str) -> Estimate:
+    """Mean over the completions that have a score; the interval is over prompts.
+
+    Raises:
+        DataError: none has one.
+    """
+    scores = [(i, x.scores[reward]) for i, g in enumerate(groups) for x in g.completions]
+    scored = [(i, s.value) for i, s in scores if s.value is not None]
+    if not scored:
+        detail = scores[0][1].detail if scores else "there are no prompts"
+        raise DataError(
+            f"reward {reward!r} scored no completion of {model}; the first failure: {detail}"
+        )
+    return bootstrap_mean([v for _, v in scored], [i for i, _ in scored])
+
+
+def _wins(groups: Sequence[Group], base: Sequence[Group], first: RewardSpec) -> list[float | None]:
+    """1, 0.5 or 0 for each completion that wins, ties or loses against the baseline's; None where
+    a score or the verdict failed."""
+    pairs = [
+        Group(b.id, b.prompt, [x, y], b.text, b.extra)
+        for g, b in zip(groups, base, strict=True)
+        for x, y in zip(g.completions, b.completions, strict=True)
+    ]
+    if first.compares:
+        if groups is base:
+            return [0.5] * len(pairs)
+        Rewards([first], None, 0)(pairs)
+    wins: list[float | None] = []
+    for pair in pairs:
+        x, y = (s.scores[first.name].value for s in pair.completions)
+        wins.append(None if x is None or y is None else float(x > y) + 0.5 * (x == y))
+    return wins
+
+
+def _pass_at(groups: Sequence[Group], reward: str, k: int, threshold: float) -> Estimate:
+    """Unbiased pass@k over the prompts with at least k scored completions."""
+    scored = [
+        [v for x in g.completions if (v := x.scores[reward].value) is not None] for g in groups
+    ]
+    return bootstrap_mean(
+        [pass_at_k(len(v), sum(s >= threshold for s in v), k) for v in scored if len(v) >= k]
+    )
+
+
+def _rows(groups: dict[str, list[Group]], rewards: Sequence[RewardSpec]) -> list[dict[str, Any]]:
+    """One row per prompt and completion: prompt, kind, each model's text and scores."""
+    rows: list[dict[str, Any]] = []
+    for of_prompt in zip(*groups.values(), strict=True):
+        for completions in zip(*(g.completions for g in of_prompt), strict=True):
+            kind = str(of_prompt[0].extra.get("kind", ""))
+            row: dict[str, Any] = {"prompt": of_prompt[0].text, "kind": kind}
+            for name, x in zip(groups, completions, strict=True):
+                row[name] = x.text
+                scores = {r.name: x.scores[r.name].value for r in rewards if not r.compares}
+                row |= {f"{reward}_{name}": value for reward, value in scores.items()}
+            rows.append(row)
+    return rows
+
+
+def _report(first: str, name: str, baseline: str, result: ModelResult) -> None:
+    parts = [f"{first} {result.scores[first].value:.3f}"] if first in result.scores else []
+    parts += [
+        f"pass@{k} {p.value:.3f} [{p.low:.3f}, {p.high:.3f}]" for k, p in result.pass_at.items()
+    ]
+    if name != baseline:
+        raw, controlled = result.win_rate, result.win_rate_length_controlled
+        parts.append(
+            f"wins {raw.value:.0%} [{raw.low:.0%}, {raw.high:.0%}] against {baseline}, "
+            f"{controlled.value:.0%} at equal length"
+        )
+    if result.kl is not None:
+        parts.append(f"KL {result.kl:.2f} nats per completion")
+    log.info("%s: %s", name, ", ".join(parts))
+    for reward, count in result.failed.items():
+        if count:
+            log.warning("%s: %d scores of reward %r failed and are left out", name, count, reward)
