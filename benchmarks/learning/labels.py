@@ -85,12 +85,12 @@ def compare(out: Path, start: Path) -> dict[str, Any]:
         "rewards": [{"name": "gold", "function": "trimtab.sandbox.world:gold_reward"}],
         "sampling": {"max_new_tokens": 40},
     }  # fmt: skip
-    found = policies.main(build(policies.CompareConfig, given))
-    mine = found["rl"]
+    results = policies.main(build(policies.CompareConfig, given))
+    sft, mine = (results[name].summary() for name in ("sft", "rl"))
     return {
-        "start": found["sft"]["gold"]["mean"], "end": mine["gold"]["mean"],
+        "start": sft["gold"]["mean"], "end": mine["gold"]["mean"],
         "win_rate": mine["win_rate"]["mean"], "low": mine["win_rate"]["low"],
         "high": mine["win_rate"]["high"], "kl": mine["kl"], "length": mine["length"],
-        "length_start": found["sft"]["length"], "distinct_2": mine["distinct_2"],
-        "distinct_2_start": found["sft"]["distinct_2"],
+        "length_start": sft["length"], "distinct_2": mine["distinct_2"],
+        "distinct_2_start": sft["distinct_2"],
     }  # fmt: skip

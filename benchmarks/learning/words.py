@@ -7,7 +7,7 @@ from typing import Any
 
 from trimtab.config import build
 from trimtab.datagen import word_problem_data
-from trimtab.evaluate import solved
+from trimtab.evaluate import compare
 from trimtab.runs import read_metrics
 from trimtab.sandbox.word_problems import END
 from trimtab.train import rl, sft
@@ -59,16 +59,18 @@ def _mixture(dense: Path) -> Path:
 
 def measure(model: Path, start: Path, out: Path, limit: int | None = None) -> dict[str, Any]:
     """pass@1, 4, 8 on held-out problems, from 8 samples each."""
-    return solved.main(
+    results = compare.main(
         build(
-            solved.SolvedConfig,
+            compare.CompareConfig,
             {
-                "out": str(out), "model": {"path": str(model)}, "reward": VERIFIER, "n": 8,
+                "out": str(out), "models": {"model": {"path": str(model)}},
+                "rewards": [VERIFIER], "num_completions": 8, "pass_at": [1, 4, 8], "html": False,
                 "data": str(start / "tasks" / "heldout.jsonl"), "limit": limit,
                 "sampling": {"max_new_tokens": LIMIT},
             },
         )
     )  # fmt: skip
+    return results["model"].summary()
 
 
 def settings(

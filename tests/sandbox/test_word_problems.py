@@ -12,7 +12,6 @@ import pytest
 from trimtab.config import build
 from trimtab.datagen.word_problem_data import TasksConfig
 from trimtab.errors import ConfigError, DataError
-from trimtab.evaluate.solved import SolvedConfig, pass_at_k
 from trimtab.launch.recipe import KINDS
 from trimtab.sandbox import word_problems
 from trimtab.sandbox.word_problems import Change, Difficulty, Problem
@@ -206,16 +205,6 @@ def test_bad_settings_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=key):
             build(TasksConfig, given, "test")
-    solved = {"model": {"path": "m"}, "data": "d", "reward": {"name": "r", "function": "a:b"}}
-    with pytest.raises(ConfigError, match="between 1 and n"):
-        build(SolvedConfig, {**solved, "n": 4, "k": [1, 8]}, "test")
-
-
-def test_pass_at_k_by_hand() -> None:
-    assert pass_at_k(10, 3, 5) == pytest.approx(0.916667, abs=1e-6)
-    assert pass_at_k(10, 3, 1) == pytest.approx(0.3)
-    assert pass_at_k(4, 0, 4) == 0.0
-    assert pass_at_k(4, 1, 4) == 1.0
 
 
 def test_the_documented_example_is_right() -> None:

@@ -71,6 +71,7 @@ def test_many_atoms_reach_the_bound() -> None:
 def test_O15_pass_at_k() -> None:
     near(pass_at_k(10, 3, 5), 0.916667)
     near(pass_at_k(10, 3, 1), 0.3)
+    assert (pass_at_k(4, 0, 4), pass_at_k(4, 1, 4)) == (0.0, 1.0)
     with pytest.raises(DataError, match="undefined for 4 samples"):
         pass_at_k(4, 1, 5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -38,6 +39,8 @@ TEMPLATE = (
     "{% if m['role'] == 'assistant' %}{{ eos_token }} {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
 )
+
+WORDY: dict[str, Any] = {"name": "wordy", "function": "tests.support.folders:wordy"}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -113,6 +116,12 @@ def wordy(prompts: list[str], completions: list[str], **_: object) -> list[float
     return [len(set(c.split())) / max(1, len(c.split())) for c in completions]
 
 
+def wordy_or_none(prompts: list[str], completions: list[str], **_: object) -> list[float | None]:
+    """``wordy``, which fails on some completions."""
+    scores = wordy(prompts, completions)
+    return [None if len(c) % 4 == 0 else s for c, s in zip(completions, scores, strict=True)]
+
+
 def wordier(
     prompts: list[str], pairs: list[list[str]], fail: bool = False, **_: object
 ) -> list[float | None]:
@@ -126,3 +135,13 @@ def wordier(
 def first(prompts: list[str], pairs: list[list[str]], **_: object) -> list[float]:
     """A judge that takes whatever it is shown first."""
     return [0.0 for _ in pairs]
+
+
+def rl_settings(base: Path, out: Path, **more: Any) -> dict[str, Any]:
+    """A short RLOO run on the model and prompts in ``base``, rewarded by ``wordy``."""
+    return {
+        "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
+        "data": {"path": str(base / "prompts.jsonl")}, "rewards": [WORDY],
+        "method": {"type": "rloo", "group_size": 4, "kl": {"beta": 0.01}}, "sampling": {"max_new_tokens": 6},
+        "steps": 6, "batch_size": 8, "optim": {"lr": 5e-3, "schedule": "constant"}, **more,
+    }  # fmt: skip

@@ -258,7 +258,7 @@ def test_a_judge_needs_several_answers() -> None:
     assert build(RLConfig, {**rl, "method": {"type": "rloo"}}).method.group_size == 8
     models = {"a": {"path": "m"}, "b": {"path": "n"}}
     with pytest.raises(ConfigError, match="judge"):
-        build(CompareConfig, {"models": models, "baseline": "a", "data": "d", "rewards": JUDGE})
+        build(CompareConfig, {"models": models, "data": "d", "rewards": [*WORDY, *JUDGE]})
 
 
 def test_a_missing_judge_is_told_before_the_model_is_loaded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from trimtab.cli.flags import parse, show_keys
 from trimtab.cli.terminal import print_logs
 from trimtab.config import Config, build, merge, read_yaml
 from trimtab.errors import ConfigError, UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +103,10 @@ STAGES = {
         "audit RUN: gold scores of a small share of its rollouts, and whether the reward is real",
         "run",
     ),
-    "side_by_side": Command(
-        "trimtab.evaluate.side_by_side",
-        "SideConfig",
-        "side_by_side RUN: the same prompts answered by start, steps and best",
+    "compare": Command(
+        "trimtab.evaluate.compare",
+        "CompareConfig",
+        "compare [RUN]: complete held-out prompts with several models, score and compare",
         "run",
     ),
     "remedy": Command(
@@ -404,6 +407,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     }  # fmt: skip
     try:
         with print_logs():
+            if name == "side_by_side":
+                log.warning(
+                    "side_by_side is now called compare; the old name goes with the next release"
+                )
+                name = "compare"
             if name in COMMANDS:
                 stage(name, rest)
             elif name in others:

@@ -160,7 +160,7 @@ CATALOGUE: tuple[Remedy, ...] = (
     Remedy("importance-cap", (12,), "Cap the weights between sampler and trainer at 2.", _method(mismatch="token", mismatch_high=2.0)),
     Remedy("dynamic-sampling", (13,), "Draw other prompts for groups whose rewards are all alike.", _dynamic, False, "2503.14476"),
     Remedy("whiten", (14, 11), "Whiten and clip rewards.", _shape(whiten=True, clip=5.0)),
-    Remedy("decoding", (7, 8), "Sample otherwise when it serves, and look at what that costs.", _nothing, advice="trimtab side_by_side RUN --data PROMPTS --rewards GOLD --temperatures '[0.7, 1.0]' --top_p 0.95"),
+    Remedy("decoding", (7, 8), "Sample otherwise when it serves, and look at what that costs.", _nothing, advice="trimtab compare RUN --data PROMPTS --rewards GOLD --temperatures '[0.7, 1.0]' --top_p 0.95"),
 )  # fmt: skip
 
 

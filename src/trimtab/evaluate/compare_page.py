@@ -154,9 +154,7 @@ def _table(results: Mapping[str, ModelResult]) -> Table:
         ("Win rate", *(_percent(r.win_rate) for r in every)),
         ("Win rate at equal length", *(_percent(r.win_rate_length_controlled) for r in every)),
     ]
-    rows += [
-        (f"pass@{k}", *(_percent(r.pass_at[k]) for r in every)) for k in every[0].pass_at
-    ]
+    rows += [(f"pass@{k}", *(_percent(r.pass_at[k]) for r in every)) for k in every[0].pass_at]
     if any(any(r.failed.values()) for r in every):
         rows.append(("Failed scores", *(str(sum(r.failed.values())) for r in every)))
     return Table(("", *results), rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -28,12 +29,14 @@ from trimtab.datagen import (
 )
 from trimtab.datagen import scratch as prepare
 from trimtab.errors import ConfigError
-from trimtab.evaluate import accuracy, compare, solved
+from trimtab.evaluate import accuracy, compare
 from trimtab.launch.plan import peak_mb
 from trimtab.report.run_report import report_pipeline
 from trimtab.runs import Run, read_summary, write_atomic
 from trimtab.runs.console import console
 from trimtab.train import dpo, online_dpo, process, reward, rl, sft
+
+log = logging.getLogger(__name__)
 
 KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
     "function": (prepare.FunctionConfig, prepare.function),
@@ -56,7 +59,7 @@ KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
     "mix": (mix.MixConfig, mix.main),
     "rl": (rl.RLConfig, rl.main),
     "compare": (compare.CompareConfig, compare.main),
-    "solved": (solved.SolvedConfig, solved.main),
+    "solved": (compare.SolvedConfig, compare.main),
 }
 
 
@@ -154,6 +157,13 @@ def plan(recipe: Recipe, source: str) -> list[Planned]:
         if kind not in KINDS:
             raise ConfigError(
                 f"{source}: stages.{name}.kind: {kind!r} is not one of {', '.join(KINDS)}"
+            )
+        if kind == "solved":
+            log.warning(
+                "%s: stages.%s: solved is now compare with pass_at; the old name goes with the next "
+                "release",
+                source,
+                name,
             )
         where = f"stages.{name}"
         values = {k: v for k, v in raw.items() if k != "kind"}
