@@ -27,7 +27,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare")
     folders.model_folder(folder / "model")
     folders.prompts(folder / "prompts.jsonl", 24)
-    more = {"loop": {"save_every": 2, "keep": 3}}
+    more = {"loop": {"save_steps": 2, "save_total_limit": 3}}
     rl.main(build(rl.RLConfig, folders.rl_settings(folder, folder / "run", **more)))
     return folder
 

@@ -143,5 +143,5 @@ def rl_settings(base: Path, out: Path, **more: Any) -> dict[str, Any]:
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
         "data": {"path": str(base / "prompts.jsonl")}, "rewards": [WORDY],
         "method": {"type": "rloo", "group_size": 4, "kl": {"beta": 0.01}}, "sampling": {"max_new_tokens": 6},
-        "steps": 6, "batch_size": 8, "optim": {"lr": 5e-3, "schedule": "constant"}, **more,
+        "steps": 6, "batch_size": 8, "optim": {"lr": 5e-3, "lr_scheduler_type": "constant"}, **more,
     }  # fmt: skip
