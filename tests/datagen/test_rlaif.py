@@ -54,7 +54,7 @@ def test_a_judge_as_live_reward() -> None:
     assert alone[0].value == pytest.approx((round(1 + 9 * 4 / 8) - 1) / 9)
     with pytest.raises(ValueError, match="belongs to function or judge"):
         RewardSpec.model_validate({"name": "j", "ai": {"model": "m"}, "timeout": 1.0})
-    with pytest.raises(ConfigError, match=r"serve: .*cannot be started"):
+    with pytest.raises(ConfigError, match=r"serve: .*cannot be called"):
         scored(group, endpoint=SERVE, serve={"tempo": 1}, model="m")
 
 
