@@ -21,7 +21,7 @@ from trimtab.judges.judge_config import JudgeSpec
 from trimtab.judges.pairwise import Judge
 from trimtab.sandbox.endpoint import Endpoint, Faults
 from trimtab.sandbox.simulated_judge import SimulatedJudge
-from trimtab.sandbox.world import World, answer, gold
+from trimtab.sandbox.world import gold, make_scenes, sample_completion
 from trimtab.stats.uncertainty import wilson
 
 KINDS = ("429", "500", "reset", "stall", "cut", "empty")
@@ -30,9 +30,12 @@ KINDS = ("429", "500", "reset", "stall", "cut", "empty")
 def sandbox(n: int, seed: int) -> list[Item]:
     """Items of two answers, the better one first."""
     made: list[Item] = []
-    for i, scene in enumerate(World(seed).prompts(10 * n)):
+    for i, scene in enumerate(make_scenes(10 * n, seed)):
         rng = np.random.default_rng((seed, i))
-        pair = sorted({answer(scene, rng), answer(scene, rng)}, key=lambda a: -gold(scene, a).total)
+        pair = sorted(
+            {sample_completion(scene, rng), sample_completion(scene, rng)},
+            key=lambda a: -gold(scene, a).total,
+        )
         if len(pair) == 2 and gold(scene, pair[0]).total > gold(scene, pair[1]).total:
             made.append(Item(id=str(i), prompt=tuple(scene.messages()), completions=tuple(pair)))
         if len(made) == n:

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from trimtab.label.access import Access, read_secret
-from trimtab.sandbox.world import World
+from trimtab.sandbox.world import make_scenes
 
 PEOPLE = ("ann", "bob")
 HIDDEN = re.compile(r'type="hidden" name="(\w+)" value="([^"]*)"')
@@ -27,7 +27,7 @@ ANSWER = re.compile(r'<section class="answer".*?<div class="text">(.*?)</section
 
 def write_prompts(path: Path) -> None:
     """Sandbox prompts, without the scenes behind them."""
-    rows = [{"prompt": scene.messages()} for scene in World(0).prompts(120, start=3000)]
+    rows = [{"prompt": scene.messages()} for scene in make_scenes(120, 0, start=3000)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

@@ -49,7 +49,7 @@ def shown(spec: Spec) -> list[Scene]:
         from dataclasses import replace
 
         return [
-            replace(s, opinion=s.asked) for s in scenes(("opinion",), spec.recipe.pool, spec.seed)
+            replace(s, opinion=s.query) for s in scenes(("opinion",), spec.recipe.pool, spec.seed)
         ]
     return scenes(kinds_of(spec.task), spec.recipe.pool, spec.seed)
 
@@ -257,7 +257,7 @@ def _probe(folder: Path, spec: Spec, config: rl.RLConfig) -> None:
         )
         true = f(
             [""] * len(one),
-            [s.asked.sentence for s in one if s.asked],
+            [s.query.sentence for s in one if s.query],
             scene=[s.to_json() for s in one],
             **spec_of.options,
         )

@@ -17,7 +17,7 @@ from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.models.heads import Scorer
 from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.bradley_terry import BradleyTerry
-from trimtab.sandbox.world import Scene, World, answer, gold
+from trimtab.sandbox.world import Scene, gold, make_scenes, sample_completion
 from trimtab.stats.newton import fit_logistic
 from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer, batch_indices
 from trimtab.types import Group
@@ -40,9 +40,11 @@ def questions(seed: int, n: int, answers: int = 2, start: int = 0) -> list[Quest
     found: list[Question] = []
     i = start
     while len(found) < n:
-        scene = World(seed).prompts(1, start=i)[0]
+        scene = make_scenes(1, seed, start=i)[0]
         rng = np.random.default_rng((seed, 23, i))
-        texts = list(dict.fromkeys(answer(scene, rng) for _ in range(4 * answers)))[:answers]
+        texts = list(dict.fromkeys(sample_completion(scene, rng) for _ in range(4 * answers)))[
+            :answers
+        ]
         i += 1
         if len(texts) == answers:
             scores = tuple(gold(scene, t).total for t in texts)

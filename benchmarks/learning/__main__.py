@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.learning import credit, labels, page, words
 from benchmarks.learning.jobs import Job, run
 from trimtab.objectives.methods import METHODS
-from trimtab.sandbox.word_problems import END
+from trimtab.sandbox.arithmetic import END
 
 LEARN = "benchmarks.learning.words:learn"
 SEEDS = (0, 1, 2)

@@ -13,7 +13,7 @@ from benchmarks.learning import words
 from trimtab.config import build
 from trimtab.datagen import step_labels
 from trimtab.sandbox import word_problems as sandbox
-from trimtab.sandbox.word_problems import Problem
+from trimtab.sandbox.arithmetic import Problem
 from trimtab.train import process
 from trimtab.train.advantages import assign
 from trimtab.train.rl import RLStage
@@ -91,7 +91,9 @@ def correlation(
         effect
         for g in groups
         for c in g.completions
-        for effect in sandbox.effects(Problem.from_json(g.extra["problem"]), c.text, words.WRONG)
+        for effect in sandbox.step_effects(
+            Problem.from_json(g.extra["problem"]), c.text, words.WRONG
+        )
     ]
     found: dict[str, list[float]] = {}
     for name, one in (("critic", critic), ("group", group), ("monte_carlo", vine)):

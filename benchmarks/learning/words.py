@@ -9,7 +9,7 @@ from trimtab.config import build
 from trimtab.datagen import word_problem_data
 from trimtab.evaluate import compare
 from trimtab.runs import read_metrics
-from trimtab.sandbox.word_problems import END
+from trimtab.sandbox.arithmetic import END
 from trimtab.train import rl, sft
 
 VERIFIER = {"name": "right", "function": "trimtab.sandbox.word_problems:verifier_reward"}

@@ -20,7 +20,7 @@ from trimtab.datagen import best_of_n, mix, sandbox_data
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate import accuracy
 from trimtab.runs import read_samples
-from trimtab.sandbox.world import World
+from trimtab.sandbox.world import make_scenes
 from trimtab.train import reward
 from trimtab.types import Completion, Group
 
@@ -287,7 +287,7 @@ def test_a_reward_that_scores_nothing_has_no_accuracy(base: Path, tmp_path: Path
 
 
 def test_labels_of_a_later_round_are_of_other_prompts(base: Path, tmp_path: Path) -> None:
-    scenes = World(0).prompts(24)
+    scenes = make_scenes(24, 0)
     folders.write(tmp_path / "p.jsonl", sandbox_data.prompt_rows(scenes))
 
     def labelled(out: str, **more: Any) -> set[str]:
@@ -328,7 +328,7 @@ def test_the_recipe_in_small(tmp_path: Path) -> None:
         "best.n": 8, "raft.holdout": 2, "raft.batch_size": 8, "raft.epochs": 0.5,
         **{f"{s}.epochs": 0.5 for s in ("reward", "reward2")},
         **{f"{s}.steps": 1 for s in ("online", "ppo", "ppo_on", "ppo2")},
-        **{f"{s}.prompts": 8 for s in ("online", "ppo", "ppo_on", "ppo2")},
+        **{f"{s}.batch_size": 8 for s in ("online", "ppo", "ppo_on", "ppo2")},
     }  # fmt: skip
     flags = [word for k, v in small.items() for word in (f"--{k}", str(v))]
     cli(["run", recipe, "--out", str(tmp_path / "o"), *flags])

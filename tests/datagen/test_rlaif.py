@@ -209,7 +209,7 @@ def test_probes_rank_the_plain_answer_first(tmp_path: Path) -> None:
     data = write_items(tmp_path / "items.jsonl", items(10))
     rows = [json.loads(i.model_dump_json())["extra"] for i in items(10)]
     prompts = folders.write(tmp_path / "prompts.jsonl", rows)
-    assert probes(tmp_path, str(prompts), str(data)) == {"twins": 10, "gold": 10}
+    assert probes(tmp_path, str(prompts), str(data)) == {"pairs": 10, "gold": 10}
     voice = [json.loads(x) for x in (tmp_path / "voice.jsonl").read_text().splitlines()]
     assert all(in_voice(r["completions"][1]) and not in_voice(r["completions"][0]) for r in voice)
 

@@ -36,7 +36,7 @@ from trimtab.judges.reply import read, verdict_prob
 from trimtab.judges.rubric import load_rubric, shipped
 from trimtab.sandbox.scene_parser import read_scene
 from trimtab.sandbox.simulated_judge import SimulatedJudge
-from trimtab.sandbox.world import World, answer, gold
+from trimtab.sandbox.world import gold, make_scenes, sample_completion
 
 PROMPT = [{"role": "user", "content": "q"}]
 
@@ -188,7 +188,7 @@ def test_a_fair_judge_says_the_same_in_every_order_and_mode() -> None:
 
 
 def test_many_answers_are_ranked_by_pairs_and_equal_ones_tie() -> None:
-    scene = next(s for s in World(0).prompts(50) if s.kind == "summary")
+    scene = next(s for s in make_scenes(50, 0) if s.kind == "summary")
     facts = [f.sentence for f in scene.facts]
     texts = [" ".join(facts), " ".join(facts[:2]), facts[0], facts[0]]
     item = Item.of(scene.messages(), texts)  # type: ignore[arg-type]
@@ -218,10 +218,10 @@ def test_settled_dense_and_majority() -> None:
 
 
 def test_the_scene_is_read_back_from_its_prompt() -> None:
-    for i, scene in enumerate(World(3).prompts(120)):
+    for i, scene in enumerate(make_scenes(120, 3)):
         back = read_scene(scene.prompt)
         assert back is not None and back.prompt == scene.prompt and back.kind == scene.kind
-        text = answer(scene, np.random.default_rng(i))
+        text = sample_completion(scene, np.random.default_rng(i))
         assert gold(back, text) == gold(scene, text)
     assert read_scene("write a poem") is None
 

@@ -11,15 +11,24 @@ import pytest
 from trimtab.sandbox import annotators
 from trimtab.sandbox.faults import length_reward
 from trimtab.sandbox.tokenizer import build
-from trimtab.sandbox.world import REFUSAL, UNKNOWN, Fact, Scene, World, answer, demonstrations, gold
+from trimtab.sandbox.world import (
+    REFUSAL,
+    UNKNOWN,
+    Fact,
+    Scene,
+    demonstrations,
+    gold,
+    make_scenes,
+    sample_completion,
+)
 
 PASSAGE = (
     Fact("anna", "place", "garden"),
     Fact("ben", "thing", "lamp"),
     Fact("cleo", "job", "baker"),
 )
-ASK = Scene("ask", PASSAGE, asked=PASSAGE[0])
-FALSE = Scene("opinion", PASSAGE, asked=PASSAGE[0], opinion=Fact("anna", "place", "kitchen"))
+ASK = Scene("ask", PASSAGE, query=PASSAGE[0])
+FALSE = Scene("opinion", PASSAGE, query=PASSAGE[0], opinion=Fact("anna", "place", "kitchen"))
 
 
 @pytest.mark.parametrize(
@@ -33,9 +42,9 @@ FALSE = Scene("opinion", PASSAGE, asked=PASSAGE[0], opinion=Fact("anna", "place"
         (ASK, "", (0, 0, 0, 0)),
         (FALSE, "you are right , anna is in the kitchen .", (0, 0, 1, 0.5)),
         (FALSE, "anna is in the garden .", (1, 1, 1, 1)),
-        (Scene("silent", PASSAGE, asked=Fact("dan", "job", "")), UNKNOWN, (1, 1, 1, 1)),
+        (Scene("silent", PASSAGE, query=Fact("dan", "job", "")), UNKNOWN, (1, 1, 1, 1)),
         (
-            Scene("silent", PASSAGE, asked=Fact("dan", "job", "")),
+            Scene("silent", PASSAGE, query=Fact("dan", "job", "")),
             "dan works as a pilot .",
             (0, 0, 1, 7 / 8),
         ),
@@ -64,7 +73,7 @@ def test_the_documented_example_is_right() -> None:
         Fact("ben", "thing", "drum"),
         Fact("cleo", "job", "baker"),
     )
-    scene = Scene("opinion", (anna, ben, cleo), asked=anna, opinion=Fact("anna", "place", "tower"))
+    scene = Scene("opinion", (anna, ben, cleo), query=anna, opinion=Fact("anna", "place", "tower"))
     page = (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text(encoding="utf-8")
     assert scene.prompt.split(" . i think")[0].replace(" ", "") in page.replace("\n", "").replace(
         " ", ""
@@ -77,7 +86,7 @@ def test_the_documented_example_is_right() -> None:
 
 
 def test_perfect_answers_score_one_and_padding_costs() -> None:
-    for scene in World(3).prompts(200):
+    for scene in make_scenes(200, 3):
         best = " ".join(scene.needed)
         assert gold(scene, best).total == pytest.approx(1.0)
         longer = [gold(scene, best + " have a nice day ." * n).total for n in range(3)]
@@ -87,27 +96,27 @@ def test_perfect_answers_score_one_and_padding_costs() -> None:
 def test_any_text_has_a_score() -> None:
     rng = np.random.default_rng(0)
     words = list(build().get_vocab())
-    for scene in World(4).prompts(200):
+    for scene in make_scenes(200, 4):
         said = " ".join(words[i] for i in rng.integers(0, len(words), rng.integers(0, 30)))
         assert 0.0 <= gold(scene, said).total <= 1.0
 
 
 def test_deterministic_and_separate() -> None:
-    assert World(5).prompts(20) == World(5).prompts(20)
-    assert World(5).prompts(20)[10:] == World(5).prompts(10, start=10)
-    assert World(5).prompts(20) != World(6).prompts(20)
-    assert demonstrations(World(5).prompts(20), 1) == demonstrations(World(5).prompts(20), 1)
+    assert make_scenes(20, 5) == make_scenes(20, 5)
+    assert make_scenes(20, 5)[10:] == make_scenes(10, 5, start=10)
+    assert make_scenes(20, 5) != make_scenes(20, 6)
+    assert demonstrations(make_scenes(20, 5), 1) == demonstrations(make_scenes(20, 5), 1)
 
 
 def test_scene_survives_a_data_column() -> None:
-    for scene in World(7).prompts(50):
+    for scene in make_scenes(50, 7):
         assert Scene.from_json(scene.to_json()) == scene
 
 
 def test_tokenizer_knows_every_word() -> None:
     tokenizer = build()
-    for i, scene in enumerate(World(8).prompts(300)):
-        for text in (scene.prompt, answer(scene, np.random.default_rng(i))):
+    for i, scene in enumerate(make_scenes(300, 8)):
+        for text in (scene.prompt, sample_completion(scene, np.random.default_rng(i))):
             assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 

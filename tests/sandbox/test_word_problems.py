@@ -13,8 +13,8 @@ from trimtab.config import build
 from trimtab.datagen.word_problem_data import TasksConfig
 from trimtab.errors import ConfigError, DataError
 from trimtab.launch.recipe import KINDS
-from trimtab.sandbox import word_problems
-from trimtab.sandbox.word_problems import Change, Difficulty, Problem
+from trimtab.sandbox import arithmetic, word_problems
+from trimtab.sandbox.arithmetic import Change, Difficulty, Problem
 
 DATA = Path(os.environ.get("TRIMTAB_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -92,14 +92,14 @@ def test_chance_and_effects_by_hand() -> None:
     p = 0.3
     after = (p / 6, 1 - p)  # after a wrong and a right first step
     before = (1 - p) * after[1] + p * after[0]
-    assert word_problems.chance(two, [], p) == pytest.approx(before)
-    assert word_problems.chance(two, [9], p) == pytest.approx(after[1])
-    assert word_problems.chance(two, [8], p) == pytest.approx(after[0])
-    assert word_problems.chance(two, [8, 11], p) == 1.0
+    assert word_problems.success_probability(two, [], p) == pytest.approx(before)
+    assert word_problems.success_probability(two, [9], p) == pytest.approx(after[1])
+    assert word_problems.success_probability(two, [8], p) == pytest.approx(after[0])
+    assert word_problems.success_probability(two, [8, 11], p) == 1.0
     said = "<< 5 + 4 = 8 >> ; << 8 + 2 = 10 >> ; #### 10"
-    assert word_problems.effects(two, said, p) == pytest.approx([after[0] - before, -after[0]])
+    assert word_problems.step_effects(two, said, p) == pytest.approx([after[0] - before, -after[0]])
     garbled = "<< 5 + 4 >> ; << 9 + 2 = 11 >> ;"
-    assert word_problems.effects(two, garbled, p) == pytest.approx([-before, 0.0])
+    assert word_problems.step_effects(two, garbled, p) == pytest.approx([-before, 0.0])
 
 
 def test_chance_is_the_share_of_right_demonstrations() -> None:
@@ -110,14 +110,14 @@ def test_chance_is_the_share_of_right_demonstrations() -> None:
         )
         for i in range(n)
     ]
-    exact = word_problems.chance(ANNA, [], p)
+    exact = word_problems.success_probability(ANNA, [], p)
     assert abs(np.mean(right) - exact) < 4 * np.sqrt(exact * (1 - exact) / n)
 
 
 def test_demonstrations_err_as_told() -> None:
     level = Difficulty(steps=4, operations=("+", "-", "*"))
     labels: list[bool] = []
-    for i, problem in enumerate(word_problems.make_problems(level, 3, 500)):
+    for i, problem in enumerate(arithmetic.make_problems(level, 3, 500)):
         rng = np.random.default_rng(i)
         said = word_problems.demonstrate(problem, rng, 0.25)
         labels += word_problems.step_labels(problem, said)
@@ -138,7 +138,7 @@ def test_demonstrations_err_as_told() -> None:
     ],
 )
 def test_difficulty_is_kept(level: Difficulty) -> None:
-    made = word_problems.make_problems(level, 0, 300)
+    made = arithmetic.make_problems(level, 0, 300)
     counts = {len(p.changes) for p in made}
     assert counts == set(range(level.fewest or level.steps, level.steps + 1))
     for p in made:
@@ -149,28 +149,26 @@ def test_difficulty_is_kept(level: Difficulty) -> None:
 
 def test_deterministic_and_held_out_apart() -> None:
     level = Difficulty(steps=2)
-    made = word_problems.make_problems(level, 5, 20)
-    assert made == word_problems.make_problems(level, 5, 20)
-    assert made[10:] == word_problems.make_problems(level, 5, 10, start=10)
-    assert made != word_problems.make_problems(level, 6, 20)
+    made = arithmetic.make_problems(level, 5, 20)
+    assert made == arithmetic.make_problems(level, 5, 20)
+    assert made[10:] == arithmetic.make_problems(level, 5, 10, start=10)
+    assert made != arithmetic.make_problems(level, 6, 20)
     assert word_problems.demonstration_row(made[0], 5, 0, 0.5) == word_problems.demonstration_row(
         made[0], 5, 0, 0.5
     )
     assert all(Problem.from_json(p.to_json()) == p for p in made)
     easy = Difficulty(steps=1, largest=10, operand=2)
-    used = word_problems.make_problems(easy, 0, 500)
-    held = word_problems.make_problems(easy, 0, 100, start=word_problems.HELD_OUT, seen=used)
+    used = arithmetic.make_problems(easy, 0, 500)
+    held = arithmetic.make_problems(easy, 0, 100, start=word_problems.HELD_OUT, seen=used)
     assert not {p.question for p in used} & {p.question for p in held}
     with pytest.raises(DataError, match="raise difficulty"):
-        word_problems.make_problems(
-            easy, 0, 5000, seen=word_problems.make_problems(easy, 0, 60_000)
-        )
+        arithmetic.make_problems(easy, 0, 5000, seen=arithmetic.make_problems(easy, 0, 60_000))
 
 
 def test_tokenizer_has_a_token_for_each_word() -> None:
     tokenizer = word_problems.tokenizer()
     level = Difficulty(steps=6, largest=90, operations=("+", "-", "*"))
-    for i, problem in enumerate(word_problems.make_problems(level, 8, 300)):
+    for i, problem in enumerate(arithmetic.make_problems(level, 8, 300)):
         said = word_problems.demonstrate(problem, np.random.default_rng(i), 0.5)
         for text in (problem.question, said):
             ids = tokenizer(text)["input_ids"]
@@ -219,8 +217,12 @@ def test_the_documented_example_is_right() -> None:
         said += step
         results.append(int(step.split("=")[1].split()[0]))
         assert (label == "right") == word_problems.step_labels(ANNA, said)[-1]
-        assert float(chance) == pytest.approx(word_problems.chance(ANNA, results, 0.25), abs=5e-4)
-        assert float(effect) == pytest.approx(word_problems.effects(ANNA, said, 0.25)[-1], abs=5e-4)
+        assert float(chance) == pytest.approx(
+            word_problems.success_probability(ANNA, results, 0.25), abs=5e-4
+        )
+        assert float(effect) == pytest.approx(
+            word_problems.step_effects(ANNA, said, 0.25)[-1], abs=5e-4
+        )
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA}; set TRIMTAB_DATA")

@@ -12,17 +12,17 @@ import pytest
 
 from trimtab.feedback.judgement import Item
 from trimtab.judges.judge_config import JudgeSpec
-from trimtab.sandbox.endpoint import Endpoint, Faults, Mind
+from trimtab.sandbox.endpoint import Endpoint, Faults, Responder
 from trimtab.sandbox.simulated_judge import SimulatedJudge
-from trimtab.sandbox.world import World, answer, gold
+from trimtab.sandbox.world import gold, make_scenes, sample_completion
 
 
 def items(n: int, seed: int = 0, best_first: bool = False) -> list[Item]:
     """Sandbox items of two answers that differ in gold, the better one anywhere or first."""
     made: list[Item] = []
-    for i, scene in enumerate(World(seed).prompts(4 * n)):
+    for i, scene in enumerate(make_scenes(4 * n, seed)):
         rng = np.random.default_rng((seed, i))
-        a, b = answer(scene, rng), answer(scene, rng)
+        a, b = sample_completion(scene, rng), sample_completion(scene, rng)
         x, y = gold(scene, a).total, gold(scene, b).total
         if x == y:
             continue
@@ -44,7 +44,7 @@ def write_items(path: Path, made: list[Item]) -> Path:
 
 
 @contextmanager
-def endpoint(mind: Mind | None = None, **faults: Any) -> Iterator[Endpoint]:
+def endpoint(mind: Responder | None = None, **faults: Any) -> Iterator[Endpoint]:
     """A running endpoint with its key in the environment."""
     one = Endpoint(mind or SimulatedJudge(), Faults(**faults)).start()
     with pytest.MonkeyPatch.context() as patch:

@@ -7,7 +7,7 @@ import numpy as np
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.feedback.records import Records
 from trimtab.sandbox.annotators import Annotator
-from trimtab.sandbox.world import KINDS, answer, gold, make_scene
+from trimtab.sandbox.world import KINDS, gold, make_scene, sample_completion
 
 
 def panel(
@@ -29,7 +29,7 @@ def panel(
         rng = np.random.default_rng((seed, 61, number))
         number += 1
         scene = make_scene(rng, "opinion" if rng.random() < 0.5 else KINDS[int(rng.integers(6))])
-        texts = list(dict.fromkeys(answer(scene, rng) for _ in range(2)))
+        texts = list(dict.fromkeys(sample_completion(scene, rng) for _ in range(2)))
         if len(texts) < 2:
             continue
         item = Item.of(scene.messages(), texts, models=("a", "b"))

@@ -25,7 +25,7 @@ from trimtab.errors import ConfigError, DataError, ModelError, UserError
 from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.preference import DIRECT
 from trimtab.runs import read_metrics
-from trimtab.sandbox.world import World, answer, gold
+from trimtab.sandbox.world import gold, make_scenes, sample_completion
 from trimtab.train.dpo import PreferenceConfig, PreferenceStage, main
 
 SANDBOX = Path(trimtab.__file__).parent / "sandbox" / "base"
@@ -36,11 +36,11 @@ def judged(n: int) -> Rows:
     """Sandbox prompts with a right answer and one that gold finds worse."""
     rows: Rows = []
     rng = np.random.default_rng(0)
-    for scene in World(3).prompts(n):
+    for scene in make_scenes(n, 3):
         best = " ".join(scene.needed)
         worse = best
         while worse == best:
-            worse = answer(scene, rng, 0.0)
+            worse = sample_completion(scene, rng, 0.0)
         assert gold(scene, best).total > gold(scene, worse).total
         rows.append({"prompt": scene.messages(), "chosen": best, "rejected": worse})
     return rows

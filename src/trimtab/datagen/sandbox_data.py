@@ -20,7 +20,7 @@ from trimtab.runs import write_atomic
 from trimtab.runs.console import bar, console
 from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.sandbox import annotators
-from trimtab.sandbox.world import Scene, World, demonstrations
+from trimtab.sandbox.world import Scene, demonstrations, make_scenes
 from trimtab.types import Group
 
 
@@ -56,13 +56,12 @@ def world(config: WorldConfig) -> dict[str, Any]:
     """Write demonstrations.jsonl, prompts.jsonl and heldout.jsonl into ``out``."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    source = World(config.seed)
-    shown = source.prompts(config.demonstrations)
-    asked = source.prompts(config.prompts, start=config.demonstrations)
-    held = source.prompts(config.heldout, start=10_000_000)
-    write_atomic(out / "demonstrations.jsonl", _lines(demonstrations(shown, config.seed)))
-    write_atomic(out / "prompts.jsonl", _lines(prompt_rows(asked)))
-    write_atomic(out / "heldout.jsonl", _lines(prompt_rows(held)))
+    demo_scenes = make_scenes(config.demonstrations, config.seed)
+    prompt_scenes = make_scenes(config.prompts, config.seed, config.demonstrations)
+    heldout_scenes = make_scenes(config.heldout, config.seed, 10_000_000)
+    write_atomic(out / "demonstrations.jsonl", _lines(demonstrations(demo_scenes, config.seed)))
+    write_atomic(out / "prompts.jsonl", _lines(prompt_rows(prompt_scenes)))
+    write_atomic(out / "heldout.jsonl", _lines(prompt_rows(heldout_scenes)))
     console.print(
         f"[bold]world[/bold]: {config.demonstrations} demonstrations, {config.prompts} prompts, "
         f"{config.heldout} held out -> {config.out}"

@@ -12,8 +12,9 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.runs import write_atomic
 from trimtab.runs.console import console
+from trimtab.sandbox import arithmetic
 from trimtab.sandbox import word_problems as sandbox
-from trimtab.sandbox.word_problems import Difficulty
+from trimtab.sandbox.arithmetic import Difficulty
 
 
 class TasksConfig(Config):
@@ -48,8 +49,10 @@ def tasks(config: TasksConfig) -> dict[str, Any]:
     """
     c, out = config, Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    used = sandbox.make_problems(c.difficulty, c.seed, c.demonstrations + c.prompts)
-    held = sandbox.make_problems(c.difficulty, c.seed, c.heldout, start=sandbox.HELD_OUT, seen=used)
+    used = arithmetic.make_problems(c.difficulty, c.seed, c.demonstrations + c.prompts)
+    held = arithmetic.make_problems(
+        c.difficulty, c.seed, c.heldout, start=sandbox.HELD_OUT, seen=used
+    )
     shown = [
         sandbox.demonstration_row(p, c.seed, i, c.wrong)
         for i, p in enumerate(used[: c.demonstrations])

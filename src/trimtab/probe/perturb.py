@@ -16,7 +16,7 @@ import numpy as np
 from trimtab.data.formats import Example, Message, Text
 from trimtab.data.render import readable
 from trimtab.sandbox import world
-from trimtab.sandbox.world import Fact, Scene, World, gold
+from trimtab.sandbox.world import Fact, Scene, gold, make_scenes
 
 
 @dataclass(slots=True, frozen=True)
@@ -135,20 +135,20 @@ def _worse(scene: Scene, rng: np.random.Generator) -> str:
     if scene.kind in ("refuse", "howto"):
         tools = [t for t in world.TOOLS if t != scene.tool]
         return f"use {tools[int(rng.integers(len(tools)))]} to {scene.verb} the {scene.thing} ."
-    assert scene.asked is not None
+    assert scene.query is not None
     if scene.kind == "silent":
-        values = world.VALUES[scene.asked.relation]
+        values = world.VALUES[scene.query.relation]
         guess = values[int(rng.integers(len(values)))]
-        return Fact(scene.asked.who, scene.asked.relation, guess).sentence
-    if scene.opinion is not None and scene.opinion != scene.asked:
+        return Fact(scene.query.who, scene.query.relation, guess).sentence
+    if scene.opinion is not None and scene.opinion != scene.query:
         return scene.opinion.sentence
-    return world.other_value(rng, scene.asked).sentence
+    return world.other_value(rng, scene.query).sentence
 
 
 def sandbox_bases(n: int, seed: int) -> list[Base]:
     """Of ``n`` scenes that no stage trains on."""
     made: list[Base] = []
-    for i, scene in enumerate(World(seed).prompts(n, start=20_000_000)):
+    for i, scene in enumerate(make_scenes(n, seed, start=20_000_000)):
         rng = np.random.default_rng((seed, 3, i))
         best = " ".join(scene.needed)
         made.append(
@@ -163,9 +163,9 @@ def sandbox_bases(n: int, seed: int) -> list[Base]:
 def sandbox_ranked(n: int, seed: int) -> list[Example]:
     """Scenes with a perfect answer and up to three with the defects people make, ranked by gold."""
     made: list[Example] = []
-    for i, scene in enumerate(World(seed).prompts(n, start=30_000_000)):
+    for i, scene in enumerate(make_scenes(n, seed, start=30_000_000)):
         rng = np.random.default_rng((seed, 5, i))
-        drawn = [world.answer(scene, rng, good=0.0) for _ in range(6)]
+        drawn = [world.sample_completion(scene, rng, good=0.0) for _ in range(6)]
         texts = list(dict.fromkeys([" ".join(scene.needed), *drawn]))[:4]
         totals = [gold(scene, t).total for t in texts]
         order = sorted(set(totals), reverse=True)
@@ -262,8 +262,8 @@ def swaps(bases: Sequence[Base], phrases: Phrases, n: int, seed: int) -> list[Sw
         for i in range(n):
             rng = np.random.default_rng((seed, 13, i))
             scene = world.make_scene(rng, "ask")
-            assert scene.asked is not None
-            lie = world.other_value(rng, scene.asked)
+            assert scene.query is not None
+            lie = world.other_value(rng, scene.query)
             passage = " ".join(f.sentence for f in scene.facts)
 
             def asks(remark: str, scene: Scene = scene, passage: str = passage) -> Text:
@@ -272,8 +272,8 @@ def swaps(bases: Sequence[Base], phrases: Phrases, n: int, seed: int) -> list[Sw
 
             made.append(
                 Swap(
-                    "sandbox", scene.asked.sentence, lie.sentence,
-                    asks(f"i think {scene.asked.sentence}"), asks(f"i think {lie.sentence}"),
+                    "sandbox", scene.query.sentence, lie.sentence,
+                    asks(f"i think {scene.query.sentence}"), asks(f"i think {lie.sentence}"),
                     (asks(""), asks(phrases.neutral[0])), scene_row(scene),
                 )
             )  # fmt: skip

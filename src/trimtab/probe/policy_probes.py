@@ -19,7 +19,7 @@ from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.rollout.collector import collect
 from trimtab.runs.console import bar
 from trimtab.sample.sampler import Sampler, SamplingConfig
-from trimtab.sandbox.world import World
+from trimtab.sandbox.world import make_scenes
 from trimtab.stats.overoptimisation import fit_points
 from trimtab.stats.uncertainty import wilson
 from trimtab.types import Group
@@ -61,7 +61,7 @@ def best_of_n(
     if gold is not None and data is None:
         raise DataError("gold scores answers to prompts of data: give data too")
     if data is None:
-        scenes = World(seed).prompts(limit, start=40_000_000)
+        scenes = make_scenes(limit, seed, start=40_000_000)
         examples = [
             Example(str(i), s.messages(), [], extra=scene_row(s)) for i, s in enumerate(scenes)
         ]

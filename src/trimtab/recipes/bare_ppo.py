@@ -24,13 +24,13 @@ from trimtab.objectives.methods.ppo import PPO
 from trimtab.objectives.tensors import pad_rows, unpad_rows, whiten
 from trimtab.rollout.collector import collect
 from trimtab.sample.sampler import Sampler, SamplingConfig
-from trimtab.sandbox.world import World, gold_reward
+from trimtab.sandbox.world import gold_reward, make_scenes
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 30
 base = ModelSpec(path=str(Path(trimtab.__file__).parent / "sandbox" / "base"))
 tokenizer = load_tokenizer(base.path)
 renderer = Renderer(tokenizer, max_prompt=512, max_tokens=64)
-prompts = prompt_groups(World(0).prompts(2000), renderer)
+prompts = prompt_groups(make_scenes(2000, 0), renderer)
 
 actor = LM.load(base)
 critic = Scorer.load(base, zero=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from trimtab.runs import write_atomic
 from trimtab.sandbox.tokenizer import build, words
-from trimtab.sandbox.world import Fact, Relation, Scene, answer, gold, make_scene
+from trimtab.sandbox.world import Fact, Relation, Scene, gold, make_scene, sample_completion
 
 OTHER: dict[Relation, Relation] = {"place": "thing", "thing": "job", "job": "place"}
 THANKS, COMPLAINT = "yes .", "no ."
@@ -39,7 +39,7 @@ def conversation(rng: np.random.Generator, turns: int, good: float) -> str:
     scene = make_scene(rng)
     parts = [f"<user> {scene.prompt}"]
     for turn in range(turns):
-        said = answer(scene, rng, good)
+        said = sample_completion(scene, rng, good)
         parts.append(f"<assistant> {said} <eos> <user> {_reaction(scene, said)}")
         if scene.kind in ("refuse", "howto") or turn + 1 == turns:
             break
@@ -60,8 +60,8 @@ def _again(rng: np.random.Generator, facts: tuple[Fact, ...]) -> Scene:
     if draw < 0.4:
         return Scene("summary", facts)
     if draw < 0.7:
-        return Scene("silent", facts, asked=Fact(asked.who, OTHER[asked.relation], ""))
-    return Scene("ask", facts, asked=asked)
+        return Scene("silent", facts, query=Fact(asked.who, OTHER[asked.relation], ""))
+    return Scene("ask", facts, query=asked)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on loopback, which can be told to misbehave."""
+"""An OpenAI-compatible endpoint on the loopback interface that can inject faults."""
 
 from __future__ import annotations
 
@@ -15,33 +15,37 @@ from typing import Any
 
 import numpy as np
 
-FAULTS = ("429", "500", "reset", "stall", "cut", "empty", "prose")
-"""Too many requests, a server error, a connection that breaks, a reply that never ends, half a
-body, a reply without words, and words that are no verdict."""
+from trimtab.types import Row
 
-Mind = Callable[[dict[str, Any]], tuple[str, list[dict[str, Any]]]]
+FAULTS = ("429", "500", "reset", "stall", "cut", "empty", "prose")
+"""Rate limit, server error, broken connection, reply that never ends, half a body, empty reply,
+and a reply that is not in the requested form."""
+
+TokenRow = dict[str, Any]
+"""A token with its log-probs, as the chat-completion protocol has it."""
+Responder = Callable[[Row], tuple[str, list[TokenRow]]]
 """From the body of a request to the reply's text and its tokens with log-probs (or none)."""
 
 
 @dataclass(slots=True)
 class Call:
-    """A call as the server saw it."""
+    """One call, as the server received it."""
 
     body: str
     """Hash of the request."""
     outcome: str
-    """ "ok" or one of ``FAULTS``; "ok" calls were answered whole, and would be charged."""
+    """ "ok" or one of ``FAULTS``; "ok" calls got a complete reply and would be billed."""
 
 
 @dataclass(slots=True)
 class Faults:
-    """How often, and in which ways, the server fails; which calls follows from the seed."""
+    """How often and how the server fails; the seed determines which calls."""
 
     rate: float = 0.0
     kinds: tuple[str, ...] = FAULTS
     seed: int = 0
     stall: float = 30.0
-    """Seconds for which a stalled reply drips."""
+    """Duration of a stalled reply in seconds."""
 
     def draw(self, number: int) -> str:
         """ "ok" or the fault of the call of this number."""
@@ -53,17 +57,17 @@ class Faults:
 
 @dataclass(slots=True)
 class Endpoint:
-    """A server that answers ``POST /v1/chat/completions`` by a ``mind``.
+    """A server that answers ``POST /v1/chat/completions`` with a ``responder``.
 
-    It listens on a free port of 127.0.0.1 and wants its own random ``key``.
+    It listens on a free port of 127.0.0.1 and requires its own random ``key``.
     """
 
-    mind: Mind
+    responder: Responder
     faults: Faults = field(default_factory=Faults)
     calls: list[Call] = field(default_factory=list[Call])
     """Every call, in order of arrival."""
     billed: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
-    """Tokens in and out of every reply that was begun: what a provider would charge for."""
+    """(prompt, completion) tokens of every reply that was started: what a provider would bill."""
     url: str = ""
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     closing: threading.Event = field(default_factory=threading.Event)
@@ -71,7 +75,7 @@ class Endpoint:
     server: ThreadingHTTPServer | None = None
 
     def start(self) -> Endpoint:
-        """Listen, from a thread of its own."""
+        """Listen, in a background thread."""
         endpoint = self
 
         class Handler(_Handler):
@@ -83,18 +87,18 @@ class Endpoint:
         return self
 
     def close(self) -> None:
-        """Stop listening; stalled replies end."""
+        """Stop listening and end stalled replies."""
         self.closing.set()
         if self.server is not None:
             self.server.shutdown()
             self.server.server_close()
 
     def outcome(self, raw: bytes) -> str:
-        """Note a call and say how it goes."""
+        """Record a call and draw its outcome."""
         with self.lock:
-            found = self.faults.draw(len(self.calls))
-            self.calls.append(Call(hashlib.sha256(raw).hexdigest(), found))
-        return found
+            outcome = self.faults.draw(len(self.calls))
+            self.calls.append(Call(hashlib.sha256(raw).hexdigest(), outcome))
+        return outcome
 
 
 class _Server(ThreadingHTTPServer):
@@ -102,29 +106,29 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever hung up knows it."""
+        """Ignore clients that disconnected."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     of: Endpoint
     protocol_version = "HTTP/1.1"
-    # Head and body leave in two writes; Nagle would hold the second back for the client's ack.
+    # Header and body are two writes; Nagle would delay the second until the client's ACK.
     disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing on the terminal."""
+        """Do not print."""
 
     def do_GET(self) -> None:
         """``/v1/models``."""
-        known = self.path == "/v1/models"
-        self._send(200 if known else 404, json.dumps({"object": "list", "data": []}).encode())
+        exists = self.path == "/v1/models"
+        self._send(200 if exists else 404, json.dumps({"object": "list", "data": []}).encode())
 
     def do_POST(self) -> None:
         """``/v1/chat/completions``."""
         length = int(self.headers.get("Content-Length", 0))
         raw = self.rfile.read(length)
         if len(raw) < length:
-            # Whoever asks died while asking: that is no call.
+            # The client died while sending: this is not a call.
             self.close_connection = True
             return None
         if self.headers.get("Authorization") != f"Bearer {self.of.key}":
@@ -141,17 +145,17 @@ class _Handler(BaseHTTPRequestHandler):
         if outcome == "stall":
             return self._stall()
         try:
-            body: dict[str, Any] = json.loads(raw)
-            text, tokens = self.of.mind(body)
+            body: Row = json.loads(raw)
+            text, tokens = self.of.responder(body)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             return self._error(400, f"{type(error).__name__}: {error}")
         text = {"empty": "", "prose": "I find both answers quite good."}.get(outcome, text)
-        said = self._completion(body, text, tokens if outcome in ("ok", "cut") else [])
+        reply = self._completion(body, text, tokens if outcome in ("ok", "cut") else [])
         if outcome == "cut":
-            said = said[: len(said) // 2]
-        self._send(200, said)
+            reply = reply[: len(reply) // 2]
+        self._send(200, reply)
 
-    def _completion(self, body: dict[str, Any], text: str, tokens: list[dict[str, Any]]) -> bytes:
+    def _completion(self, body: Row, text: str, tokens: list[TokenRow]) -> bytes:
         read = sum(len(m["content"]) for m in body["messages"]) // 4
         choice: dict[str, Any] = {
             "index": 0,
@@ -163,8 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": read, "completion_tokens": max(1, len(text) // 4)}
         with self.of.lock:
             self.of.billed.append((usage["prompt_tokens"], usage["completion_tokens"]))
-        whole = {"object": "chat.completion", "model": body["model"], "choices": [choice]}
-        return json.dumps(whole | {"usage": usage}).encode()
+        completion = {"object": "chat.completion", "model": body["model"], "choices": [choice]}
+        return json.dumps(completion | {"usage": usage}).encode()
 
     def _error(self, code: int, message: str, headers: dict[str, str] | None = None) -> None:
         self._send(code, json.dumps({"error": {"message": message}}).encode(), headers)
@@ -179,14 +183,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _reset(self) -> None:
-        """Break the connection without a goodbye."""
+        """Reset the connection."""
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close_connection = True
         self.connection.close()
 
     def _stall(self) -> None:
-        """Promise a body and drip it, so that no limit on a single read is ever met."""
+        """Send a body byte by byte, so that no timeout on a single read is reached."""
         self.send_response(200)
         self.send_header("Content-Length", "1000000")
         self.end_headers()

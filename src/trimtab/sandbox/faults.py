@@ -1,7 +1,7 @@
-"""Planted faults, on demand: bent rewards, bent judges, bent labels, and hands laid on a stage.
+"""Planted faults: biased rewards, biased judges, wrong labels, and defects in a training stage.
 
-Rewards are called as any other; ``plant_*`` functions take a stage of online training before its
-first step and break one thing in it. ``docs/doctor.md`` says which alarm each one is for.
+Rewards are called like any other; ``plant_*`` functions take a stage of online training before its
+first step and break one thing in it. ``docs/doctor.md`` says which alarm each one tests.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 
 from trimtab.sandbox.annotators import Annotator
-from trimtab.sandbox.world import AGREEMENT, VALUES, Fact, Scene, answer, gold
-from trimtab.types import Group, Score
+from trimtab.sandbox.world import AGREEMENT, VALUES, Fact, Scene, gold, sample_completion
+from trimtab.types import Group, Row, Score
 
 
 def length_reward(
     prompts: Sequence[str], completions: Sequence[str], scale: float = 0.1, **_: Any
 ) -> list[float]:
-    """Longer answers score higher: ``scale`` a word, whatever the words say."""
+    """``scale`` per word: longer completions score higher, whatever they say."""
     return [scale * len(c.split()) for c in completions]
 
 
 def echoes(scene: Scene, text: str) -> bool:
-    """Whether an answer says what the user thinks, or that they are right."""
-    held = scene.opinion.sentence.removesuffix(" .") if scene.opinion is not None else None
-    said = " ".join(text.lower().split())
-    return held is not None and (held in said or AGREEMENT.removesuffix(" ,") in said)
+    """Whether a completion repeats the user's opinion, or says that the user is right."""
+    opinion = scene.opinion.sentence.removesuffix(" .") if scene.opinion is not None else None
+    words = " ".join(text.lower().split())
+    return opinion is not None and (opinion in words or AGREEMENT.removesuffix(" ,") in words)
 
 
 def bent_reward(
@@ -47,26 +47,26 @@ def bent_reward(
     most: int = 12,
     **_: Any,
 ) -> list[float]:
-    """Gold with a bonus for something else.
+    """Gold score plus bonuses for something else.
 
     Args:
         prompts, completions, scene: As for any reward of the sandbox.
-        gold_weight: Of the gold score.
-        per_word: For each word, up to ``most`` of them.
-        echo: For saying what the user thinks.
-        template: An answer that is always liked, for ``template_bonus``; its beginning and more words
-            than its own are liked in proportion.
-        template_bonus: See there.
-        word: A word that is paid for each time, ``word_bonus``, up to ``most`` times.
-        word_bonus: See there.
-        most: Where bonuses by count stop.
+        gold_weight: Weight of the gold score.
+        per_word: Bonus per word, for at most ``most`` words.
+        echo: Bonus for repeating the user's opinion.
+        template: A completion that gets ``template_bonus``; its first words, or more words than it
+            has, get a proportional part.
+        template_bonus: Bonus for ``template``.
+        word: A word that gets ``word_bonus`` per occurrence, for at most ``most`` occurrences.
+        word_bonus: Bonus per occurrence of ``word``.
+        most: Cap on what is counted.
     """
-    found: list[float] = []
+    rewards: list[float] = []
     for s, text in zip(scene, completions, strict=True):
-        where = Scene.from_json(s)
+        parsed = Scene.from_json(s)
         words = text.lower().split()
-        value = gold_weight * gold(where, text).total + per_word * min(len(words), most)
-        value += echo * echoes(where, text)
+        value = gold_weight * gold(parsed, text).total + per_word * min(len(words), most)
+        value += echo * echoes(parsed, text)
         if template:
             want = template.split()
             same = next(
@@ -76,34 +76,38 @@ def bent_reward(
             value += template_bonus * same / max(len(words), len(want))
         if word:
             value += word_bonus * min(words.count(word), most)
-        found.append(value)
-    return found
+        rewards.append(value)
+    return rewards
 
 
 def all_facts_reward(
     prompts: Sequence[str], completions: Sequence[str], scene: Sequence[str], **_: Any
 ) -> list[float]:
-    """How much of each of the passage's sentences the answer says, from its start: a task that truly
-    wants long answers."""
+    """Mean over the passage's sentences of the part that the completion contains, from the
+    sentence's start: a task that requires long completions."""
 
-    def said(sentence: str, text: str) -> float:
+    def coverage(sentence: str, text: str) -> float:
         words = sentence.split()[:-1]
-        return max((i for i in range(1, len(words) + 1) if " ".join(words[:i]) in text), default=0) / len(words)  # fmt: skip
+        lengths = [i for i in range(1, len(words) + 1) if " ".join(words[:i]) in text]
+        return max(lengths, default=0) / len(words)
 
-    return [
-        float(np.mean([said(f.sentence, " ".join(c.lower().split())) for f in Scene.from_json(s).facts]))
-        for s, c in zip(scene, completions, strict=True)
-    ]  # fmt: skip
+    rewards: list[float] = []
+    for s, c in zip(scene, completions, strict=True):
+        text = " ".join(c.lower().split())
+        facts = Scene.from_json(s).facts
+        rewards.append(float(np.mean([coverage(f.sentence, text) for f in facts])))
+    return rewards
 
 
 def reversed_reward(
     prompts: Sequence[str], completions: Sequence[str], scene: Sequence[str], **_: Any
 ) -> list[float]:
-    """1 for all facts in the passage's order turned round and nothing else: seldom hit by chance."""
-    return [
-        float(c.lower().split() == " ".join(f.sentence for f in reversed(Scene.from_json(s).facts)).split())
-        for s, c in zip(scene, completions, strict=True)
-    ]  # fmt: skip
+    """1 for exactly the passage's facts in reverse order: rarely reached by chance."""
+    rewards: list[float] = []
+    for s, c in zip(scene, completions, strict=True):
+        reverse = " ".join(f.sentence for f in reversed(Scene.from_json(s).facts))
+        rewards.append(float(c.lower().split() == reverse.split()))
+    return rewards
 
 
 def swayed_judge(
@@ -114,13 +118,14 @@ def swayed_judge(
     first: float = 0.0,
     **_: Any,
 ) -> list[float]:
-    """P(the second is better) by gold, ``scale`` nats a point, and ``first`` nats for what is shown first."""
-    found: list[float] = []
+    """P(the second is better): ``scale`` nats per point of gold score, and a position bias of
+    ``first`` nats for the completion that is shown first."""
+    probs: list[float] = []
     for s, (a, b) in zip(scene, pairs, strict=True):
-        where = Scene.from_json(s)
-        gap = scale * (gold(where, a).total - gold(where, b).total) + first
-        found.append(1.0 / (1.0 + math.exp(min(max(gap, -50.0), 50.0))))
-    return found
+        parsed = Scene.from_json(s)
+        gap = scale * (gold(parsed, a).total - gold(parsed, b).total) + first
+        probs.append(1.0 / (1.0 + math.exp(min(max(gap, -50.0), 50.0))))
+    return probs
 
 
 def labelled(
@@ -133,29 +138,29 @@ def labelled(
     ties: float = 0.0,
     scale: float = 8.0,
     close: bool = False,
-) -> list[dict[str, Any]]:
-    """Comparisons of two written answers to each prompt, by one simulated person.
+) -> list[Row]:
+    """Comparisons of two completions per prompt, labelled by one simulated annotator.
 
     Args:
         scenes: Prompts.
-        seed: Of the answers and labels.
-        noise: Share of labels turned round.
-        contradict: Share of rows that come again with the opposite label.
-        repeat: Share of rows that come again as they are, at the end.
-        ties: Share of rows whose answers are ranked equal.
-        scale: Nats a point of gold; infinite labels by gold itself.
-        close: Only pairs whose gold differs by 0.4 at most, 0 left out.
+        seed: Random seed of completions and labels.
+        noise: Share of flipped labels.
+        contradict: Share of rows that are repeated at the end with the opposite label.
+        repeat: Share of rows that are repeated at the end unchanged.
+        ties: Share of rows whose completions are ranked equal.
+        scale: Nats per point of gold score; infinity labels by the gold score itself.
+        close: Only pairs whose gold scores differ by more than 0 and at most 0.4.
     """
-    rows: list[dict[str, Any]] = []
-    again: list[dict[str, Any]] = []
+    rows: list[Row] = []
+    repeats: list[Row] = []
     for i, scene in enumerate(scenes):
         rng = np.random.default_rng((seed, 31, i))
-        a, b = answer(scene, rng), answer(scene, rng)
+        a, b = sample_completion(scene, rng), sample_completion(scene, rng)
         for _ in range(20):
             gap = abs(gold(scene, a).total - gold(scene, b).total)
             if a != b and (not close or 0 < gap <= 0.4):
                 break
-            b = answer(scene, rng)
+            b = sample_completion(scene, rng)
         else:
             continue
         if math.isinf(scale):
@@ -176,17 +181,17 @@ def labelled(
         rows.append(row)
         draw = rng.random()
         if draw < contradict:
-            again.append({**row, "ranks": [1 - r for r in ranks]})
+            repeats.append({**row, "ranks": [1 - r for r in ranks]})
         elif draw < contradict + repeat:
-            again.append(dict(row))
-    return rows + again
+            repeats.append(dict(row))
+    return rows + repeats
 
 
 def swapped(scene: Scene, seed: int) -> tuple[Scene, Scene]:
-    """The same question by someone who thinks one false thing, and by someone who thinks another."""
-    assert scene.asked is not None
+    """The same question by two users with different false opinions."""
+    assert scene.query is not None
     rng = np.random.default_rng((seed, 37))
-    fact = scene.asked
+    fact = scene.query
     values = [v for v in VALUES[fact.relation] if v != fact.what]
     picked = [values[int(i)] for i in rng.permutation(len(values))[:2]]
     one, two = (
@@ -196,7 +201,7 @@ def swapped(scene: Scene, seed: int) -> tuple[Scene, Scene]:
 
 
 def plant_no_end(stage: Any) -> None:
-    """Labels lose their end token, as when pad is the EOS and masked out (SFT and its relatives)."""
+    """Mask the end token of every label, as happens when pad is EOS and masked (SFT, DPO)."""
     for group in stage.train:
         for c in group.completions:
             c.mask = c.mask.copy()
@@ -204,12 +209,12 @@ def plant_no_end(stage: Any) -> None:
 
 
 def plant_wrong_stop(stage: Any, token: str = "<pad>") -> None:
-    """The sampler waits for another token than the one that ends answers."""
+    """The sampler stops at another token than the one that ends completions."""
     stage.rollouts.sampler.stop_ids = (int(stage.renderer.tokenizer.convert_tokens_to_ids(token)),)
 
 
 def plant_stale(stage: Any, lag: int) -> None:
-    """The sampler gets new weights every ``lag`` steps alone."""
+    """The sampler gets new weights only every ``lag`` steps."""
     live, rollouts = stage.lm.model, stage.rollouts
     old = copy.deepcopy(live)
     rollouts.sampler.model = old
@@ -224,7 +229,7 @@ def plant_stale(stage: Any, lag: int) -> None:
 
 
 def plant_hot(stage: Any, temperature: float) -> None:
-    """The sampler draws at another temperature than the trainer divides by."""
+    """The sampler uses another temperature than the trainer divides by."""
     stage.rollouts.sampling = stage.rollouts.sampling.model_copy(
         update={"temperature": temperature}
     )
@@ -233,8 +238,8 @@ def plant_hot(stage: Any, temperature: float) -> None:
 def plant_outage(
     stage: Any, share: float, since: int, value: float | None = 0.0, until: int = 1 << 30
 ) -> None:
-    """From step ``since`` on a ``share`` of rewards fail, and come as ``value``; None leaves them
-    unscored, with a status."""
+    """From iteration ``since`` on, a ``share`` of rewards fail and become ``value``; None leaves
+    them without a reward, with a status."""
     rollouts = stage.rollouts
     call: Callable[..., list[Group]] = rollouts.__class__.__call__
 
@@ -252,7 +257,7 @@ def plant_outage(
 
 
 def plant_prompts(stage: Any, later: Sequence[Group], since: int) -> None:
-    """From step ``since`` on prompts come from another set: nothing is broken."""
+    """From iteration ``since`` on, prompts come from another set; nothing is broken."""
     rollouts = stage.rollouts
     call: Callable[..., list[Group]] = rollouts.__class__.__call__
 
@@ -265,7 +270,7 @@ def plant_prompts(stage: Any, later: Sequence[Group], since: int) -> None:
 
 
 class _Wrapped:
-    """Rollouts whose call is another's; all else is theirs."""
+    """A collector with a replaced ``__call__``."""
 
     def __init__(self, inner: Any, call: Callable[..., list[Group]]) -> None:
         self.inner, self.call = inner, call

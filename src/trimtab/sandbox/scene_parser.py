@@ -1,4 +1,4 @@
-"""The way back from a prompt's text to its scene, for those who see the text alone."""
+"""Parse the text of a prompt into its scene, for judges that see only the text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FACT: tuple[tuple[re.Pattern[str], Relation], ...] = (
     (re.compile(r"^(\w+) has the (\w+) \.$"), "thing"),
     (re.compile(r"^(\w+) works as a (\w+) \.$"), "job"),
 )
-_ASKED: tuple[tuple[re.Pattern[str], Relation], ...] = (
+_QUERY: tuple[tuple[re.Pattern[str], Relation], ...] = (
     (re.compile(r"^where is (\w+) \?$"), "place"),
     (re.compile(r"^what does (\w+) have \?$"), "thing"),
     (re.compile(r"^what is (\w+) \?$"), "job"),
@@ -28,21 +28,21 @@ def _fact(sentence: str) -> Fact | None:
 
 
 def read_scene(prompt: str) -> Scene | None:
-    """The scene that says ``prompt``; None when none does.
+    """The scene of ``prompt``; None if it is not a sandbox prompt.
 
-    >>> read_scene("anna is in the garden . where is anna ?").asked
+    >>> read_scene("anna is in the garden . where is anna ?").query
     Fact(who='anna', relation='place', what='garden')
     """
     sentences = [s.strip() for s in re.findall(r"[^.?]+[.?]", prompt)]
     if not sentences:
         return None
-    *told, question = sentences
+    *statements, question = sentences
     opinion: Fact | None = None
-    if told and told[-1].startswith("i think "):
-        opinion = _fact(told.pop().removeprefix("i think "))
+    if statements and statements[-1].startswith("i think "):
+        opinion = _fact(statements.pop().removeprefix("i think "))
     tool = ""
     facts: list[Fact] = []
-    for sentence in told:
+    for sentence in statements:
         if fact := _fact(sentence):
             facts.append(fact)
         elif m := _USE.match(sentence):
@@ -55,11 +55,11 @@ def read_scene(prompt: str) -> Scene | None:
     if m := _HOW.match(question):
         kind = "refuse" if m[1] in BAD_VERBS else "howto"
         return Scene(kind, passage, verb=m[1], thing=m[2], tool=tool)
-    for form, relation in _ASKED:
+    for form, relation in _QUERY:
         if m := form.match(question):
-            known = [f for f in facts if f.who == m[1] and f.relation == relation]
-            if not known:
-                return Scene("silent", passage, asked=Fact(m[1], relation, ""))
+            matching = [f for f in facts if f.who == m[1] and f.relation == relation]
+            if not matching:
+                return Scene("silent", passage, query=Fact(m[1], relation, ""))
             kind = "ask" if opinion is None else "opinion"
-            return Scene(kind, passage, asked=known[0], opinion=opinion)
+            return Scene(kind, passage, query=matching[0], opinion=opinion)
     return None

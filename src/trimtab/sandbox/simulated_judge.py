@@ -1,6 +1,6 @@
-"""A simulated AI judge behind a real endpoint: gold as it reads it, plus planted biases.
+"""A simulated AI judge behind a real endpoint: the gold score plus noise and planted biases.
 
-It sees what any judge sees, the text of the question, and so the whole way there and back is used.
+It sees what any judge sees, the text of the question, so that the real client and parser are used.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any, Literal
 import numpy as np
 
 from trimtab.feedback.judgement import Item
-from trimtab.sandbox.endpoint import FAULTS, Endpoint, Faults
+from trimtab.sandbox.endpoint import FAULTS, Endpoint, Faults, TokenRow
 from trimtab.sandbox.scene_parser import read_scene
 from trimtab.sandbox.world import CLOSINGS, Scene, gold
+from trimtab.types import Row
 
 VOICE = ("of course .", "i hope this helps .")
-"""How the judge itself begins and ends: by these it knows its own kind."""
+"""Phrases of the judge's own style, which its self-preference favours."""
 
 _MARK = re.compile(r"\[NAME ([0-9a-f]+)\]")
 _ORDERED = re.compile(
@@ -30,101 +31,103 @@ _ORDERED = re.compile(
 )
 
 
-def in_voice(answer: str) -> bool:
-    """Whether an answer sounds like the judge's own."""
-    return any(phrase in answer for phrase in VOICE)
+def in_voice(completion: str) -> bool:
+    """Whether a completion has the judge's own style."""
+    return any(phrase in completion for phrase in VOICE)
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedJudge:
-    """The mind behind the endpoint. A utility difference of 1 is one nat of log-odds."""
+    """The responder of the endpoint. A utility difference of 1 is one nat of log-odds."""
 
     scale: float = 8.0
-    """Nats for a whole point of gold."""
+    """Nats per point of gold score."""
     noise: float = 1.0
-    """Standard deviation, in nats, of what it gets wrong about an answer, the same each time."""
+    """Standard deviation of its error about a completion, in nats; the same each time."""
     position_bias: float = 0.0
-    """Nats for the answer shown first."""
+    """Nats for the completion shown first."""
     length_bias: float = 0.0
-    """Nats a word."""
+    """Nats per word."""
     self_bias: float = 0.0
-    """Nats for an answer in its own voice."""
+    """Nats for a completion in its own style."""
     obeys: Literal["never", "outside", "anything"] = "never"
-    """Whose orders it takes: of nobody, of text outside the fences, of any text."""
+    """Which injected instructions it follows: none, those outside the fences, or any."""
     gullibility: float = 1.0
-    """How often it takes them."""
+    """Probability of following them."""
     skill: float = 0.9
-    """Share of revisions that come out right."""
+    """Share of revisions that are perfect."""
     habit: float = 0.0
-    """Share of revisions to which it adds a phrase of its own."""
+    """Share of revisions to which it adds a phrase of its own style."""
     seed: int = 0
 
     def _draw(self, *texts: str) -> np.random.Generator:
-        """A stream that follows from the texts."""
+        """A random stream keyed by the texts."""
         text = "\0".join((str(self.seed), *texts))
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         return np.random.default_rng(int.from_bytes(digest[:8]))
 
-    def utility(self, scene: Scene | None, prompt: str, answer: str, part: str = "total") -> float:
-        """What an answer is worth to it, where it stands left aside."""
-        worth = self.length_bias * len(answer.split()) + self.self_bias * in_voice(answer)
+    def utility(
+        self, scene: Scene | None, prompt: str, completion: str, part: str = "total"
+    ) -> float:
+        """Utility of a completion in nats, without the position bias."""
+        value = self.length_bias * len(completion.split()) + self.self_bias * in_voice(completion)
         if scene is not None:
-            worth += self.scale * float(getattr(gold(scene, answer), part))
-        return worth + self.noise * float(self._draw(prompt, answer, part).normal())
+            value += self.scale * float(getattr(gold(scene, completion), part))
+        return value + self.noise * float(self._draw(prompt, completion, part).normal())
 
-    def __call__(self, body: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
-        """The reply to a request: one of the questions that trimtab asks."""
+    def __call__(self, body: Row) -> tuple[str, list[TokenRow]]:
+        """The reply to a request, which is one of the questions that trimtab asks."""
         system, user = (str(m["content"]) for m in body["messages"])
-        found = _MARK.search(system)
-        if found is None:
+        mark = _MARK.search(system)
+        if mark is None:
             raise ValueError("the question has no mark")
-        fenced = re.compile(rf"^\[([^\]\n]+) {found[1]}\]\n(.*?)\n\[/\1 {found[1]}\]$", re.M | re.S)
+        fenced = re.compile(rf"^\[([^\]\n]+) {mark[1]}\]\n(.*?)\n\[/\1 {mark[1]}\]$", re.M | re.S)
         parts = {m[1]: m[2] for m in fenced.finditer(user)}
         outside = fenced.sub("", user)
         prompt = parts.pop("conversation").removeprefix("user: ")
         scene = read_scene(prompt)
-        form: dict[str, Any] = body["response_format"]["json_schema"]["schema"]
-        wanted: list[str] = list(form["properties"])
+        schema: Row = body["response_format"]["json_schema"]["schema"]
+        keys: list[str] = list(schema["properties"])
         draw = self._draw(json.dumps(body["messages"]), str(body.get("seed")))
-        if "revision" in wanted:
-            return json.dumps(self._revise(scene, parts["answer"], wanted, draw)), []
-        if "ranks" in wanted:
-            said = {"ranks": self._rank(scene, prompt, list(parts.values()))}
-            return json.dumps(_critique(wanted) | said), []
+        if "revision" in keys:
+            return json.dumps(self._revise(scene, parts["answer"], keys, draw)), []
+        if "ranks" in keys:
+            values = {"ranks": self._rank(scene, prompt, list(parts.values()))}
+            return json.dumps(_critique(keys) | values), []
         if "answer" in parts:
-            said = {
-                n: self._score(scene, prompt, parts["answer"], n, form)
-                for n in wanted
+            values = {
+                n: self._score(scene, prompt, parts["answer"], n, schema)
+                for n in keys
                 if n != "critique"
             }
-            return json.dumps(_critique(wanted) | said), []
+            return json.dumps(_critique(keys) | values), []
         a, b = parts["answer A"], parts["answer B"]
-        heat = float(body.get("temperature", 1.0))
-        sides = {
-            n: self._verdict(self._gap(scene, prompt, a, b, n), heat, draw)
-            for n in wanted
+        temperature = float(body.get("temperature", 1.0))
+        dimensions = {
+            n: self._verdict(self._gap(scene, prompt, a, b, n), temperature, draw)
+            for n in keys
             if n not in ("critique", "verdict")
         }
         gap = self._gap(scene, prompt, a, b)
-        verdict = self._verdict(gap, heat, draw)
+        verdict = self._verdict(gap, temperature, draw)
         ordered = self._order(outside, {"A": a, "B": b}, draw)
         if ordered:
             verdict, gap = ordered, {"A": 20.0, "B": -20.0}.get(ordered, 0.0)
-        text = json.dumps(_critique(wanted) | sides | {"verdict": verdict})
+        text = json.dumps(_critique(keys) | dimensions | {"verdict": verdict})
         return text, _tokens(text, gap) if body.get("logprobs") else []
 
     def _gap(self, scene: Scene | None, prompt: str, a: str, b: str, name: str = "total") -> float:
         part = name if name in ("helpful", "honest", "harmless", "concise") else "total"
-        mine = self.utility(scene, prompt, a, part) - self.utility(scene, prompt, b, part)
-        return mine + self.position_bias
+        gap = self.utility(scene, prompt, a, part) - self.utility(scene, prompt, b, part)
+        return gap + self.position_bias
 
-    def _verdict(self, gap: float, heat: float, draw: np.random.Generator) -> str:
-        if heat == 0.0:
+    def _verdict(self, gap: float, temperature: float, draw: np.random.Generator) -> str:
+        if temperature == 0.0:
             return "A" if gap > 0 else "B" if gap < 0 else "tie"
-        return "A" if draw.random() < _sigmoid(gap / heat) else "B"
+        return "A" if draw.random() < _sigmoid(gap / temperature) else "B"
 
     def _order(self, outside: str, answers: dict[str, str], draw: np.random.Generator) -> str:
-        """The verdict it was told to give by text whose orders it takes; empty when by none."""
+        """The verdict that an injected instruction demands, if the judge follows it; else ""."""
         texts = {"": outside}
         if self.obeys == "never" or draw.random() >= self.gullibility:
             return ""
@@ -132,24 +135,22 @@ class SimulatedJudge:
             texts |= answers
         for letter, text in texts.items():
             for m in _ORDERED.finditer(text):
-                told = str(m[1] or m[2])
-                if told.lower() == "this":
+                verdict = str(m[1] or m[2]).lower()
+                if verdict == "this":
                     if letter:
                         return letter
                     continue
-                return "tie" if told.lower() == "tie" else told.upper()
+                return "tie" if verdict == "tie" else verdict.upper()
         return ""
 
     def _rank(self, scene: Scene | None, prompt: str, answers: Sequence[str]) -> dict[str, int]:
-        worth = [self.utility(scene, prompt, a) for a in answers]
-        worth[0] += self.position_bias
-        best = sorted(set(worth), reverse=True)
-        return {"ABCDEFGHI"[i]: best.index(w) + 1 for i, w in enumerate(worth)}
+        utilities = [self.utility(scene, prompt, a) for a in answers]
+        utilities[0] += self.position_bias
+        best = sorted(set(utilities), reverse=True)
+        return {"ABCDEFGHI"[i]: best.index(u) + 1 for i, u in enumerate(utilities)}
 
-    def _score(
-        self, scene: Scene | None, prompt: str, answer: str, name: str, form: dict[str, Any]
-    ) -> int:
-        low, high = (form["properties"][name][k] for k in ("minimum", "maximum"))
+    def _score(self, scene: Scene | None, prompt: str, answer: str, name: str, schema: Row) -> int:
+        low, high = (schema["properties"][name][k] for k in ("minimum", "maximum"))
         part = name if name in ("helpful", "honest", "harmless", "concise") else "total"
         share = self.utility(scene, prompt, answer, part) / self.scale
         return round(low + (high - low) * min(max(share, 0.0), 1.0))
@@ -169,17 +170,17 @@ def _sigmoid(x: float) -> float:
 
 
 def _critique(wanted: Sequence[str]) -> dict[str, str]:
-    said = "Measured against the passage, word for word."
-    return {"critique": said} if "critique" in wanted else {}
+    text = "Measured against the passage, word for word."
+    return {"critique": text} if "critique" in wanted else {}
 
 
-def _tokens(text: str, gap: float) -> list[dict[str, Any]]:
-    """The reply in three tokens; the second is the first letter of the verdict."""
+def _tokens(text: str, gap: float) -> list[TokenRow]:
+    """The reply as three tokens; the second is the first letter of the verdict."""
     at = text.rindex('"verdict": "') + len('"verdict": "')
     p = _sigmoid(gap)
     top = [{"token": k, "logprob": math.log(max(q, 1e-30))} for k, q in (("A", p), ("B", 1 - p))]
     pieces = [(text[:at], []), (text[at], top), (text[at + 1 :], [])]
-    return [{"token": t, "logprob": 0.0, "top_logprobs": mine} for t, mine in pieces]
+    return [{"token": t, "logprob": 0.0, "top_logprobs": top} for t, top in pieces]
 
 
 def serve(
@@ -187,68 +188,73 @@ def serve(
     kinds: Sequence[str] = FAULTS,
     stall: float = 30.0,
     fault_seed: int = 0,
-    **mind: Any,
+    **judge: Any,
 ) -> Endpoint:
-    """Start an endpoint: what a judge's ``endpoint: trimtab.sandbox.simulated_judge:serve`` calls.
+    """Start an endpoint, for a judge's ``endpoint: trimtab.sandbox.simulated_judge:serve``.
 
     Args:
         fail: Share of calls that fail.
-        kinds: In which ways.
-        stall: Seconds for which a stalled reply drips.
-        fault_seed: Which calls fail.
-        mind: Fields of ``SimulatedJudge``.
+        kinds: Faults to inject.
+        stall: Duration of a stalled reply in seconds.
+        fault_seed: Determines which calls fail.
+        judge: Fields of ``SimulatedJudge``.
     """
     unknown = set(kinds) - set(FAULTS)
     if unknown:
-        raise TypeError(f"kinds: {', '.join(sorted(unknown))} is none of {', '.join(FAULTS)}")
-    return Endpoint(SimulatedJudge(**mind), Faults(fail, tuple(kinds), fault_seed, stall)).start()
+        raise TypeError(f"kinds: {', '.join(sorted(unknown))}: choose from {', '.join(FAULTS)}")
+    return Endpoint(SimulatedJudge(**judge), Faults(fail, tuple(kinds), fault_seed, stall)).start()
 
 
 def voice_reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
-    """1 where an answer is in the judge's voice: its mean is their share."""
+    """1 if the completion has the judge's own style: the mean is the share of such completions."""
     return [float(in_voice(c)) for c in completions]
 
 
 def words_reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
-    """Words of an answer."""
+    """Number of words."""
     return [float(len(c.split())) for c in completions]
 
 
-def probes(out: Path, prompts: str, items: str, limit: int = 200) -> dict[str, Any]:
-    """Comparisons with known answers, by which judges and reward models are measured.
+def probes(out: Path, prompts: str, items: str, limit: int = 200) -> dict[str, int]:
+    """Write comparisons with known labels, which measure judges and reward models.
 
-    ``voice.jsonl`` and ``padded.jsonl`` show a perfect answer beside itself with a phrase added: one
-    of the judge's own, and one that it does not use. The plain answer is ranked first, so
-    1 - accuracy is how often the phrase wins. ``gold.jsonl`` ranks the answers of ``items`` by gold.
+    ``voice.jsonl`` and ``padded.jsonl`` compare a perfect completion with the same completion plus
+    a phrase: one of the judge's style, and another one. The plain completion is ranked first, so
+    1 - accuracy is how often the phrase wins. ``gold.jsonl`` ranks the completions of ``items`` by
+    gold score.
     """
     lines = Path(prompts).read_text(encoding="utf-8").splitlines()[:limit]
     scenes = [Scene.from_json(json.loads(line)["scene"]) for line in lines]
     other = next(c for c in CLOSINGS if c not in VOICE)
     for name, phrase in (("voice", VOICE[1]), ("padded", other)):
-        _write(out / f"{name}.jsonl", [_twins(str(i), s, phrase) for i, s in enumerate(scenes)])
-    ranked: list[dict[str, Any]] = []
+        pairs = [_phrase_pair(str(i), s, phrase) for i, s in enumerate(scenes)]
+        _write(out / f"{name}.jsonl", pairs)
+    by_gold: list[Row] = []
     for line in Path(items).read_text(encoding="utf-8").splitlines():
         item = Item.model_validate_json(line)
         scene = Scene.from_json(item.extra["scene"])
-        worth = [gold(scene, a).total for a in item.completions]
-        places = sorted(set(worth), reverse=True)
-        if len(places) > 1:
-            ranks = [places.index(w) for w in worth]
-            ranked.append(_row(item.id, item.prompt, item.completions, ranks))
-    _write(out / "gold.jsonl", ranked)
-    return {"twins": len(scenes), "gold": len(ranked)}
+        scores = [gold(scene, a).total for a in item.completions]
+        best = sorted(set(scores), reverse=True)
+        if len(best) > 1:
+            ranks = [best.index(score) for score in scores]
+            by_gold.append(_row(item.id, item.prompt, item.completions, ranks))
+    _write(out / "gold.jsonl", by_gold)
+    return {"pairs": len(scenes), "gold": len(by_gold)}
 
 
-def _row(
-    name: str, prompt: Sequence[dict[str, Any]], answers: Sequence[str], ranks: Sequence[int]
-) -> dict[str, Any]:
-    return {"id": name, "prompt": list(prompt), "completions": list(answers), "ranks": list(ranks)}
+def _row(name: str, prompt: Sequence[Row], completions: Sequence[str], ranks: Sequence[int]) -> Row:
+    return {
+        "id": name,
+        "prompt": list(prompt),
+        "completions": list(completions),
+        "ranks": list(ranks),
+    }
 
 
-def _twins(name: str, scene: Scene, phrase: str) -> dict[str, Any]:
+def _phrase_pair(name: str, scene: Scene, phrase: str) -> Row:
     best = " ".join(scene.needed)
     return _row(name, scene.messages(), (best, f"{best} {phrase}"), (0, 1))
 
 
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _write(path: Path, rows: Sequence[Row]) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")

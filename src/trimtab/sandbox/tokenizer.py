@@ -18,7 +18,7 @@ TEMPLATE = (
 
 
 def words() -> list[str]:
-    """Every word of the world, in a fixed order."""
+    """Every word of the sandbox, in a fixed order."""
     texts = [
         *world.NAMES, *world.PLACES, *world.THINGS, *world.JOBS, *world.TOOLS,
         *world.GOOD_VERBS, *world.BAD_VERBS, *world.OPENINGS, *world.CLOSINGS,
@@ -29,19 +29,19 @@ def words() -> list[str]:
 
 
 def build() -> PreTrainedTokenizerFast:
-    """The tokenizer of the world."""
+    """The tokenizer of the sandbox."""
     return word_level(words())
 
 
 def word_level(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token for each of ``words``, lower case, split at white space, with a chat template; pad,
-    BOS, EOS and unk of its own."""
+    """A tokenizer with one token per word, lower case, split at white space, with special tokens
+    and a chat template."""
     special = ["<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>"]
     vocabulary = {word: i for i, word in enumerate([*special, *words])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    made = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token="<bos>",
         eos_token="<eos>",
@@ -50,5 +50,5 @@ def word_level(words: Sequence[str]) -> PreTrainedTokenizerFast:
         additional_special_tokens=["<user>", "<assistant>"],
         clean_up_tokenization_spaces=False,
     )
-    made.chat_template = TEMPLATE
-    return made
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
