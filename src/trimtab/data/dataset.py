@@ -34,13 +34,20 @@ def load_groups(
     spec: DataSpec,
     make: Callable[[sources.Rows], list[formats.Example]],
     render: Callable[[formats.Example], Group | None],
+    read: Callable[..., sources.Rows] = sources.read,
 ) -> list[Group]:
     """The rows of ``spec`` read by ``make`` and tokenised by ``render``; says what was left out.
+
+    Args:
+        spec: Where rows come from.
+        make: Rows to examples.
+        render: An example to a group; None when its prompt is too long.
+        read: Reads the rows; ``feedback.comparisons.read_comparisons`` also reads label folders.
 
     Raises:
         DataError: a row cannot be used (strict), or nothing is left.
     """
-    rows = sources.read(spec.path, split=spec.split, limit=spec.limit, strict=spec.strict)
+    rows = read(spec.path, split=spec.split, limit=spec.limit, strict=spec.strict)
     made = make(rows)
     if rows.dropped:
         console.print(

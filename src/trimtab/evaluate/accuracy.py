@@ -15,6 +15,7 @@ from trimtab.data.dataset import DataSpec, load_groups
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import DataError
 from trimtab.evaluate.reward_models import figures
+from trimtab.feedback.comparisons import read_comparisons
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.runs import write_atomic
 from trimtab.runs.console import console
@@ -53,7 +54,7 @@ def main(config: AccuracyConfig) -> dict[str, Any]:
     sets: dict[str, list[Group]] = {}
     for name, spec in c.data.items():
         renderer = Renderer(tokenizer, max_prompt=spec.max_prompt, max_tokens=spec.max_completion)
-        sets[name] = load_groups(spec, formats.comparisons, renderer.comparison)
+        sets[name] = load_groups(spec, formats.comparisons, renderer.comparison, read_comparisons)
     rewards = Rewards(c.rewards, tokenizer, c.token_budget, c.device)
     told: dict[str, dict[str, dict[str, float]]] = {r.name: {} for r in c.rewards}
     for name, groups in sets.items():

@@ -15,6 +15,7 @@ from trimtab.data import formats
 from trimtab.data.dataset import DataSpec, load_groups, split
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.errors import DataError
+from trimtab.feedback.comparisons import read_comparisons
 from trimtab.models.frozen import load_reference
 from trimtab.models.load import LM, ModelSpec, disable_dropout, renderer_for, save_model
 from trimtab.objectives.preference import DPO, KTO, Preference, labels, mismatched, summed
@@ -97,7 +98,7 @@ class PreferenceStage:
         make = formats.unpaired if isinstance(self.objective, KTO) else formats.comparisons
 
         def load(spec: DataSpec) -> list[Group]:
-            groups = load_groups(spec, make, self.renderer.comparison)
+            groups = load_groups(spec, make, self.renderer.comparison, read_comparisons)
             kept = [g for g in groups if self.objective.usable(g)]
             if len(kept) < len(groups):
                 console.print(

@@ -16,6 +16,7 @@ from trimtab.data.dataset import DataSpec, load_groups, split
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.evaluate.accuracy import Name
 from trimtab.evaluate.reward_models import FIGURES, figures
+from trimtab.feedback.comparisons import read_comparisons
 from trimtab.models.heads import Scorer
 from trimtab.models.load import ModelSpec, renderer_for, save_model
 from trimtab.objectives.bradley_terry import BradleyTerry
@@ -77,7 +78,7 @@ class RewardStage:
         self.report: dict[str, Any] = {}
 
     def _load(self, spec: DataSpec) -> list[Group]:
-        return load_groups(spec, formats.comparisons, self.renderer.comparison)
+        return load_groups(spec, formats.comparisons, self.renderer.comparison, read_comparisons)
 
     def _data(self) -> tuple[list[Group], list[Group]]:
         c = self.config
