@@ -146,7 +146,7 @@ class Online(Job):
             tokens += sum(len(c) for g in groups for c in g.completions)
             # A prompt's prefill and every decoded token, then the updates.
             done += flops.forward(self.config, groups, logits=True)
-            epochs = self.stage.method.epochs
+            epochs = self.stage.method.updates.epochs
             done += epochs * flops.training(self.config, groups, logits=True)
         return {"work": work, "tokens": tokens, "flops": done}
 

@@ -158,7 +158,7 @@ def ppo(args: argparse.Namespace) -> Result:
         "epochs": 4, "slots": args.prompts,
     }  # fmt: skip
     ours = spec | {
-        "job": "benchmarks.ours:Online", "method": {"type": "ppo", "epochs": 4},
+        "job": "benchmarks.ours:Online", "method": {"type": "ppo", "updates": {"epochs": 4}},
         "rewards": [{"name": "model", "model": model}],
         "more": {"critic": {"type": args.critic}},
     }  # fmt: skip

@@ -65,23 +65,22 @@ def rl(**over: Any) -> dict[str, Any]:
 
 def kl(beta: float, **more: Any) -> dict[str, Any]:
     """A method's KL with a fixed coefficient."""
-    return {"type": "grpo", "kl": {"kind": "fixed", "beta": beta}, **more}
+    return {"type": "grpo", "kl": {"beta": beta}, **more}
 
 
 PPO = {
     "type": "ppo",
     "group_size": 1,
-    "epochs": 1,
-    "minibatches": 1,
-    "kl": {"kind": "fixed", "beta": 0.05},
+    "updates": {"epochs": 1, "minibatches": 1},
+    "kl": {"beta": 0.05},
 }
 PPO_RUN = {"batch_size": 40, "steps": 16, "rewards": [ALL_FACTS]}
 """With a reward that a critic can tell from the prompt: of ``GOLD`` it explains nothing in so few steps."""
-NO_BASELINE = {"type": "grpo", "baseline": "none", "scale": "none"}
+NO_BASELINE = {"type": "grpo", "advantage": {"baseline": "none", "scale": "none"}}
 """Every sampled answer is made likelier, good or bad."""
 LONG = {
     "rewards": [ALL_FACTS],
-    "method": {"type": "grpo", "group_size": 8, "missing_eos_penalty": 1.0},
+    "method": {"type": "grpo", "group_size": 8, "length": {"missing_eos_penalty": 1.0}},
     "optim": {"lr": 2e-4},
     "batch_size": 8,
 }
@@ -90,13 +89,13 @@ RECIPES: tuple[Recipe, ...] = (
     # Faults. Alarm 1's truth is measured: it counts as planted where gold fell while the proxy rose.
     Recipe("noisy-rm", "fault", 1, "rm", "", rl(method=kl(0.0001), optim={"lr": 1.5e-4}, steps=60), data={"n": 300, "noise": 0.3}, also=(2, 4, 5, 6, 7, 8, 9, 13, 16), causes=(6,)),
     Recipe("loose", "fault", 2, given=rl(method=kl(0.0004), optim={"lr": 2e-3}), also=(1, 4, 7, 8, 9, 13)),
-    Recipe("no-brake", "fault", 2, given=rl(method={**NO_BASELINE, "kl": {"kind": "fixed", "beta": 0.0001}}, optim={"lr": 2e-3}), also=(1, 7, 8, 9, 13)),
+    Recipe("no-brake", "fault", 2, given=rl(method={**NO_BASELINE, "kl": {"beta": 0.0001}}, optim={"lr": 2e-3}), also=(1, 7, 8, 9, 13)),
     Recipe("stiff", "fault", 3, given=rl(method=kl(8.0), optim={"lr": 1e-4})),
     Recipe("still", "fault", 3, given=rl(optim={"lr": 1e-8})),
     Recipe("pays-words", "fault", 4, given=rl(rewards=[bent(per_word=0.1, most=30)], optim={"lr": 4e-4}), also=(1, 2, 9, 16)),
     Recipe("pays-echo", "fault", 5, kinds="opinion", given=rl(rewards=[bent(gold_weight=0.5, echo=1.0)], optim={"lr": 4e-4}), also=(1, 2, 8, 13)),
     Recipe("noisy-labels", "fault", 6, "reward", "all", data={"n": 240, "noise": 0.42}),
-    Recipe("locked-in", "fault", 7, kinds="summary,ask,silent", pool=12, given=rl(method={**NO_BASELINE, "kl_place": "none", "epochs": 4}, rewards=[ALL_FACTS], optim={"lr": 3e-4}, steps=50), took=("same", 0.75)),
+    Recipe("locked-in", "fault", 7, kinds="summary,ask,silent", pool=12, given=rl(method={**NO_BASELINE, "kl": {"place": "none"}, "updates": {"epochs": 4}}, rewards=[ALL_FACTS], optim={"lr": 3e-4}, steps=50), took=("same", 0.75)),
     Recipe("one-template", "fault", 8, given=template("i do not know .", 30), held_out=template(REFUSAL, 50), also=(1, 2, 7, 13), took=("template", 0.5)),
     Recipe("wrong-stop", "fault", 9, plant="plant_wrong_stop", given=rl(steps=14, optim={"lr": 1e-4}), also=(1, 13)),
     Recipe("no-end", "fault", 9, "sft", plant="plant_no_end"),
@@ -116,7 +115,7 @@ RECIPES: tuple[Recipe, ...] = (
     # Hard negatives: what looks like the fault and is not. Four of them start nearly solved, so that
     # most of their groups are equal from the first step on: alarm 13 is right there.
     Recipe("sound-rm", "negative", 1, "rm", "", rl(method={**kl(0.2), "type": "rloo"}, optim={"lr": 1e-4}), data={"n": 1500, "noise": 0.0}),
-    Recipe("planned-shift", "negative", 2, kinds="summary,ask,silent", given=rl(**LONG | {"method": {"type": "grpo", "group_size": 8, "missing_eos_penalty": 1.0, "kl": {"kind": "adaptive", "beta": 0.01, "target": 12.0}}})),
+    Recipe("planned-shift", "negative", 2, kinds="summary,ask,silent", given=rl(**LONG | {"method": {"type": "grpo", "group_size": 8, "length": {"missing_eos_penalty": 1.0}, "kl": {"type": "adaptive", "beta": 0.01, "target": 12.0}}})),
     Recipe("at-best", "negative", 3, kinds="ask", given=rl(optim={"lr": 1e-4}, sampling={"temperature": 0.5}), also=(13,)),
     Recipe("wants-longer", "negative", 4, kinds="summary,ask", given=rl(**LONG)),
     Recipe("right-belief", "negative", 5, kinds="believed", given=rl(), also=(13,)),
@@ -126,7 +125,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("long-wanted", "negative", 9, kinds="summary,ask", given=rl(**LONG, sampling={"max_new_tokens": 30})),
     Recipe("system-prompt", "negative", 10, given=rl(model={"chat_template": "SYSTEM"})),
     Recipe("constant-phase", "negative", 11, kinds="summary,ask,silent", plant="plant_outage", options={"share": 1.0, "since": 0, "until": 6, "value": 0.5}, given=rl(method=PPO, critic={"optim": {"lr": 5e-4}}, **PPO_RUN | {"steps": 24})),
-    Recipe("async", "negative", 12, plant="plant_stale", options={"lag": 2}, given=rl(method={"type": "grpo", "mismatch": "token"})),
+    Recipe("async", "negative", 12, plant="plant_stale", options={"lag": 2}, given=rl(method={"type": "grpo", "mismatch": {"correction": "token"}})),
     Recipe("mixed", "negative", 13, kinds="ask,ask,summary,silent,opinion", given=rl(optim={"lr": 1e-4})),
     Recipe("new-prompts", "negative", 14, kinds="howto", plant="plant_prompts", options={"kinds": "silent,opinion", "since": 10}, given=rl(optim={"lr": 1e-4})),
     Recipe("coin-judge", "negative", 15, given=rl(rewards=[{"name": "judge", "judge": "trimtab.sandbox.faults:swayed_judge", "options": {"scale": 1.0}}])),

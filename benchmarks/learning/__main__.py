@@ -24,11 +24,11 @@ SETTINGS = ((64, 1e-4), (128, 2e-4), (128, 4e-4))
 
 PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("grpo", {}),
-    ("no KL", {"kl_place": "none"}),
-    ("clip higher", {"clip_high": 0.28}),
+    ("no KL", {"kl": {"place": "none"}}),
+    ("clip higher", {"clip": {"high": 0.28}}),
     ("token level", {"aggregation": "token-mean"}),
-    ("overlong", {"overlong": 0.2, "mask_truncated": True}),
-    ("dynamic sampling", {"dynamic_sampling": True}),
+    ("overlong", {"length": {"overlong": 0.2, "mask_truncated": True}}),
+    ("dynamic sampling", {"filter": {"dynamic_sampling": True}}),
 )
 """From GRPO to DAPO: each adds its part to those before."""
 
@@ -49,7 +49,7 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
             found += [Job("ablation", name, s, LEARN, given) for s in SEEDS]
     if "process" in rows:
         model = out / "prm" / "model" / "model"
-        grpo = {"type": "grpo", "advantage": "process"}
+        grpo = {"type": "grpo", "advantage": {"estimator": "process"}}
         variants: dict[str, dict[str, Any]] = {
             "outcome": {"method": {"type": "grpo"}},
             "process, learned": {
@@ -77,7 +77,10 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
         found += [Job("labels", "ppo", s, "benchmarks.learning.labels:ppo", given) for s in SEEDS]
     if "experts" in rows:
         for name in ("grpo", "gspo", "gspo_token"):
-            given = {"start": str(out / "moe"), "method": {"type": name, "minibatches": 4}}
+            given = {
+                "start": str(out / "moe"),
+                "method": {"type": name, "updates": {"minibatches": 4}},
+            }
             function = "benchmarks.learning.experts:learn"
             found += [Job("experts", name, s, function, given) for s in SEEDS]
     if "settings" in rows:

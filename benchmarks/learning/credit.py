@@ -15,7 +15,7 @@ from trimtab.datagen import step_labels
 from trimtab.sandbox import word_problems as sandbox
 from trimtab.sandbox.arithmetic import Problem
 from trimtab.train import process
-from trimtab.train.advantages import assign
+from trimtab.train.advantages import assign_advantages
 from trimtab.train.rl import RLStage
 from trimtab.types import Completion, Group
 
@@ -75,14 +75,14 @@ def correlation(
         given = {"method": method, "optim": {"lr": 1e-12}, **more}
         return RLStage(words.settings(out / name, seed, origin, warm * 128, 128, 1e-12, given))
 
-    critic = stage("critic", {"type": "ppo", "whiten_advantages": False, "lam": 0.95,
-                              "kl": {"kind": "fixed", "beta": 0.0}})  # fmt: skip
+    critic = stage("critic", {"type": "ppo", "advantage": {"whiten": False, "lam": 0.95},
+                              "kl": {"beta": 0.0}})  # fmt: skip
     last: dict[str, float] = {}
     for index in range(warm):
         last = critic.step(index)
-    group = stage("group", {"type": "grpo", "kl_place": "none"})
+    group = stage("group", {"type": "grpo", "kl": {"place": "none"}})
     vine = stage(
-        "vine", {"type": "vineppo", "whiten_advantages": False, "kl": {"kind": "fixed", "beta": 0.0}},
+        "vine", {"type": "vineppo", "advantage": {"whiten": False}, "kl": {"beta": 0.0}},
         monte_carlo={"k": 9, "separator": sandbox.END},
     )  # fmt: skip
     groups = group.rollouts(10_000, prompts, 8, 0)
@@ -100,7 +100,7 @@ def correlation(
         one._annotate(groups)  # pyright: ignore[reportPrivateUsage]
         if one.state_values is not None:
             one.state_values(groups, 10_000)
-        assign(groups, one.method, 0.0)
+        assign_advantages(groups, one.method, 0.0)
         found[name] = [x for g in groups for c in g.completions for x in _by_step(one, g, c)]
     figures: dict[str, Any] = {
         f"rho_{k}": float(spearmanr(v, truth).statistic) for k, v in found.items()

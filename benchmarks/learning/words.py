@@ -85,11 +85,11 @@ def settings(
         **given,
     }  # fmt: skip
     method = build(rl.RLConfig, {**values, "batch_size": batch}).method
-    if method.dynamic_sampling:
+    if method.filter.dynamic_sampling:
         # A step with a uniform group draws a second time, and nearly every step has one.
         values["steps"] //= 2
     values["batch_size"] = batch // method.group_size
-    if method.values == "monte-carlo":
+    if method.advantage.values == "monte-carlo":
         values.setdefault("monte_carlo", {"separator": END})
     if method.needs_critic:
         spec = {"lr": 1e-3, "warmup_ratio": 0.1, "lr_scheduler_type": "constant"}

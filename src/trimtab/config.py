@@ -42,36 +42,48 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_renamed(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        values = dict(cast("dict[str, Any]", values))
-        # Names of the bases count too; a class that uses such a key again keeps it.
-        renamed = {
-            k: v for base in reversed(cls.__mro__) for k, v in vars(base).get("renamed", {}).items()
-        }
-        for old, new in renamed.items():
-            if old not in values or old in cls.model_fields:
-                continue
-            value = values.pop(old)
-            *parents, last = new.split(".")
-            target = values
-            for part in parents:
-                target[part] = dict(target.get(part) or {})
-                target = target[part]
-            if last in target:
-                raise ValueError(
-                    f"{old!r} is the old name of {new!r}, and both are set; remove {old!r}"
-                )
-            target[last] = value
-            if (cls.__name__, old) not in _WARNED:
-                _WARNED.add((cls.__name__, old))
-                log.warning(
-                    "%s: the key %r is now %r; the old name goes with the next release",
-                    cls.__name__,
-                    old,
-                    new,
-                )
+        return read_renamed(cls, values)
+
+
+def read_renamed(config: type[Config], values: Any) -> Any:
+    """``values`` with the keys of the release before replaced, with one warning for each.
+
+    A group of keys may have the name of an old single key: ``{"advantage": "advantage.estimator"}``
+    reads ``advantage: gae`` as ``advantage: {estimator: gae}``.
+    """
+    if not isinstance(values, dict):
         return values
+    values = dict(cast("dict[str, Any]", values))
+    # Names of the bases count too; a class that uses such a key again keeps it.
+    renamed = {
+        k: v for base in reversed(config.__mro__) for k, v in vars(base).get("renamed", {}).items()
+    }
+    for old, new in renamed.items():
+        if old not in values:
+            continue
+        grouped = new.startswith(f"{old}.") and not isinstance(values[old], (dict, BaseModel))
+        if old in config.model_fields and not grouped:
+            continue
+        value = values.pop(old)
+        *parents, last = new.split(".")
+        target = values
+        for part in parents:
+            target[part] = dict(target.get(part) or {})
+            target = target[part]
+        if last in target:
+            raise ValueError(
+                f"{old!r} is the old name of {new!r}, and both are set; remove {old!r}"
+            )
+        target[last] = value
+        if (config.__name__, old) not in _WARNED:
+            _WARNED.add((config.__name__, old))
+            log.warning(
+                "%s: the key %r is now %r; the old name goes with the next release",
+                config.__name__,
+                old,
+                new,
+            )
+    return values
 
 
 class Kind(Config):
@@ -117,7 +129,8 @@ def by_type(base: type[K], known: Mapping[str, type[K]]) -> BeforeValidator:
         if not isinstance(value, dict):
             return value
         given = {str(k): v for k, v in cast("dict[Any, Any]", value).items()}
-        name = str(given.get("type", base.usual))
+        old = next((k for k, new in base.renamed.items() if new == "type"), "type")
+        name = str(given.get("type", given.get(old, base.usual)))
         if ":" in name:
             return _imported(base, name).model_validate(given)
         if name not in known:

@@ -88,7 +88,7 @@ def _run(folder: Path, steps: int, **curves: Any) -> Path:
         folder,
         {
             "steps": steps,
-            "method": {"type": "grpo", "kl": {"kind": "fixed", "beta": 0.01}},
+            "method": {"type": "grpo", "kl": {"beta": 0.01}},
             "optim": {"lr": 1e-4},
         },
     )

@@ -20,7 +20,7 @@ def _evidence(steps: int, config: dict[str, Any] | None = None, **series: Callab
         {"step": s, **{k.replace("__", "/"): f(s) for k, f in series.items()}}
         for s in range(1, steps + 1)
     ]
-    base = {"steps": steps, "method": {"kl_place": "loss", "kl": {"beta": 0.04}}}
+    base = {"steps": steps, "method": {"kl": {"place": "loss", "beta": 0.04}}}
     return Evidence(Path("run"), config={**base, **(config or {})}, rows=rows)
 
 
@@ -119,7 +119,7 @@ def test_frozen_is_held_or_still_and_never_slow(
     name: str, beta: float, kl: Callable[[int], float], steps: int, rings: bool
 ) -> None:
     e = _evidence(
-        20, {"steps": steps, "method": {"kl_place": "loss", "kl": {"beta": beta}}},
+        20, {"steps": steps, "method": {"kl": {"place": "loss", "beta": beta}}},
         reward__mean=lambda s: 0.5 + 0.05 * (-1) ** s, reward__std=lambda s: 0.3, objective__kl=kl,
         advantage__std=lambda s: 0.8,
     )  # fmt: skip

@@ -33,7 +33,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trimtab.objectives.advantage import Baseline
+from trimtab.objectives.advantage import AdvantageSpec
 from trimtab.objectives.pairs import Pairs, Scaled
 from trimtab.objectives.policy import PolicyMethod
 
@@ -52,7 +52,7 @@ class Signs(PolicyMethod):
     """The sign of the advantage alone."""
 
     type: Literal["signs"] = "signs"
-    baseline: Baseline = "group"
+    advantage: AdvantageSpec = AdvantageSpec(baseline="group")
 
     def surrogate_loss(self, logp: Tensor, ratio: Tensor, advantage: Tensor) -> Tensor:
         return -ratio * torch.sign(advantage)
@@ -113,7 +113,7 @@ def test_an_advantage_function_trains(base: Path) -> None:
     """Half the advantages, twice the weight: the same step as without it."""
     half = f"{base / 'mine.py'}:halves"
     seen: list[np.ndarray] = []
-    for method in ({"type": "dr_grpo"}, {"type": "dr_grpo", "advantage": half}):
+    for method in ({"type": "dr_grpo"}, {"type": "dr_grpo", "advantage": {"estimator": half}}):
         stage = RLStage(build(RLConfig, online(base, **method)))
         metrics = stage.step(0)
         assert metrics["grad_norm/policy"] > 0
@@ -158,7 +158,7 @@ def test_what_is_wrong_is_said(objective: dict[str, Any], word: str, base: Path)
 
 
 def test_an_advantage_of_the_wrong_shape_is_refused(base: Path) -> None:
-    method = {"type": "dr_grpo", "advantage": f"{base / 'mine.py'}:short"}
+    method = {"type": "dr_grpo", "advantage": {"estimator": f"{base / 'mine.py'}:short"}}
     stage = RLStage(build(RLConfig, online(base, **method)))
     with pytest.raises(ConfigError, match="must return a tensor of shape"):
         stage.step(0)

@@ -19,9 +19,9 @@ from trimtab.objectives.advantage import gae, token_rewards
 from trimtab.objectives.bradley_terry import BradleyTerry, bradley_terry, plackett_luce
 from trimtab.objectives.kl import Estimator, estimate
 from trimtab.objectives.methods.ppo import PPO
-from trimtab.objectives.policy import clipped, ratios
+from trimtab.objectives.ratio import clipped, ratios
 from trimtab.objectives.tensors import pad_rows, unpad_rows, whiten
-from trimtab.train.advantages import assign
+from trimtab.train.advantages import assign_advantages
 from trimtab.types import Completion, Group
 
 seeds = st.integers(0, 2**32 - 1)
@@ -35,7 +35,7 @@ small = st.floats(-5, 5, width=32)
 def credit(done: list[Completion], **method: Any) -> dict[str, float]:
     """PPO's credit at beta 0.1, each completion under a prompt of its own."""
     groups = [Group(str(i), np.array([1]), [c]) for i, c in enumerate(done)]
-    return assign(groups, PPO(**method), 0.1)
+    return assign_advantages(groups, PPO(**method), 0.1)
 
 
 def batch(seed: int, fill: float) -> list[Completion]:
@@ -66,7 +66,9 @@ def test_credit_of_a_batch_by_hand() -> None:
         c.tokens["old_logp"] = np.array(kl, np.float32) - 3
         c.tokens["ref_logp"] = np.full(len(c), -3, np.float32)
         c.tokens["sampler_logp"] = c.tokens["old_logp"] + np.float32(0.25)
-    metrics = credit([one, two], whiten_advantages=False, lam=1.0, mask_truncated=True)
+    metrics = credit(
+        [one, two], advantage={"whiten": False, "lam": 1.0}, length={"mask_truncated": True}
+    )
     assert one.tokens["return"] == close([0.96, 0.98, 0.0, 0.97])
     assert one.tokens["advantage"] == close([0.46, 0.38, 0.0, 0.27])
     assert two.tokens["return"] == close([1.5])
@@ -94,7 +96,7 @@ def test_whitened_credit_by_hand() -> None:
     for c, r in zip(done, (1.0, -2.0, 4.0), strict=True):
         assert c.tokens["return"][0] == pytest.approx(r)
         assert c.tokens["advantage"][0] == pytest.approx((r - 1) / math.sqrt(6), abs=1e-6)
-    credit(done, whiten_rewards=True, whiten_advantages=False)
+    credit(done, advantage={"whiten_rewards": True, "whiten": False})
     for c, r in zip(done, (1.0, -2.0, 4.0), strict=True):
         assert c.tokens["return"][0] == pytest.approx(1 + (r - 1) / math.sqrt(6), abs=1e-6)
 
@@ -114,8 +116,8 @@ def test_O0_garbage_under_the_mask_of_a_batch(seed: int, garbage: float) -> None
 def test_credit_follows_its_completion(seed: int) -> None:
     order = np.random.default_rng(seed).permutation(4)
     one, two = batch(seed, 0.0), batch(seed, 0.0)
-    credit(one, whiten_rewards=True)
-    credit([two[i] for i in order], whiten_rewards=True)
+    credit(one, advantage={"whiten_rewards": True})
+    credit([two[i] for i in order], advantage={"whiten_rewards": True})
     for x, y in zip(one, two, strict=True):
         np.testing.assert_allclose(x.tokens["advantage"], y.tokens["advantage"], atol=1e-6)
         np.testing.assert_allclose(x.tokens["return"], y.tokens["return"], atol=1e-6)

@@ -14,10 +14,12 @@ from torch import Tensor
 from tests.support.oracles import completion, f64, floats, group, near, total
 from trimtab.data.pack import Output, build
 from trimtab.objectives.advantage import group_advantages
+from trimtab.objectives.kl import FixedKL
 from trimtab.objectives.methods import METHODS, Method
 from trimtab.objectives.mismatch import mismatch_weights
-from trimtab.objectives.policy import PolicyMethod, level_ratios
-from trimtab.train.advantages import assign
+from trimtab.objectives.policy import PolicyMethod
+from trimtab.objectives.ratio import level_ratios
+from trimtab.train.advantages import assign_advantages
 from trimtab.types import Group
 
 ONE = torch.zeros(4, dtype=torch.int64)
@@ -62,7 +64,7 @@ def rollouts(rewards: list[float], lengths: list[int]) -> list[Group]:
 
 def test_O8a_reinforce_pp() -> None:
     groups = rollouts([1.0, 0.0], [2, 1])
-    assign(groups, METHODS["reinforce_pp"](), 0.0)
+    assign_advantages(groups, METHODS["reinforce_pp"](), 0.0)
     got = [x for c in groups[0].completions for x in c.tokens["advantage"].tolist()]
     near(torch.tensor(got), [0.707107, 0.707107, -1.414214], 1e-5)
 
@@ -71,7 +73,7 @@ def test_rloo_takes_the_summed_kl_off_before_its_baseline() -> None:
     groups = rollouts([1.0, 0.0], [2, 1])
     one = groups[0].completions[0]
     one.tokens["old_logp"] = np.array([0.5, 1.5], np.float32)
-    assign(groups, METHODS["rloo"](), 0.1)
+    assign_advantages(groups, METHODS["rloo"](), 0.1)
     near(torch.from_numpy(one.tokens["advantage"]), [0.8, 0.8], 1e-6)
     near(torch.from_numpy(groups[0].completions[1].tokens["advantage"]), [-0.8], 1e-6)
 
@@ -160,7 +162,7 @@ def test_O9d_equal_engines_are_a_bitwise_no_op(mode: Any) -> None:
 def first_gradient(method: PolicyMethod) -> Tensor:
     """Of one update at the weights that sampled, R = (1, 0), two tokens each."""
     groups = rollouts([1.0, 0.0], [2, 2])
-    assign(groups, method, 0.0)
+    assign_advantages(groups, method, 0.0)
     pack = build(groups)
     logp = torch.full((4,), -0.7, requires_grad=True)
     pack.tokens["old_logp"] = logp.detach().clone()
@@ -171,11 +173,11 @@ def first_gradient(method: PolicyMethod) -> Tensor:
 
 
 def test_O16_first_updates_coincide() -> None:
-    want = first_gradient(METHODS["grpo"](kl_place="none"))
+    want = first_gradient(METHODS["grpo"](kl=FixedKL(place="none")))
     for name in ("dapo", "gspo", "gspo_token", "cispo"):
         near(first_gradient(METHODS[name]()), want, 1e-6)
     for name in ("dr_grpo", "rloo"):
-        update = {"max_length": 2} if name == "dr_grpo" else {"kl_place": "none"}
+        update = {"max_length": 2} if name == "dr_grpo" else {"kl": FixedKL()}
         got = first_gradient(METHODS[name]().model_copy(update=update))
         near(got / got.norm(), want / want.norm(), 1e-6)
 
@@ -183,13 +185,13 @@ def test_O16_first_updates_coincide() -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"type": "grpo", "kl_estimator": "k1"}, "expected gradient of exactly 0"),
-        ({"type": "gspo", "clip_high": 0.2}, "never clip"),
+        ({"type": "grpo", "kl": {"estimator": "k1"}}, "expected gradient of exactly 0"),
+        ({"type": "gspo", "clip": {"high": 0.2}}, "never clip"),
         ({"type": "cispo", "cap": 0.2}, "1 \\+ epsilon"),
         ({"type": "reinforce", "epochs": 2}, "no ratio to correct"),
-        ({"type": "grpo", "mismatch": "token", "anchor": "sampler"}, "take one"),
-        ({"type": "ppo", "baseline": "group"}, "critic is the baseline"),
-        ({"type": "grop"}, "none of ppo, vineppo, a2c"),
+        ({"type": "grpo", "mismatch": {"correction": "token", "anchor": "sampler"}}, "take one"),
+        ({"type": "ppo", "advantage": {"baseline": "group"}}, "critic is the baseline"),
+        ({"type": "grop"}, "none of cispo, dapo, dr_grpo"),
     ],
 )
 def test_nonsense_is_refused_with_its_reason(given: dict[str, Any], why: str) -> None:
@@ -201,21 +203,4 @@ def test_a_part_overrides_the_published_method() -> None:
     made: PolicyMethod = TypeAdapter(Method).validate_python({"type": "dapo", "kl": {"beta": 0.3}})
     assert made.name == "dapo"
     assert made.kl.beta == 0.3
-    assert made.clip_high == 0.28
-
-
-@pytest.mark.parametrize("name", list(METHODS))
-def test_the_resolved_configuration_states_the_group_size(name: str) -> None:
-    from trimtab.train.rl import RLConfig
-
-    rewards = [{"name": "r", "function": "m:f"}]
-    values = {"model": {"path": "m"}, "data": {"path": "d"}, "rewards": rewards}
-    method = {"type": name}
-    resolved = RLConfig.model_validate({**values, "method": method}).model_dump(mode="json")
-    size = resolved["method"]["group_size"]
-    assert size == (8 if METHODS[name]().needs_groups or name == "vineppo" else 1)
-    # The keys of the release before.
-    old = {**values, "method": method, "prompts": 16, "group": 3}
-    config = RLConfig.model_validate(old)
-    assert config.method.group_size == 3 and config.batch_size == 16
-    assert RLConfig.model_validate({**old, "group": None}).method.group_size == size
+    assert made.clip.high == 0.28

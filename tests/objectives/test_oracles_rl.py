@@ -28,10 +28,10 @@ from trimtab.objectives.kl import (
 )
 from trimtab.objectives.methods.ppo import PPO
 from trimtab.objectives.nll import SFT
-from trimtab.objectives.policy import clip_fraction, clipped, ratios
+from trimtab.objectives.ratio import clip_fraction, clipped, ratios
 from trimtab.objectives.tensors import masked_mean, masked_sum, whiten
 from trimtab.objectives.terms import aggregate
-from trimtab.objectives.value import value_loss
+from trimtab.objectives.value import ValueSpec, value_loss
 from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer
 
 # O5 ------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_O7_objective_adds_policy_value_and_entropy() -> None:
     logp.requires_grad_()
     value = torch.tensor([1.0, 0.1, 1.0], requires_grad=True)
     entropy = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
-    method = PPO(value_coef=0.1, entropy_coef=0.01)
+    method = PPO(value=ValueSpec(coef=0.1), entropy_coef=0.01)
     loss = method(Output(logp_C=logp, entropy_C=entropy, value_C=value), pack)
     whole = total(loss, method.counts(pack))
     # Policy -.5, 1.5, 5; value .245, .32, .245 (O6b and its unclipped neighbour); entropy 6.

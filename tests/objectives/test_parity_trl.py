@@ -28,7 +28,7 @@ from trimtab.objectives.methods import Method
 from trimtab.objectives.policy import PolicyMethod
 from trimtab.objectives.preference import KTO, ORPO, AnyPreference, Pairs, Preference, mismatched
 from trimtab.objectives.preference import summed as sums_of
-from trimtab.train.advantages import assign
+from trimtab.train.advantages import assign_advantages
 from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer
 from trimtab.types import Completion, Group
 
@@ -354,9 +354,12 @@ def rollouts(batch: dict[str, Any]) -> tuple[list[Group], list[int]]:
 @pytest.mark.parametrize(
     ("given", "same"),
     [
-        ({"scale_rewards": "group"}, {"type": "grpo", "scale_eps": 1e-4}),
+        ({"scale_rewards": "group"}, {"type": "grpo", "advantage": {"eps": 1e-4}}),
         ({"scale_rewards": "none"}, {"type": "dr_grpo"}),
-        ({"scale_rewards": "batch"}, {"type": "grpo", "scale": "batch", "scale_eps": 1e-4}),
+        (
+            {"scale_rewards": "batch"},
+            {"type": "grpo", "advantage": {"scale": "batch", "eps": 1e-4}},
+        ),
     ],
 )
 def test_group_advantages(given: dict[str, Any], same: dict[str, Any], tmp_path: Path) -> None:
@@ -365,7 +368,7 @@ def test_group_advantages(given: dict[str, Any], same: dict[str, Any], tmp_path:
     batch = sampled(trainer)
     groups, order = rollouts(batch)
     assert [len(g.completions) for g in groups] == [4, 4]
-    assign(groups, ONLINE.validate_python(same | {"kl_place": "none"}), 0.0)
+    assign_advantages(groups, ONLINE.validate_python(same | {"kl": {"place": "none"}}), 0.0)
     mine = torch.tensor([float(c.tokens["advantage"][0]) for g in groups for c in g.completions])
     assert float(mine.abs().max()) > 0.01
     torch.testing.assert_close(mine, batch["advantages"][order], rtol=1e-4, atol=1e-6)
@@ -375,7 +378,9 @@ def test_leave_one_out_advantages(tmp_path: Path) -> None:
     trainer = online(RLOOTrainer, RLOOConfig, model(0), tmp_path, beta=0.0)
     batch = sampled(trainer)
     groups, order = rollouts(batch)
-    assign(groups, ONLINE.validate_python({"type": "rloo", "kl_place": "none"}), 0.0)
+    assign_advantages(
+        groups, ONLINE.validate_python({"type": "rloo", "kl": {"place": "none"}}), 0.0
+    )
     mine = torch.tensor([float(c.tokens["advantage"][0]) for g in groups for c in g.completions])
     assert float(mine.abs().max()) > 0.01
     torch.testing.assert_close(mine, batch["advantages"][order], rtol=1e-4, atol=1e-6)
@@ -408,19 +413,19 @@ def moved(batch: dict[str, Any], policy: Any) -> list[Group]:
 
 GRPO_TYPES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False}, {"type": "grpo"}),
-    ({"loss_type": "bnpo"}, {"type": "grpo", "kl_place": "none", "aggregation": "token-mean"}),
+    ({"loss_type": "bnpo"}, {"type": "grpo", "kl": {"place": "none"}, "aggregation": "token-mean"}),
     ({"loss_type": "dr_grpo"}, {"type": "dr_grpo", "max_length": 7}),
     ({"loss_type": "dapo", "epsilon_high": 0.28}, {"type": "dapo"}),
     ({"loss_type": "dapo", "epsilon_high": 0.28, "beta": 0.1, "use_bias_correction_kl": False},
-     {"type": "dapo", "kl_place": "loss", "kl_estimator": "k3", "kl": {"beta": 0.1}}),
+     {"type": "dapo", "kl": {"place": "loss", "estimator": "k3", "beta": 0.1}}),
     ({"loss_type": "cispo", "epsilon_high": 1.2}, {"type": "cispo", "cap": 1.2}),
     ({"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
      {"type": "gspo"}),
-    ({"loss_type": "grpo", "delta": 1.3, "beta": 0.0}, {"type": "grpo", "dual_clip": 1.3, "kl_place": "none"}),
+    ({"loss_type": "grpo", "delta": 1.3, "beta": 0.0}, {"type": "grpo", "clip": {"dual": 1.3}, "kl": {"place": "none"}}),
     ({"loss_type": "grpo", "beta": 0.1, "use_bias_correction_kl": True},
-     {"type": "grpo", "kl": {"beta": 0.1}, "kl_estimator": "rho-k3"}),
+     {"type": "grpo", "kl": {"beta": 0.1, "estimator": "rho-k3"}}),
     ({"loss_type": "grpo", "off_policy_mask_threshold": 0.05},
-     {"type": "grpo", "kl_place": "none", "off_policy_delta": 0.05}),
+     {"type": "grpo", "kl": {"place": "none"}, "mismatch": {"off_policy_delta": 0.05}}),
 ]  # fmt: skip
 
 
@@ -440,7 +445,7 @@ def test_rloo_loss(tmp_path: Path) -> None:
     batch = sampled(trainer)
     groups = moved(batch, policy)
     batch["old_logps"] = (batch["old_per_token_logps"] * batch["completion_mask"]).sum(1)
-    point = {"type": "rloo", "surrogate": "clipped", "ratio": "product", "kl_place": "none",
+    point = {"type": "rloo", "surrogate": "clipped", "ratio": "product", "kl": {"place": "none"},
              "aggregation": "seq-mean-token-mean"}  # fmt: skip
     agree(ours(policy, groups, ONLINE.validate_python(point)), theirs(trainer, batch))
     # At the weights that sampled, the plain method has the same gradient.
@@ -455,6 +460,6 @@ def test_rloo_loss(tmp_path: Path) -> None:
             batch["completion_ids"].shape[1],
         )[0]
     batch["old_logps"] = (own * batch["completion_mask"]).sum(1)
-    plain = ours(policy, groups, ONLINE.validate_python({"type": "rloo", "kl_place": "none"}))
+    plain = ours(policy, groups, ONLINE.validate_python({"type": "rloo", "kl": {"place": "none"}}))
     other = theirs(trainer, batch)
     agree((other[0], plain[1]), other)

@@ -44,8 +44,8 @@ def config(stage: str, base: Path, out: Path) -> dict[str, Any]:
         "out": str(out), "model": model, "data": {"path": str(base / "prompts.jsonl")}, "steps": 16,
         "batch_size": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3}, "loop": loop,
         "rewards": [{"name": "wordy", "function": f"{ROOT / 'tests' / 'support' / 'folders.py'}:wordy"}],
-        "method": {"type": "ppo", "epochs": 2, "minibatches": 2,
-                   "kl": {"kind": "adaptive", "beta": 0.1, "target": 0.5, "horizon": 50}},
+        "method": {"type": "ppo", "updates": {"epochs": 2, "minibatches": 2},
+                   "kl": {"type": "adaptive", "beta": 0.1, "target": 0.5, "horizon": 50}},
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from trimtab.errors import ConfigError, ModelError
 from trimtab.objectives.methods import METHODS
 from trimtab.objectives.process_reward import group_process_advantages
 from trimtab.runs import Run, read_metrics
-from trimtab.train.advantages import assign
+from trimtab.train.advantages import assign_advantages
 from trimtab.train.loop import fit
 from trimtab.train.rl import RLConfig, RLStage
 from trimtab.types import Group
@@ -97,11 +97,10 @@ def test_adapters_alone_are_trained(name: str, base: Path, tmp_path: Path) -> No
 
 
 def test_process_differences_add_up_to_the_last_score(base: Path, tmp_path: Path) -> None:
-    method = {"type": "ppo", "kl": {"kind": "fixed", "beta": 0.0}, "whiten_advantages": False,
-              "lam": 1.0}  # fmt: skip
+    method = {"type": "ppo", "kl": {"beta": 0.0}, "advantage": {"whiten": False, "lam": 1.0}}
     stage = RLStage(config(base, tmp_path, rewards=[], process=process(weight=2.0), method=method))
     groups = rolled(stage)
-    assign(groups, stage.method, 0.0)
+    assign_advantages(groups, stage.method, 0.0)
     steps = Steps(stage.renderer, ".")
     for c in (c for g in groups for c in g.completions):
         last = red([], [steps.texts(c.ids)])[0][-1]
@@ -125,10 +124,12 @@ def test_process_supervision_of_groups(outcome: float, base: Path, tmp_path: Pat
     """GRPO on step scores; the outcome's own advantage is added where it has weight."""
     given = {"rewards": [{**WORDY, "weight": outcome}], "process": process()}
     stage = RLStage(
-        config(base, tmp_path, method={"type": "grpo", "advantage": "process"}, **given)
+        config(
+            base, tmp_path, method={"type": "grpo", "advantage": {"estimator": "process"}}, **given
+        )
     )
     groups = rolled(stage)
-    assign(groups, stage.method, 0.0)
+    assign_advantages(groups, stage.method, 0.0)
     want = [a for rows in group_process_advantages(groups) for a in rows]
     done = [c for g in groups for c in g.completions]
     gaps = [c.tokens["advantage"] - w for c, w in zip(done, want, strict=True)]
@@ -139,7 +140,7 @@ def test_process_supervision_of_groups(outcome: float, base: Path, tmp_path: Pat
         assert max(np.abs(g).max() for g in gaps) < 1e-6
     else:
         mine = np.array([c.reward for c in groups[0].completions])
-        level = (mine - mine.mean()) / (mine.std(ddof=1) + stage.method.scale_eps)
+        level = (mine - mine.mean()) / (mine.std(ddof=1) + stage.method.advantage.eps)
         got = [g[0] for g in gaps[: len(mine)]]
         assert np.allclose(got, level, atol=1e-4)
 
@@ -189,7 +190,7 @@ def test_implicit_rewards_need_the_same_tokens(base: Path, tmp_path: Path) -> No
 
 
 def test_monte_carlo_gains_add_up_to_reward_less_start(base: Path, tmp_path: Path) -> None:
-    method = {"type": "vineppo", "whiten_advantages": False}
+    method = {"type": "vineppo", "advantage": {"whiten": False}}
     spec = {"k": 3, "separator": "."}
     stage = RLStage(config(base, tmp_path, method=method, monte_carlo=spec))
     assert stage.critic is None
@@ -211,7 +212,7 @@ def test_monte_carlo_gains_add_up_to_reward_less_start(base: Path, tmp_path: Pat
         assert np.ptp(mine) < 1e-5, "a group shares the value of its prompt"
     assert all(0.0 <= s <= 1.0 + 1e-6 for s in starts)
     before = [c.tokens["state_advantage"].copy() for g in groups for c in g.completions]
-    assign(groups, stage.method, 0.0)
+    assign_advantages(groups, stage.method, 0.0)
     for old, c in zip(before, (c for g in groups for c in g.completions), strict=True):
         assert np.allclose(c.tokens["advantage"], old, atol=1e-6)
 
@@ -238,7 +239,7 @@ def test_monte_carlo_resumes_byte_equal(base: Path, tmp_path: Path) -> None:
         ({"rewards": []}, "there is no reward"),
         ({"rewards": [], "process": process(weight=0.0)}, "weight 0"),
         ({"process": process(), "implicit": {"model": "a", "reference": "b"}}, "one of them"),
-        ({"method": {"type": "grpo", "advantage": "process"}}, "give process"),
+        ({"method": {"type": "grpo", "advantage": {"estimator": "process"}}}, "give process"),
         ({"method": {"type": "vineppo"}, "process": process()}, "neither"),
         ({"monte_carlo": {"k": 2}}, "remove the key"),
         (

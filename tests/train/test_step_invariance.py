@@ -32,6 +32,8 @@ from trimtab.objectives.methods import METHODS
 from trimtab.objectives.methods.ppo import PPO
 from trimtab.objectives.nll import SFT
 from trimtab.objectives.policy import PolicyMethod
+from trimtab.objectives.ratio import ClipSpec
+from trimtab.objectives.value import ValueSpec
 from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer
 from trimtab.types import Completion, Group
 
@@ -291,7 +293,7 @@ def rollout(lm: LM, groups: Sequence[Group], seed: int, fill: float = 0.0) -> No
             c.tokens[name][c.mask] = data
 
 
-METHOD = PPO(dual_clip=3.0, entropy_coef=0.01, value_coef=0.5)
+METHOD = PPO(clip=ClipSpec(dual=3.0), entropy_coef=0.01, value=ValueSpec(coef=0.5))
 
 
 def ppo_sum(lm: LM, scorer: Scorer, groups: Sequence[Group]) -> Tensor | float:

@@ -83,13 +83,12 @@ class Alarm:
 
 def held_kl(e: Evidence, target: float, beta: float | None = None) -> str:
     """YAML of a method whose KL is held at ``target`` nats, put in the loss where there is none."""
-    kl: dict[str, Any] = {"kind": "adaptive", "target": round(target, 2)}
+    kl: dict[str, Any] = {"type": "adaptive", "target": round(target, 2)}
     if beta is not None:
         kl["beta"] = float(f"{beta:.2g}")
-    method: dict[str, Any] = {"kl": kl}
-    if e.key("method.kl_place") == "none":
-        method = {"kl_place": "loss", "kl_estimator": "k3", **method}
-    return paste({"method": method})
+    if e.key("method.kl.place") == "none":
+        kl = {"place": "loss", "estimator": "k3", **kl}
+    return paste({"method": {"kl": kl}})
 
 
 def paid(e: Evidence, **over: Any) -> str:

@@ -57,24 +57,23 @@ def _beta(values: Values) -> float:
 
 def _steadier(values: Values) -> Values:
     """Twice the coefficient, kept between 1 and 10 nats."""
-    if "method" not in values:
-        return {}
-    kl = {"kind": "range", "beta": max(2 * _beta(values), 0.02), "low": 1.0, "high": 10.0}
-    return {"method": {"kl": kl}}
+    return _kl(values, type="range", beta=max(2 * _beta(values), 0.02), low=1.0, high=10.0)
 
 
 def _freer(values: Values) -> Values:
-    return (
-        {"method": {"kl": {"kind": "fixed", "beta": _beta(values) / 10}}}
-        if "method" in values
-        else {}
-    )
+    return _kl(values, type="fixed", beta=_beta(values) / 10)
 
 
 def _target(values: Values) -> Values:
+    return _kl(values, type="adaptive", beta=max(_beta(values), 0.01), target=6.0)
+
+
+def _kl(values: Values, **keys: Any) -> Values:
+    """Another KL controller, with the run's place and estimator."""
     if "method" not in values:
         return {}
-    return {"method": {"kl": {"kind": "adaptive", "beta": max(_beta(values), 0.01), "target": 6.0}}}
+    same = {k: v for k in ("place", "estimator") if (v := _get(values, f"method.kl.{k}"))}
+    return {"method": {"kl": {**keys, **same}}}
 
 
 def _slower(values: Values) -> Values:
@@ -125,7 +124,7 @@ def _method(**keys: Any) -> Callable[[Values], Values]:
 def _dynamic(values: Values) -> Values:
     """Only where a prompt has several answers to compare."""
     groups = _get(values, "method.group_size", 1) > 1
-    return {"method": {"dynamic_sampling": True}} if groups else {}
+    return {"method": {"filter": {"dynamic_sampling": True}}} if groups else {}
 
 
 def _nothing(values: Values) -> Values:
@@ -154,10 +153,10 @@ CATALOGUE: tuple[Remedy, ...] = (
     Remedy("repetition-penalty", (16, 8), "Take points off for repeated word triples.", _shape(repetition={"weight": 1.0, "n": 3})),
     Remedy("copy-penalty", (16,), "Take points off for what is copied from the prompt.", _shape(copying={"weight": 1.0})),
     Remedy("missing-end", (9,), "Take points off answers that never end.", _shape(truncated={"weight": 1.0})),
-    Remedy("mask-truncated", (9,), "Learn nothing from answers that were cut.", _method(mask_truncated=True), False, "2503.14476"),
-    Remedy("clip-higher", (7, 8), "Let rare tokens gain more: the upper clip at 0.28.", _method(clip_high=0.28), False, "2503.14476"),
+    Remedy("mask-truncated", (9,), "Learn nothing from answers that were cut.", _method(length={"mask_truncated": True}), False, "2503.14476"),
+    Remedy("clip-higher", (7, 8), "Let rare tokens gain more: the upper clip at 0.28.", _method(clip={"high": 0.28}), False, "2503.14476"),
     Remedy("entropy-bonus", (7, 8), "Pay a little for entropy.", _method(entropy_coef=0.01)),
-    Remedy("importance-cap", (12,), "Cap the weights between sampler and trainer at 2.", _method(mismatch="token", mismatch_high=2.0)),
+    Remedy("importance-cap", (12,), "Cap the weights between sampler and trainer at 2.", _method(mismatch={"correction": "token", "high": 2.0})),
     Remedy("dynamic-sampling", (13,), "Draw other prompts for groups whose rewards are all alike.", _dynamic, False, "2503.14476"),
     Remedy("whiten", (14, 11), "Whiten and clip rewards.", _shape(whiten=True, clip=5.0)),
     Remedy("decoding", (7, 8), "Sample otherwise when it serves, and look at what that costs.", _nothing, advice="trimtab compare RUN --data PROMPTS --rewards GOLD --temperatures '[0.7, 1.0]' --top_p 0.95"),

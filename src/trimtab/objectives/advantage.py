@@ -1,18 +1,71 @@
-"""Credit: returns and generalised advantages on padded rollouts (ALGORITHMS section 6)."""
+"""Advantages: baselines, returns and generalised advantage estimates (ALGORITHMS sections 6, 8, 9)."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from trimtab.config import Config
+
 Baseline = Literal["none", "batch", "group", "leave-one-out"]
-"""What a completion's reward is compared with: nothing, or the mean of all of the batch, of its
-group, of the others in its group."""
+"""What is subtracted from a completion's reward: nothing, or the mean reward of the batch, of its
+group, of the other completions of its group."""
 
 Scale = Literal["none", "group", "leave-one-out", "batch"]
-"""Whose standard deviation (unbiased) divides what is left."""
+"""Whose standard deviation (unbiased) divides the difference."""
+
+
+class AdvantageSpec(Config):
+    """How rewards become the advantage of every token."""
+
+    estimator: str = "returns"
+    """"gae": generalised advantage estimates on state values. "returns": reward-to-go of the
+    baselined reward. "process": step scores standardised over the group (2402.03300), plus the
+    baselined reward where rewards have weight. Or a function by import path, called as
+    ``f(rewards_BT, mask_BT, final_B, group_B) -> advantages_BT``."""
+    values: Literal["critic", "monte-carlo"] = "critic"
+    """Where "gae" takes state values from: a trained critic, or continuations sampled from each
+    step of the completion (VinePPO, 2410.01679)."""
+    baseline: Baseline = "none"
+    scale: Scale = "none"
+    eps: float = Field(default=1e-6, ge=0.0)
+    """Added to the standard deviation of ``scale``."""
+    gamma: float = Field(default=1.0, gt=0.0, le=1.0)
+    lam: float = Field(default=0.95, ge=0.0, le=1.0)
+    whiten: bool = False
+    """To mean 0 and variance 1 over all tokens of the global batch."""
+    whiten_rewards: bool = False
+    """Scale sequence rewards to variance 1, keeping their mean."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> AdvantageSpec:
+        names = ("gae", "returns", "process")
+        if self.estimator not in names and ":" not in self.estimator:
+            raise ValueError(
+                f"estimator {self.estimator!r} is none of {', '.join(names)} and no import path "
+                "(package.module:name or file.py:name)"
+            )
+        if self.estimator == "gae" and (self.baseline != "none" or self.scale != "none"):
+            raise ValueError(
+                "the critic is the baseline of estimator: gae; leave baseline and scale at none"
+            )
+        if self.values == "monte-carlo" and self.estimator != "gae":
+            raise ValueError("values: monte-carlo are state values for estimator: gae")
+        return self
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether a critic is trained."""
+        return self.estimator == "gae" and self.values == "critic"
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether completions of one prompt are compared, so that there must be two or more."""
+        within = ("group", "leave-one-out")
+        return self.baseline in within or self.scale in within or self.estimator == "process"
 
 
 def gae(

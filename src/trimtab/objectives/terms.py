@@ -20,6 +20,9 @@ labelled good, and bad."""
 
 Counts = dict[Per, float]
 
+Metrics = dict[str, tuple[Tensor, Per]]
+"""Detached sums by name, and what divides each."""
+
 Aggregation = Literal[
     "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
 ]
@@ -43,8 +46,7 @@ class Loss:
 
     terms: dict[str, Term]
     """By name; reported as they are, before ``coef``."""
-    metrics: dict[str, tuple[Tensor, Per]] = field(default_factory=dict[str, tuple[Tensor, Per]])
-    """Detached sums and what divides them."""
+    metrics: Metrics = field(default_factory=dict[str, tuple[Tensor, Per]])
 
 
 class Objective(Protocol):
@@ -64,7 +66,9 @@ def default_counts(pack: Pack) -> Counts:
     }
 
 
-def aggregate(loss_C: Tensor, pack: Pack, mode: Aggregation, max_length: int = 0) -> Term:
+def aggregate(
+    loss_C: Tensor, pack: Pack, mode: Aggregation, max_length: int = 0, coef: float = 1.0
+) -> Term:
     """Token losses [C] as one term (ALGORITHMS section 9, "Aggregation").
 
     Args:
@@ -72,16 +76,17 @@ def aggregate(loss_C: Tensor, pack: Pack, mode: Aggregation, max_length: int = 0
         pack: Where the tokens are.
         mode: How lengths count.
         max_length: The constant of "seq-mean-token-sum-norm".
+        coef: Weight of the term.
     """
     if mode == "token-mean":
-        return Term(loss_C.sum(), "tokens")
+        return Term(loss_C.sum(), "tokens", coef)
     if mode == "seq-mean-token-mean":
         weight = 1.0 / pack.trained_B.clamp(min=1.0)
-        return Term((loss_C * weight[pack.owner_C]).sum(), "completions")
+        return Term((loss_C * weight[pack.owner_C]).sum(), "completions", coef)
     if mode == "seq-mean-token-sum":
-        return Term(loss_C.sum(), "completions")
+        return Term(loss_C.sum(), "completions", coef)
     assert max_length > 0, "seq-mean-token-sum-norm needs max_length"
-    return Term(loss_C.sum() / max_length, "completions")
+    return Term(loss_C.sum() / max_length, "completions", coef)
 
 
 def detached(x: Tensor) -> Tensor:

@@ -1,9 +1,21 @@
-"""The critic's loss."""
+"""The critic: its loss and how well it explains the returns."""
 
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from trimtab.config import Config
+
+
+class ValueSpec(Config):
+    """The critic's loss."""
+
+    coef: float = Field(default=0.1, ge=0.0)
+    """Its weight beside the policy's loss."""
+    clip: float | None = Field(default=0.2, gt=0.0)
+    """How far a value may move from the one at sampling time; null does not clip."""
 
 
 def value_loss(value: Tensor, old: Tensor, target: Tensor, clip: float | None) -> Tensor:

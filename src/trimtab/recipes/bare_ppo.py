@@ -21,6 +21,7 @@ from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.advantage import gae, token_rewards
 from trimtab.objectives.kl import log_ratio
 from trimtab.objectives.methods.ppo import PPO
+from trimtab.objectives.policy import UpdateSpec
 from trimtab.objectives.tensors import pad_rows, unpad_rows, whiten
 from trimtab.rollout.collector import collect
 from trimtab.sample.sampler import Sampler, SamplingConfig
@@ -37,7 +38,7 @@ critic = Scorer.load(base, zero=True)
 reference = actor.frozen_copy()
 sampler = Sampler(actor.plain_attention(), tokenizer)
 sampling = SamplingConfig(max_new_tokens=40)
-method = PPO(epochs=2)
+method = PPO(updates=UpdateSpec(epochs=2))
 beta, batch, budget = 0.02, 128, 8192
 optimizer = torch.optim.AdamW([*actor.model.parameters(), *critic.model.parameters()], lr=2e-4)
 
@@ -73,14 +74,14 @@ for step in range(steps):
     )
     kl = log_ratio(old, ref)
     rewards = token_rewards(final, kl, mask, beta)
-    advantage, returns = gae(rewards, value, mask, method.gamma, method.lam)
+    advantage, returns = gae(rewards, value, mask, method.advantage.gamma, method.advantage.lam)
     lengths = [len(c) for c in done]
     for name, rows in (("advantage", whiten(advantage, mask)), ("return", returns)):
         for c, row in zip(done, unpad_rows(rows, lengths), strict=True):
             c.tokens[name] = row
 
     # 4. Clipped updates; sums are divided by the counts of the whole step.
-    for _ in range(method.epochs):
+    for _ in range(method.updates.epochs):
         optimizer.zero_grad()
         tokens = sum(c.trained for c in done)
         for pack in packs(groups, budget):

@@ -1,8 +1,9 @@
-"""From rewards to credit: the advantage of every token of a batch of rollouts."""
+"""From rewards to advantages: one number for every token of a batch of rollouts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,115 +20,152 @@ from trimtab.objectives.value import explained_variance
 from trimtab.types import Completion, Group
 
 
-def assign(groups: Sequence[Group], method: PolicyMethod, beta: float) -> dict[str, float]:
+@dataclass(slots=True)
+class _Batch:
+    """Completions of a batch of rollouts, padded to one rectangle."""
+
+    completions: list[Completion]
+    group_B: Tensor
+    """Index of each completion's group."""
+    mask_BT: Tensor
+    """True on trained tokens."""
+
+    def has(self, name: str) -> bool:
+        """Whether every completion has the token column ``name``."""
+        return all(name in c.tokens for c in self.completions)
+
+    def column(self, name: str) -> Tensor:
+        """The token column ``name``: [B, T]."""
+        return pad_rows([c.tokens[name] for c in self.completions])
+
+    def write(self, name: str, values_BT: Tensor) -> None:
+        """Put ``values_BT`` on the tokens as the column ``name``."""
+        rows = unpad_rows(values_BT, [len(c) for c in self.completions])
+        for c, row in zip(self.completions, rows, strict=True):
+            c.tokens[name] = row
+
+    def std(self, values_BT: Tensor) -> float:
+        """Population standard deviation over trained tokens; 0 without any."""
+        on = self.mask_BT
+        return float(values_BT[on].std(unbiased=False)) if on.any() else 0.0
+
+
+def assign_advantages(
+    groups: Sequence[Group], method: PolicyMethod, beta: float
+) -> dict[str, float]:
     """Put "advantage" (and "return" with values) on the tokens of every completion.
 
-    In this order: the summed KL off the reward where it is placed there; the baseline and its
-    scale; token rewards (the KL of each token, dense rewards, the rest at the last token); the
-    estimator; whitening over the batch; masks of truncated completions.
+    In this order: the summed KL is subtracted from the reward where it is placed there; the
+    baseline and its scale; token rewards (the KL of each token, dense rewards, the rest at the last
+    token); the estimator; whitening over the batch; masks of truncated completions.
 
     Args:
         groups: With ``reward`` on every completion, and the token columns the method needs.
-        method: The point in the space.
-        beta: The coefficient of the KL as it stands.
+        method: How advantages are estimated.
+        beta: The current KL coefficient.
 
     Returns:
         Metrics: KL, values, rewards.
     """
-    done = [c for g in groups for c in g.completions]
-    owner = torch.tensor([i for i, g in enumerate(groups) for _ in g.completions])
-    mask = pad_rows([c.mask for c in done])
-    final = torch.tensor([_reward(c) for c in done], dtype=torch.float32)
-    metrics = {"reward/final": float(final.mean())}
-    if method.whiten_rewards:
-        final = whiten(final, torch.ones_like(final, dtype=torch.bool), keep_mean=True)
-    kl = torch.zeros(mask.shape)
-    if method.kl_place in ("reward", "sequence") and method.needs_reference:
-        old = pad_rows([c.tokens["old_logp"] for c in done])
-        to_ref = log_ratio(old, pad_rows([c.tokens["ref_logp"] for c in done]))
-        kl = torch.where(mask, estimate(to_ref, method.kl_estimator), kl)
-        summed = torch.where(mask, to_ref, torch.zeros_like(kl)).sum(1)
-        metrics["objective/kl"] = float(summed.mean())
-        metrics["objective/kl_reward"] = -beta * float(kl.sum(1).mean())
-    if method.kl_place == "sequence":
-        final = final - beta * kl.sum(1)
-    final = group_advantages(final, owner, method.baseline, method.scale, method.scale_eps)
-    rewards = token_rewards(final, kl, mask, beta if method.kl_place == "reward" else 0.0)
-    if all("dense" in c.tokens for c in done):
-        rewards = rewards + torch.where(mask, pad_rows([c.tokens["dense"] for c in done]), 0.0)
-    if method.advantage == "process":
+    spec = method.advantage
+    completions = [c for g in groups for c in g.completions]
+    group_B = torch.tensor([i for i, g in enumerate(groups) for _ in g.completions])
+    batch = _Batch(completions, group_B, pad_rows([c.mask for c in completions]))
+    mask_BT = batch.mask_BT
+
+    reward_B = torch.tensor([_reward(c) for c in completions], dtype=torch.float32)
+    metrics = {"reward/final": float(reward_B.mean())}
+    if spec.whiten_rewards:
+        reward_B = whiten(reward_B, torch.ones_like(reward_B, dtype=torch.bool), keep_mean=True)
+    kl_BT = _kl(batch, method, beta, metrics)
+    if method.kl.place == "sequence":
+        reward_B = reward_B - beta * kl_BT.sum(1)
+    final_B = group_advantages(reward_B, group_B, spec.baseline, spec.scale, spec.eps)
+    rewards_BT = token_rewards(
+        final_B, kl_BT, mask_BT, beta if method.kl.place == "reward" else 0.0
+    )
+    if batch.has("dense"):
+        rewards_BT = rewards_BT + torch.where(mask_BT, batch.column("dense"), 0.0)
+    if spec.estimator == "process":
         steps = [row for rows in group_process_advantages(groups) for row in rows]
-        advantages = torch.where(mask, final[:, None] + pad_rows(steps), 0.0)
+        advantages_BT = torch.where(mask_BT, final_B[:, None] + pad_rows(steps), 0.0)
     else:
-        advantages = _estimate(done, method, rewards, mask, final, owner, metrics)
-    if method.whiten_advantages:
-        advantages = whiten(advantages, mask)
-    _put(done, "advantage", advantages)
-    metrics["advantage/std"] = float(advantages[mask].std(unbiased=False)) if mask.any() else 0.0
-    if all("old_logp" in c.tokens for c in done):
-        drift = log_ratio(
-            pad_rows([c.tokens["old_logp"] for c in done]),
-            pad_rows([c.tokens["sampler_logp"] for c in done]),
-        )
-        metrics["sampler/drift_max"] = float(torch.where(mask, drift, 0.0).abs().max())
-    if method.mask_truncated:
-        for c in done:
+        advantages_BT = _estimate(batch, method, rewards_BT, final_B, metrics)
+    if spec.whiten:
+        advantages_BT = whiten(advantages_BT, mask_BT)
+    batch.write("advantage", advantages_BT)
+
+    metrics["advantage/std"] = batch.std(advantages_BT)
+    if batch.has("old_logp"):
+        drift_BT = log_ratio(batch.column("old_logp"), batch.column("sampler_logp"))
+        metrics["sampler/drift_max"] = float(torch.where(mask_BT, drift_BT, 0.0).abs().max())
+    if method.length.mask_truncated:
+        for c in completions:
             if c.finish == "length":
                 c.mask = np.zeros_like(c.mask)
     return metrics
 
 
+def _kl(batch: _Batch, method: PolicyMethod, beta: float, metrics: dict[str, float]) -> Tensor:
+    """KL to the reference on every token [B, T], where rewards pay for it; else 0."""
+    kl_BT = torch.zeros(batch.mask_BT.shape)
+    if not (method.kl.in_reward and method.needs_reference):
+        return kl_BT
+    to_ref_BT = log_ratio(batch.column("old_logp"), batch.column("ref_logp"))
+    kl_BT = torch.where(batch.mask_BT, estimate(to_ref_BT, method.kl.estimator), kl_BT)
+    summed_B = torch.where(batch.mask_BT, to_ref_BT, torch.zeros_like(kl_BT)).sum(1)
+    metrics["objective/kl"] = float(summed_B.mean())
+    metrics["objective/kl_reward"] = -beta * float(kl_BT.sum(1).mean())
+    return kl_BT
+
+
 def _estimate(
-    done: list[Completion],
+    batch: _Batch,
     method: PolicyMethod,
-    rewards: Tensor,
-    mask: Tensor,
-    final: Tensor,
-    owner: Tensor,
+    rewards_BT: Tensor,
+    final_B: Tensor,
     metrics: dict[str, float],
 ) -> Tensor:
     """Advantages [B, T] from token rewards [B, T]."""
-    if method.values == "monte-carlo":
-        # The states' values are of the raw reward: what was added to it since, and the KL, are
-        # credited as they come.
-        raw = torch.tensor([_raw(c) for c in done], dtype=torch.float32)
-        added = token_rewards(-raw, torch.zeros_like(rewards), mask, 0.0) + rewards
-        gains = pad_rows([c.tokens["state_advantage"] for c in done])
-        return torch.where(mask, gains, 0.0) + returns(added, mask, method.gamma)
-    if method.advantage == "gae":
-        value = pad_rows([c.tokens["value"] for c in done])
-        advantages, target = gae(rewards, value, mask, method.gamma, method.lam)
-        _put(done, "return", target)
-        rows = torch.arange(len(done))
+    spec, mask_BT = method.advantage, batch.mask_BT
+    if spec.values == "monte-carlo":
+        # The states' values are of the raw reward: what shaping added to it and the KL are credited
+        # where they occur.
+        raw_B = torch.tensor([_raw_reward(c) for c in batch.completions], dtype=torch.float32)
+        added_BT = token_rewards(-raw_B, torch.zeros_like(rewards_BT), mask_BT, 0.0) + rewards_BT
+        gains_BT = torch.where(mask_BT, batch.column("state_advantage"), 0.0)
+        return gains_BT + returns(added_BT, mask_BT, spec.gamma)
+    if spec.estimator == "gae":
+        value_BT = batch.column("value")
+        advantages_BT, return_BT = gae(rewards_BT, value_BT, mask_BT, spec.gamma, spec.lam)
+        batch.write("return", return_BT)
+        rows = torch.arange(len(batch.completions))
+        last_B = value_BT[rows, last_token(mask_BT)]
         metrics |= {
-            "value/mean": float(masked_mean(value, mask)),
-            "value/last": float(masked_mean(value[rows, last_token(mask)], mask.any(1))),
-            "value/std": float(value[mask].std(unbiased=False)) if mask.any() else 0.0,
-            "value/return_std": float(target[mask].std(unbiased=False)) if mask.any() else 0.0,
-            "value/explained_variance": explained_variance(value[mask], target[mask]),
+            "value/mean": float(masked_mean(value_BT, mask_BT)),
+            "value/last": float(masked_mean(last_B, mask_BT.any(1))),
+            "value/std": batch.std(value_BT),
+            "value/return_std": batch.std(return_BT),
+            "value/explained_variance": explained_variance(value_BT[mask_BT], return_BT[mask_BT]),
         }
-        return advantages
-    if method.advantage == "returns":
-        return returns(rewards, mask, method.gamma)
-    found = import_function(method.advantage, "method.advantage")(rewards, mask, final, owner)
-    if not isinstance(found, Tensor) or found.shape != rewards.shape:
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        return advantages_BT
+    if spec.estimator == "returns":
+        return returns(rewards_BT, mask_BT, spec.gamma)
+    function = import_function(spec.estimator, "method.advantage.estimator")
+    result = function(rewards_BT, mask_BT, final_B, batch.group_B)
+    if not isinstance(result, Tensor) or result.shape != rewards_BT.shape:
+        got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ConfigError(
-            f"method.advantage: {method.advantage} must return a tensor of shape "
-            f"{tuple(rewards.shape)}, but returned {got}"
+            f"method.advantage.estimator: {spec.estimator} must return a tensor of shape "
+            f"{tuple(rewards_BT.shape)}, but returned {got}"
         )
-    return torch.where(mask, found, torch.zeros_like(found))
+    return torch.where(mask_BT, result, torch.zeros_like(result))
 
 
 def _reward(c: Completion) -> float:
-    assert c.reward is not None, "completions that could not be scored are left out before"
+    assert c.reward is not None, "completions that could not be scored are dropped before"
     return c.reward
 
 
-def _raw(c: Completion) -> float:
+def _raw_reward(c: Completion) -> float:
     return _reward(c) if c.raw_reward is None else c.raw_reward
-
-
-def _put(done: list[Completion], name: str, rows: Tensor) -> None:
-    for c, row in zip(done, unpad_rows(rows, [len(c) for c in done]), strict=True):
-        c.tokens[name] = row

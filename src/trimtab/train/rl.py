@@ -33,7 +33,7 @@ from trimtab.rewards.step_scores import ProcessSpec
 from trimtab.runs import Run
 from trimtab.runs.console import console
 from trimtab.sample.sampler import SamplingConfig
-from trimtab.train.advantages import assign
+from trimtab.train.advantages import assign_advantages
 from trimtab.train.guard import Guard, check, too_little
 from trimtab.train.loop import fit
 from trimtab.train.reference import Anchor
@@ -84,7 +84,7 @@ class RLConfig(Config):
     implicit: ImplicitSpec | None = None
     """A preference-trained policy as a reward on every token."""
     monte_carlo: MonteCarloSpec = MonteCarloSpec()
-    """Continuations behind ``method.values: monte-carlo``."""
+    """Continuations behind ``method.advantage.values: monte-carlo``."""
     shape: ShapeSpec = ShapeSpec()
     """Whitening, clip and penalties of the weighted sum; the method's own penalties join them."""
     sampling: SamplingConfig = SamplingConfig()
@@ -112,9 +112,9 @@ class RLConfig(Config):
                 "for RL leave them at 1.0, 0 and 0"
             )
         method = self.method
-        if method.group_size * self.batch_size < method.minibatches:
+        if method.group_size * self.batch_size < method.updates.minibatches:
             raise ValueError(
-                f"method.minibatches: {method.minibatches} is more than the "
+                f"method.updates.minibatches: {method.updates.minibatches} is more than the "
                 f"{method.group_size * self.batch_size} completions of an iteration"
             )
         if method.group_size < 2 and any(r.compares for r in self.rewards):
@@ -130,16 +130,20 @@ class RLConfig(Config):
             raise ValueError("there is no reward: give rewards, process or implicit")
         if all(r.weight == 0 for r in (*self.rewards, *([dense] if dense else []))):
             raise ValueError("every reward has weight 0: there is nothing to train on")
-        if method.advantage == "process" and self.process is None:
-            raise ValueError("method.advantage: process needs the scores of steps; give process")
-        monte_carlo = method.values == "monte-carlo"
+        if method.advantage.estimator == "process" and self.process is None:
+            raise ValueError(
+                "method.advantage.estimator: process needs the scores of steps; give process"
+            )
+        monte_carlo = method.advantage.values == "monte-carlo"
         if monte_carlo and (dense is not None or all(r.weight == 0 for r in self.rewards)):
             raise ValueError(
-                "method.values: monte-carlo estimates the sequence reward from each step; give "
+                "method.advantage.values: monte-carlo estimates the sequence reward from each step; give "
                 "rewards, and neither process nor implicit"
             )
         if self.monte_carlo != MonteCarloSpec() and not monte_carlo:
-            raise ValueError("monte_carlo belongs to method.values: monte-carlo; remove the key")
+            raise ValueError(
+                "monte_carlo belongs to method.advantage.values: monte-carlo; remove the key"
+            )
         if self.audit is not None:
             check(self.audit, self.rewards)
         return self
@@ -174,7 +178,7 @@ class RLStage:
             prompts, self.lm, self.renderer, self.scoring, config.sampling, config.loop.seed
         )
         self.state_values: MonteCarloValues | None = None
-        if method.values == "monte-carlo":
+        if method.advantage.values == "monte-carlo":
             self.state_values = MonteCarloValues(
                 config.monte_carlo, self.rollouts.sampler, self.renderer, self.scoring.outcome,
                 config.sampling, config.loop.seed,
@@ -203,7 +207,10 @@ class RLStage:
         self.steps = config.steps
         optim = {"policy": config.optim, "critic": config.critic.optim}
         self.trainer = Trainer(
-            modules, {n: optim[n] for n in modules}, config.steps * method.updates, config.loop
+            modules,
+            {n: optim[n] for n in modules},
+            config.steps * method.updates.steps,
+            config.loop,
         )
         self.last: list[Group] = []
         self.guard: Guard | None = None
@@ -255,7 +262,7 @@ class RLStage:
         log-probs, and nothing is computed here but the reference's.
         """
         method = self.method
-        own = method.updates > 1 or method.needs_critic or method.kl_place in ("reward", "sequence")
+        own = method.updates.steps > 1 or method.needs_critic or method.kl.in_reward
         if not own and self.reference is None:
             return {}
         entropy = count = 0.0
@@ -285,7 +292,9 @@ class RLStage:
         everything: list[Completion] = []
         seen = lone = uniform = tries = 0
         while tries == 0 or (
-            method.dynamic_sampling and len(kept) < c.batch_size and tries < method.max_tries
+            method.filter.dynamic_sampling
+            and len(kept) < c.batch_size
+            and tries < method.filter.max_tries
         ):
             groups = self.rollouts(
                 index, c.batch_size, method.group_size, self.trainer.updates, tries
@@ -299,7 +308,7 @@ class RLStage:
                     lone += 1
                 elif method.needs_groups and self._uniform(g):
                     uniform += 1
-                    if not method.dynamic_sampling:
+                    if not method.filter.dynamic_sampling:
                         kept.append(g)
                 else:
                     kept.append(g)
@@ -314,7 +323,7 @@ class RLStage:
 
     def _uniform(self, group: Group) -> bool:
         """Whether the unshaped reward is the same for every completion, its dense part included."""
-        name = self.method.filter_on
+        name = self.method.filter.reward
         if name is not None:
             return len({x.scores[name].value for x in group.completions}) < 2
         dense = self.config.process or self.config.implicit
@@ -341,7 +350,7 @@ class RLStage:
         if self.guard is not None:
             metrics.update(self.guard.observe(index, groups))
         beta = self.kl.beta if self.method.needs_reference else 0.0
-        metrics.update(assign(groups, self.method, beta))
+        metrics.update(assign_advantages(groups, self.method, beta))
         taken = self._update(groups, index)
         for name in taken[0]:
             metrics[name] = float(np.mean([t[name] for t in taken]))
@@ -371,18 +380,20 @@ class RLStage:
         )
         singles = [Group(g.id, g.prompt, [x]) for g in groups for x in g.completions]
         # A group's completions stay together where minibatches allow it, to share the prompt.
-        units = groups if method.minibatches <= len(groups) else singles
+        units = groups if method.updates.minibatches <= len(groups) else singles
         taken: list[dict[str, float]] = []
-        for epoch in range(method.epochs):
+        for epoch in range(method.updates.epochs):
             order = np.random.default_rng((c.loop.seed, index, epoch)).permutation(len(units))
-            for number, part in enumerate(np.array_split(order, method.minibatches)):
+            for number, part in enumerate(np.array_split(order, method.updates.minibatches)):
                 taken_up = [units[i] for i in part]
                 parts = [Part(taken_up, method, self.forward, self.share)]
                 if self.critic is not None:
                     # A forward of its own, so that only one model's activations wait at a time.
                     parts.append(Part(taken_up, method, self._value_forward, self.share))
                 if c.ptx is not None:
-                    at = (index * method.epochs + epoch) * method.minibatches + number
+                    at = (
+                        index * method.updates.epochs + epoch
+                    ) * method.updates.minibatches + number
                     given = batch_indices(len(self.ptx), c.ptx.batch_size, at, c.loop.seed)
                     parts.append(
                         Part(
@@ -391,7 +402,7 @@ class RLStage:
                         )
                     )  # fmt: skip
                 taken.append(self.trainer.update(parts))
-                limit = method.target_kl
+                limit = method.updates.target_kl
                 if limit is not None and taken[-1]["policy/approx_kl"] > 1.5 * limit:
                     return taken
         return taken
@@ -437,10 +448,10 @@ def shape_of(config: RLConfig) -> ShapeSpec:
     """The shaping of a run: its own, and the method's penalties where it says nothing of them."""
     method, limit = config.method, config.sampling.max_new_tokens
     added: dict[str, Any] = {}
-    if method.missing_eos_penalty and config.shape.truncated is None:
-        added["truncated"] = Truncated(weight=method.missing_eos_penalty)
-    if method.overlong and config.shape.overlong is None:
-        cache = max(1, round(method.overlong * limit))
+    if method.length.missing_eos_penalty and config.shape.truncated is None:
+        added["truncated"] = Truncated(weight=method.length.missing_eos_penalty)
+    if method.length.overlong and config.shape.overlong is None:
+        cache = max(1, round(method.length.overlong * limit))
         added["overlong"] = Overlong(max_length=limit, cache=cache)
     return config.shape.model_copy(update=added)
 

@@ -115,7 +115,7 @@ def frozen(e: Evidence) -> Found | None:
             f"beta {beta:g} is too high: the best policy that it allows gains {std / beta:.2g} standard "
             "deviations of reward"
         )
-        change = f"method: {{kl: {{kind: fixed, beta: {max(0.1 * std, 1e-3):.2g}}}}}"
+        change = f"method: {{kl: {{type: fixed, beta: {max(0.1 * std, 1e-3):.2g}}}}}"
     else:
         cause = f"the learning rate {lr:g} is too low"
         change = f"optim: {{lr: {lr * 10:g}}}"
@@ -131,7 +131,7 @@ def frozen(e: Evidence) -> Found | None:
 
 def _penalty(e: Evidence) -> tuple[float, float]:
     """What a nat costs, and how much what it is weighed against differs between answers, over the run."""
-    place = e.key("method.kl_place", "")
+    place = e.key("method.kl.place", "")
     _, beta = e.series("kl/beta")
     cost = edge(beta, last=True) if len(beta) else float(e.key("method.kl.beta", 0.0))
     # In the loss it stands beside scaled advantages, else beside rewards.
@@ -181,7 +181,7 @@ def exhausted(e: Evidence) -> Found | None:
     began = onset(x, entropy < max(floor, late * 1.2), 2)
     _, reward = e.series("reward/mean")
     lr = float(e.key("optim.lr", 0.0))
-    clip = float(e.key("method.clip_low", 0.2))
+    clip = float(e.key("method.clip.low", 0.2))
     return Found(
         f"Entropy is {late:.3f} nats a token, {late / max(start, 1e-9):.0%} of the {start:.3f} it started "
         f"with, and {1 - passed:.0%} of late answers are below the best reward "
@@ -189,7 +189,7 @@ def exhausted(e: Evidence) -> Found | None:
         late / max(start, 1e-9), 0.1, "T0",
         f"steps are too large for exploration to last (lr {lr:g}, entropy_coef {e.key('method.entropy_coef', 0.0):g})",
         "Raise the upper clip or add an entropy bonus, lower the learning rate, and go back to before the fall.",
-        f"method: {{clip_high: {max(0.28, 1.4 * clip):.2g}, entropy_coef: 0.01}}\noptim: {{lr: {lr / 5:g}}}",
+        f"method: {{clip: {{high: {max(0.28, 1.4 * clip):.2g}}}, entropy_coef: 0.01}}\noptim: {{lr: {lr / 5:g}}}",
         began, ("the KL hold is off", "prompts repeat too often"),
         [r for r in reversed(e.rollouts) if r.reward is not None],
     )  # fmt: skip
@@ -234,7 +234,7 @@ def value_collapse(e: Evidence) -> Found | None:
         "Give the critic a learning rate of its own, start it from the reward model, or use a group baseline without a critic.",
         f"critic: {{optim: {{lr: {max(3 * policy, 10 * lr):g}}}}}",
         onset(x, explained <= 0.02),
-        ("value_clip holds it back", "returns are shifted against the tokens", "too few updates a batch"),
+        ("value.clip holds it back", "returns are shifted against the tokens", "too few updates a batch"),
     )  # fmt: skip
 
 
@@ -249,7 +249,10 @@ def drift(e: Evidence) -> Found | None:
     low_ess = len(ess) >= 3 and float(np.median(ess[-window:])) < 0.5
     apart = len(kl) >= 3 and float(np.median(kl[-window:])) > 0.05
     clipped = len(clip) >= 3 and float(np.median(clip[-max(3, len(cx) // 4) :])) > 0.3
-    corrected = e.key("method.mismatch", "none") != "none" or e.key("method.anchor") == "sampler"
+    corrected = (
+        e.key("method.mismatch.correction", "none") != "none"
+        or e.key("method.mismatch.anchor") == "sampler"
+    )
     if not low_ess and not clipped and not (apart and not corrected):
         return None
     if low_ess or apart:
@@ -269,7 +272,7 @@ def drift(e: Evidence) -> Found | None:
             f"size is {share:.0%} of the batch: most of what is learned comes from few answers.",
             share, 0.5, "T0", cause,
             "Sync the weights and the sampling settings; where lag is wanted, correct for it.",
-            "method: {mismatch: token, mismatch_high: 2.0}",
+            "method: {mismatch: {correction: token, high: 2.0}}",
             onset(x, (ess < 0.5) if low_ess else (kl > 0.05)), others,
         )  # fmt: skip
     share = float(np.median(clip[-max(3, len(cx) // 4) :]))
@@ -313,7 +316,7 @@ def dead(e: Evidence) -> Found | None:
         whole, 0.5, "T0",
         "the prompts are too easy for this policy" if easy else "the prompts are too hard for this policy",
         "Keep prompts that it sometimes solves: filter by pass rate, or sample until groups differ.",
-        "method: {dynamic_sampling: true}", onset(x, uniform > 0.5),
+        "method: {filter: {dynamic_sampling: true}}", onset(x, uniform > 0.5),
         ("the reward is constant", "too few answers a prompt"),
         [r for r in e.rollouts if r.reward is not None],
     )  # fmt: skip

@@ -88,7 +88,7 @@ def endless(e: Evidence) -> Found | None:
     return Found(
         f"Only {late:.0%} of answers end by themselves at the end, {start:.0%} at the start (limit {limit} tokens).",
         late, 0.5 * start, "T0", "the end token is not rewarded, or the reward pays for going on",
-        "Charge for answers without an end, and look at alarm 4.", "method: {missing_eos_penalty: 1.0}",
+        "Charge for answers without an end, and look at alarm 4.", "method: {length: {missing_eos_penalty: 1.0}}",
         onset(x, ends < 0.5 * start), ("max_new_tokens is too small for what is asked",), shown,
     )  # fmt: skip
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trimtab.objectives.advantage import Baseline, Scale
-from trimtab.objectives.policy import PolicyMethod, Surrogate
+from trimtab.objectives.advantage import AdvantageSpec
+from trimtab.objectives.policy import PolicyMethod
+from trimtab.objectives.ratio import ClipSpec, Surrogate
 
 
 class CISPO(PolicyMethod):
     """L = -sum_it sg(min(rho, cap)) A_i log pi_t / tokens, A_i as in GRPO.
 
-    The weight is cut, not the gradient: every token goes on teaching, also those a clip would
-    silence. ``cap`` is 1 + epsilon (ScaleRL: 5). The value of this loss means nothing.
+    The weight is bounded, not the gradient: tokens that a clip would silence are still trained on.
+    ``clip.cap`` is 1 + epsilon (ScaleRL: 5). The value of this loss has no meaning.
     """
 
     type: Literal["cispo"] = "cispo"
     group_size: int = 8
-    baseline: Baseline = "group"
-    scale: Scale = "group"
+    advantage: AdvantageSpec = AdvantageSpec(baseline="group", scale="group")
+    # -sg(min(rho, cap)) A_i log pi_t
     surrogate: Surrogate = "weighted"
+    clip: ClipSpec = ClipSpec(cap=5.0)

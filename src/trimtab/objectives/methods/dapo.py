@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trimtab.objectives.advantage import Baseline, Scale
-from trimtab.objectives.policy import PolicyMethod
+from trimtab.objectives.advantage import AdvantageSpec
+from trimtab.objectives.policy import FilterSpec, LengthSpec, PolicyMethod
+from trimtab.objectives.ratio import ClipSpec
+from trimtab.objectives.terms import Aggregation
 
 
 class DAPO(PolicyMethod):
     """L = sum_it -min(rho A_i, clip(rho, 1-.2, 1+.28) A_i) / tokens, A_i as in GRPO.
 
-    1. No KL to a reference.
-    2. Clip-higher: rare tokens may grow, so entropy lasts longer.
-    3. Dynamic sampling: groups whose rewards are all equal teach nothing; others are sampled in
-       their place, ``max_tries`` times at most, judged by the unshaped reward.
-    4. Every token weighs the same, also those of long completions.
-    5. Overlong: a penalty that grows to -1 over the last fifth of the length limit, and cut
-       completions are left out of the loss.
-
-    The paper's rewards are +1 and -1.
+    There is no KL to a reference. The paper's rewards are +1 and -1.
     """
 
     type: Literal["dapo"] = "dapo"
     group_size: int = 8
-    baseline: Baseline = "group"
-    scale: Scale = "group"
-    clip_high: float = 0.28
-    dynamic_sampling: bool = True
-    overlong: float = 0.2
-    mask_truncated: bool = True
+    advantage: AdvantageSpec = AdvantageSpec(baseline="group", scale="group")
+    # Clip-higher: rare tokens may grow, so entropy lasts longer.
+    clip: ClipSpec = ClipSpec(low=0.2, high=0.28)
+    # Dynamic sampling: a group whose unshaped rewards are all equal has no gradient; another prompt
+    # is sampled in its place, ``max_tries`` times at most.
+    filter: FilterSpec = FilterSpec(dynamic_sampling=True)
+    # Every token weighs the same, also those of long completions.
+    aggregation: Aggregation = "token-mean"
+    # Overlong: a penalty grows to -1 over the last fifth of the length limit, and cut completions
+    # are masked in the loss.
+    length: LengthSpec = LengthSpec(overlong=0.2, mask_truncated=True)

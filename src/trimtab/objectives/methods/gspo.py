@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trimtab.objectives.advantage import Baseline, Scale
-from trimtab.objectives.policy import PolicyMethod, Ratio
+from trimtab.objectives.advantage import AdvantageSpec
+from trimtab.objectives.policy import PolicyMethod
+from trimtab.objectives.ratio import ClipSpec, Level
 from trimtab.objectives.terms import Aggregation
 
 
 class GSPO(PolicyMethod):
     """L = mean_i -min(s_i A_i, clip(s_i, 1-3e-4, 1+4e-4) A_i), A_i as in GRPO.
 
-    s_i = exp(mean_t log(pi/pi_old)), one ratio for a completion: a geometric mean, so the noise of
+    s_i = exp(mean_t log(pi/pi_old)), one ratio per completion: a geometric mean, so the noise of
     single tokens (routing flips of a mixture of experts) averages out, and its clip is narrow.
     """
 
     type: Literal["gspo"] = "gspo"
     group_size: int = 8
-    baseline: Baseline = "group"
-    scale: Scale = "group"
-    ratio: Ratio = "sequence"
-    clip_low: float = 3e-4
-    clip_high: float = 4e-4
+    advantage: AdvantageSpec = AdvantageSpec(baseline="group", scale="group")
+    # s_i
+    ratio: Level = "sequence"
+    clip: ClipSpec = ClipSpec(low=3e-4, high=4e-4)
+    # mean_i
     aggregation: Aggregation = "seq-mean-token-mean"
 
 
@@ -31,4 +32,4 @@ class GSPOToken(GSPO):
     completion, and defined where it is not (process rewards)."""
 
     type: Literal["gspo_token"] = "gspo_token"  # pyright: ignore[reportIncompatibleVariableOverride]
-    ratio: Ratio = "sequence-token"
+    ratio: Level = "sequence-token"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trimtab.objectives.advantage import Baseline
-from trimtab.objectives.kl import Place
-from trimtab.objectives.policy import PolicyMethod, Surrogate
+from trimtab.objectives.advantage import AdvantageSpec
+from trimtab.objectives.kl import KL, FixedKL
+from trimtab.objectives.policy import PolicyMethod
+from trimtab.objectives.ratio import Surrogate
 from trimtab.objectives.terms import Aggregation
 
 
@@ -14,9 +15,13 @@ class Reinforce(PolicyMethod):
     """L = -sum_t A_t log pi_t, mean over completions; A_t = R - mean(R) - beta * KL-to-go."""
 
     type: Literal["reinforce"] = "reinforce"
-    baseline: Baseline = "batch"
+    # R - mean(R)
+    advantage: AdvantageSpec = AdvantageSpec(baseline="batch")
+    # -A_t log pi_t
     surrogate: Surrogate = "likelihood"
-    kl_place: Place = "reward"
+    # - beta * KL-to-go
+    kl: KL = FixedKL(place="reward", beta=0.05)
+    # sum_t, mean over completions
     aggregation: Aggregation = "seq-mean-token-sum"
 
 
@@ -24,8 +29,8 @@ class A2C(PolicyMethod):
     """The same with a critic: A_t = returns_t - V_t, generalised advantages at lambda 1."""
 
     type: Literal["a2c"] = "a2c"
-    advantage: str = "gae"
-    lam: float = 1.0
+    # A_t = returns_t - V_t
+    advantage: AdvantageSpec = AdvantageSpec(estimator="gae", lam=1.0)
     surrogate: Surrogate = "likelihood"
-    kl_place: Place = "reward"
+    kl: KL = FixedKL(place="reward", beta=0.05)
     aggregation: Aggregation = "seq-mean-token-sum"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trimtab.objectives.advantage import Baseline
-from trimtab.objectives.kl import Estimator, FixedKL, KLControl, Place
+from trimtab.objectives.advantage import AdvantageSpec
+from trimtab.objectives.kl import KL, FixedKL
 from trimtab.objectives.policy import PolicyMethod
 
 
@@ -13,9 +13,8 @@ class ReinforcePP(PolicyMethod):
     """PPO's clip without a critic: A_t = R - beta * sum_{s>=t} k1_s, whitened over the batch."""
 
     type: Literal["reinforce_pp"] = "reinforce_pp"
-    whiten_advantages: bool = True
-    kl_place: Place = "reward"
-    kl: KLControl = FixedKL(beta=0.01)
+    advantage: AdvantageSpec = AdvantageSpec(estimator="returns", whiten=True)
+    kl: KL = FixedKL(place="reward", estimator="k1", beta=0.01)
 
 
 class ReinforcePPBaseline(PolicyMethod):
@@ -23,8 +22,5 @@ class ReinforcePPBaseline(PolicyMethod):
 
     type: Literal["reinforce_pp_baseline"] = "reinforce_pp_baseline"
     group_size: int = 8
-    baseline: Baseline = "group"
-    whiten_advantages: bool = True
-    kl_place: Place = "loss"
-    kl_estimator: Estimator = "k2"
-    kl: KLControl = FixedKL(beta=0.01)
+    advantage: AdvantageSpec = AdvantageSpec(baseline="group", scale="none", whiten=True)
+    kl: KL = FixedKL(place="loss", estimator="k2", beta=0.01)

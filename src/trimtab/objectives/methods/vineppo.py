@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trimtab.objectives.kl import Estimator, FixedKL, KLControl, Place
-from trimtab.objectives.policy import PolicyMethod
+from trimtab.objectives.advantage import AdvantageSpec
+from trimtab.objectives.kl import KL, FixedKL
+from trimtab.objectives.policy import PolicyMethod, UpdateSpec
 
 
 class VinePPO(PolicyMethod):
     """PPO's clip without a critic: A_t = V(after the step of t) - V(before it), whitened.
 
     V(s) is the mean reward of ``monte_carlo.k`` completions drawn from s, the beginning or the end
-    of a step (``monte_carlo.separator``); the KL is k3 in the loss.
+    of a reasoning step (``monte_carlo.separator``); the KL is k3 in the loss.
     """
 
     type: Literal["vineppo"] = "vineppo"
     group_size: int = 8
     """They share the continuations from the end of their prompt."""
-    advantage: str = "gae"
-    values: Literal["critic", "monte-carlo"] = "monte-carlo"
-    whiten_advantages: bool = True
-    kl_place: Place = "loss"
-    kl_estimator: Estimator = "k3"
-    kl: KLControl = FixedKL(beta=1e-4)
-    epochs: int = 2
+    # A_t = V(after) - V(before)
+    advantage: AdvantageSpec = AdvantageSpec(estimator="gae", values="monte-carlo", whiten=True)
+    kl: KL = FixedKL(place="loss", estimator="k3", beta=1e-4)
+    updates: UpdateSpec = UpdateSpec(epochs=2)
