@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.asked import requests
+from benchmarks.sampling_requests import requests
 from benchmarks.side import Phases
 
 

@@ -39,17 +39,17 @@ def exponent(x: list[float], y: list[float]) -> float:
 def points(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds a step and memory at each value of the axis, one after another."""
     name, values = AXES[args.axis]
-    found: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
     for value in values[: args.points]:
         setattr(args, name, value)
-        told = grpo(args).told
+        result = grpo(args).values
         work = args.prompts * args.group
-        one = {"x": SIZES.get(value, value), "ours": work / told["ours"]}
-        one |= {"peer": work / told["peer"] if told["peer"] else None}
-        one |= {k: told[k] for k in ("peak_mb_ours", "peak_mb_peer")}
+        one = {"x": SIZES.get(value, value), "ours": work / result["ours"]}
+        one |= {"peer": work / result["peer"] if result["peer"] else None}
+        one |= {k: result[k] for k in ("peak_mb_ours", "peak_mb_peer")}
         print(json.dumps(one), flush=True)
-        found.append(one)
-    return found
+        measured.append(one)
+    return measured
 
 
 def in_turn(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -66,37 +66,37 @@ def in_turn(args: argparse.Namespace) -> list[dict[str, Any]]:
     for side in sides:
         side.close()
     spent = [[one[args.clock] / args.steps for one in turn] for turn in runs]
-    found = [
+    measured = [
         {"x": SIZES.get(v, v), "ours": s, "peer": None, "peak_mb_ours": r["peak_mb"], "peak_mb_peer": None}
         for v, s, r in zip(values, steady(spent), runs[-1], strict=False)
     ]  # fmt: skip
-    for one in found:
+    for one in measured:
         print(json.dumps(one), flush=True)
-    return found
+    return measured
 
 
 def steady(seconds: list[list[float]]) -> list[float]:
     """Seconds of each point from [turn][point]: its median share of a turn, of the median turn."""
     all_turns = np.array(seconds)
-    whole = all_turns.sum(1)
-    return (np.median(all_turns / whole[:, None], 0) * np.median(whole)).tolist()
+    groups = all_turns.sum(1)
+    return (np.median(all_turns / groups[:, None], 0) * np.median(groups)).tolist()
 
 
-def fitted(found: list[dict[str, Any]]) -> dict[str, float]:
+def fitted(points: list[dict[str, Any]]) -> dict[str, float]:
     """The exponent of every curve that has all of its points."""
-    x = [p["x"] for p in found]
+    x = [p["x"] for p in points]
     names = ("ours", "peer", "peak_mb_ours", "peak_mb_peer")
-    whole = [n for n in names if len(found) > 1 and all(p[n] for p in found)]
-    return {n: round(exponent(x, [p[n] for p in found]), 2) for n in whole}
+    used = [n for n in names if len(points) > 1 and all(p[n] for p in points)]
+    return {n: round(exponent(x, [p[n] for p in points]), 2) for n in used}
 
 
-def flat(found: list[dict[str, Any]]) -> dict[str, float]:
+def flat(measured: list[dict[str, Any]]) -> dict[str, float]:
     """How far a step's time is from ``fixed + each * group``, as a share of the fixed part.
 
     The line goes through the curve by least squares from groups of 8 on; its fixed part is what
     the prompts cost, paid once whatever the group.
     """
-    points = [p for p in found if p["x"] >= 8]
+    points = [p for p in measured if p["x"] >= 8]
     if len(points) < 3:
         return {}
     x, y = (np.array([p[k] for p in points]) for k in ("x", "ours"))
@@ -123,15 +123,24 @@ def main() -> None:
         f"{args.group} answers of at most {args.new} tokens to {args.prompts} prompts of {args.prompt} but for "
         f"the axis; {processor()}, {args.threads} threads, {args.turns} turns, {args.clock} clock"
     )
-    found = in_turn(args) if args.ours_only else points(args)
-    told = {"row": f"growth-{args.axis}", "how": how, "points": found, "exponents": fitted(found)}
+    measured = in_turn(args) if args.ours_only else points(args)
+    result = {
+        "row": f"growth-{args.axis}",
+        "how": how,
+        "points": measured,
+        "exponents": fitted(measured),
+    }
     if args.axis == "group":
-        told["prompt"], told["prompts"], told["flat"] = args.prompt, args.prompts, flat(found)
-        told["row"] += f"-{args.prompt}"
-    path = Path(args.folder) / "results" / f"{told['row']}.json"
+        result["prompt"], result["prompts"], result["flat"] = (
+            args.prompt,
+            args.prompts,
+            flat(measured),
+        )
+        result["row"] += f"-{args.prompt}"
+    path = Path(args.folder) / "results" / f"{result['row']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(told))
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -65,11 +65,11 @@ def tokenizer(vocabulary: int) -> Any:
     words |= {f"w{i}": i for i in range(len(SPECIAL), vocabulary)}
     plain = Tokenizer(WordLevel(words, unk_token="<pad>"))
     plain.pre_tokenizer = WhitespaceSplit()
-    made = PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(
         tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
-    made.padding_side = "left"
-    return made
+    wrapped.padding_side = "left"
+    return wrapped
 
 
 def model_folder(root: Path, name: str, vocabulary: int | None = None) -> Path:
@@ -142,12 +142,12 @@ def pairs(root: Path, vocabulary: int, count: int, longest: int = 1024) -> tuple
     about = "HH harmless" if real else "made up, lengths like HH"
     path = root / f"pairs-{vocabulary}-{longest}-{'hh' if real else 'made'}.jsonl"
     if not path.is_file():
-        found = _encoded(vocabulary) if real else _made_up(vocabulary, 3000)
-        kept = [r for r in found if len(r[0]) + max(len(r[1]), len(r[2])) + 1 < longest]
-        order = np.random.default_rng(0).permutation(len(kept))
+        encoded = _encoded(vocabulary) if real else _made_up(vocabulary, 3000)
+        short = [r for r in encoded if len(r[0]) + max(len(r[1]), len(r[2])) + 1 < longest]
+        order = np.random.default_rng(0).permutation(len(short))
         rows = [
             {"prompt": said(p), "chosen": " " + said(a), "rejected": " " + said(b)}
-            for p, a, b in (kept[i] for i in order)
+            for p, a, b in (short[i] for i in order)
         ]
         root.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
@@ -164,8 +164,8 @@ def demonstrations(root: Path, vocabulary: int, count: int) -> tuple[Path, str]:
     path = root / f"demonstrations-{source.stem}.jsonl"
     if not path.is_file():
         rows = [json.loads(x) for x in source.read_text(encoding="utf-8").splitlines()]
-        made = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows]
-        path.write_text("".join(json.dumps(r) + "\n" for r in made), encoding="utf-8")
+        examples = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows]
+        path.write_text("".join(json.dumps(r) + "\n" for r in examples), encoding="utf-8")
     return path, about
 
 

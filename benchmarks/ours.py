@@ -12,7 +12,7 @@ import transformers
 
 import trimtab
 from benchmarks import flops
-from benchmarks.asked import requests
+from benchmarks.sampling_requests import requests
 from benchmarks.side import Phases
 from trimtab.data.pack import packs
 from trimtab.models.load import LM, ModelSpec
@@ -62,16 +62,16 @@ class Train(Job):
 
     def __init__(self, spec: dict[str, Any], phases: Phases) -> None:
         super().__init__(spec, phases)
-        given = self.base() | {"batch_size": spec["batch"]}
+        values = self.base() | {"batch_size": spec["batch"]}
         kind = spec["kind"]
         stage: Any
         if kind == "sft":
-            stage = SFTStage(SFTConfig.model_validate(given))
+            stage = SFTStage(SFTConfig.model_validate(values))
         elif kind == "reward":
-            stage = RewardStage(RewardConfig.model_validate(given))
+            stage = RewardStage(RewardConfig.model_validate(values))
         else:
             phases.wrap(Reference, "annotate", "reference")
-            stage = PreferenceStage(PreferenceConfig.model_validate(given))
+            stage = PreferenceStage(PreferenceConfig.model_validate(values))
         self.stage = stage
         wanted = spec["steps"] * spec["batch"]
         assert len(stage.train) == wanted, f"{len(stage.train)} rows, {wanted} wanted"
@@ -126,13 +126,13 @@ class Online(Job):
         super().__init__(spec, phases)
         phases.wrap(Sampler, "__call__", "sampling")
         phases.wrap(RLStage, "_annotate", "log-probs before")
-        given = self.base() | {
+        values = self.base() | {
             "method": spec["method"] | {"group_size": spec["group"]}, "rewards": spec["rewards"],
             "batch_size": spec["prompts"],
             "sampling": {"max_new_tokens": spec["new"], "slots": spec.get("slots", 128)},
             **spec.get("more", {}),
         }  # fmt: skip
-        self.stage = RLStage(RLConfig.model_validate(given))
+        self.stage = RLStage(RLConfig.model_validate(values))
         self.config: Any = self.stage.lm.model.config
 
     def run(self) -> dict[str, Any]:
@@ -156,19 +156,19 @@ class Sampling(Job):
 
     def __init__(self, spec: dict[str, Any], phases: Phases) -> None:
         super().__init__(spec, phases)
-        held = {"path": spec["model"], "device": spec["device"], "dtype": spec["dtype"]}
-        lm = LM.load(ModelSpec.model_validate(held), train=False)
+        model = {"path": spec["model"], "device": spec["device"], "dtype": spec["dtype"]}
+        lm = LM.load(ModelSpec.model_validate(model), train=False)
         self.sampler = Sampler(lm.plain_attention(), stop_ids=())
         self.limits, self.prompts = requests(spec)
 
     def run(self) -> dict[str, Any]:
         """All requests once."""
         self.index += 1
-        asked = [
+        batch = [
             Request(p, (self.index, i), self.spec.get("n", 1), limit)
             for i, (p, limit) in enumerate(zip(self.prompts, self.limits, strict=True))
         ]
         most = max(self.limits)
         config = SamplingConfig(max_new_tokens=most, slots=self.spec.get("slots", 128))
-        got = self.sampler(asked, config)
+        got = self.sampler(batch, config)
         return {"work": sum(len(x.ids) for one in got for x in one)}

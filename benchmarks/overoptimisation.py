@@ -49,8 +49,8 @@ QUIET = {"save_steps": 0, "sample_steps": 0}
 
 def start(out: Path, limit: int = 1500) -> Path:
     """The sandbox's data, an SFT policy, and comparisons of its answers."""
-    whole = out / "whole"
-    if whole.exists():
+    complete = out / "whole"
+    if complete.exists():
         return out
     sandbox_data.world(
         sandbox_data.WorldConfig(
@@ -77,7 +77,7 @@ def start(out: Path, limit: int = 1500) -> Path:
             },
         )
     )  # fmt: skip
-    whole.touch()
+    complete.touch()
     return out
 
 
@@ -85,7 +85,7 @@ def members(out: Path, seed: int, start: str, rows: int = ROWS) -> dict[str, Any
     """Reward models from other heads and other orders of the same few comparisons."""
     accuracy: list[float] = []
     for k in range(MEMBERS):
-        told = reward.main(
+        summary = reward.main(
             build(
                 reward.RewardConfig,
                 {
@@ -97,7 +97,7 @@ def members(out: Path, seed: int, start: str, rows: int = ROWS) -> dict[str, Any
                 },
             )
         )  # fmt: skip
-        accuracy.append(float(told["eval/accuracy"]))
+        accuracy.append(float(summary["eval/accuracy"]))
     return {"accuracy": float(np.mean(accuracy))}
 
 
@@ -112,10 +112,10 @@ def bon(
     rows = formats.prompts(sources.read(f"{start}/world/heldout.jsonl"))[
         seed * prompts : (seed + 1) * prompts
     ]
-    asked = [g for g in map(renderer.prompt, rows) if g is not None]
+    prompts_ = [g for g in map(renderer.prompt, rows) if g is not None]
     sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
     groups = collect(
-        sampler, renderer, asked, SamplingConfig(max_new_tokens=40), n=n, key=(seed,), version=0
+        sampler, renderer, prompts_, SamplingConfig(max_new_tokens=40), n=n, key=(seed,), version=0
     )
     parts = tuple(f"{models}/{k}/model" for k in range(MEMBERS))
     spec = RewardSpec(name="rm", models=parts, combine="mean")
@@ -124,7 +124,7 @@ def bon(
     part = scoring.parts["rm"]
     import torch
 
-    found: dict[str, Any] = {}
+    scores_: dict[str, Any] = {}
     for way in WAYS:
         at: list[dict[str, float]] = []
         picked: list[list[float]] = []
@@ -146,8 +146,8 @@ def bon(
                     "gold": float(np.mean([best_of_n(p, size, w) for p, w in zip(picked, worth, strict=True)])),
                 }
             )  # fmt: skip
-        found[way] = at
-    return found
+        scores_[way] = at
+    return scores_
 
 
 def rl(
@@ -203,9 +203,9 @@ def limited(stage: policy.RLStage, seconds: float) -> None:
 def closed(out: Path, seed: int, start: str, models: str, steps: int = 50) -> dict[str, Any]:
     """The single reward again with the guard on: what it saves of the gold that is lost without."""
     audit = {"gold": {"function": GOLD["function"]}, "share": 0.1, "act": "stop", "block_size": 32}
-    found = rl(out, seed, start, models, "single", steps, audit=audit)
-    found["share"] = audit["share"]
-    return found
+    results = rl(out, seed, start, models, "single", steps, audit=audit)
+    results["share"] = audit["share"]
+    return results
 
 
 def jobs(out: Path, first: Path, seeds: Sequence[int]) -> tuple[list[Job], list[Job]]:
@@ -215,11 +215,11 @@ def jobs(out: Path, first: Path, seeds: Sequence[int]) -> tuple[list[Job], list[
     teach = [Job("members", "all", s, f"{here}:members", base) for s in seeds]
     rest: list[Job] = []
     for s in seeds:
-        given = {**base, "models": str(out / f"members-all-{s}")}
-        rest.append(Job("bon", "all", s, f"{here}:bon", given))
-        rest.append(Job("rl", "single", s, f"{here}:rl", {**given, "way": "single"}))
-        rest.append(Job("closed", "stop", s, f"{here}:closed", given))
-        rest += [Job("rl", w, s, f"{here}:rl", {**given, "way": w}) for w in WAYS[1:]]
+        args = {**base, "models": str(out / f"members-all-{s}")}
+        rest.append(Job("bon", "all", s, f"{here}:bon", args))
+        rest.append(Job("rl", "single", s, f"{here}:rl", {**args, "way": "single"}))
+        rest.append(Job("closed", "stop", s, f"{here}:closed", args))
+        rest += [Job("rl", w, s, f"{here}:rl", {**args, "way": w}) for w in WAYS[1:]]
     return teach, rest
 
 

@@ -21,11 +21,11 @@ ENSEMBLE = ("mean", "worst", "uncertainty")
 
 def results(out: Path, row: str) -> dict[tuple[str, int], dict[str, Any]]:
     """Of one question: (variant, seed) -> result."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
     for path in sorted(out.glob(f"{row}-*/result.json")):
         _, name, seed = path.parent.name.split("-")
-        found[name, int(seed)] = json.loads(path.read_text())
-    return found
+        rows[name, int(seed)] = json.loads(path.read_text())
+    return rows
 
 
 def averaged(values: list[float], size: int) -> list[float]:
@@ -61,8 +61,8 @@ def s_shape(kl: list[float], y: list[float]) -> float:
 
     span = float(v.max() - v.min())
     room = ([0.0, 0.0, 0.0, 0.05], [1.5, 1.5, float(d.max()), 3.0])
-    found, _ = curve_fit(fall, d, v, (float(v.max()), span, float(d.mean()), 0.5), bounds=room)
-    return float(1.0 - ((v - fall(d, *found)) ** 2).sum() / ((v - v.mean()) ** 2).sum())
+    fits, _ = curve_fit(fall, d, v, (float(v.max()), span, float(d.mean()), 0.5), bounds=room)
+    return float(1.0 - ((v - fall(d, *fits)) ** 2).sum() / ((v - v.mean()) ** 2).sum())
 
 
 def pooled(paths: Sequence[list[list[float]]], width: float = 0.25) -> dict[str, list[float]]:
@@ -76,8 +76,8 @@ def pooled(paths: Sequence[list[list[float]]], width: float = 0.25) -> dict[str,
     bins: dict[int, list[tuple[float, float, float]]] = {}
     for row in rows:
         bins.setdefault(int(math.sqrt(row[0]) / width), []).append(row)
-    kept = [bins[b] for b in sorted(bins) if len(bins[b]) >= 5]
-    kl, gold, proxy = ([float(np.mean([r[k] for r in part])) for part in kept] for k in range(3))
+    points = [bins[b] for b in sorted(bins) if len(bins[b]) >= 5]
+    kl, gold, proxy = ([float(np.mean([r[k] for r in part])) for part in points] for k in range(3))
     return {"kl": kl, "gold": gold, "proxy": proxy}
 
 
@@ -90,7 +90,7 @@ def write(out: Path, docs: Path) -> None:
     rl, bon, closed, teach = (results(out, r) for r in ("rl", "bon", "closed", "members"))
     if not rl or not bon:
         raise DataError(f"{out}: no results; run python -m benchmarks.overoptimisation first")
-    told: dict[str, Any] = {"fits": [], "ensembles": {}, "closed": []}
+    summary: dict[str, Any] = {"fits": [], "ensembles": {}, "closed": []}
     accuracy = [r["accuracy"] for r in teach.values()]
     lines = [HEAD, f"Reward models: held-out accuracy {spread(accuracy)} over seeds.\n", FORMS]
 
@@ -105,7 +105,7 @@ def write(out: Path, docs: Path) -> None:
                 f"{'–' if bounded is None else f'{bounded:.3f}'} | "
                 f"{'–' if math.isinf(peak) or peak > 99 else f'{peak:.2f}'} | {best.reach:.2f} |"
             )
-            told["fits"].append(
+            summary["fits"].append(
                 {
                     "curve": name, "what": what, **{f: fits[f].r2 for f in fits}, "s": bounded,
                     "peak": None if math.isinf(peak) else peak, "kl": kl, "y": y,
@@ -113,9 +113,9 @@ def write(out: Path, docs: Path) -> None:
             )  # fmt: skip
 
     single = {k: r["path"] for k, r in rl.items() if k[0] in SINGLES}
-    whole = pooled(list(single.values()))
+    all_points = pooled(list(single.values()))
     name = f"RL, all {len(single)} runs pooled"
-    fitted(name, whole["kl"], {"gold": whole["gold"], "proxy": whole["proxy"]})
+    fitted(name, all_points["kl"], {"gold": all_points["gold"], "proxy": all_points["proxy"]})
     for seed in sorted({s for _, s in single}):
         path = single["single", seed]
         size = max(1, len(path) // 16)
@@ -132,11 +132,11 @@ def write(out: Path, docs: Path) -> None:
     for (_, seed), b in bon.items():
         at = b["single"]
         fitted(f"best of n, one model, seed {seed}", kl, {k: [p[k] for p in at] for k in ("gold", "proxy")})  # fmt: skip
-    lines.append(_ensembles(rl, bon, averages, told))
+    lines.append(_ensembles(rl, bon, averages, summary))
     if closed:
-        lines.append(_closed(rl, closed, told))
+        lines.append(_closed(rl, closed, summary))
     (docs / "overoptimisation.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    (docs / "overoptimisation.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    (docs / "overoptimisation.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     print(docs / "overoptimisation.md")
 
 
@@ -149,14 +149,12 @@ def _singles(b: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def _ensembles(
-    rl: dict[Any, Any], bon: dict[Any, Any], averages: dict[int, Any], told: dict[str, Any]
+    rl: dict[Any, Any], bon: dict[Any, Any], averages: dict[int, Any], summary: dict[str, Any]
 ) -> str:
     seeds = sorted({s for _, s in rl})
-    whole = [s for s in seeds if all((w, s) in rl for w in (*SINGLES, *ENSEMBLE))]
+    full = [s for s in seeds if all((w, s) in rl for w in (*SINGLES, *ENSEMBLE))]
     # The farthest distance that every run of a seed reaches.
-    far = {
-        s: min(max(r[0] for r in rl[w, s]["path"]) for w in (*SINGLES, *ENSEMBLE)) for s in whole
-    }
+    far = {s: min(max(r[0] for r in rl[w, s]["path"]) for w in (*SINGLES, *ENSEMBLE)) for s in full}
     rows: list[str] = []
     for way in ("one model", *ENSEMBLE):
         ways = SINGLES if way == "one model" else (way,)
@@ -168,18 +166,18 @@ def _ensembles(
             f: Callable[[list[list[float]], int], float | None], ways: Any = ways
         ) -> list[float]:
             """Mean over the runs of a seed, seed by seed."""
-            found: list[float] = []
-            for s in whole:
+            values: list[float] = []
+            for s in full:
                 got = [v for w in ways if (v := f(rl[w, s]["path"], s)) is not None]
                 if got:
-                    found.append(float(np.mean(got)))
-            return found
+                    values.append(float(np.mean(got)))
+            return values
 
         even = each(lambda path, s: at_equal(path, far[s]))
         under = each(lambda path, s: float(np.mean([r[2] for r in path if r[0] <= far[s]])))
         end = each(lambda path, s: float(np.mean([r[2] for r in path[-5:]])))
         kl = each(lambda path, s: float(np.mean([r[0] for r in path[-5:]])))
-        told["ensembles"][way] = {
+        summary["ensembles"][way] = {
             "bon_last": top, "bon_mean": area, "rl_equal_kl": even, "rl_up_to_kl": under,
             "rl_end": end, "rl_end_kl": kl,
         }  # fmt: skip
@@ -193,30 +191,30 @@ def _ensembles(
         f"| | gold, best of n, mean over n | gold, best of {largest} | gold, RL, all steps up to equal KL "
         "| gold, RL at equal KL | gold, RL at the end | KL there |\n|---|---|---|---|---|---|---|"
     )
-    text = ENSEMBLES.format(n=largest, reach=reach, seeds=len(whole))
+    text = ENSEMBLES.format(n=largest, reach=reach, seeds=len(full))
     return (
         "\n## Ensembles in miniature\n\n" + text + f"\n\n{head}\n" + "\n".join(rows) + "\n\n"
-        + _order(told["ensembles"])
+        + _order(summary["ensembles"])
     )  # fmt: skip
 
 
-def _order(found: dict[str, dict[str, list[float]]]) -> str:
+def _order(rows: dict[str, dict[str, list[float]]]) -> str:
     """In which order they stand at equal KL, and in how many seeds each beats one model."""
-    even = {w: f["rl_equal_kl"] for w, f in found.items()}
+    even = {w: f["rl_equal_kl"] for w, f in rows.items()}
     ranked = sorted(even, key=lambda w: -float(np.mean(even[w])))
-    said = " > ".join(f"{w} {np.mean(even[w]):.3f}" for w in ranked)
+    words = " > ".join(f"{w} {np.mean(even[w]):.3f}" for w in ranked)
     beats = [
         f"{w} in {sum(a > b for a, b in zip(even[w], even['one model'], strict=True))}"
         for w in ENSEMBLE
     ]
     return (
-        f"Order at equal KL: {said}. Above one model: {', '.join(beats)} of "
+        f"Order at equal KL: {words}. Above one model: {', '.join(beats)} of "
         f"{len(even['one model'])} seeds. Coste et al. find every ensemble above one model, the worst "
         "case and the uncertainty-weighted one first."
     )
 
 
-def _closed(rl: dict[Any, Any], closed: dict[Any, Any], told: dict[str, Any]) -> str:
+def _closed(rl: dict[Any, Any], closed: dict[Any, Any], summary: dict[str, Any]) -> str:
     rows = []
     for (_, seed), result in closed.items():
         if ("single", seed) not in rl:
@@ -226,17 +224,17 @@ def _closed(rl: dict[Any, Any], closed: dict[Any, Any], told: dict[str, Any]) ->
         peak, end = max(smooth), float(np.mean(free[-5:]))
         # Of an action that was taken: that the last policy was kept is written down too.
         act = next((a for a in result["actions"] if "back_to" in a), None)
-        kept = None
+        loop_rows = None
         if act is not None:
             at = act["back_to"] - 1
-            kept = float(np.mean(free[max(0, at - 2) : at + 3]))
-        share = None if kept is None or peak <= end else (kept - end) / (peak - end)
-        told["closed"].append(
+            loop_rows = float(np.mean(free[max(0, at - 2) : at + 3]))
+        share = None if loop_rows is None or peak <= end else (loop_rows - end) / (peak - end)
+        summary["closed"].append(
             {
                 "seed": seed,
                 "peak": peak,
                 "end": end,
-                "kept": kept,
+                "kept": loop_rows,
                 "recovered": share,
                 "action": act,
             }
@@ -246,7 +244,7 @@ def _closed(rl: dict[Any, Any], closed: dict[Any, Any], told: dict[str, Any]) ->
             + (
                 "no alarm | – | – |"
                 if act is None
-                else f"{act['step']} | {act['back_to']}, {kept:.3f} | {'–' if share is None else f'{share:.0%}'} |"
+                else f"{act['step']} | {act['back_to']}, {loop_rows:.3f} | {'–' if share is None else f'{share:.0%}'} |"
             )
         )
     return (

@@ -77,12 +77,12 @@ def phases(rows: list[dict[str, Any]]) -> list[str]:
     """Where the time goes."""
     lines = ["", "## Where the time goes", "", "| row | trimtab | peer |", "|---|---|---|"]
     lines += [_both(r, "phases") for r in rows]
-    told = [r for r in rows if "operations_ours" in r]
-    if told:
+    profiled = [r for r in rows if "operations_ours" in r]
+    if profiled:
         lines += [
             "", "By kind of operation (`--operations`: a pass under the profiler, the main thread's time):",
             "", "| row | trimtab | peer |", "|---|---|---|",
-            *(_both(r, "operations") for r in told),
+            *(_both(r, "operations") for r in profiled),
         ]  # fmt: skip
     return lines
 
@@ -105,13 +105,13 @@ def growth(rows: list[dict[str, Any]]) -> list[str]:
     lines += ["", "| along | from, to | exponents |", "|---|---|---|"]
     for r in rows:
         x = [p["x"] for p in r["points"]]
-        told = ", ".join(f"{k} {v:g}" for k, v in r["exponents"].items())
+        text = ", ".join(f"{k} {v:g}" for k, v in r["exponents"].items())
         if r.get("flat"):
-            told += (
+            text += (
                 f"; from 8 on a step takes {r['flat']['fixed']:.2f} s + {r['flat']['each']:.3f} s a completion "
                 f"of each prompt, within {100 * r['flat']['off']:.0f} % of the fixed part"
             )
-        lines.append(f"| {_along(r)} | {x[0]:g}, {x[-1]:g} | {told} |")
+        lines.append(f"| {_along(r)} | {x[0]:g}, {x[-1]:g} | {text} |")
     lines += ["", "| along | at | s a step: ours | TRL | ratio | peak MB: ours | TRL |", "|---|---|---|---|---|---|---|"]  # fmt: skip
     return lines + [_point(r, p) for r in rows for p in r["points"]]
 
@@ -131,12 +131,12 @@ def _point(r: dict[str, Any], p: dict[str, Any]) -> str:
     return f"| {_along(r)} | {p['x']:,.0f} | {p['ours']:.2f} | {peer} | {ratio} | {p['peak_mb_ours']:.0f} | {mb} |"
 
 
-def planned(told: dict[str, Any] | None) -> list[str]:
+def planned(result: dict[str, Any] | None) -> list[str]:
     """What ``--plan`` said, and what came."""
     lines = ["", f"## {PLAN}", ""]
-    if told is None:
+    if result is None:
         return [*lines, "Not measured in this run (`python -m benchmarks.plan`)."]
-    rows = told["rows"]
+    rows = result["rows"]
     near = sum(max(abs(r["time_ratio"] - 1), abs(r["memory_ratio"] - 1)) <= 0.25 for r in rows)
     lines += [
         f"`python -m benchmarks.plan`: {near} of {len(rows)} within 25 % in both.", "",
@@ -156,17 +156,17 @@ def processor() -> str:
     except OSError:
         lines = []
 
-    def told(key: str) -> list[str]:
+    def values(key: str) -> list[str]:
         return [x.partition(":")[2].strip() for x in lines if x.partition(":")[0].strip() == key]
 
-    names = told("model name")
+    names = values("model name")
     if not names:
         return platform.processor() or platform.machine()
     # A name as short as a maker's does not tell generations apart.
     kind = [
-        f"{key.removeprefix('cpu ')} {found[0]}"
+        f"{key.removeprefix('cpu ')} {numbers[0]}"
         for key in ("cpu family", "model")
-        if (found := told(key))
+        if (numbers := values(key))
     ]
     return f"{len(names)} x {names[0]}" + (f" ({', '.join(kind)})" if kind else "")
 
@@ -174,18 +174,18 @@ def processor() -> str:
 def kept(page: Path, title: str) -> list[str]:
     """A section of the page as it stands, from an earlier run, where this one did not measure it."""
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    _, found, rest = text.partition(f"\n## {title}\n")
-    return ["", f"## {title}", *rest.partition("\n## ")[0].rstrip().splitlines()] if found else []
+    _, heading, rest = text.partition(f"\n## {title}\n")
+    return ["", f"## {title}", *rest.partition("\n## ")[0].rstrip().splitlines()] if heading else []
 
 
 def write(results: Path, page: Path) -> None:
     """Read every row, write the page; curves that were not measured now stay as they stand."""
-    found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in results.glob("*.json")}
-    plan = found.pop("plan", None)
-    rows = [r for name, r in found.items() if not name.startswith("growth-")]
+    by_name = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in results.glob("*.json")}
+    plan = by_name.pop("plan", None)
+    rows = [r for name, r in by_name.items() if not name.startswith("growth-")]
     rows.sort(key=lambda r: (EXPECTED.index(r["row"]) if r["row"] in EXPECTED else 99, r["row"]))
-    curves = [r for name, r in sorted(found.items()) if name.startswith("growth-")]
-    missing = [name for name in EXPECTED if name not in found]
+    curves = [r for name, r in sorted(by_name.items()) if name.startswith("growth-")]
+    missing = [name for name in EXPECTED if name not in by_name]
     lines = [HEAD, *table(rows)]
     if missing:
         lines += ["", f"Not measured in this run: {', '.join(missing)}."]

@@ -36,7 +36,7 @@ def configurations(root: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     pairs = {"path": str(material.pairs(root, 2048, ROWS)[0])}
     texts = {"path": str(material.demonstrations(root, 2048, ROWS)[0])}
     wide = {"path": str(material.demonstrations(root, 32_768, ROWS)[0])}
-    asked = {"path": str(material.prompts(root, 2048, 64, 128)[0])}
+    prompts = {"path": str(material.prompts(root, 2048, 64, 128)[0])}
     few = {"steps": 3, "batch_size": 4}
     return {
         "sft 5m": ("sft", {"model": model("5m"), "data": texts}),
@@ -46,10 +46,10 @@ def configurations(root: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         "sft 25m": ("sft", {"model": model("25m"), "data": {**texts, "limit": 192}}),
         "reward 5m": ("reward", {"model": model("5m"), "data": pairs}),
         "dpo 5m": ("dpo", {"model": model("5m"), "data": pairs}),
-        "grpo 5m": ("rl", {"model": model("5m"), "data": asked, "method": {"type": "grpo"}, **ONLINE}),
-        "ppo 5m": ("rl", {"model": model("5m"), "data": asked, "method": {"type": "ppo"}, **ONLINE,
+        "grpo 5m": ("rl", {"model": model("5m"), "data": prompts, "method": {"type": "grpo"}, **ONLINE}),
+        "ppo 5m": ("rl", {"model": model("5m"), "data": prompts, "method": {"type": "ppo"}, **ONLINE,
                           "batch_size": 32}),
-        "grpo 25m": ("rl", {"model": model("25m"), "data": asked, "method": {"type": "grpo"},
+        "grpo 25m": ("rl", {"model": model("25m"), "data": prompts, "method": {"type": "grpo"},
                             **ONLINE, **few}),
     }  # fmt: skip
 
@@ -65,34 +65,34 @@ def call(command: str, config: Path, *more: str) -> tuple[str, float]:
     wrong: list[str] = []
     reader = threading.Thread(target=lambda: wrong.append(process.stderr.read()))  # pyright: ignore[reportOptionalMemberAccess]
     reader.start()
-    said = process.stdout.read()
+    output = process.stdout.read()
     _, status, used = os.wait4(process.pid, 0)
     reader.join()
     if status:
-        raise SystemExit(f"{command} {config} failed:\n{said}\n{wrong[0]}")
-    return said, used.ru_maxrss / 1024
+        raise SystemExit(f"{command} {config} failed:\n{output}\n{wrong[0]}")
+    return output, used.ru_maxrss / 1024
 
 
 def number(pattern: str, text: str) -> float:
     """The first group of ``pattern``."""
-    found = re.search(pattern, text)
-    assert found, text
-    return float(found[1].replace(",", ""))
+    match = re.search(pattern, text)
+    assert match, text
+    return float(match[1].replace(",", ""))
 
 
-def check(name: str, command: str, given: dict[str, Any], folder: Path) -> dict[str, Any]:
+def check(name: str, command: str, values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Plan it, run it."""
     loop = {"loop": {"save_steps": 4}}
     config = folder / f"{name.replace(' ', '-').replace(',', '')}.yaml"
-    config.write_text(yaml.safe_dump({**given, **loop, "out": str(folder / config.stem)}))
-    said, _ = call(command, config, "--plan")
+    config.write_text(yaml.safe_dump({**values, **loop, "out": str(folder / config.stem)}))
+    plan, _ = call(command, config, "--plan")
     _, peak = call(command, config)
     record = (folder / config.stem / "metrics.jsonl").read_text().splitlines()
-    taken = [json.loads(line)["time/step"] for line in record][1:]
+    measured = [json.loads(line)["time/step"] for line in record][1:]
     one: dict[str, Any] = {
-        "name": name, "seconds_planned": number(r"a step +([\d.e+-]+) s", said),
-        "seconds": float(np.mean(taken)),
-        "mb_planned": number(r"memory +([\d,]+) MB", said), "mb": peak,
+        "name": name, "seconds_planned": number(r"a step +([\d.e+-]+) s", plan),
+        "seconds": float(np.mean(measured)),
+        "mb_planned": number(r"memory +([\d,]+) MB", plan), "mb": peak,
     }  # fmt: skip
     one["time_ratio"] = one["seconds_planned"] / one["seconds"]
     one["memory_ratio"] = one["mb_planned"] / one["mb"]
@@ -105,19 +105,19 @@ def main() -> None:
     root = Path(args.folder) / "material"
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-        for name, (command, given) in configurations(root).items():
-            one = check(name, command, given, Path(folder))
+        for name, (command, command_args) in configurations(root).items():
+            one = check(name, command, command_args, Path(folder))
             rows.append(one)
             print(
                 f"{name:<24} {one['seconds_planned']:6.2f} s for {one['seconds']:6.2f} ({one['time_ratio']:.2f})   "
                 f"{one['mb_planned']:6.0f} MB for {one['mb']:6.0f} ({one['memory_ratio']:.2f})",
                 flush=True,
             )
-    told = {"row": "plan", "rows": rows}
+    results = {"row": "plan", "rows": rows}
     path = Path(args.folder) / "results" / "plan.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(told))
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

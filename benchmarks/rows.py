@@ -46,9 +46,9 @@ TARGETS = {
 
 def training_flags(kind: str) -> argparse.ArgumentParser:
     """What the rows of ``train`` take."""
-    parser = flags(f"{kind} beside TRL")
+    parser = flags(f"{kind} compared with TRL")
     parser.add_argument("--peer", default="random", choices=list(PEERS), help="TRL's setting")
-    parser.add_argument("--batch", type=int, default=16, help="rows an optimiser step")
+    parser.add_argument("--batch", type=int, default=16, help="rows per optimiser step")
     parser.add_argument(
         "--checkpoint", action="store_true",
         help="ours too recomputes its activations, in forwards of 1,024 tokens: for memory",

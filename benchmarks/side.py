@@ -84,8 +84,8 @@ def held_mb(device: str) -> float:
 
 def _resident(which: str) -> float:
     with open("/proc/self/status", encoding="ascii") as lines:
-        found = next(line for line in lines if line.startswith(which))
-    return int(found.split()[1]) / 1024
+        line = next(line for line in lines if line.startswith(which))
+    return int(line.split()[1]) / 1024
 
 
 def gemm_rate(device: str, dtype: str) -> dict[str, float]:
@@ -149,10 +149,10 @@ def main() -> None:
     talk = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     import torch
-    import transformers.utils as found
+    import transformers.utils as hf_utils
 
     # Our tests bring scikit-learn and no side needs it, but transformers imports it where it is.
-    hidden: Any = found
+    hidden: Any = hf_utils
     hidden.is_sklearn_available = lambda: False
     torch.set_num_threads(int(spec["threads"]))
     sync = torch.cuda.synchronize if spec["device"] == "cuda" else _nothing
@@ -162,13 +162,13 @@ def main() -> None:
     ready = {"versions": job.versions(), "start_mb": held_mb(spec["device"])}
     talk.write(json.dumps(ready) + "\n")
     for line in sys.stdin:
-        asked = line.strip()
+        request = line.strip()
         answer: dict[str, Any] = {}
-        if asked == "gemm":
+        if request == "gemm":
             answer = dict[str, Any](gemm_rate(spec["device"], spec["dtype"]))
-        elif asked == "operations":
+        elif request == "operations":
             answer = {"operations": operations(job.run)}
-        elif asked == "go":
+        elif request == "go":
             sync()
             phases.start()
             wall, cpu = time.perf_counter(), time.process_time()

@@ -57,14 +57,14 @@ class Job:
     def args(self, batch: int) -> dict[str, Any]:
         """Training arguments."""
         half = self.spec["dtype"] == "bfloat16"
-        found = {
+        values = {
             "output_dir": tempfile.mkdtemp(prefix="bench-"), "per_device_train_batch_size": batch,
             "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "save_strategy": "no",
             "report_to": "none", "logging_strategy": "no", "disable_tqdm": True,
             "use_cpu": self.spec["device"] == "cpu", "bf16": half, "gradient_checkpointing": False,
             "dataloader_pin_memory": False, "seed": 0, "lr_scheduler_type": "constant",
         }  # fmt: skip
-        return found | self.spec.get("args", {})
+        return values | self.spec.get("args", {})
 
     def model(self, auto: Any = transformers.AutoModelForCausalLM, **kwargs: Any) -> Any:
         """The row's model in fp32 (master weights where half precision is asked for)."""

@@ -29,18 +29,20 @@ def flags(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default=None, help="float32 on CPU, bfloat16 on CUDA")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--turns", type=int, default=5, help="passes of each side")
-    parser.add_argument("--steps", type=int, default=4, help="optimiser steps a pass")
-    parser.add_argument("--quick", action="store_true", help="under a minute a side")
+    parser.add_argument("--turns", type=int, default=5, help="measured passes per side")
+    parser.add_argument("--steps", type=int, default=4, help="optimiser steps per pass")
+    parser.add_argument("--quick", action="store_true", help="under a minute per side")
     parser.add_argument(
         "--clock", default="wall", choices=["wall", "cpu"],
-        help="cpu counts processor seconds: for a machine that others use too",
+        help="cpu counts processor seconds: for a shared machine",
     )  # fmt: skip
-    parser.add_argument("--ours-only", action="store_true", help="no peer: a figure to compare by")
+    parser.add_argument(
+        "--ours-only", action="store_true", help="run trimtab only, without the peer"
+    )
     parser.add_argument(
         "--operations",
         action="store_true",
-        help="one more pass, profiled: products, attention, rest",
+        help="profile one more pass: matmul, attention, rest",
     )
     parser.add_argument("--folder", default=str(ROOT / "runs" / "bench"))
     return parser
@@ -125,16 +127,16 @@ class Result:
 
     row: str
     unit: str
-    told: dict[str, Any]
+    values: dict[str, Any]
     lines: list[str] = field(default_factory=list[str])
 
     def show(self, folder: str) -> None:
         """The table, then the JSON as the last line; also kept for ``benchmarks.page``."""
-        kept = Path(folder) / "results" / f"{self.row}.json"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(self.told, indent=1) + "\n", encoding="utf-8")
+        path = Path(folder) / "results" / f"{self.row}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.values, indent=1) + "\n", encoding="utf-8")
         print("\n".join(self.lines))
-        print(json.dumps(self.told))
+        print(json.dumps(self.values))
 
 
 def peer_packages(version: str) -> Path:
@@ -202,7 +204,7 @@ def compare(
         return runs[0][0].get("flops", 0.0) * run["work"] / runs[0][0]["work"] / spent / 1e9
 
     best, own = (max(g[name] for g in gemm) for name in ("gemm", "torch"))
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "row": row, "unit": unit, "ours": _middle([rate(r[0]) for r in runs]), "peer": None,
         "ratio": None, "ratio_low": None, "ratio_high": None,
         "peak_mb_ours": runs[-1][0]["peak_mb"], "peak_mb_peer": None, "target": target,
@@ -217,14 +219,14 @@ def compare(
         f"  {args.model}, {ours['dtype']}, {ours['threads']} threads on {ours['device']}, "
         f"{args.turns} turns, {args.clock} clock; best GEMM {best:.0f} GFLOP/s, "
         f"torch's own {own:.0f}",
-        f"  trimtab  {told['ours']:10.1f} {unit}/s  {told['peak_mb_ours']:7.0f} MB  "
-        f"{told['gflops_ours']:6.1f} useful GFLOP/s ({100 * told['gflops_ours'] / best:.0f} %)  "
-        f"{_shares(told['phases_ours'])}",
+        f"  trimtab  {result['ours']:10.1f} {unit}/s  {result['peak_mb_ours']:7.0f} MB  "
+        f"{result['gflops_ours']:6.1f} useful GFLOP/s ({100 * result['gflops_ours'] / best:.0f} %)  "
+        f"{_shares(result['phases_ours'])}",
     ]
     if two is not None:
         # Neighbours in time are compared, so a slow minute of the machine is in both.
         ratios = sorted(rate(r[0]) / rate(r[1]) for r in runs)
-        told |= {
+        result |= {
             "peer": _middle([rate(r[1]) for r in runs]), "ratio": _middle(ratios),
             "ratio_low": ratios[0], "ratio_high": ratios[-1], "peer_name": peer_name,
             "peak_mb_peer": runs[-1][1]["peak_mb"], "start_mb_peer": two.start_mb, "phases_peer": runs[-1][1]["phases"],
@@ -232,19 +234,19 @@ def compare(
             "versions": one.versions | two.versions,
         }  # fmt: skip
         lines += [
-            f"  {peer_name:<8} {told['peer']:10.1f} {unit}/s  {told['peak_mb_peer']:7.0f} MB  "
-            f"{told['gflops_peer']:6.1f} useful GFLOP/s ({100 * told['gflops_peer'] / best:.0f} %)  "
-            f"{_shares(told['phases_peer'])}",
-            f"  ratio {told['ratio']:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+            f"  {peer_name:<8} {result['peer']:10.1f} {unit}/s  {result['peak_mb_peer']:7.0f} MB  "
+            f"{result['gflops_peer']:6.1f} useful GFLOP/s ({100 * result['gflops_peer'] / best:.0f} %)  "
+            f"{_shares(result['phases_peer'])}",
+            f"  ratio {result['ratio']:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
             + (f", target {target:g}" if target else "")
-            + f"; memory {told['peak_mb_ours'] / told['peak_mb_peer']:.2f}"
+            + f"; memory {result['peak_mb_ours'] / result['peak_mb_peer']:.2f}"
             f" ({one.start_mb:.0f} and {two.start_mb:.0f} MB before the first pass)",
         ]
     for who, shares in zip(("ours", "peer"), kinds, strict=False):
-        told[f"operations_{who}"] = shares
+        result[f"operations_{who}"] = shares
         lines.append(f"  {who} by operation: {_shares(shares)}")
-    lines.append("  " + ", ".join(f"{k} {v}" for k, v in told["versions"].items()))
-    return Result(row, unit, told, lines)
+    lines.append("  " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()))
+    return Result(row, unit, result, lines)
 
 
 def _shares(phases: dict[str, float]) -> str:

@@ -57,7 +57,7 @@ def verdict(person: Annotator, q: Question, form: str, rng: np.random.Generator)
 
 
 def noise(
-    people: Sequence[Annotator], asked: Sequence[Question], form: str, seed: int
+    people: Sequence[Annotator], sample: Sequence[Question], form: str, seed: int
 ) -> dict[str, float]:
     """Test-retest, right and tied shares on pairs whose gold differs, and alpha between people."""
     rng = np.random.default_rng((seed, 51))
@@ -66,17 +66,17 @@ def noise(
     tied: list[bool] = []
     rows: list[np.ndarray] = []
     scores: list[np.ndarray] = []
-    for q in asked:
-        said = [verdict(p, q, form, rng) for p in people]
-        rows.append(np.bincount([s + 1 for s in said], minlength=3))
+    for q in sample:
+        choices = [verdict(p, q, form, rng) for p in people]
+        rows.append(np.bincount([s + 1 for s in choices], minlength=3))
         if form == "scores":
-            given = [p.rate(q.scene, q.answers[0], rng, LEVELS) for p in people]
-            scores.append(np.bincount(given, minlength=LEVELS + 1))
+            ratings = [p.rate(q.scene, q.answers[0], rng, LEVELS) for p in people]
+            scores.append(np.bincount(ratings, minlength=LEVELS + 1))
         if q.gold[0] != q.gold[1]:
             better = int(q.gold[1] > q.gold[0])
-            same += [s == verdict(p, q, form, rng) for s, p in zip(said, people, strict=True)]
-            right += [s == better for s in said]
-            tied += [s == -1 for s in said]
+            same += [s == verdict(p, q, form, rng) for s, p in zip(choices, people, strict=True)]
+            right += [s == better for s in choices]
+            tied += [s == -1 for s in choices]
     return {
         "same again": float(np.mean(same)), "right": float(np.mean(right)),
         "tied": float(np.mean(tied)), "bits": bits(float(np.mean(right)), float(np.mean(tied))),
@@ -91,16 +91,16 @@ class Labelling:
     def __init__(
         self,
         bench: Bench,
-        asked: Sequence[Question],
-        held: Sequence[Question],
+        train_questions: Sequence[Question],
+        test_questions: Sequence[Question],
         speed: float,
         decide: float,
     ) -> None:
-        self.asked, self.held = asked, held
-        groups = [bench.group(q) for q in asked]
+        self.questions, self.test_questions = train_questions, test_questions
+        groups = [bench.group(q) for q in train_questions]
         self.probe = Probe(bench, groups)
         self.x = self.probe.features(bench, groups)
-        self.test = self.probe.features(bench, [bench.group(q) for q in held])
+        self.test = self.probe.features(bench, [bench.group(q) for q in test_questions])
         self.speed, self.decide = speed, decide
 
     def seconds(self, q: Question, answers: Sequence[int]) -> float:
@@ -115,16 +115,16 @@ class Labelling:
         first: list[float] = []
         spent, i = 0.0, 0
         while spent < 60 * minutes:
-            q = self.asked[i % len(self.asked)]
+            q = self.questions[i % len(self.questions)]
             a, b = (int(k) for k in rng.permutation(len(q.answers))[:2])
             person = people[i % len(people)]
-            said = person.choose(q.scene, q.answers[a], q.answers[b], rng)
-            gaps.append(self.x[i % len(self.asked), a] - self.x[i % len(self.asked), b])
-            first.append(1.0 - said)
+            choice = person.choose(q.scene, q.answers[a], q.answers[b], rng)
+            gaps.append(self.x[i % len(self.questions), a] - self.x[i % len(self.questions), b])
+            first.append(1.0 - choice)
             spent += self.seconds(q, (a, b))
             i += 1
         head = self.probe.pairs(np.array(gaps), np.array(first))[0]
-        return accuracy(self.test @ head, self.held), i
+        return accuracy(self.test @ head, self.test_questions), i
 
     def scores(
         self, people: Sequence[Annotator], minutes: float, seed: int, use: str
@@ -136,21 +136,21 @@ class Labelling:
         """
         rng = np.random.default_rng((seed, 59))
         where: list[tuple[int, int]] = []
-        given: list[float] = []
+        ratings: list[float] = []
         who: list[int] = []
         spent, i = 0.0, 0
         while spent < 60 * minutes:
-            at = i % len(self.asked)
-            q = self.asked[at]
+            at = i % len(self.questions)
+            q = self.questions[at]
             for k in range(len(q.answers)):
                 where.append((at, k))
-                given.append(people[i % len(people)].rate(q.scene, q.answers[k], rng, LEVELS))
+                ratings.append(people[i % len(people)].rate(q.scene, q.answers[k], rng, LEVELS))
                 who.append(i % len(people))
                 spent += self.seconds(q, (k,))
             i += 1
-        rating, owner = np.array(given, float), np.array(who)
+        rating, owner = np.array(ratings, float), np.array(who)
         if use == "order":
-            size = len(self.asked[0].answers)
+            size = len(self.questions[0].answers)
             rows = range(0, len(where), size)
             pairs = [(r + a, r + b) for r in rows for a in range(size) for b in range(a + 1, size)]
             gap = np.array([self.x[where[m]] - self.x[where[n]] for m, n in pairs])
@@ -161,7 +161,7 @@ class Labelling:
                 means = np.array([rating[owner == p].mean() for p in range(len(people))])
                 rating = rating - means[owner]
             head = self.probe.scores(np.array([self.x[w] for w in where]), rating)[0]
-        return accuracy(self.test @ head, self.held), len(given)
+        return accuracy(self.test @ head, self.test_questions), len(ratings)
 
 
 def main() -> None:
@@ -173,44 +173,44 @@ def main() -> None:
     parser.add_argument("--words", type=float, default=4.0, help="read in a second")
     parser.add_argument("--decide", type=float, default=3.0, help="seconds to decide")
     parser.add_argument("--prompts", type=int, default=1500)
-    given = parser.parse_args()
+    args = parser.parse_args()
     bench = Bench()
-    speed = (given.words, given.decide)
-    for severity in given.severity:
+    speed = (args.words, args.decide)
+    for severity in args.severity:
         people = panel(severity)
         print(f"\npeople whose zeros lie {severity:g} nats apart")
-        asked = questions(0, 1500)
+        sample = questions(0, 1500)
         for form in ("pairs", "scores"):
-            found = noise(people, asked, form, 0)
+            measures = noise(people, sample, form, 0)
             each = [
                 (words(q.scene.prompt) * (2 if form == "scores" else 1) + sum(map(words, q.answers)))
-                / given.words + given.decide * (2 if form == "scores" else 1)
-                for q in asked
+                / args.words + args.decide * (2 if form == "scores" else 1)
+                for q in sample
             ]  # fmt: skip
             minute = 60 / float(np.mean(each))
-            told = "  ".join(f"{k} {v:.3f}" for k, v in found.items())
+            figures = "  ".join(f"{k} {v:.3f}" for k, v in measures.items())
             print(
-                f"{form:<7} {told}  verdicts a minute {minute:.2f}  bits a minute {minute * found['bits']:.3f}"
+                f"{form:<7} {figures}  verdicts a minute {minute:.2f}  bits a minute {minute * measures['bits']:.3f}"
             )
         table: dict[str, list[list[float]]] = {}
-        for seed in range(given.seeds):
+        for seed in range(args.seeds):
             bed = Labelling(
                 bench,
-                questions(seed, given.prompts, 4),
+                questions(seed, args.prompts, 4),
                 questions(seed, 500, 2, 10_000_000),
                 *speed,
             )
-            for minutes in given.minutes:
+            for minutes in args.minutes:
                 table.setdefault("comparisons", []).append(list(bed.pairs(people, minutes, seed)))
                 for use in ("numbers", "centred", "order"):
                     got = bed.scores(people, minutes, seed, use)
                     table.setdefault(f"scores, {use}", []).append(list(got))
-        print("minutes           " + " ".join(f"{m:>22g}" for m in given.minutes))
+        print("minutes           " + " ".join(f"{m:>22g}" for m in args.minutes))
         for name, flat in table.items():
-            found = np.array(flat).reshape(given.seeds, len(given.minutes), 2)
+            measures = np.array(flat).reshape(args.seeds, len(args.minutes), 2)
             cells = [
-                f"{found[:, m, 0].mean():.3f} +- {found[:, m, 0].std() / given.seeds**0.5:.3f} ({found[:, m, 1].mean():.0f})"
-                for m in range(len(given.minutes))
+                f"{measures[:, m, 0].mean():.3f} +- {measures[:, m, 0].std() / args.seeds**0.5:.3f} ({measures[:, m, 1].mean():.0f})"
+                for m in range(len(args.minutes))
             ]
             print(f"{name:<17} " + " ".join(f"{c:>22}" for c in cells), flush=True)
 

@@ -23,10 +23,10 @@ BATCH = 64
 @torch.no_grad()
 def routes(stage: RLStage, groups: Sequence[Group]) -> list[Tensor]:
     """The experts of every token and layer, each [tokens, experts a token], in rising order."""
-    found: list[Tensor] = []
+    chosen: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        found.append(output[2].sort(-1).values.clone())
+        chosen.append(output[2].sort(-1).values.clone())
 
     hooks = [
         m.register_forward_hook(keep)
@@ -38,7 +38,7 @@ def routes(stage: RLStage, groups: Sequence[Group]) -> list[Tensor]:
         stage.lm.states(pack.to(stage.lm.device))
     for hook in hooks:
         hook.remove()
-    return found
+    return chosen
 
 
 def flips(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:

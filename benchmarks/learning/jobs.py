@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Job:
-    """One call of ``module.function(out, **given)``, which returns figures."""
+    """One call of ``module.function(out, seed, **args)``, which returns figures."""
 
     row: str
     """Which question it answers."""
@@ -24,7 +24,7 @@ class Job:
     seed: int
     function: str
     """ "module:function"."""
-    given: dict[str, Any] = field(default_factory=dict[str, Any])
+    args: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def key(self) -> str:
@@ -44,7 +44,7 @@ def run(jobs: Sequence[Job], out: Path, workers: int) -> None:
             folder = out / job.key
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "job.json").write_text(
-                json.dumps({"function": job.function, "seed": job.seed, "given": job.given})
+                json.dumps({"function": job.function, "seed": job.seed, "args": job.args})
             )
             with open(folder / "log", "wb") as log:
                 process = subprocess.Popen(
@@ -61,11 +61,11 @@ def run(jobs: Sequence[Job], out: Path, workers: int) -> None:
             done += 1
             took = time.monotonic() - since
             if process.returncode == 0:
-                said = headline(json.loads((out / key / "result.json").read_text()))
+                message = headline(json.loads((out / key / "result.json").read_text()))
             else:
-                said = f"FAILED, see {out / key / 'log'}"
+                message = f"FAILED, see {out / key / 'log'}"
             left = (time.monotonic() - started) / done * (len(waiting) + len(running)) / 60
-            print(f"{key:<40} {said}  {took:.0f} s, {left:.0f} min left", flush=True)
+            print(f"{key:<40} {message}  {took:.0f} s, {left:.0f} min left", flush=True)
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -76,7 +76,7 @@ def headline(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run the job whose folder is given."""
+    """Run the job in a folder."""
     import importlib
 
     import torch
@@ -86,7 +86,7 @@ def main() -> None:
     job = json.loads((folder / "job.json").read_text())
     module, _, name = job["function"].partition(":")
     before = time.monotonic()
-    result = getattr(importlib.import_module(module), name)(folder, job["seed"], **job["given"])
+    result = getattr(importlib.import_module(module), name)(folder, job["seed"], **job["args"])
     result["seconds"] = time.monotonic() - before
     text = json.dumps(result, indent=1)
     (folder / "result.json.part").write_text(text)

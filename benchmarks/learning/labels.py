@@ -29,8 +29,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def start(out: Path) -> Path:
     """Demonstrations, SFT model, labels and reward model: the first stages of ``sandbox-ppo``."""
-    given = yaml.safe_load((RECIPES / "sandbox-ppo.yaml").read_text())
-    stages = {name: given["stages"][name] for name in SHARED}
+    settings = yaml.safe_load((RECIPES / "sandbox-ppo.yaml").read_text())
+    stages = {name: settings["stages"][name] for name in SHARED}
     recipe = pipeline.Recipe(out=str(out), stages=stages, seed=0)
     pipeline.run(recipe, "sandbox-ppo.yaml")
     return out
@@ -43,20 +43,20 @@ def names() -> list[str]:
 
 def _recipe() -> dict[str, dict[str, Any]]:
     stages = yaml.safe_load((RECIPES / "sandbox-dpo.yaml").read_text())["stages"]
-    found = {n: s for n, s in stages.items() if s["kind"] == "dpo"}
-    named = {s["objective"]["type"] for s in (*found.values(), *SETTINGS.values())}
+    recipe = {n: s for n, s in stages.items() if s["kind"] == "dpo"}
+    named = {s["objective"]["type"] for s in (*recipe.values(), *SETTINGS.values())}
     assert named == set(DIRECT), named ^ set(DIRECT)
-    return found
+    return recipe
 
 
 def direct(out: Path, seed: int, *, start: str, name: str) -> dict[str, Any]:
     """Train on the labels, compare with SFT by gold on 600 held-out prompts."""
     recipe = _recipe()
-    given = {**recipe["dpo"], **(recipe.get(name) or SETTINGS[name])}
-    del given["kind"]
+    settings = {**recipe["dpo"], **(recipe.get(name) or SETTINGS[name])}
+    del settings["kind"]
     origin = Path(start)
     values = {
-        **given, "out": str(out / "run"), "model": {"path": str(origin / "sft" / "model")},
+        **settings, "out": str(out / "run"), "model": {"path": str(origin / "sft" / "model")},
         "data": {"path": str(origin / "label" / "comparisons.jsonl")}, "eval_data": None,
         "reference_cache": str(origin / "reference"), "loop": {"seed": seed},
     }  # fmt: skip
@@ -78,19 +78,19 @@ def ppo(out: Path, seed: int, *, start: str) -> dict[str, Any]:
 
 def compare(out: Path, start: Path) -> dict[str, Any]:
     """Gold, win rate against SFT with its interval, KL, length."""
-    given = {
+    settings = {
         "out": str(out / "compare"), "baseline": "sft", "data": str(start / "world" / "heldout.jsonl"),
         "models": {"sft": {"path": str(start / "sft" / "model")},
                    "rl": {"path": str(out / "run" / "model")}},
         "rewards": [{"name": "gold", "function": "trimtab.sandbox.world:gold_reward"}],
         "sampling": {"max_new_tokens": 40},
     }  # fmt: skip
-    results = policies.main(build(policies.CompareConfig, given))
-    sft, mine = (results[name].summary() for name in ("sft", "rl"))
+    results = policies.main(build(policies.CompareConfig, settings))
+    sft, rl = (results[name].summary() for name in ("sft", "rl"))
     return {
-        "start": sft["gold"]["mean"], "end": mine["gold"]["mean"],
-        "win_rate": mine["win_rate"]["mean"], "low": mine["win_rate"]["low"],
-        "high": mine["win_rate"]["high"], "kl": mine["kl"], "length": mine["length"],
-        "length_start": sft["length"], "distinct_2": mine["distinct_2"],
+        "start": sft["gold"]["mean"], "end": rl["gold"]["mean"],
+        "win_rate": rl["win_rate"]["mean"], "low": rl["win_rate"]["low"],
+        "high": rl["win_rate"]["high"], "kl": rl["kl"], "length": rl["length"],
+        "length_start": sft["length"], "distinct_2": rl["distinct_2"],
         "distinct_2_start": sft["distinct_2"],
     }  # fmt: skip

@@ -30,14 +30,14 @@ def spark(values: Sequence[float], width: int = 20) -> str:
 
 def load(out: Path) -> dict[str, dict[str, list[tuple[int, Result]]]]:
     """row -> name -> (seed, result), in the order of names."""
-    found: dict[str, dict[str, list[tuple[int, Result]]]] = {}
+    results: dict[str, dict[str, list[tuple[int, Result]]]] = {}
     for file in sorted(out.glob("*/result.json")):
         row, _, rest = file.parent.name.partition("-")
         name, _, seed = rest.rpartition("-")
-        found.setdefault(row, {}).setdefault(name, []).append(
+        results.setdefault(row, {}).setdefault(name, []).append(
             (int(seed), json.loads(file.read_text()))
         )
-    return found
+    return results
 
 
 def mean(results: Sequence[tuple[int, Result]], key: str) -> float:
@@ -53,7 +53,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write(out: Path, docs: Path) -> None:
     """Both files; rows without results are left out."""
-    found = load(out)
+    by_row = load(out)
     parts = [
         "# What each method learns\n",
         "Made by `make learning` on two CPU cores. Word problems of two steps "
@@ -64,12 +64,12 @@ def write(out: Path, docs: Path) -> None:
         "many steps, as they draw most batches twice; `samples` in learning.json is what was drawn. "
         "VinePPO's continuations come on top (`continuations`).\n",
     ]
-    if "words" in found:
-        rows = [_learned(name, results) for name, results in found["words"].items()]
+    if "words" in by_row:
+        rows = [_learned(name, results) for name, results in by_row["words"].items()]
         parts += ["## Every online method\n", table(HEAD, rows)]
-    if "settings" in found:
+    if "settings" in by_row:
         rows = []
-        for key, results in found["settings"].items():
+        for key, results in by_row["settings"].items():
             name, _, rest = key.partition("@")
             batch, _, lr = rest.partition(",")
             r = results[0][1]
@@ -79,22 +79,22 @@ def write(out: Path, docs: Path) -> None:
             "Half the samples, one seed.\n",
             table(["method", "batch", "lr", "gain", "curve"], rows),
         ]
-    if "ablation" in found:
+    if "ablation" in by_row:
         order = ["grpo", "no KL", "clip higher", "token level", "overlong", "dynamic sampling"]
-        rows = [_learned(n, found["ablation"][n]) for n in order if n in found["ablation"]]
+        rows = [_learned(n, by_row["ablation"][n]) for n in order if n in by_row["ablation"]]
         parts += [
             "## From GRPO to DAPO\n", "Each row adds its part to those above it; the last is DAPO.\n",
             table(HEAD, rows),
         ]  # fmt: skip
-    if "process" in found:
+    if "process" in by_row:
         rows = []
-        outcome = [samples_to(r["curve"], GOAL) for _, r in found["process"]["outcome"]]
-        for name, results in found["process"].items():
+        outcome = [samples_to(r["curve"], GOAL) for _, r in by_row["process"]["outcome"]]
+        for name, results in by_row["process"].items():
             needed = [samples_to(r["curve"], GOAL) for _, r in results]
-            said = " / ".join("not reached" if math.isnan(n) else f"{n:,.0f}" for n in needed)
+            cells = " / ".join("not reached" if math.isnan(n) else f"{n:,.0f}" for n in needed)
             ratio = np.mean(needed) / np.mean(outcome)
-            shown = "" if math.isnan(ratio) else f"{ratio:.2f}"
-            rows.append([*_learned(name, results)[:5], said, shown])
+            lines_ = "" if math.isnan(ratio) else f"{ratio:.2f}"
+            rows.append([*_learned(name, results)[:5], cells, lines_])
         parts += [
             "## Process against outcome reward\n",
             f"GRPO; \"needed\" is the number of completions until the mean reward reached {GOAL} "
@@ -104,8 +104,8 @@ def write(out: Path, docs: Path) -> None:
             "process supervision).\n",
             table([*HEAD[:5], "needed", "ratio"], rows),
         ]  # fmt: skip
-    if "credit" in found:
-        results = found["credit"]["estimators"]
+    if "credit" in by_row:
+        results = by_row["credit"]["estimators"]
         rows = [
             [name, " / ".join(f"{r[key]:.3f}" for _, r in results)]
             for name, key in (
@@ -120,8 +120,8 @@ def write(out: Path, docs: Path) -> None:
             "right answer, at the SFT policy; each seed.\n",
             table(["estimator", "correlation"], rows),
         ]  # fmt: skip
-    if "labels" in found:
-        rows = [_labelled(name, results) for name, results in found["labels"].items()]
+    if "labels" in by_row:
+        rows = [_labelled(name, results) for name, results in by_row["labels"].items()]
         parts += [
             "## PPO and every direct method on equal labels\n",
             "The sandbox's ranked answers, one SFT model; PPO has a reward model of the same labels. Gold "
@@ -130,7 +130,7 @@ def write(out: Path, docs: Path) -> None:
             "`benchmarks/learning/labels.py`.\n",
             table(["method", "gold: SFT", "end", "win rate, each seed", "KL", "tokens", "distinct-2"], rows),
         ]  # fmt: skip
-    if "experts" in found:
+    if "experts" in by_row:
         rows = [
             [
                 name, f"{mean(r, 'start'):.2f}", " / ".join(f"{x['end']:.2f}" for _, x in r),
@@ -138,7 +138,7 @@ def write(out: Path, docs: Path) -> None:
                 f"{mean(r, 'variance_token'):.2e}", f"{mean(r, 'variance_sequence'):.2e}",
                 spark(r[0][1]["curve"]["reward"]),
             ]
-            for name, r in found["experts"].items()
+            for name, r in by_row["experts"].items()
         ]  # fmt: skip
         parts += [
             "## GSPO against GRPO on a mixture of experts\n",
@@ -150,7 +150,7 @@ def write(out: Path, docs: Path) -> None:
                  "completion variance", "curve"], rows,
             ),
         ]  # fmt: skip
-    spent = sum(r["seconds"] for names in found.values() for rs in names.values() for _, r in rs)
+    spent = sum(r["seconds"] for names in by_row.values() for rs in names.values() for _, r in rs)
     parts.append(
         f"\nThe runs of this page took {spent / 60:.0f} minutes of one core beside other work.\n"
     )
@@ -161,7 +161,7 @@ def write(out: Path, docs: Path) -> None:
             name: {str(s): {k: v for k, v in r.items() if k != "curve"} for s, r in results}
             for name, results in names.items()
         }
-        for row, names in found.items()
+        for row, names in by_row.items()
     }
     (docs / "learning.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -22,11 +22,16 @@ WRONG = 0.35
 def start(out: Path, *, size: str = "full", moe: bool = False) -> Path:
     """Data and the SFT model, made once: ``out``/tasks and ``out``/sft/model."""
     few = size == "small"
-    given: dict[str, Any] = {"out": str(out / "tasks"), "wrong": WRONG, "hidden": 64, "layers": 2}
-    given |= {"difficulty": {"steps": 2, "largest": 15}}
-    given |= {"demonstrations": 8000 if few else 16_000, "prompts": 3000, "heldout": 300}
+    settings: dict[str, Any] = {
+        "out": str(out / "tasks"),
+        "wrong": WRONG,
+        "hidden": 64,
+        "layers": 2,
+    }
+    settings |= {"difficulty": {"steps": 2, "largest": 15}}
+    settings |= {"demonstrations": 8000 if few else 16_000, "prompts": 3000, "heldout": 300}
     if not (out / "tasks" / "heldout.jsonl").is_file():
-        word_problem_data.tasks(build(word_problem_data.TasksConfig, given))
+        word_problem_data.tasks(build(word_problem_data.TasksConfig, settings))
     config = out / "tasks" / "config.json"
     if moe:
         config = _mixture(config)
@@ -49,11 +54,11 @@ def _mixture(dense: Path) -> Path:
     """The same width as a mixture of experts: four, two of them used by a token."""
     import json
 
-    made = json.loads(dense.read_text())
-    made |= {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
-    made["intermediate_size"] = 96
+    config = json.loads(dense.read_text())
+    config |= {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    config["intermediate_size"] = 96
     path = dense.with_name("mixture.json")
-    path.write_text(json.dumps(made))
+    path.write_text(json.dumps(config))
     return path
 
 
@@ -74,7 +79,13 @@ def measure(model: Path, start: Path, out: Path, limit: int | None = None) -> di
 
 
 def settings(
-    out: Path, seed: int, start: Path, samples: int, batch: int, lr: float, given: dict[str, Any]
+    out: Path,
+    seed: int,
+    start: Path,
+    samples: int,
+    batch: int,
+    lr: float,
+    overrides: dict[str, Any],
 ) -> rl.RLConfig:
     """RL on the verifier: ``batch`` completions a step, ``samples`` in all."""
     values: dict[str, Any] = {
@@ -82,7 +93,7 @@ def settings(
         "data": {"path": str(start / "tasks" / "prompts.jsonl")}, "rewards": [VERIFIER],
         "sampling": {"max_new_tokens": LIMIT}, "steps": samples // batch,
         "optim": {"lr": lr, "warmup_ratio": 0.1, "lr_scheduler_type": "constant"}, "loop": {"seed": seed},
-        **given,
+        **overrides,
     }  # fmt: skip
     method = build(rl.RLConfig, {**values, "batch_size": batch}).method
     if method.filter.dynamic_sampling:
@@ -105,12 +116,12 @@ def learn(
     samples: int = 10_240,
     batch: int = 64,
     lr: float = 2e-4,
-    given: dict[str, Any],
+    overrides: dict[str, Any],
     limit: int | None = None,
 ) -> dict[str, Any]:
     """Train and measure: start and end of pass@1 with its interval, pass@k, and the curve."""
     origin = Path(start)
-    config = settings(out / "rl", seed, origin, samples, batch, lr, given)
+    config = settings(out / "rl", seed, origin, samples, batch, lr, overrides)
     rl.main(config)
     rows = read_metrics(out / "rl")
     before = measure(origin / "sft" / "model", origin, origin / "before", limit)
@@ -130,8 +141,8 @@ def learn(
 
 def _running(values: list[float]) -> list[float]:
     total = 0.0
-    found: list[float] = []
+    means: list[float] = []
     for v in values:
         total += v
-        found.append(total)
-    return found
+        means.append(total)
+    return means

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import growth, page
-from benchmarks.asked import ragged
+from benchmarks.sampling_requests import ragged
 
 
 def test_a_row_runs_and_reaches_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

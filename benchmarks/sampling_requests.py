@@ -21,6 +21,6 @@ def ragged(count: int, low: int, high: int) -> list[int]:
     if low == high:
         return [high] * count
     u = np.random.default_rng(2).random(count)
-    found = np.round(low * (high / low) ** u).astype(int)
-    found[0] = high
-    return [int(n) for n in found]
+    lengths = np.round(low * (high / low) ** u).astype(int)
+    lengths[0] = high
+    return [int(n) for n in lengths]
