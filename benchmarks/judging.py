@@ -29,7 +29,7 @@ KINDS = ("429", "500", "reset", "stall", "cut", "empty")
 
 def sandbox(n: int, seed: int) -> list[Item]:
     """Items of two answers, the better one first."""
-    made: list[Item] = []
+    rows: list[Item] = []
     for i, scene in enumerate(make_scenes(10 * n, seed)):
         rng = np.random.default_rng((seed, i))
         pair = sorted(
@@ -37,10 +37,10 @@ def sandbox(n: int, seed: int) -> list[Item]:
             key=lambda a: -gold(scene, a).total,
         )
         if len(pair) == 2 and gold(scene, pair[0]).total > gold(scene, pair[1]).total:
-            made.append(Item(id=str(i), prompt=tuple(scene.messages()), completions=tuple(pair)))
-        if len(made) == n:
+            rows.append(Item(id=str(i), prompt=tuple(scene.messages()), completions=tuple(pair)))
+        if len(rows) == n:
             break
-    return made
+    return rows
 
 
 def asked(
@@ -70,14 +70,14 @@ def recovery(n: int) -> None:
     print(f"\n{'failing':>8} {'recovered':>10} {'invented':>9} {'calls':>7} {'seconds':>8}")
     for rate in (0.0, 0.2, 0.4):
         begun = time.monotonic()
-        found, one, _ = asked(SimulatedJudge(), items, Faults(rate, KINDS, stall=60.0))
-        ok = [j for j in found if j.status == "ok"]
+        results, one, _ = asked(SimulatedJudge(), items, Faults(rate, KINDS, stall=60.0))
+        ok = [j for j in results if j.status == "ok"]
         wrong = sum(j.ranks != truth[j.item] for j in ok)
         seconds = time.monotonic() - begun
         print(f"{rate:>8.0%} {len(ok) / n:>10.1%} {wrong:>9} {len(one.calls):>7} {seconds:>8.1f}")
         print(f"         {dict(Counter(c.outcome for c in one.calls))}")
     prices = {"price_in": 1.0, "price_out": 4.0, "max_spend": 0.1}
-    found, one, (_, dollars) = asked(SimulatedJudge(), items, Faults(0.2, KINDS), **prices)
+    results, one, (_, dollars) = asked(SimulatedJudge(), items, Faults(0.2, KINDS), **prices)
     bill = sum(a * 1.0 + b * 4.0 for a, b in one.billed) / 1e6
     print(f"cap $0.1000, account ${dollars:.4f}, the provider's bill ${bill:.4f}")
 
@@ -88,8 +88,8 @@ def moved(mind: SimulatedJudge, texts: Sequence[str], **over: object) -> int:
         i.model_copy(update={"completions": (i.completions[0], f"{i.completions[1]} {t}")})
         for i, t in zip(sandbox(len(texts), 5), texts, strict=True)
     ]
-    found, _, _ = asked(mind, items, Faults(), **over)
-    return sum(j.ranks == (1, 0) for j in found)
+    judgements, _, _ = asked(mind, items, Faults(), **over)
+    return sum(j.ranks == (1, 0) for j in judgements)
 
 
 def injections() -> None:

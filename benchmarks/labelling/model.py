@@ -37,9 +37,9 @@ class Question:
 
 def questions(seed: int, n: int, answers: int = 2, start: int = 0) -> list[Question]:
     """``n`` questions; scenes for which too few different answers came are passed over."""
-    found: list[Question] = []
+    sample: list[Question] = []
     i = start
-    while len(found) < n:
+    while len(sample) < n:
         scene = make_scenes(1, seed, start=i)[0]
         rng = np.random.default_rng((seed, 23, i))
         texts = list(dict.fromkeys(sample_completion(scene, rng) for _ in range(4 * answers)))[
@@ -49,14 +49,14 @@ def questions(seed: int, n: int, answers: int = 2, start: int = 0) -> list[Quest
         if len(texts) == answers:
             scores = tuple(gold(scene, t).total for t in texts)
             order = rng.permutation(answers)
-            found.append(
+            sample.append(
                 Question(
                     scene,
                     tuple(texts[int(k)] for k in order),
                     tuple(scores[int(k)] for k in order),
                 )
             )
-    return found
+    return sample
 
 
 class Probe:
@@ -103,9 +103,9 @@ class Bench:
             "q", q.scene.messages(), [[{"role": "assistant", "content": a}] for a in q.answers],
             ranks=list(ranks) if ranks is not None else None,
         )  # fmt: skip
-        made = self.renderer.comparison(example)
-        assert made is not None
-        return made
+        group = self.renderer.comparison(example)
+        assert group is not None
+        return group
 
     def train(
         self,
@@ -129,41 +129,41 @@ class Bench:
 
         for step in range(steps):
             picked = batch_indices(len(groups), min(batch, len(groups)), step, seed)
-            mine = [groups[i] for i in picked]
-            trainer.update([Part(mine, BradleyTerry(), forward, scorer.exact)])
+            batch_groups = [groups[i] for i in picked]
+            trainer.update([Part(batch_groups, BradleyTerry(), forward, scorer.exact)])
         return scorer
 
     @torch.no_grad()
     def states(self, groups: Sequence[Group]) -> Floats:
         """The base model's state [B, D] at the last token of every completion, in order."""
         lm = LM.load(ModelSpec(path=str(BASE), device="cpu"), train=False)
-        found: dict[int, Floats] = {}
+        states: dict[int, Floats] = {}
         for pack in packs(list(groups), 8192, share=lm.exact):
             rows = iter(lm.states_at(pack, pack.last_B).double().numpy())
             for g in pack.groups:
-                found[id(g)] = np.array([next(rows) for _ in g.completions])
-        return np.concatenate([found[id(g)] for g in groups])
+                states[id(g)] = np.array([next(rows) for _ in g.completions])
+        return np.concatenate([states[id(g)] for g in groups])
 
     @torch.no_grad()
     def scores(self, scorer: Scorer, groups: Sequence[Group]) -> list[list[float]]:
         """Of every completion, in the order of ``groups``."""
-        found: dict[int, list[float]] = {}
+        scores: dict[int, list[float]] = {}
         for pack in packs(list(groups), 8192, share=scorer.exact):
             flat = iter(scorer.scores(pack).tolist())
             for g in pack.groups:
-                found[id(g)] = [next(flat) for _ in g.completions]
-        return [found[id(g)] for g in groups]
+                scores[id(g)] = [next(flat) for _ in g.completions]
+        return [scores[id(g)] for g in groups]
 
 
-def accuracy(scores: Sequence[Sequence[float]] | Floats, asked: Sequence[Question]) -> float:
+def accuracy(scores: Sequence[Sequence[float]] | Floats, sample: Sequence[Question]) -> float:
     """Share of pairs whose gold differs that the scores order as gold does; equal scores half."""
     right: list[float] = []
-    for mine, q in zip(scores, asked, strict=True):
-        for i in range(len(mine)):
-            for j in range(i + 1, len(mine)):
+    for own, q in zip(scores, sample, strict=True):
+        for i in range(len(own)):
+            for j in range(i + 1, len(own)):
                 gap = q.gold[i] - q.gold[j]
                 if gap:
-                    ahead = (mine[i] - mine[j]) * gap
+                    ahead = (own[i] - own[j]) * gap
                     right.append(0.5 if ahead == 0 else float(ahead > 0))
     return float(np.mean(right))
 

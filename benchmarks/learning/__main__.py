@@ -36,17 +36,17 @@ PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
 def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
     """All of ``rows``."""
     base = {"start": str(start)}
-    found: list[Job] = []
+    planned: list[Job] = []
     if "words" in rows:
         for name in sorted(METHODS):
-            given = {**base, "given": {"method": {"type": name}}}
-            found += [Job("words", name, s, LEARN, given) for s in SEEDS]
+            args = {**base, "overrides": {"method": {"type": name}}}
+            planned += [Job("words", name, s, LEARN, args) for s in SEEDS]
     if "ablation" in rows:
         method: dict[str, Any] = {"type": "grpo"}
         for name, part in PARTS:
             method = {**method, **part}
-            given = {**base, "given": {"method": method}}
-            found += [Job("ablation", name, s, LEARN, given) for s in SEEDS]
+            args = {**base, "overrides": {"method": method}}
+            planned += [Job("ablation", name, s, LEARN, args) for s in SEEDS]
     if "process" in rows:
         model = out / "prm" / "model" / "model"
         grpo = {"type": "grpo", "advantage": {"estimator": "process"}}
@@ -64,32 +64,32 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
                 "process": {"function": "benchmarks.learning.credit:true_labels", "separator": END},
             },
         }  # fmt: skip
-        for name, given in variants.items():
-            found += [Job("process", name, s, LEARN, {**base, "given": given}) for s in SEEDS]
+        for name, args in variants.items():
+            planned += [Job("process", name, s, LEARN, {**base, "overrides": args}) for s in SEEDS]
     if "credit" in rows:
         function = "benchmarks.learning.credit:correlation"
-        found += [Job("credit", "estimators", s, function, base) for s in SEEDS]
+        planned += [Job("credit", "estimators", s, function, base) for s in SEEDS]
     if "labels" in rows:
-        given = {"start": str(out / "labels")}
+        args = {"start": str(out / "labels")}
         for name in labels.names():
             function = "benchmarks.learning.labels:direct"
-            found += [Job("labels", name, s, function, {**given, "name": name}) for s in SEEDS]
-        found += [Job("labels", "ppo", s, "benchmarks.learning.labels:ppo", given) for s in SEEDS]
+            planned += [Job("labels", name, s, function, {**args, "name": name}) for s in SEEDS]
+        planned += [Job("labels", "ppo", s, "benchmarks.learning.labels:ppo", args) for s in SEEDS]
     if "experts" in rows:
         for name in ("grpo", "gspo", "gspo_token"):
-            given = {
+            args = {
                 "start": str(out / "moe"),
                 "method": {"type": name, "updates": {"minibatches": 4}},
             }
             function = "benchmarks.learning.experts:learn"
-            found += [Job("experts", name, s, function, given) for s in SEEDS]
+            planned += [Job("experts", name, s, function, args) for s in SEEDS]
     if "settings" in rows:
         for name in sorted(METHODS):
             for batch, lr in SETTINGS:
-                given = {**base, "given": {"method": {"type": name}}, "batch": batch, "lr": lr}
-                given["samples"] = 5120
-                found.append(Job("settings", f"{name}@{batch},{lr:g}", 0, LEARN, given))
-    return found
+                args = {**base, "overrides": {"method": {"type": name}}, "batch": batch, "lr": lr}
+                args["samples"] = 5120
+                planned.append(Job("settings", f"{name}@{batch},{lr:g}", 0, LEARN, args))
+    return planned
 
 
 ROWS = ("words", "labels", "process", "credit", "ablation", "experts", "settings")
@@ -137,7 +137,7 @@ def small(out: Path) -> None:
     todo = [
         Job(
             "slice", name, 0, LEARN,
-            {"start": str(start), "samples": 3072, "limit": 100, "given": {"method": {"type": name}}},
+            {"start": str(start), "samples": 3072, "limit": 100, "overrides": {"method": {"type": name}}},
         )
         for name in ("ppo",)
     ]  # fmt: skip

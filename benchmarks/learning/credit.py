@@ -24,14 +24,14 @@ def true_labels(
     prompts: Sequence[str], completions_steps: Sequence[Sequence[str]], problem: Sequence[str]
 ) -> list[list[float]]:
     """Process reward from the sandbox's truth: 1 for a right step; the last "step" is the answer."""
-    found: list[list[float]] = []
-    for raw, said in zip(problem, completions_steps, strict=True):
-        asked = Problem.from_json(raw)
-        *body, last = said
+    label_rows: list[list[float]] = []
+    for raw, steps in zip(problem, completions_steps, strict=True):
+        questions = Problem.from_json(raw)
+        *body, last = steps
         text = " ".join(f"{s} {sandbox.END}" for s in body)
-        labels = [float(x) for x in sandbox.step_labels(asked, text)]
-        found.append([*labels, float(sandbox.verify(asked.number, last))])
-    return found
+        labels = [float(x) for x in sandbox.step_labels(questions, text)]
+        label_rows.append([*labels, float(sandbox.verify(questions.number, last))])
+    return label_rows
 
 
 def reward_model(out: Path, start: Path) -> Path:
@@ -43,12 +43,12 @@ def reward_model(out: Path, start: Path) -> Path:
         "separator": sandbox.END, "sampling": {"max_new_tokens": words.LIMIT},
     }  # fmt: skip
     step_labels.main(build(step_labels.StepLabelsConfig, labels))
-    given = {
+    settings = {
         "out": str(out / "model"), "model": {"path": str(start / "sft" / "model")},
         "data": {"path": str(out / "labels" / "steps.jsonl")}, "holdout": 100, "epochs": 3,
         "separator": sandbox.END, "batch_size": 32, "optim": {"lr": 1e-3, "warmup_ratio": 0.1},
     }  # fmt: skip
-    process.main(build(process.ProcessConfig, given))
+    process.main(build(process.ProcessConfig, settings))
     return out / "model" / "model"
 
 
@@ -72,8 +72,8 @@ def correlation(
     origin = Path(start)
 
     def stage(name: str, method: dict[str, Any], **more: Any) -> RLStage:
-        given = {"method": method, "optim": {"lr": 1e-12}, **more}
-        return RLStage(words.settings(out / name, seed, origin, warm * 128, 128, 1e-12, given))
+        settings = {"method": method, "optim": {"lr": 1e-12}, **more}
+        return RLStage(words.settings(out / name, seed, origin, warm * 128, 128, 1e-12, settings))
 
     critic = stage("critic", {"type": "ppo", "advantage": {"whiten": False, "lam": 0.95},
                               "kl": {"beta": 0.0}})  # fmt: skip
@@ -95,15 +95,15 @@ def correlation(
             Problem.from_json(g.extra["problem"]), c.text, words.WRONG
         )
     ]
-    found: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for name, one in (("critic", critic), ("group", group), ("monte_carlo", vine)):
         one._annotate(groups)  # pyright: ignore[reportPrivateUsage]
         if one.state_values is not None:
             one.state_values(groups, 10_000)
         assign_advantages(groups, one.method, 0.0)
-        found[name] = [x for g in groups for c in g.completions for x in _by_step(one, g, c)]
+        values[name] = [x for g in groups for c in g.completions for x in _by_step(one, g, c)]
     figures: dict[str, Any] = {
-        f"rho_{k}": float(spearmanr(v, truth).statistic) for k, v in found.items()
+        f"rho_{k}": float(spearmanr(v, truth).statistic) for k, v in values.items()
     }
     figures["steps"] = len(truth)
     figures["completions"] = len(done)
