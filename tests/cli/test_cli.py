@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,12 @@ import pytest
 
 import trimtab
 from tests.support import folders
-from trimtab.cli.main import STAGES, main
+from trimtab.cli.flags import keys_of
+from trimtab.cli.main import main
+from trimtab.errors import ConfigError
+from trimtab.launch.commands import COMMANDS, METHOD_VERBS, find_stage_type
+from trimtab.objectives.methods import METHODS
+from trimtab.objectives.preference import DIRECT
 
 BASE = str(Path(trimtab.__file__).parent / "sandbox" / "base")
 ROOT = Path(__file__).parents[2]
@@ -58,7 +66,7 @@ def sft(data: str, *more: str) -> tuple[str, ...]:
     return ("sft", "--model.path", BASE, "--model.device", "cpu", "--data.path", data, *more)
 
 
-@pytest.mark.parametrize("command", ["sft", "reward", "rl", "online_dpo"])
+@pytest.mark.parametrize("command", ["sft", "reward", "rl", "online-dpo", "grpo"])
 def test_help_shows_the_values_that_would_be_used(said: Said, command: str) -> None:
     page = said(command, "--help", "--optim.lr", "0.125")
     assert "--optim.lr" in page
@@ -67,26 +75,118 @@ def test_help_shows_the_values_that_would_be_used(said: Said, command: str) -> N
     assert "--loop.token_budget" in page
 
 
-@pytest.mark.parametrize("command", STAGES)
-def test_every_stage_has_help_and_defaults(said: Said, command: str) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_functions(said: Said, command: str) -> None:
     page = said(command, "--help")
-    assert page.startswith(f"trimtab {command} ")
-    assert f"runs/{command}" in page or "--run " in page or command == "probe"
-    assert "(required)" in page or command == "probe"
+    assert page.startswith(f"trimtab {command} ") or command == "recipes"
+    row = COMMANDS[command]
+    assert callable(row.load_function())
+    if row.config:
+        assert page.count("\n  --") == len(keys_of(row.load_config(), {}))
+        assert not row.positional or f"--{row.positional} " in page
+    if row.stage:
+        assert f"runs/{command.replace('-', '_')}" in page
+        assert callable(row.load_stage())
 
 
 def test_usage_names_every_command(said: Said) -> None:
     page = said()
-    for name in ("run", *STAGES, "chat", "report", "recipes"):
-        assert f"{name} " in page
+    for name in (*COMMANDS, *METHOD_VERBS):
+        deprecated = name in COMMANDS and COMMANDS[name].deprecated
+        assert bool(re.search(rf"(^| ){name}\b", page, re.M)) != bool(deprecated), name
     assert said("--version").strip() == trimtab.__version__
 
 
-def test_recipes_are_listed_with_what_they_do(said: Said) -> None:
+def test_every_method_is_a_verb(said: Said) -> None:
+    objectives = set(DIRECT) - {"dpo"}
+    assert {v.method for v in METHOD_VERBS.values()} == objectives | set(METHODS)
+    page = said("grpo", "--model.path", "m", "--data.path", "d", "--rewards",
+                "[{name: a, function: 'm:f'}]", "--method.group_size", "4", "--dry-run")  # fmt: skip
+    assert "type: grpo" in page and "group_size: 4" in page and "out: runs/grpo" in page
+    page = said("dr-grpo", "--help")
+    assert "--method.type" in page and "dr_grpo" in page
+
+
+def test_a_verb_refuses_a_file_of_another_method(refused: Said, tmp_path: Path) -> None:
+    file = tmp_path / "ppo.yaml"
+    file.write_text("method: {type: ppo}\n")
+    message = refused("grpo", str(file))
+    assert "method.type: 'ppo' contradicts the command grpo" in message
+
+
+def test_old_spellings_are_read_with_a_warning(
+    said: Said, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert said("best_of_n", "--help").startswith("trimtab best-of-n ")
+    assert "the new name" not in caplog.text and "'best-of-n'" in caplog.text
+    assert said("side_by_side", "--help").startswith("trimtab side-by-side ")
+    assert "'compare'" in caplog.text
+    assert find_stage_type("world", "r.yaml: stages.w.type").name == "sandbox-data"
+    assert find_stage_type("online_dpo", "r.yaml: stages.o.type").name == "online-dpo"
+    with pytest.raises(ConfigError, match=r"stages.c.type: 'chat' is not the type of a stage"):
+        find_stage_type("chat", "r.yaml: stages.c.type")
+
+
+def test_a_boolean_needs_no_value(said: Said) -> None:
+    page = said("sft", "--model.path", "m", "--data.path", "d", "--model.gradient_checkpointing",
+                "--data.strict", "false", "--dry-run")  # fmt: skip
+    assert "gradient_checkpointing: true" in page and "strict: false" in page
+
+
+@pytest.mark.parametrize("name", ["openai", "fastapi"])
+def test_a_missing_extra_is_named(
+    refused: Said, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """With the package blocked, as in an installation without it."""
+    for module in [
+        m
+        for m in sys.modules
+        if m.startswith(
+            ("trimtab.judges", "trimtab.label", "trimtab.cli.label", "trimtab.datagen.judge")
+        )
+    ]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    extra = {"openai": "judge", "fastapi": "label"}[name]
+    data = rows(tmp_path / "d.jsonl", {"prompt": "a", "completions": ["b", "c"]})
+    args = {
+        "judge": ("judge", data, "--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "--out", str(tmp_path / "o")),
+        "label": ("label", data, "--out", str(tmp_path / "o"), "--port", "0"),
+    }  # fmt: skip
+    assert f"pip install 'trimtab[{extra}]'" in refused(*args[extra])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(said: Said, shell: str, tmp_path: Path) -> None:
+    script = said("completion", shell)
+    assert "dr-grpo" in script and "optim.lr" in script and "sandbox-ppo" in script
+    if shell == "bash":
+        file = tmp_path / "c.bash"
+        ask = (
+            "COMP_WORDS=(trimtab {0}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _trimtab; "
+            'echo "${{COMPREPLY[*]}}"'
+        )
+        for words, expected in (("onl", "online-dpo"), ("grpo --method.gro", "--method.group_size"),
+                                ("run sandbox-p", "sandbox-ppo")):  # fmt: skip
+            file.write_text(f"{script}\n{ask.format(words)}\n")
+            done = subprocess.run(["bash", file], capture_output=True, text=True, check=True)
+            assert done.stdout.strip() == expected
+
+
+def test_recipes_are_listed_by_name_with_what_they_do(said: Said) -> None:
     page = said("recipes")
     for path in (Path(trimtab.__file__).parent / "recipes").glob("*.yaml"):
-        line = next(x for x in page.splitlines() if path.name in x)
+        line = next(x for x in page.splitlines() if x.startswith(f"{path.stem} "))
         assert len(line.split(maxsplit=1)[1]) > 20
+
+
+def test_a_packaged_recipe_from_any_folder(
+    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = said("run", "sandbox-ppo", "--dry-run", "--ppo.steps", "3")
+    assert "# ppo: rl -> runs/demo/ppo (to do)" in page and "steps: 3" in page
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trimtab.cli.main import FILES
 from trimtab.cli.main import main as cli
 from trimtab.config import build
 from trimtab.data import sources
@@ -394,7 +393,7 @@ def test_the_command_line_starts_fast_and_names_the_commands(
 ) -> None:
     cli(["--help"])
     page = capsys.readouterr().out
-    assert all(f"\n  {name} " in page for name in FILES)
+    assert all(f"\n  {name} " in page for name in ("agreement", "evaluate", "exchange"))
     code = "import sys; from trimtab.cli.main import main; main(['--help']); print(sorted({'numpy', 'scipy', 'torch', 'rich'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -91,8 +91,8 @@ def test_stopped_in_ppo_it_goes_on_to_the_same_weights(whole: Path, tmp_path: Pa
     process.wait()
     assert not (out / "summary.json").exists()
     said = finish(start(out))
-    assert "sft: already whole" in said
-    assert "label: already whole" in said
+    assert "sft: already complete" in said
+    assert "label: already complete" in said
     for stage in ("sft", "reward", "ppo", "flaw"):
         mine, theirs = (p / stage / "model" / "model.safetensors" for p in (out, whole))
         assert mine.read_bytes() == theirs.read_bytes(), stage
@@ -115,7 +115,7 @@ def test_inputs_and_earlier_stages_are_checked(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--inputs.data" in done.stderr
-    recipe.write_text("out: o\nstages: {a: {kind: world, out: '@later/x'}}\n")
+    recipe.write_text("out: o\nstages: {a: {type: sandbox-data, out: '@later/x'}}\n")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "stages.a.out" in done.stderr

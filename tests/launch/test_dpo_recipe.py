@@ -71,5 +71,5 @@ def test_a_whole_recipe_is_not_run_again(whole: Path) -> None:
     before = {n: (whole / n / "model" / "model.safetensors").read_bytes() for n in METHODS}
     said = run(whole)
     for name in METHODS:
-        assert f"{name}: already whole" in said
+        assert f"{name}: already complete" in said
         assert (whole / name / "model" / "model.safetensors").read_bytes() == before[name]

@@ -7,7 +7,6 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,51 +15,13 @@ from pydantic import Field
 
 import trimtab
 from trimtab.config import Config, build
-from trimtab.datagen import (
-    best_of_n,
-    calibrate_judge,
-    judge_labels,
-    mix,
-    revise,
-    sample,
-    sandbox_data,
-    step_labels,
-    word_problem_data,
-)
-from trimtab.datagen import scratch as prepare
 from trimtab.errors import ConfigError
-from trimtab.evaluate import accuracy, compare
+from trimtab.launch.commands import Command, find_stage_type
 from trimtab.launch.plan import peak_mb
 from trimtab.report.run_report import report_pipeline
-from trimtab.runs import Run, read_summary, write_atomic
-from trimtab.runs.console import console
-from trimtab.train import dpo, online_dpo, process, reward, rl, sft
+from trimtab.runs import Run, read_object, read_summary, write_atomic
 
 log = logging.getLogger(__name__)
-
-KINDS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]]]] = {
-    "function": (prepare.FunctionConfig, prepare.function),
-    "scratch": (prepare.ScratchConfig, prepare.scratch),
-    "world": (sandbox_data.WorldConfig, sandbox_data.world),
-    "label": (sandbox_data.LabelConfig, sandbox_data.label),
-    "tasks": (word_problem_data.TasksConfig, word_problem_data.tasks),
-    "sft": (sft.SFTConfig, sft.main),
-    "reward": (reward.RewardConfig, reward.main),
-    "process": (process.ProcessConfig, process.main),
-    "step_labels": (step_labels.StepLabelsConfig, step_labels.main),
-    "dpo": (dpo.PreferenceConfig, dpo.main),
-    "online_dpo": (online_dpo.OnlineConfig, online_dpo.main),
-    "best_of_n": (best_of_n.BestOfNConfig, best_of_n.main),
-    "sample": (sample.SampleConfig, sample.main),
-    "judge": (judge_labels.JudgeConfig, judge_labels.main),
-    "calibrate": (calibrate_judge.CalibrateConfig, calibrate_judge.main),
-    "revise": (revise.ReviseConfig, revise.main),
-    "accuracy": (accuracy.AccuracyConfig, accuracy.main),
-    "mix": (mix.MixConfig, mix.main),
-    "rl": (rl.RLConfig, rl.main),
-    "compare": (compare.CompareConfig, compare.main),
-    "solved": (compare.SolvedConfig, compare.main),
-}
 
 
 class Recipe(Config):
@@ -75,9 +36,8 @@ class Recipe(Config):
     inputs: dict[str, str] = Field(default_factory=dict[str, str])
     """Files and folders from outside, by name: ``--inputs.NAME PATH`` changes one."""
     stages: dict[str, dict[str, Any]]
-    """By name, in order. Each has ``kind`` and the keys of that kind's command; "@name" at the
-    start of a text stands for the folder of an earlier stage or for an input, "@sandbox" for the
-    package's own."""
+    """By name, in order. Each has ``type``, a command, and the keys of that command; "@name" at the
+    start of a text is the folder of an earlier stage or an input, "@sandbox" the package's own."""
     figures: dict[str, str] = Field(default_factory=dict[str, str])
     """``summary.json``: dotted name -> "stage.dotted.name" of a stage's own summary."""
     expect: dict[str, Any] = Field(default_factory=dict[str, Any])
@@ -86,102 +46,102 @@ class Recipe(Config):
     """Commands to try afterwards."""
 
 
-@dataclass(slots=True)
-class Planned:
-    """A stage, resolved."""
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage of a recipe, resolved and checked."""
 
     name: str
-    kind: str
+    command: Command
     config: Config
     fingerprint: str
+    """Of its settings and those of every stage before it."""
     folder: Path
 
     @property
     def marker(self) -> Path:
-        """Says what the folder was made with, and whether it is whole."""
+        """Holds the fingerprint that the folder was made with, and whether it is complete."""
         return self.folder / "stage.json"
 
-    def found(self) -> dict[str, Any]:
-        """What the marker says; empty when there is none."""
-        if not self.marker.is_file():
-            return {}
-        return json.loads(self.marker.read_text(encoding="utf-8"))
+    def read_marker(self) -> dict[str, Any]:
+        """The content of the marker; empty when there is none."""
+        return read_object(self.marker)
 
     @property
-    def whole(self) -> bool:
-        """Whether the folder holds this stage's whole output."""
-        mark = self.found()
-        return bool(mark.get("whole")) and mark.get("fingerprint") == self.fingerprint
+    def complete(self) -> bool:
+        """Whether the folder holds the complete output of this stage."""
+        marker = self.read_marker()
+        return bool(marker.get("complete")) and marker.get("fingerprint") == self.fingerprint
 
 
-def _resolve(value: Any, known: dict[str, Path], where: str) -> Any:
+def _resolve(value: Any, folders: dict[str, Path], where: str) -> Any:
+    """``value`` with every "@name/rest" replaced by a path."""
     if isinstance(value, dict):
-        return {k: _resolve(v, known, f"{where}.{k}") for k, v in value.items()}
+        return {k: _resolve(v, folders, f"{where}.{k}") for k, v in value.items()}
     if isinstance(value, list):
-        return [_resolve(v, known, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [_resolve(v, folders, f"{where}[{i}]") for i, v in enumerate(value)]
     if isinstance(value, str) and value.startswith("@"):
         name, _, rest = value[1:].partition("/")
-        if name not in known:
+        if name not in folders:
             raise ConfigError(
-                f"{where}: {value!r} names no input and no earlier stage; there are {', '.join(known)}"
+                f"{where}: {value!r} is neither an input nor an earlier stage; use one of "
+                f"{', '.join(folders)}"
             )
-        return str(known[name] / rest)
+        return str(folders[name] / rest)
     return value
 
 
-def _seed(values: dict[str, Any], kind: type[Config], seed: int) -> None:
-    """Give the stage the recipe's seed where it says none."""
-    if "seed" in kind.model_fields:
-        values.setdefault("seed", seed)
-    if "loop" in kind.model_fields:
-        values["loop"] = {"seed": seed, **values.get("loop", {})}
+def _with_seed(values: dict[str, Any], config: type[Config], seed: int) -> dict[str, Any]:
+    """``values`` with the recipe's seed, where the stage sets none itself."""
+    if "seed" in config.model_fields:
+        values = {"seed": seed, **values}
+    if "loop" in config.model_fields:
+        values = {**values, "loop": {"seed": seed, **values.get("loop", {})}}
+    return values
 
 
-def plan(recipe: Recipe, source: str) -> list[Planned]:
+def plan(recipe: Recipe, source: str) -> list[PlannedStage]:
     """Every stage with its configuration, checked before anything runs.
 
     Raises:
         ConfigError: a key is unknown or a stage refers to a later one; the path is named.
     """
     out = Path(recipe.out)
-    planned: list[Planned] = []
-    known = {"sandbox": Path(trimtab.__file__).parent / "sandbox"}
+    stages: list[PlannedStage] = []
+    folders = {"sandbox": Path(trimtab.__file__).parent / "sandbox"}
     for name, path in recipe.inputs.items():
-        known[name] = Path(path).expanduser()
-        if not known[name].exists():
+        folders[name] = Path(path).expanduser()
+        if not folders[name].exists():
             raise ConfigError(
-                f"{source}: inputs.{name}: {path} is not there; say where with --inputs.{name} PATH"
+                f"{source}: inputs.{name}: there is no {path}; give its place with "
+                f"--inputs.{name} PATH"
             )
-    for name, raw in recipe.stages.items():
-        kind = raw.get("kind")
-        if kind not in KINDS:
-            raise ConfigError(
-                f"{source}: stages.{name}.kind: {kind!r} is not one of {', '.join(KINDS)}"
-            )
-        if kind == "solved":
+    for name, stage in recipe.stages.items():
+        where = f"{source}: stages.{name}"
+        values = {k: v for k, v in stage.items() if k not in ("type", "kind")}
+        if "kind" in stage:
             log.warning(
-                "%s: stages.%s: solved is now compare with pass_at; the old name goes with the next "
-                "release",
-                source,
-                name,
+                "%s: the key 'kind' is now 'type'; the old name goes with the next release", where
             )
-        where = f"stages.{name}"
-        values = {k: v for k, v in raw.items() if k != "kind"}
-        values = _resolve(values, known, where)
+        command = find_stage_type(str(stage.get("type", stage.get("kind"))), f"{where}.type")
+        values = _resolve(values, folders, f"stages.{name}")
+        config_class = command.load_config()
         if recipe.seed is not None:
-            _seed(values, KINDS[kind][0], recipe.seed)
-        config = build(KINDS[kind][0], {"out": str(out / name), **values}, f"{source}: {where}")
-        earlier = planned[-1].fingerprint if planned else trimtab.__version__
-        # What was given, not what follows: a key that a later commit adds leaves old stages whole.
-        text = json.dumps([kind, values, earlier], sort_keys=True)
+            values = _with_seed(values, config_class, recipe.seed)
+        config = build(config_class, {"out": str(out / name), **command.with_preset(values)}, where)
+        earlier = stages[-1].fingerprint if stages else trimtab.__version__
+        # Of what is written, not of what is resolved: a key that a later release adds changes nothing.
+        text = json.dumps([command.name, values, earlier], sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        planned.append(Planned(name, kind, config, fingerprint, out / name))
-        known[name] = out / name
-    return planned
+        stages.append(PlannedStage(name, command, config, fingerprint, out / name))
+        folders[name] = out / name
+    return stages
 
 
 def run(recipe: Recipe, source: str, *, fresh: bool = False) -> dict[str, Any]:
-    """Run what is not yet whole, then write ``summary.json`` and ``report.html``.
+    """Run the stages that are not complete, then write ``summary.json`` and ``report.html``.
+
+    Returns:
+        The recipe's figures by name.
 
     Raises:
         ConfigError: a stage's folder was made with other settings and ``fresh`` is not set.
@@ -189,55 +149,50 @@ def run(recipe: Recipe, source: str, *, fresh: bool = False) -> dict[str, Any]:
     started = time.monotonic()
     out = Path(recipe.out)
     for stage in plan(recipe, source):
-        old = stage.found()
-        if old and old.get("fingerprint") != stage.fingerprint:
+        marker = stage.read_marker()
+        if marker and marker.get("fingerprint") != stage.fingerprint:
             if not fresh:
                 raise ConfigError(
                     f"{stage.folder} was made with other settings than {source} gives now; "
-                    "choose another --out, or add --fresh to do it again"
+                    "choose another --out, or add --fresh to run this stage again"
                 )
             shutil.rmtree(stage.folder)
-        if stage.whole:
-            console.print(f"[dim]{stage.name}: already whole[/dim]")
+        if stage.complete:
+            log.info("%s: already complete", stage.name)
             continue
-        mark: dict[str, Any] = {
-            "fingerprint": stage.fingerprint,
-            "kind": stage.kind,
-            "whole": False,
-        }
+        marker = {"fingerprint": stage.fingerprint, "type": stage.command.name, "complete": False}
         stage.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(stage.marker, json.dumps(mark).encode())
+        write_atomic(stage.marker, json.dumps(marker).encode())
         before = time.monotonic()
-        KINDS[stage.kind][1](stage.config)
-        spent = time.monotonic() - before
-        mark |= {"whole": True, "seconds": spent, "peak_rss_mb": peak_mb("cpu")}
-        write_atomic(stage.marker, json.dumps(mark).encode())
+        stage.command.load_function()(stage.config)
+        seconds = time.monotonic() - before
+        marker |= {"complete": True, "seconds": seconds, "peak_rss_mb": peak_mb("cpu")}
+        write_atomic(stage.marker, json.dumps(marker).encode())
     return finish(recipe, out, time.monotonic() - started)
 
 
 def finish(recipe: Recipe, out: Path, seconds: float) -> dict[str, Any]:
-    """Gather the figures, write the report, say what was reached and what to try next."""
-    marks = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(out.glob("*/stage.json"))]
+    """Collect the figures, write the report, and log what was reached and what to try next."""
+    markers = [read_object(path) for path in sorted(out.glob("*/stage.json"))]
     figures: dict[str, Any] = {
-        "seconds": sum(m.get("seconds", 0.0) for m in marks),
-        "peak_rss_mb": max((m.get("peak_rss_mb", 0.0) for m in marks), default=0.0),
+        "seconds": sum(m.get("seconds", 0.0) for m in markers),
+        "peak_rss_mb": max((m.get("peak_rss_mb", 0.0) for m in markers), default=0.0),
     }
-    for name, where in recipe.figures.items():
-        stage, _, dotted = where.partition(".")
+    for name, path in recipe.figures.items():
+        stage, _, dotted = path.partition(".")
         value: Any = read_summary(out / stage)
         for part in dotted.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if value is None:
-            raise ConfigError(f"figures.{name}: {where!r} is not in {out / stage}/summary.json")
+            raise ConfigError(f"figures.{name}: {out / stage}/summary.json has no {dotted!r}")
         figures[name] = value
-    summary = Run(str(out))
-    summary.summary(figures)
+    Run(str(out)).summary(figures)
     page = report_pipeline(out)
     for name, value in figures.items():
-        console.print(
+        log.info(
             f"  {name:<28}{value:>10.3f}" if isinstance(value, float) else f"  {name:<28}{value}"
         )
-    console.print(f"\nreport: {page}")
+    log.info("\nreport: %s", page)
     for command in recipe.next:
-        console.print(f"  try: {command}")
+        log.info("  try: %s", command)
     return figures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trimtab.config import Config
 from trimtab.errors import DataError
 from trimtab.report.charts import (
     Bar,
@@ -36,7 +38,24 @@ from trimtab.report.sections import (
 )
 from trimtab.runs import read_findings, read_metrics, read_samples, read_summary, write_atomic
 
-__all__ = ["render", "report_pipeline", "report_run"]
+log = logging.getLogger(__name__)
+
+
+class ReportConfig(Config):
+    """Configuration of ``trimtab report RUN``."""
+
+    run: str
+    """The folder of a training run or of a recipe."""
+
+
+def main(config: ReportConfig) -> Path:
+    """Write ``report.html`` of a run or of a recipe's folder, and log where it is."""
+    folder = Path(config.run)
+    is_recipe = any(folder.glob("*/metrics.jsonl"))
+    page = report_pipeline(folder) if is_recipe else report_run(folder)
+    log.info("%s", page)
+    return page
+
 
 LONGEST = 1500
 PARTS = ("helpful", "honest", "harmless", "concise")
