@@ -63,7 +63,7 @@ def test_a_run_as_a_command(base: Path, command: str, capsys: pytest.CaptureFixt
     assert "Side by side" in html and "default-src &#39;none&#39;" in html and "<script" not in html
     printed = capsys.readouterr()
     assert "at equal length" in printed.out
-    assert ("is now called compare" in printed.err) == (command == "side_by_side")
+    assert ("is now 'compare'" in printed.err) == (command == "side_by_side")
 
 
 def test_models_by_name(base: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stages in order, from one recipe; each is skipped when its output is already whole."""
+"""Runs a recipe: its stages in order, each skipped when its output is complete."""
 
 from __future__ import annotations
 
