@@ -12,7 +12,7 @@ import pytest
 from trimtab.config import build
 from trimtab.datagen.word_problem_data import TasksConfig
 from trimtab.errors import ConfigError, DataError
-from trimtab.launch.recipe import KINDS
+from trimtab.launch.commands import COMMANDS
 from trimtab.sandbox import arithmetic, word_problems
 from trimtab.sandbox.arithmetic import Change, Difficulty, Problem
 
@@ -181,7 +181,8 @@ def test_tokenizer_has_a_token_for_each_word() -> None:
 
 
 def test_stage_writes_a_start(tmp_path: Path) -> None:
-    config, run = KINDS["tasks"]
+    command = COMMANDS["word-problems"]
+    config, run = command.load_config(), command.load_function()
     given = {"demonstrations": 30, "prompts": 10, "heldout": 10, "wrong": 0.0}
     for name in ("a", "b"):
         figures = run(build(config, {"out": str(tmp_path / name), **given}, "test"))
