@@ -43,45 +43,41 @@ def config(*files: str, **given: Any) -> AgreementConfig:
 def test_each_planted_bias_is_found_and_no_other(seed: int) -> None:
     records = panel([*FAIR, *SWAYED], 700, seed)
     found = bias.biases(records, votes(records.judgements), gold_gaps(records))
-    told = {(who, kind) for who, mine in found.items() for kind, b in mine.items() if b["found"]}
+    told = {(who, kind) for who, mine in found.items() for kind, b in mine.items() if b.significant}
     assert told == set(PLANTED.items())
     for who, kind in PLANTED.items():
         mine = found[who][kind]
-        assert mine["low"] > 0  # the interval excludes 0
-        assert mine["control"] == "gold"
-    assert abs(found["left"]["position"]["coef"] - 1.0) < 0.6
+        assert mine.low > 0  # the interval excludes 0
+        assert mine.control == "gold"
+    assert abs(found["left"]["position"].coef - 1.0) < 0.6
     words = found["long"]["length"]
-    assert 0.15 < words["coef"] / words["words"] < 0.6  # nats a word; planted: 0.3
+    assert 0.15 < words.coef / (words.words or 0) < 0.6  # nats a word; planted: 0.3
 
 
 def test_without_gold_biases_are_against_the_others() -> None:
     people = [Annotator(n) for n in ("a", "b", "c", "d")]
     records = panel([*people, SWAYED[0], SWAYED[1]], 700, 3, known=False)
     found = bias.biases(records, votes(records.judgements), {})
-    told = {(who, kind) for who, mine in found.items() for kind, b in mine.items() if b["found"]}
+    told = {(who, kind) for who, mine in found.items() for kind, b in mine.items() if b.significant}
     assert {("left", "position"), ("long", "length")} <= told
     # Against a panel in which one of five likes length, the rest like it a little less.
-    assert all(found[who]["length"]["coef"] < 0.1 for who in "abcd")
+    assert all(found[who]["length"].coef < 0.1 for who in "abcd")
     assert not [t for t in told if t[0] in "abcd" and t[1] == "position"]
-    assert {b["control"] for b in found["long"].values()} == {"others"}
+    assert {b.control for b in found["long"].values()} == {"others"}
 
 
 def test_quality_of_annotators() -> None:
     records = panel([*FAIR, Annotator("coin", carelessness=1.0)], 250)
     found, _ = measure(records, config())
-    people = found["annotators"]
-    assert (
-        people["fair"]["gold"]["value"]
-        > people["careless"]["gold"]["value"]
-        > people["coin"]["gold"]["value"]
-    )
-    assert people["fair"]["accuracy"]["value"] > people["coin"]["accuracy"]["value"]
-    assert people["coin"]["gold"]["low"] < 0.5 < people["coin"]["gold"]["high"]
+    people = found.annotators
+    fair, careless, coin = (people[name] for name in ("fair", "careless", "coin"))
+    assert fair.gold and careless.gold and coin.gold and fair.accuracy and coin.accuracy
+    assert fair.gold.value > careless.gold.value > coin.gold.value
+    assert fair.accuracy.value > coin.accuracy.value
+    assert coin.gold.low < 0.5 < coin.gold.high
     assert "coin is little better than a coin" in [v.title for v in verdicts(found)]
-    assert (
-        found["agreement"]["people"]["alpha"]["low"]
-        < found["agreement"]["people"]["alpha"]["value"]
-    )
+    alpha = found.agreement["people"].alpha
+    assert alpha and alpha.low is not None and alpha.low < alpha.value
 
 
 def labelled(texts: list[str], said: list[tuple[str, int, int, bool]]) -> Records:
@@ -106,12 +102,12 @@ def test_circles_name_the_items_that_make_them() -> None:
     )  # fmt: skip
     cast = votes(records.judgements)
     told = quality.cycles(records, cast, ["ann", "ben"])
-    assert (told["by"]["ann"]["cycles"], told["by"]["ann"]["triples"]) == (1, 1)
-    assert (told["by"]["ben"]["cycles"], told["by"]["ben"]["zeta"]) == (0, 1.0)
-    blamed = {records.items[r["item"]].completions for r in told["items"]}
+    assert (told.by_name["ann"].cycles, told.by_name["ann"].triples) == (1, 1)
+    assert (told.by_name["ben"].cycles, told.by_name["ben"].zeta) == (0, 1.0)
+    blamed = {records.items[r.item].completions for r in told.items}
     assert blamed == {("p", "q"), ("q", "r"), ("p", "r")}
-    assert quality.steadiness(cast)["ben"] is not None
-    assert quality.steadiness(cast)["ben"]["value"] == 1.0  # type: ignore[index]
+    steady = quality.steadiness(cast)["ben"]
+    assert steady is not None and steady.value == 1.0
 
 
 def test_o13_a_judge_in_both_orders() -> None:
@@ -126,8 +122,8 @@ def test_o13_a_judge_in_both_orders() -> None:
                 Judgement(item=item.id, annotator="j", who="ai", ranks=ranks, shown=order)
             )
     cast = votes(found.judgements)
-    told = quality.swaps(cast)["j"]
-    assert (told["consistency"], told["bias"]) == (0.5, 0.25)
+    told = quality.both_orders(cast)["j"]
+    assert (told.consistency, told.bias) == (0.5, 0.25)
     assert [mine["j"] for mine in votes_by_pair(cast).values()] == [
         0,
         1,
@@ -141,9 +137,9 @@ def test_drift_is_seen() -> None:
     steady = [(f"{i:04}", float(rng.random() < 0.8)) for i in range(300)]
     tired = [(f"{i:04}", float(rng.random() < (0.9 if i < 150 else 0.6))) for i in range(300)]
     found = quality.drift(tired)
-    assert found is not None and found["high"] < 0
+    assert found is not None and found.high < 0
     calm = quality.drift(steady)
-    assert calm is not None and calm["low"] < 0 < calm["high"]
+    assert calm is not None and calm.low < 0 < calm.high
     assert quality.drift(steady[:30]) is None
 
 
@@ -197,11 +193,14 @@ def test_scores_and_dimensions_have_their_own_agreement() -> None:
                           dimensions={"helpful": (better, 1 - better)})
             )  # fmt: skip
     told, _ = measure(found, config())
-    assert told["scores"]["quality"]["value"] == pytest.approx(0.8, abs=0.1)  # 4 / (4 + 1)
-    assert told["dimensions"]["helpful"]["alpha"]["value"] == 1.0
-    assert abs(told["agreement"]["people"]["alpha"]["value"]) < 0.2
+    scores, helpful = told.scores["quality"], told.dimensions["helpful"].alpha
+    assert scores and scores.value == pytest.approx(0.8, abs=0.1)  # 4 / (4 + 1)
+    assert helpful and helpful.value == 1.0
+    alpha = told.agreement["people"].alpha
+    assert alpha and abs(alpha.value) < 0.2
     told, _ = measure(found, config(dimension="helpful"))
-    assert told["agreement"]["people"]["percent"]["value"] == 1.0
+    percent = told.agreement["people"].percent
+    assert percent and percent.value == 1.0
 
 
 def test_the_page_is_inert_and_holds_the_figures() -> None:
@@ -268,4 +267,4 @@ def test_a_judge_of_its_own_model_is_told_by_name() -> None:
         records = Records({item.id: item}, [j])
         told = bias.rates(records, votes([j]), bias.shapes(records, {}), [])
         assert ("self" in told) == (side != 0)
-        assert side == 0 or told["self"]["rate"] == (1.0 if side > 0 else 0.0)
+        assert side == 0 or told["self"].rate == (1.0 if side > 0 else 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.report.test_report import check
 from trimtab.config import build
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate import leaderboard
-from trimtab.evaluate.leaderboard import EvaluateConfig, measure
+from trimtab.evaluate.leaderboard import EvaluateConfig, Leaderboard, measure
 from trimtab.feedback import records as own
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.feedback.records import Records
@@ -49,7 +50,7 @@ def contest(prompts: int, seed: int = 0, length: float = 0.0) -> Records:
     return found
 
 
-def evaluate(folder: Path, records: Records, **given: Any) -> dict[str, Any]:
+def evaluate(folder: Path, records: Records, **given: Any) -> Leaderboard:
     own.write(folder / "labels.jsonl", records)
     return measure(settings(folder / "labels.jsonl", **given))
 
@@ -60,25 +61,25 @@ def settings(*files: Path, **given: Any) -> EvaluateConfig:
 
 def test_the_order_of_models_is_found(tmp_path: Path) -> None:
     told = evaluate(tmp_path, contest(300), baseline="base")
-    order = list(told["elo"])
+    order = list(told.elo)
     assert (order[0], order[-1]) == ("mine", "poor")
-    assert told["elo"]["base"]["elo"] == 1000.0
-    mine = told["elo"]["mine"]
+    assert told.elo["base"].elo == 1000.0
+    mine = told.elo["mine"]
     want = 1000 + 0.7 * 400 / np.log(10)
-    assert mine["low"] < want < mine["high"]
-    rate = told["against_baseline"]["mine"]["win_rate"]
-    assert rate["low"] < expit(0.7) < rate["high"]
-    assert rate["low"] < rate["value"] < rate["high"]
+    assert mine.low < want < mine.high
+    rate = told.against_baseline["mine"].win_rate
+    assert rate.low < expit(0.7) < rate.high
+    assert rate.low < rate.value < rate.high
 
 
 def test_length_that_wins_is_taken_out(tmp_path: Path) -> None:
     told = evaluate(tmp_path, contest(600, length=1.5), baseline="base")
-    wordy = told["against_baseline"]["wordy"]
-    assert wordy["longer"] > 10
-    assert wordy["win_rate"]["value"] > 0.6
-    assert abs(wordy["length_controlled"]["value"] - 0.5) < 0.06
-    mine = told["against_baseline"]["mine"]
-    assert mine["length_controlled"]["value"] == pytest.approx(mine["win_rate"]["value"], abs=0.03)
+    wordy = told.against_baseline["wordy"]
+    assert wordy.longer > 10
+    assert wordy.win_rate.value > 0.6
+    assert abs(wordy.length_controlled.value - 0.5) < 0.06
+    mine = told.against_baseline["mine"]
+    assert mine.length_controlled.value == pytest.approx(mine.win_rate.value, abs=0.03)
 
 
 def test_a_duplicated_annotator_makes_nothing_surer(tmp_path: Path) -> None:
@@ -86,8 +87,8 @@ def test_a_duplicated_annotator_makes_nothing_surer(tmp_path: Path) -> None:
     once = evaluate(tmp_path, records, baseline="base")
     records.judgements += [j.model_copy(update={"annotator": "twin"}) for j in records.judgements]
     twice = evaluate(tmp_path, records, baseline="base")
-    assert twice["against_baseline"] == once["against_baseline"]
-    assert twice["elo"] == once["elo"]
+    assert twice.against_baseline == once.against_baseline
+    assert twice.elo == once.elo
 
 
 def test_alpaca_annotations_are_read(tmp_path: Path) -> None:
@@ -98,11 +99,11 @@ def test_alpaca_annotations_are_read(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "annotations.json").write_text(json.dumps(rows))
     told = measure(settings(tmp_path / "annotations.json", baseline="ref"))
-    mine = told["against_baseline"]["mine"]
-    assert mine["prompts"] == 4  # a failure is no verdict
-    assert mine["win_rate"]["value"] == pytest.approx((0 + 1 + 0.5 + 0.9) / 4)
+    mine = told.against_baseline["mine"]
+    assert mine.prompts == 4  # a failure is no verdict
+    assert mine.win_rate.value == pytest.approx((0 + 1 + 0.5 + 0.9) / 4)
     told = measure(settings(tmp_path / "annotations.json", baseline="ref", soft=False))
-    assert told["against_baseline"]["mine"]["win_rate"]["value"] == pytest.approx(2.5 / 4)
+    assert told.against_baseline["mine"].win_rate.value == pytest.approx(2.5 / 4)
 
 
 def test_whose_verdicts(tmp_path: Path) -> None:
@@ -112,22 +113,23 @@ def test_whose_verdicts(tmp_path: Path) -> None:
     ]  # fmt: skip
     records.judgements += gold
     told = evaluate(tmp_path, records, baseline="base", who="gold")
-    assert told["annotators"] == ["gold"]
+    assert told.annotators == ["gold"]
     # base stands first wherever it stands, and gold always takes the first.
-    assert all(m["win_rate"]["value"] == 0.0 for m in told["against_baseline"].values())
-    assert not told["connected"]
-    assert evaluate(tmp_path, records)["annotators"] == ["judge"]
+    assert all(m.win_rate.value == 0.0 for m in told.against_baseline.values())
+    assert not told.connected
+    assert evaluate(tmp_path, records).annotators == ["judge"]
     with pytest.raises(ConfigError, match="'none' is none of the models"):
         evaluate(tmp_path, records, baseline="none")
     with pytest.raises(DataError, match="no verdict between two named models"):
         evaluate(tmp_path, records, annotators=["nobody"])
 
 
-def test_table_page_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_page_and_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="trimtab")
     own.write(tmp_path / "labels.jsonl", contest(40))
     given = {"html": str(tmp_path / "page.html"), "json": str(tmp_path / "all.json")}
     leaderboard.main(settings(tmp_path / "labels.jsonl", baseline="base", **given))
-    said = capsys.readouterr().out
+    said = caplog.text
     assert "LC win rate" in said and "baseline" in said
     check((tmp_path / "page.html").read_text())
     assert set(json.loads((tmp_path / "all.json").read_text())["elo"]) == set(SKILL)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from trimtab.evaluate.agreement_result import AgreementResult, AuditPlan
+from trimtab.evaluate.table_text import span
 from trimtab.report.sections import Verdict
 
-Found = dict[str, Any]
-
-SWAYS = {
+BIAS_TARGETS = {
     "position": "the answer shown first",
     "length": "longer answers",
     "flattery": "flattery",
     "format": "markup and stock phrases",
     "self": "its own model's answers",
 }
-MENDS = {
-    "position": "Show both orders and count what changes as a tie.",
+BIAS_ADVICE = {
+    "position": "Show both orders and count contradictions as ties.",
     "length": "Use length-controlled win rates, and say in the guidelines that short is good.",
     "flattery": "Say in the guidelines that agreeing is no merit; audit pairs that differ in it.",
     "format": "Say in the guidelines that looks are no merit; audit pairs that differ in it.",
@@ -24,217 +22,165 @@ MENDS = {
 }
 
 
-def span(found: Found | None, percent: bool = False, digits: int = 2) -> str:
-    """Value and interval as text.
-
-    >>> span({"value": 0.5, "low": 0.4, "high": 0.6})
-    '0.50 [0.40, 0.60]'
-    >>> span({"value": 0.5, "low": 0.4, "high": 0.6}, percent=True)
-    '50% [40, 60]'
-    """
-    if found is None:
-        return ""
-    size, form, unit = (100, "{:.0f}", "%") if percent else (1, f"{{:.{digits}f}}", "")
-    value, low, high = found["value"], found.get("low"), found.get("high")
-    text = form.format(size * value) + unit
-    if low is None or high is None:
-        return text
-    return f"{text} [{form.format(size * low)}, {form.format(size * high)}]"
-
-
-def verdicts(found: Found) -> list[Verdict]:
+def verdicts(result: AgreementResult) -> list[Verdict]:
     """The findings, the most useful first."""
     return [
-        *_agreement(found), *_judges(found), *_biases(found), *_annotators(found),
-        *_contradictions(found),
-    ]  # fmt: skip
+        *_agreement(result),
+        *_judges(result),
+        *_biases(result),
+        *_annotators(result),
+        *_contradictions(result),
+    ]
 
 
-def _agreement(found: Found) -> list[Verdict]:
-    group = found["agreement"]["people"]
-    who = "People"
-    if not group.get("units"):
-        group, who = found["agreement"]["all"], "Annotators"
-    if not group.get("units"):
-        return [
-            Verdict(
-                "No pair was judged twice",
-                "Without overlap nothing can be said of agreement. Let two or more annotators judge "
-                "some of the same items.",
-                "bad",
-            )
-        ]
-    alpha = group["alpha"]
-    if alpha is None:
-        return [
-            Verdict("Everyone always said the same", "Agreement beyond chance has no meaning then.")
-        ]
-    value = alpha["value"]
-    if value >= 0.667:
-        tone, head = "good", f"{who} agree well"
-        text = "Labels as alike as this can be used as they are."
-    elif value >= 0.3:
-        tone, head = "fair", f"{who} agree in part"
+def _agreement(result: AgreementResult) -> list[Verdict]:
+    group, who = result.agreement["people"], "People"
+    if not group.units:
+        group, who = result.agreement["all"], "Annotators"
+    if not group.units:
         text = (
-            "This is usual for preferences. Take several labels an item and keep the share of votes, "
-            "so that a reward model learns how sure to be."
+            "Without overlap agreement cannot be measured. Let two or more annotators judge some of "
+            "the same items."
+        )
+        return [Verdict("No pair was judged twice", text, "bad")]
+    if group.alpha is None or group.percent is None:
+        text = "Agreement beyond chance is undefined when every label is the same."
+        return [Verdict("Everyone always said the same", text)]
+    if group.alpha.value >= 0.667:
+        tone, title = "good", f"{who} agree well"
+        advice = "Such labels can be used as they are."
+    elif group.alpha.value >= 0.3:
+        tone, title = "fair", f"{who} agree in part"
+        advice = (
+            "This is usual for preferences. Collect several labels per item and keep the share of "
+            "votes, so that a reward model learns how sure to be."
         )
     else:
-        tone, head = "bad", f"{who} hardly agree"
-        text = "Look at pairs they differ on and sharpen the guidelines before labelling more."
-    return [
-        Verdict(
-            head,
-            f"Krippendorff's alpha {span(alpha)} on {group['units']} pairs; "
-            f"{group['percent']['value']:.0%} of labels of one pair are the same. {text}",
-            tone,
-        )
-    ]
+        tone, title = "bad", f"{who} hardly agree"
+        advice = "Look at pairs they differ on and sharpen the guidelines before labelling more."
+    text = (
+        f"Krippendorff's alpha {span(group.alpha)} on {group.units} pairs; "
+        f"{group.percent.value:.0%} of labels of one pair are the same. {advice}"
+    )
+    return [Verdict(title, text, tone)]
 
 
-def _judges(found: Found) -> list[Verdict]:
-    out: list[Verdict] = []
-    means = found["kappa"]["means"]
+def _judges(result: AgreementResult) -> list[Verdict]:
+    findings: list[Verdict] = []
+    means = result.kappa.means
     across, within = means.get("judge-person"), means.get("person-person")
     if across and within:
-        as_good = across["high"] is not None and across["high"] >= within["value"]
-        out.append(
-            Verdict(
-                "The judge agrees with people as people agree with each other"
-                if as_good
-                else "The judge agrees with people less than people with each other",
-                f"Cohen's kappa: judge and person {span(across)}, person and person {span(within)}.",
-                "good" if as_good else "bad",
-            )
+        as_good = across.high is not None and across.high >= within.value
+        title = (
+            "The judge agrees with people as well as people agree with each other"
+            if as_good
+            else "The judge agrees with people less than people with each other"
         )
-    for name, told in found["judges"].items():
-        plan = told["audit"]
-        if plan["checked"]:
-            need = plan["checks_to_target"]
-            more = (
-                f"The target, {plan['target']:.0%}, is reached."
-                if need is not None and need <= plan["checked"]
-                else f"At this rate {need - plan['checked']} more checks bring the bound to {plan['target']:.0%}."
-                if need is not None
-                else f"At this rate no number of checks brings it to {plan['target']:.0%}."
+        text = f"Cohen's kappa: judge and person {span(across)}, person and person {span(within)}."
+        findings.append(Verdict(title, text, "good" if as_good else "bad"))
+    for name, judge in result.judges.items():
+        plan, fit = judge.audit, judge.calibration
+        if plan.checked:
+            text = (
+                f"People checked {plan.checked} of {plan.labels} and differed on {plan.wrong}. The "
+                "bound holds at 95 % if the checked ones were drawn at random. "
+                + _checks_left(plan)
             )
-            out.append(
-                Verdict(
-                    f"{name}: at most {plan['bound']:.1%} of its labels are wrong",
-                    f"People checked {plan['checked']} of {plan['labels']} and differed on "
-                    f"{plan['wrong']}. The bound holds at 95 % if the checked ones were drawn at "
-                    f"random. {more}",
-                    "good" if plan["bound"] <= plan["target"] else "fair",
-                )
-            )
-        fit = told["calibration"]
+            title = f"{name}: at most {plan.bound:.1%} of its labels are wrong"
+            findings.append(Verdict(title, text, "good" if plan.bound <= plan.target else "fair"))
         if fit is not None:
-            out.append(
-                Verdict(
-                    f"{name}: its probabilities are off by {fit['ece_before']:.1%}",
-                    f"After calibration ({fit['method']}, on {fit['pairs']} pairs that people judged "
-                    f"too) by {fit['ece_after']:.1%} on items not used for it. "
-                    + (
-                        "--calibrated FILE writes its labels with better probabilities."
-                        if fit["log_loss_after"] < fit["log_loss_before"]
-                        else "That is no better: use them as they are."
-                    ),
-                    "good" if fit["ece_before"] <= 0.05 else "fair",
-                )
+            advice = (
+                "--calibrated FILE writes its labels with better probabilities."
+                if fit.log_loss_after < fit.log_loss_before
+                else "That is no better: use them as they are."
             )
-    for name, mine in found["annotators"].items():
-        orders = mine["orders"]
-        if orders and orders["consistency"] < 0.8:
-            out.append(
-                Verdict(
-                    f"{name} changes its mind with the order",
-                    f"Of {orders['n']:.0f} pairs shown in both orders it chose the same answer in "
-                    f"{orders['consistency']:.0%}. These count as ties here, and should in training.",
-                    "bad",
-                )
+            text = (
+                f"After calibration ({fit.method}, on {fit.pairs} pairs that people judged too) by "
+                f"{fit.ece_after:.1%} on items not used for it. {advice}"
             )
-    return out
+            title = f"{name}: its probabilities are off by {fit.ece_before:.1%}"
+            findings.append(Verdict(title, text, "good" if fit.ece_before <= 0.05 else "fair"))
+    for name, annotator in result.annotators.items():
+        orders = annotator.orders
+        if orders and orders.consistency < 0.8:
+            text = (
+                f"Of {orders.n:.0f} pairs shown in both orders it chose the same answer in "
+                f"{orders.consistency:.0%}. The others count as ties here, and should in training."
+            )
+            findings.append(Verdict(f"{name} changes its mind with the order", text, "bad"))
+    return findings
 
 
-def _biases(found: Found) -> list[Verdict]:
-    out: list[Verdict] = []
-    for name, mine in found["annotators"].items():
-        for kind, bias in mine["bias"].items():
-            if not bias["found"]:
+def _checks_left(plan: AuditPlan) -> str:
+    need = plan.checks_to_target
+    if need is None:
+        return f"At this rate no number of checks lowers it to {plan.target:.0%}."
+    if need <= plan.checked:
+        return f"The target, {plan.target:.0%}, is reached."
+    more = need - plan.checked
+    return f"At this rate {more} more checks lower the bound to {plan.target:.0%}."
+
+
+def _biases(result: AgreementResult) -> list[Verdict]:
+    findings: list[Verdict] = []
+    for name, annotator in result.annotators.items():
+        for kind, bias in annotator.bias.items():
+            if not bias.significant:
                 continue
-            like = "likes" if bias["coef"] > 0 else "dislikes"
-            unit = f" for {bias['words']:.0f} words more" if kind == "length" else ""
-            held = (
+            verb = "likes" if bias.coef > 0 else "dislikes"
+            unit = f" per {bias.words:.0f} words more" if bias.words is not None else ""
+            control = (
                 "at equal gold score"
-                if bias["control"] == "gold"
+                if bias.control == "gold"
                 else "against the other annotators on the same pairs"
             )
-            out.append(
-                Verdict(
-                    f"{name} {like} {SWAYS.get(kind, kind)}",
-                    f"{span({**bias, 'value': bias['coef']})} nats of log-odds{unit}, {held}. "
-                    f"{MENDS.get(kind, '')}".strip(),
-                    "bad",
-                )
-            )
-    return out
+            text = f"{span(bias.figure)} nats of log-odds{unit}, {control}. {BIAS_ADVICE.get(kind, '')}"
+            title = f"{name} {verb} {BIAS_TARGETS.get(kind, kind)}"
+            findings.append(Verdict(title, text.strip(), "bad"))
+    return findings
 
 
-def _annotators(found: Found) -> list[Verdict]:
-    out: list[Verdict] = []
-    for name, mine in found["annotators"].items():
-        right = mine["gold"] or mine["with_people"]
-        if right and right["n"] >= 20 and right["high"] < 0.6:
-            source = "the known answer" if mine["gold"] else "the majority of the other people"
-            out.append(
-                Verdict(
-                    f"{name} is little better than a coin",
-                    f"With {source} in {span(right, True)} of {right['n']:.0f} pairs. Talk to them, or "
-                    "leave their labels out.",
-                    "bad",
-                )
+def _annotators(result: AgreementResult) -> list[Verdict]:
+    findings: list[Verdict] = []
+    for name, annotator in result.annotators.items():
+        correct = annotator.gold or annotator.with_people
+        if correct and correct.n >= 20 and correct.high < 0.6:
+            source = "the gold answer" if annotator.gold else "the majority of the other people"
+            text = (
+                f"Agrees with {source} in {span(correct, True)} of {correct.n:.0f} pairs. Talk to "
+                "them, or drop their labels."
             )
-        drift = mine["drift"]
-        if drift and drift["found"]:
-            way = "less" if drift["value"] < 0 else "more"
-            out.append(
-                Verdict(
-                    f"{name} agrees {way} with the others than at first",
-                    f"Later half minus earlier half: {span(drift)}. Ninety-nine of a hundred steady "
-                    "panels show no such change in anyone.",
-                    "bad" if drift["value"] < 0 else "fair",
-                )
+            findings.append(Verdict(f"{name} is little better than a coin", text, "bad"))
+        drift = annotator.drift
+        if drift and drift.significant:
+            less = drift.value < 0
+            text = (
+                f"Later half minus earlier half: {span(drift)}. Of a hundred steady panels, "
+                "ninety-nine show no such change in anyone."
             )
-        steady = mine["steady"]
-        if steady and steady["n"] >= 10 and steady["high"] < 0.8:
-            out.append(
-                Verdict(
-                    f"{name} answers otherwise when asked again",
-                    f"The same in {span(steady, True)} of {steady['n']:.0f} repeats.",
-                    "bad",
-                )
-            )
-    return out
+            title = f"{name} agrees {'less' if less else 'more'} with the others than at first"
+            findings.append(Verdict(title, text, "bad" if less else "fair"))
+        steady = annotator.steady
+        if steady and steady.n >= 10 and steady.high < 0.8:
+            text = f"The same choice in {span(steady, True)} of {steady.n:.0f} repeats."
+            findings.append(Verdict(f"{name} answers otherwise when asked again", text, "bad"))
+    return findings
 
 
-def _contradictions(found: Found) -> list[Verdict]:
-    told = found["contradictions"]["all"]
-    if not told or not told["triples"]:
+def _contradictions(result: AgreementResult) -> list[Verdict]:
+    majority = result.contradictions.all
+    if majority is None or not majority.triples:
         return []
-    own = [
-        m["cycles"] for m in found["annotators"].values() if m["cycles"] and m["cycles"]["triples"]
-    ]
-    cycles, triples = sum(c["cycles"] for c in own), sum(c["triples"] for c in own)
+    by_name = [a.cycles for a in result.annotators.values() if a.cycles and a.cycles.triples]
+    cycles, triples = sum(c.cycles for c in by_name), sum(c.triples for c in by_name)
     if not triples:
         return []
-    rate = cycles / triples
-    return [
-        Verdict(
-            "Few contradict themselves" if rate < 0.1 else "Many choices go in circles",
-            f"{cycles:.0f} of {triples:.0f} triples that one annotator decided whole are circles (a "
-            f"over b, b over c, c over a), {rate:.0%}; coins would make 25 %. Taken together, the "
-            f"majority makes {told['cycles']:.0f} in {told['triples']:.0f}. The items in most of them "
-            "are listed below.",
-            "good" if rate < 0.1 else "fair",
-        )
-    ]
+    few = cycles / triples < 0.1
+    text = (
+        f"{cycles:.0f} of {triples:.0f} triples with three choices of one annotator are circles (a "
+        f"over b, b over c, c over a), {cycles / triples:.0%}; random choices give 25 %. The majority "
+        f"of all has {majority.cycles:.0f} in {majority.triples:.0f}. The items in most of them are "
+        "listed below."
+    )
+    title = "Few contradict themselves" if few else "Many choices go in circles"
+    return [Verdict(title, text, "good" if few else "fair")]

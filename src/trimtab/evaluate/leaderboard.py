@@ -1,25 +1,27 @@
-"""``trimtab evaluate``: how models stand by the verdicts of people, judges or gold."""
+"""``trimtab evaluate``: a leaderboard of models by the verdicts of people, judges or gold."""
 
 from __future__ import annotations
 
-import json
+import logging
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError, DataError
-from trimtab.evaluate.agreement_findings import span
-from trimtab.evaluate.agreement_page import plain
-from trimtab.evaluate.standing import Board, table
+from trimtab.evaluate.agreement_result import Rating
+from trimtab.evaluate.standing import Board, Standing, standings
+from trimtab.evaluate.table_text import as_text, plain, span
 from trimtab.exchange import convert
 from trimtab.feedback.votes import votes
 from trimtab.report.charts import Bar, bar_chart
 from trimtab.report.sections import Section, Table, render
-from trimtab.runs import write_atomic
-from trimtab.runs.console import console
+from trimtab.runs import to_json, write_atomic
 from trimtab.stats.ranking import connected
+
+log = logging.getLogger(__name__)
 
 
 class EvaluateConfig(Config):
@@ -29,15 +31,15 @@ class EvaluateConfig(Config):
     """Items and judgements, or any format that ``trimtab exchange`` reads (AlpacaEval
     annotations)."""
     baseline: str | None = None
-    """The model the others are held against; by default the one in most comparisons."""
+    """The model that the others are compared with; by default the one in most comparisons."""
     who: Literal["human", "simulated", "ai", "gold"] | None = None
-    """Verdicts of these alone; by default of all but gold, or of gold if there are no others."""
+    """Only verdicts of these; by default of all but gold, or of gold if there are no others."""
     annotators: tuple[str, ...] = ()
-    """Verdicts of these alone."""
+    """Only verdicts of these annotators."""
     dimension: str | None = None
     """Verdicts on one rubric."""
     soft: bool = True
-    """Use a judge's probability, where it gives one, as its verdict (weighted win rate)."""
+    """Use a judge's probability, where it has one, as its verdict (weighted win rate)."""
     html: str | None = None
     """Write a page here."""
     json_: str | None = Field(default=None, alias="json")
@@ -47,27 +49,44 @@ class EvaluateConfig(Config):
     seed: int = 0
 
 
-def measure(config: EvaluateConfig) -> dict[str, Any]:
-    """The figures, as they stand in the JSON.
+@dataclass(frozen=True, slots=True)
+class Leaderboard:
+    """Every figure of ``trimtab evaluate``, as its JSON has them."""
+
+    baseline: str
+    annotators: list[str]
+    verdicts: int
+    prompts: int
+    connected: bool
+    """Whether the wins connect all models, so that finite strengths fit without added wins."""
+    against_baseline: dict[str, Standing]
+    elo: dict[str, Rating]
+    """The strongest model first."""
+
+
+def measure(config: EvaluateConfig) -> Leaderboard:
+    """Read the labels and rank the models.
 
     Raises:
+        ConfigError: the baseline is none of the models.
         DataError: no verdict between two named models is left.
     """
     records = convert.read(config.files)
-    standing = records.current()
+    current = records.current()
     chosen = [
-        j for j in standing
+        j
+        for j in current
         if (config.who is None or j.who == config.who)
         and (not config.annotators or j.annotator in config.annotators)
-    ]  # fmt: skip
+    ]
     if config.who is None and not config.annotators:
         chosen = [j for j in chosen if j.who != "gold"] or chosen
     board = Board(records, votes(chosen, config.dimension), soft=config.soft)
     if not board.win:
-        seen = ", ".join(sorted({f"{j.annotator} ({j.who})" for j in standing})[:8])
+        present = ", ".join(sorted({f"{j.annotator} ({j.who})" for j in current})[:8])
         raise DataError(
             f"{', '.join(config.files)}: no verdict between two named models; items need 'models', "
-            f"and of the annotators there ({seen or 'none'}) some must be among those asked for"
+            f"and who and annotators must select some of: {present or 'no annotator'}"
         )
     games = {name: 0 for name in board.names}
     for _, i, j in board.win:
@@ -78,90 +97,90 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
         raise ConfigError(f"baseline: {baseline!r} is none of the models: {', '.join(games)}")
     ratings = board.ratings(config.draws, config.seed, baseline)
     _, total = board.wins()
-    return {
-        "baseline": baseline,
-        "annotators": sorted({j.annotator for j in chosen}),
-        "verdicts": board.verdicts,
-        "prompts": len({k[0] for k in board.win}),
-        "connected": connected(total),
-        "against_baseline": table(board, baseline, config.draws, config.seed),
-        "elo": dict(sorted(ratings.items(), key=lambda r: -r[1]["elo"])),
-    }
+    return Leaderboard(
+        baseline=baseline,
+        annotators=sorted({j.annotator for j in chosen}),
+        verdicts=board.verdicts,
+        prompts=len({k[0] for k in board.win}),
+        connected=connected(total),
+        against_baseline=standings(board, baseline, config.draws, config.seed),
+        elo=dict(sorted(ratings.items(), key=lambda r: -r[1].elo)),
+    )
 
 
-HEAD = ("Model", "Win rate", "LC win rate", "Won, tied, lost", "Words", "Elo")
-
-
-def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The leaderboard as text, the strongest first."""
-    out: list[tuple[str, ...]] = []
-    for name, rating in found["elo"].items():
-        mine = found["against_baseline"].get(name)
-        points = f"{rating['elo']:.0f} [{rating['low']:.0f}, {rating['high']:.0f}]"
-        if name == found["baseline"]:
-            out.append((name, "baseline", "", "", "", f"{rating['elo']:.0f}"))
-        elif mine is None:
-            out.append((name, "", "", "", "", points))
+def as_table(board: Leaderboard) -> Table:
+    """The leaderboard as text, the strongest model first."""
+    rows: list[tuple[str, ...]] = []
+    for name, rating in board.elo.items():
+        standing = board.against_baseline.get(name)
+        points = f"{rating.elo:.0f} [{rating.low:.0f}, {rating.high:.0f}]"
+        if name == board.baseline:
+            rows.append((name, "baseline", "", "", "", f"{rating.elo:.0f}"))
+        elif standing is None:
+            rows.append((name, "", "", "", "", points))
         else:
-            record = f"{mine['wins']}, {mine['ties']}, {mine['losses']}"
-            out.append((name, span(mine["win_rate"], percent=True), span(mine["length_controlled"], percent=True),
-                        record, f"{mine['longer']:+.1f}", points))  # fmt: skip
-    return out
+            rows.append(
+                (
+                    name,
+                    span(standing.win_rate, percent=True),
+                    span(standing.length_controlled, percent=True),
+                    f"{standing.wins}, {standing.ties}, {standing.losses}",
+                    f"{standing.longer:+.1f}",
+                    points,
+                )
+            )
+    return Table(("Model", "Win rate", "LC win rate", "Won, tied, lost", "Words", "Elo"), rows)
 
 
-def page(found: dict[str, Any]) -> str:
-    """The same as a page."""
-    bars = {
-        key: [
-            Bar(m, v[key]["value"], v[key]["low"], v[key]["high"], colour)
-            for m, v in found["against_baseline"].items()
-        ]
-        for colour, key in enumerate(("win_rate", "length_controlled"))
-    }
+def page(board: Leaderboard) -> str:
+    """The leaderboard as a page."""
+    rates = {name: (s.win_rate, s.length_controlled) for name, s in board.against_baseline.items()}
+    raw = [Bar(name, r.value, r.low, r.high, 0) for name, (r, _) in rates.items()]
+    controlled = [Bar(name, r.value, r.low, r.high, 1) for name, (_, r) in rates.items()]
     charts = [
-        bar_chart(f"Win rate against {found['baseline']}", bars["win_rate"], "Share of prompts won",
-                  "The dashed line is a half: as good as the baseline.", 0.5),
-        bar_chart("The same, were answers equally long", bars["length_controlled"],
-                  "Share of prompts won", "Where this falls to the line, length was what won.", 0.5),
-    ]  # fmt: skip
+        bar_chart(
+            f"Win rate against {board.baseline}",
+            raw,
+            "Share of prompts won",
+            "The dashed line is a half: as good as the baseline.",
+            0.5,
+        ),
+        bar_chart(
+            "Win rate at equal length",
+            controlled,
+            "Share of prompts won",
+            "A bar that falls to the line means that the model won by length.",
+            0.5,
+        ),
+    ]
     lead = (
-        f"{found['verdicts']} verdicts on {found['prompts']} prompts by "
-        f"{', '.join(found['annotators'])}. A tie is half a win; intervals are 95 %, by prompt. LC is "
-        "length-controlled: as if answers were equally long. Words are the mean difference."
+        f"{board.verdicts} verdicts on {board.prompts} prompts by {', '.join(board.annotators)}. A tie "
+        "is half a win; intervals are 95 %, over prompts. LC is length-controlled: as if completions "
+        "were equally long. Words are the mean difference."
     )
-    sections = [
-        Section("Leaderboard", lead, charts=[c for c in charts if c],
-                tables=[Table(HEAD, rows(found))]),
-    ]  # fmt: skip
-    return render(
-        sections, "Models compared", footer="docs/agreement.md says how each figure is made."
+    section = Section(
+        "Leaderboard", lead, charts=[c for c in charts if c], tables=[as_table(board)]
     )
+    return render([section], "Models compared", footer="docs/agreement.md explains each figure.")
 
 
-def main(config: EvaluateConfig) -> dict[str, Any]:
-    """Print the leaderboard; write page and JSON where asked."""
-    from rich.table import Table as Shown
-
-    found = measure(config)
-    shown = Shown(box=None, pad_edge=False, header_style="bold")
-    for name in HEAD:
-        shown.add_column(name, overflow="fold")
-    for row in rows(found):
-        shown.add_row(*map(plain, row))
-    console.print(shown)
-    console.print(
-        f"{found['verdicts']} verdicts on {found['prompts']} prompts by "
-        f"{plain(', '.join(found['annotators']))}; 95 % intervals, by prompt"
+def main(config: EvaluateConfig) -> Leaderboard:
+    """Log the leaderboard; write the page and the JSON if asked."""
+    board = measure(config)
+    log.info(as_text(as_table(board)))
+    log.info(
+        f"{board.verdicts} verdicts on {board.prompts} prompts by "
+        f"{plain(', '.join(board.annotators))}; 95 % intervals over prompts"
     )
-    if not found["connected"]:
-        console.print(
-            "Elo: some models were never beaten, or never won, through any others; half a win each "
-            "way was added between any two"
+    if not board.connected:
+        log.info(
+            "Elo: the wins do not connect all models, so half a win each way was added between every "
+            "two; read the differences with care"
         )
     if config.json_:
-        write_atomic(Path(config.json_), json.dumps(found, indent=1, ensure_ascii=False).encode())
-        console.print(f"every figure -> {config.json_}")
+        write_atomic(Path(config.json_), to_json(asdict(board), indent=1).encode())
+        log.info("every figure -> %s", config.json_)
     if config.html:
-        write_atomic(Path(config.html), page(found).encode())
-        console.print(f"page -> {config.html}")
-    return found
+        write_atomic(Path(config.html), page(board).encode())
+        log.info("page -> %s", config.html)
+    return board
