@@ -26,11 +26,11 @@ def true_labels(
     """Process reward from the sandbox's truth: 1 for a right step; the last "step" is the answer."""
     label_rows: list[list[float]] = []
     for raw, steps in zip(problem, completions_steps, strict=True):
-        questions = Problem.from_json(raw)
+        parsed = Problem.from_json(raw)
         *body, last = steps
         text = " ".join(f"{s} {sandbox.END}" for s in body)
-        labels = [float(x) for x in sandbox.step_labels(questions, text)]
-        label_rows.append([*labels, float(sandbox.verify(questions.number, last))])
+        labels = [float(x) for x in sandbox.step_labels(parsed, text)]
+        label_rows.append([*labels, float(sandbox.verify(parsed.number, last))])
     return label_rows
 
 
