@@ -120,7 +120,7 @@ def main() -> None:
     parser.set_defaults(turns=1, steps=1, vocabulary=None)
     args = parser.parse_args()
     how = (  # before the axis moves one of them, and ``--quick`` the turns
-        f"{args.group} answers of at most {args.new} tokens to {args.prompts} prompts of {args.prompt} but for "
+        f"{args.group} completions of at most {args.new} tokens to {args.prompts} prompts of {args.prompt} but for "
         f"the axis; {processor()}, {args.threads} threads, {args.turns} turns, {args.clock} clock"
     )
     measured = in_turn(args) if args.ours_only else points(args)

@@ -139,7 +139,7 @@ def pairs(root: Path, vocabulary: int, count: int, longest: int = 1024) -> tuple
     Rows longer than ``longest`` tokens are left out, so that no library cuts any.
     """
     real = (DATA / "hh-harmless-pairs.jsonl.gz").is_file()
-    about = "HH harmless" if real else "made up, lengths like HH"
+    about = "HH harmless" if real else "synthetic, with the lengths of HH"
     path = root / f"pairs-{vocabulary}-{longest}-{'hh' if real else 'made'}.jsonl"
     if not path.is_file():
         encoded = _encoded(vocabulary) if real else _made_up(vocabulary, 3000)
@@ -178,7 +178,7 @@ def prompts(root: Path, vocabulary: int, count: int, length: int) -> tuple[Path,
         rows = rng.integers(len(SPECIAL), vocabulary, (count, length)).tolist()
         text = "".join(json.dumps({"prompt": said(r)}) + "\n" for r in rows)
         path.write_text(text, encoding="utf-8")
-    return path, f"made up, {count} prompts of {length} tokens"
+    return path, f"synthetic, {count} prompts of {length} tokens"
 
 
 def reward(prompts: list[str], completions: list[str], **_: object) -> list[float]:

@@ -9,26 +9,24 @@ from typing import Any
 
 HEAD = """# Performance
 
-Written by `make bench` (`python -m benchmarks`) from what it measured. Each row runs trimtab and its
-peer in turn, A B A B, in processes of their own, on the same weights, token ids and threads; a
-ratio compares neighbours in time, and its range is that of all turns. Memory is the peak of the
-process, libraries included; "at the start" is what it held before its first pass: libraries, model
-and data. "Of GEMM" is useful arithmetic (each prompt once, no padding) against
-the best matrix product measured in the same run, and in brackets against torch's own where that is slower
-(trimtab multiplies float32 by oneDNN on AMD's processors with AVX-512, torch by MKL). On the wall clock other work on the machine moves
-the figures; on the cpu clock processor seconds are counted, which leaves waiting out and caches that
-others fill in. A row says its threads, turns and clock (`--threads`, `--turns` or `--quick`, `--clock`).
+Written by `make bench` (`python -m benchmarks`). Each row runs trimtab and its peer alternately (A B A
+B) in separate processes, on the same weights, token ids and number of threads. A ratio compares
+passes that are next to each other in time; its range covers all turns. Memory is the peak of the process,
+libraries included; "at start" is the memory before the first pass. "Of GEMM" is useful arithmetic (each
+prompt once, no padding) as a share of the best matmul measured in the same run; in brackets, as a share of
+torch's own matmul where that is slower (trimtab uses oneDNN for float32 on AMD processors with AVX-512,
+torch uses MKL). On the wall clock, other load on the machine affects the figures. The cpu clock counts processor seconds,
+which excludes waiting. Flags: `--threads`, `--turns`, `--quick`, `--clock`.
 
-What a run can set: `model.precision: mixed` multiplies in bfloat16 with weights, sums and log-softmax in
-fp32, and `auto` does so where a measurement at the start says that it pays; `loop.token_budget` is the
-size of a forward in tokens (2,048 on CPU, 8,192 on CUDA), halved by itself where a step does not fit into
-memory, with the same gradients;
-`model.gradient_checkpointing` trades time for memory. A process keeps the memory that a step has freed (glibc); where any
-`MALLOC_…` variable is set, that is left as you have it. `trimtab sft|reward|process|dpo|online_dpo|rl … --plan` takes
-a few real steps and says what the whole run will need.
+Settings: `model.precision: mixed` computes matmuls in bfloat16 with weights, sums and log-softmax in fp32;
+`auto` does so if a measurement at the start shows that it is faster. `loop.token_budget` is the number of tokens per
+forward (2,048 on CPU, 8,192 on CUDA); it is halved automatically if a step does not fit into memory, with the
+same gradients. `model.gradient_checkpointing` trades time for memory. A process keeps the memory that a step
+has freed (glibc), unless a `MALLOC_…` variable is set. `--plan` on any training command runs a few real steps and
+predicts time and memory of the whole run.
 """
 
-GROWTH, PLAN = "Growth of a GRPO step", "What --plan says, and what comes"
+GROWTH, PLAN = "Growth of a GRPO step", "Predictions of --plan"
 EXPECTED = (
     "sft-random", "sft-grouped", "sft-bfd", "sft-defaults", "sft-defaults-checkpointed", "reward-random", "reward-grouped",
     "dpo-random", "dpo-grouped", "dpo-random-cached", "grpo-64", "grpo-256", "grpo-1024",
@@ -40,7 +38,7 @@ EXPECTED = (
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """The rows side by side."""
     lines = [
-        "| row | ours, a second | peer | ratio [range] | target | MB ours / peer | at the start | of GEMM | how |",
+        "| row | trimtab, per second | peer | ratio [range] | target | MB trimtab / peer | at start | of GEMM | settings |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
@@ -80,7 +78,7 @@ def phases(rows: list[dict[str, Any]]) -> list[str]:
     profiled = [r for r in rows if "operations_ours" in r]
     if profiled:
         lines += [
-            "", "By kind of operation (`--operations`: a pass under the profiler, the main thread's time):",
+            "", "By kind of operation (`--operations`: one profiled pass, time of the main thread):",
             "", "| row | trimtab | peer |", "|---|---|---|",
             *(_both(r, "operations") for r in profiled),
         ]  # fmt: skip
@@ -102,17 +100,17 @@ def growth(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["", f"## {GROWTH}", ""]
     for how in sorted({r["how"] for r in rows}):
         lines.append(f"- {', '.join(_along(r) for r in rows if r['how'] == how)}: {how}")
-    lines += ["", "| along | from, to | exponents |", "|---|---|---|"]
+    lines += ["", "| axis | from, to | exponents |", "|---|---|---|"]
     for r in rows:
         x = [p["x"] for p in r["points"]]
         text = ", ".join(f"{k} {v:g}" for k, v in r["exponents"].items())
         if r.get("flat"):
             text += (
-                f"; from 8 on a step takes {r['flat']['fixed']:.2f} s + {r['flat']['each']:.3f} s a completion "
+                f"; from 8 on a step takes {r['flat']['fixed']:.2f} s + {r['flat']['each']:.3f} s per completion "
                 f"of each prompt, within {100 * r['flat']['off']:.0f} % of the fixed part"
             )
         lines.append(f"| {_along(r)} | {x[0]:g}, {x[-1]:g} | {text} |")
-    lines += ["", "| along | at | s a step: ours | TRL | ratio | peak MB: ours | TRL |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines += ["", "| axis | value | s per step: trimtab | TRL | ratio | peak MB: trimtab | TRL |", "|---|---|---|---|---|---|---|"]  # fmt: skip
     return lines + [_point(r, p) for r in rows for p in r["points"]]
 
 
@@ -140,7 +138,7 @@ def planned(result: dict[str, Any] | None) -> list[str]:
     near = sum(max(abs(r["time_ratio"] - 1), abs(r["memory_ratio"] - 1)) <= 0.25 for r in rows)
     lines += [
         f"`python -m benchmarks.plan`: {near} of {len(rows)} within 25 % in both.", "",
-        "| run | s a step: planned, taken | ratio | peak MB: planned, taken | ratio |", "|---|---|---|---|---|",
+        "| run | s per step: predicted, measured | ratio | peak MB: predicted, measured | ratio |", "|---|---|---|---|---|",
     ]  # fmt: skip
     return lines + [
         f"| {r['name']} | {r['seconds_planned']:.2f}, {r['seconds']:.2f} | {r['time_ratio']:.2f} "
@@ -190,13 +188,16 @@ def write(results: Path, page: Path) -> None:
     if missing:
         lines += ["", f"Not measured in this run: {', '.join(missing)}."]
     if not any(r["device"] == "cuda" for r in rows):
-        lines += ["", "GPU rows (`--device cuda --model qwen-1.5b`): not measured, no GPU at hand."]
+        lines += [
+            "",
+            "GPU rows (`--device cuda --model qwen-1.5b`): not measured, no GPU available.",
+        ]
     lines += [
         *phases(rows),
         *(growth(curves) or kept(page, GROWTH)),
         *(planned(plan) if plan else kept(page, PLAN) or planned(None)),
         "",
-        "## On what",
+        "## Machine and data",
         "",
         f"- {processor()}",
     ]

@@ -133,7 +133,7 @@ def grpo_sides(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         "rewards": [{"name": "last", "function": "benchmarks.material:reward"}],
     }  # fmt: skip
     _half(args, ours)
-    about += f", {args.group} answers of at most {args.new} tokens to {args.prompts} prompts"
+    about += f", {args.group} completions of at most {args.new} tokens to {args.prompts} prompts"
     return ours, spec | {"job": "benchmarks.trl_jobs:GRPO"}, about
 
 
@@ -167,7 +167,7 @@ def ppo(args: argparse.Namespace) -> Result:
     return compare(
         f"ppo-{args.critic}", "episode", ours, peer, args=args, peer_name="TRL",
         packages=None if args.ours_only else peer_packages(TRL_PPO),
-        about=f"{about}, {args.prompts} episodes of at most {args.new} tokens a batch",
+        about=f"{about}, {args.prompts} episodes of at most {args.new} tokens per batch",
         target=TARGETS.get(("ppo", args.critic)),
     )  # fmt: skip
 
@@ -206,6 +206,6 @@ def sampler(args: argparse.Namespace) -> Result:
         spec | {"job": "benchmarks.ours:Sampling"},
         spec | {"job": "benchmarks.engines:" + ("VLLM" if engine == "vllm" else "Generate")},
         args=args, peer_name=engine, python=python,
-        about=f"{about}, {args.group} answers each, {low} to {high} tokens",
+        about=f"{about}, {args.group} completions each, {low} to {high} tokens",
         target=TARGETS.get(("sampler", "vllm" if engine == "vllm" else kind)),
     )  # fmt: skip

@@ -56,13 +56,17 @@ def write(out: Path, docs: Path) -> None:
     by_row = load(out)
     parts = [
         "# What each method learns\n",
-        "Made by `make learning` on two CPU cores. Word problems of two steps "
-        "([sandbox](sandbox.md)); demonstrators err in 35 of 100 steps; all methods start from the same "
-        "SFT model and draw 10,240 completions in batches of 64 at learning rate 2e-4. pass@k on 300 "
-        "held-out problems from 8 samples each, unbiased; 95 % intervals over problems. A curve is the "
-        "mean reward of the batches over time, from 0 to 1. Methods with dynamic sampling take half as "
-        "many steps, as they draw most batches twice; `samples` in learning.json is what was drawn. "
-        "VinePPO's continuations come on top (`continuations`).\n",
+        "Produced by `make learning` on two CPU cores. Word problems of two steps "
+        "([sandbox](sandbox.md)); demonstrators err in 35 of 100 steps; all methods start from "
+        "the same "
+        "SFT model and draw 10,240 completions in batches of 64 at learning rate 2e-4. pass@k on "
+        "300 "
+        "held-out problems from 8 samples each, unbiased; 95 % intervals over problems. A curve "
+        "is the "
+        "mean reward of the batches over time, from 0 to 1. Methods with dynamic sampling make "
+        "half as many steps, because they sample most batches twice; `samples` in learning.json "
+        "is the number of completions sampled. "
+        "VinePPO's continuations are not counted (`continuations`).\n",
     ]
     if "words" in by_row:
         rows = [_learned(name, results) for name, results in by_row["words"].items()]
@@ -75,7 +79,7 @@ def write(out: Path, docs: Path) -> None:
             r = results[0][1]
             rows.append([name, batch, lr, f"{r['gain']:+.3f}", spark(r["curve"]["reward"])])
         parts += [
-            "## Other batches and rates\n",
+            "## Other batch sizes and learning rates\n",
             "Half the samples, one seed.\n",
             table(["method", "batch", "lr", "gain", "curve"], rows),
         ]
@@ -83,7 +87,8 @@ def write(out: Path, docs: Path) -> None:
         order = ["grpo", "no KL", "clip higher", "token level", "overlong", "dynamic sampling"]
         rows = [_learned(n, by_row["ablation"][n]) for n in order if n in by_row["ablation"]]
         parts += [
-            "## From GRPO to DAPO\n", "Each row adds its part to those above it; the last is DAPO.\n",
+            "## From GRPO to DAPO\n",
+            "Each row adds its part to those above it; the last is DAPO.\n",
             table(HEAD, rows),
         ]  # fmt: skip
     if "process" in by_row:
@@ -93,15 +98,15 @@ def write(out: Path, docs: Path) -> None:
             needed = [samples_to(r["curve"], GOAL) for _, r in results]
             cells = " / ".join("not reached" if math.isnan(n) else f"{n:,.0f}" for n in needed)
             ratio = np.mean(needed) / np.mean(outcome)
-            lines_ = "" if math.isnan(ratio) else f"{ratio:.2f}"
-            rows.append([*_learned(name, results)[:5], cells, lines_])
+            ratio_cell = "" if math.isnan(ratio) else f"{ratio:.2f}"
+            rows.append([*_learned(name, results)[:5], cells, ratio_cell])
         parts += [
             "## Process against outcome reward\n",
             f"GRPO; \"needed\" is the number of completions until the mean reward reached {GOAL} "
-            "(each seed), and its mean over that of the outcome reward. The learned process reward model "
-            "had labels by continuations alone. In the sum: the product of its scores is added to the "
-            "verifier's reward. Otherwise the advantages of steps are added to the outcome's (GRPO with "
-            "process supervision).\n",
+            "(per seed); \"ratio\" is its mean divided by that of the outcome reward. The learned"
+            " process reward model was trained on Monte-Carlo labels only. \"In the sum\" adds "
+            "the product of its scores to the verifier's reward; the other rows add step "
+            "advantages to the outcome's advantage (GRPO with process supervision).\n",
             table([*HEAD[:5], "needed", "ratio"], rows),
         ]  # fmt: skip
     if "credit" in by_row:
@@ -115,18 +120,21 @@ def write(out: Path, docs: Path) -> None:
             )
         ]
         parts += [
-            "## Whose advantage knows what a step was worth\n",
-            "Spearman correlation of each step's advantage with its true effect on the chance of a "
-            "right answer, at the SFT policy; each seed.\n",
+            "## How well advantages match a step's true effect\n",
+            "Spearman correlation between a step's advantage and its true effect on the "
+            "probability of a correct final answer, at the SFT policy, per seed.\n",
             table(["estimator", "correlation"], rows),
         ]  # fmt: skip
     if "labels" in by_row:
         rows = [_labelled(name, results) for name, results in by_row["labels"].items()]
         parts += [
             "## PPO and every direct method on equal labels\n",
-            "The sandbox's ranked answers, one SFT model; PPO has a reward model of the same labels. Gold "
-            "and win rate against SFT on 600 held-out prompts, 95 % intervals over prompts; settings are "
-            "those of `src/trimtab/recipes/sandbox-dpo.yaml`, `src/trimtab/recipes/sandbox-ppo.yaml` and "
+            "The sandbox's ranked completions and one SFT model; PPO uses a reward model trained "
+            "on the same labels. Gold "
+            "and win rate against SFT on 600 held-out prompts, 95 % intervals over prompts; "
+            "settings are "
+            "those of `src/trimtab/recipes/sandbox-dpo.yaml`, `src/trimtab/recipes/sandbox-"
+            "ppo.yaml` and "
             "`benchmarks/learning/labels.py`.\n",
             table(["method", "gold: SFT", "end", "win rate, each seed", "KL", "tokens", "distinct-2"], rows),
         ]  # fmt: skip
@@ -142,9 +150,10 @@ def write(out: Path, docs: Path) -> None:
         ]  # fmt: skip
         parts += [
             "## GSPO against GRPO on a mixture of experts\n",
-            "Four experts, two a token, four minibatches a batch. Flips: tokens and layers of a fixed "
-            "set of answers whose experts are others after one batch of updates. Variances: of the "
-            "log-ratio of a token, and of its mean over a completion, after a batch's last update.\n",
+            "Four experts, two per token, four minibatches per batch. \"Flips\" is the share of "
+            "tokens and layers of a fixed set of completions whose experts change in one batch of"
+            " updates. The variances are of a token's log-ratio and of its mean over a "
+            "completion, after the last update of a batch.\n",
             table(
                 ["method", "pass@1: start", "end, each seed", "gain", "flips", "token variance",
                  "completion variance", "curve"], rows,
