@@ -197,7 +197,7 @@ def test_verdicts_progress_agreement_and_files(serve: Any) -> None:
     assert "20 of 20 judgements" in page
     assert "80 %" in page and "Cohen" in page
     assert "bob" not in ann.get("/progress")[2], "others' figures are the owner's alone"
-    assert "Taken back" in bob.post("/undo", csrf=bob.question().get("csrf") or _csrf(bob))[2]
+    assert "Undone" in bob.post("/undo", csrf=bob.question().get("csrf") or _csrf(bob))[2]
     assert bob.judge("1")[0] == 200
     rows = [json.loads(line) for line in owner.get("/export/comparisons.jsonl")[2].splitlines()]
     assert len(rows) == 20
@@ -260,7 +260,7 @@ def test_who_is_no_longer_named_is_out() -> None:
         (("a.jsonl", "b.jsonl"), ["b.jsonl"]),
         (("a.jsonl", "--annotator", "ann"), ["annotators"]),
         (("--export", "--out", "nowhere"), ["nowhere", "--out"]),
-        (("a.jsonl", "--gold", "a.jsonl"), ["i0", "take it out"]),
+        (("a.jsonl", "--gold", "a.jsonl"), ["i0", "remove it from one"]),
     ],
 )
 def test_a_mistake_is_one_line(

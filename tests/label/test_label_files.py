@@ -19,7 +19,7 @@ from trimtab.feedback.items import read_entries
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.label import form as verdict
 from trimtab.label.label_config import LabelConfig, Rubric, read_rubric
-from trimtab.label.markdown import laid_out
+from trimtab.label.markdown import render_markdown
 from trimtab.label.store import Assignment, Store
 
 
@@ -71,7 +71,7 @@ def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, object], words: list[
         ({"annotators": "owner"}, ["owner"]),
         ({"annotators": "../x"}, ["../x"]),
         ({"gold_share": 0.5, "repeat_share": 0.5}, ["gold_share"]),
-        ({"model": "m", "answers": 1}, ["answers"]),
+        ({"model": "m", "num_completions": 1}, ["num_completions"]),
         ({"ask": "sort", "marks": True}, ["marks"]),
     ],
 )
@@ -195,10 +195,10 @@ def test_agreement_of_two_who_toss_coins_and_of_two_who_agree() -> None:
     assert votes.cohen([1, 1], [1, 1]) == (1.0, None)
 
 
-def test_markdown_is_laid_out_and_nothing_in_it_is_alive() -> None:
-    page = laid_out("# a\n\n**b** `c`\n\n```html\n<b>\n```\n\n![x](http://h/i.png) <u>")
+def test_markdown_is_render_markdown_and_nothing_in_it_is_alive() -> None:
+    page = render_markdown("# a\n\n**b** `c`\n\n```html\n<b>\n```\n\n![x](http://h/i.png) <u>")
     assert '<p class="head">a</p>' in page and "<strong>b</strong>" in page
     assert "&lt;b&gt;" in page and "&lt;u&gt;" in page and "<img" not in page
     assert "http://h/i.png" in page
     long = "<i>" * 10_000
-    assert laid_out(long).count("&lt;i&gt;") == 10_000
+    assert render_markdown(long).count("&lt;i&gt;") == 10_000

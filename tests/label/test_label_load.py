@@ -46,7 +46,7 @@ class Annotator(threading.Thread):
             while len(self.acknowledged) < self.most:
                 question = asked(page)
                 if not question:
-                    if "Every judgement that was wanted" in page:
+                    if "All judgements are complete" in page:
                         return
                     time.sleep(0.05)
                     page = self._until(lambda: self.client.get("/"))

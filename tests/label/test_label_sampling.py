@@ -21,7 +21,7 @@ BASE = str(Path(trimtab.__file__).parent / "sandbox" / "base")
 def asked(tmp_path: Path, **given: object) -> tuple[LabelConfig, list[formats.Example]]:
     rows = [{"prompt": f"where is {n} ?"} for n in ("anna", "ben", "cleo", "dan", "eva") * 2]
     path = str(write_rows(tmp_path / "p.jsonl", rows))
-    values = {"data": path, "model": BASE, "max_new_tokens": 6, "answers": 3, **given}
+    values = {"data": path, "model": BASE, "max_new_tokens": 6, "num_completions": 3, **given}
     return LabelConfig.model_validate(values), formats.prompts(sources.read(path))
 
 
@@ -45,7 +45,7 @@ def test_a_stopped_run_goes_on_with_the_same_answers(tmp_path: Path) -> None:
 
 
 def test_two_models_answer_in_turn_and_each_answer_knows_its_own(tmp_path: Path) -> None:
-    config, examples = asked(tmp_path, model=f"{BASE},{BASE}/", answers=3)
+    config, examples = asked(tmp_path, model=f"{BASE},{BASE}/", num_completions=3)
     store = Store(tmp_path / "a", config)
     (entries,) = sampled(config, examples[:2], store)
     wrote = [m for e in entries for m in (e.item.models or ())]

@@ -28,7 +28,7 @@ def _writers(config: LabelConfig) -> list[Writer]:
     sampling = SamplingConfig(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     made: list[Writer] = []
     # In turn: the first models give one more where they do not come out even.
-    many, rest = divmod(config.answers, len(config.model))
+    many, rest = divmod(config.num_completions, len(config.model))
     for i, path in enumerate(config.model):
         model = ModelSpec(path=path, chat_template=config.chat_template)
         tokenizer = load_tokenizer(path, config.chat_template)

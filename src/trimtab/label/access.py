@@ -1,4 +1,4 @@
-"""Who may come in: one random secret, from which every link, session and form token is made."""
+"""Access control: every link, session and form token is derived from one random secret."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from trimtab.label.label_config import OWNER
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Someone signed in."""
+    """A signed-in person."""
 
     name: str
     owner: bool
-    """Sees everyone's progress, the links and the exports."""
+    """Whether they see everyone's progress, the links and the exports."""
     labels: bool
-    """Is asked for verdicts."""
+    """Whether they label."""
     csrf: str
-    """What every form of this sign-in must carry."""
+    """The token that every form of this sign-in must contain."""
 
-    def csrf_is(self, given: str) -> bool:
-        """Whether a form carries it."""
-        return hmac.compare_digest(self.csrf.encode(), given.encode())
+    def csrf_is(self, token: str) -> bool:
+        """Whether a form's token is correct."""
+        return hmac.compare_digest(self.csrf.encode(), token.encode())
 
 
 def read_secret(path: Path) -> bytes:
-    """The secret in ``path``, made at the first start: 32 random bytes, readable by its owner only.
+    """The secret in ``path``: 32 random bytes, created at the first start, readable only by the user.
 
     Raises:
-        DataError: others can read it, or it is not whole.
+        DataError: others can read it, or it is damaged.
     """
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -48,21 +48,21 @@ def read_secret(path: Path) -> bytes:
             os.fsync(file.fileno())
     if path.stat().st_mode & 0o077:
         raise DataError(
-            f"{path}: others can read it, so anyone may have the links; delete it for new ones"
+            f"{path}: others can read it, so they may have the links; delete it to get new links"
         )
     text = path.read_text(encoding="utf-8").strip()
     if len(text) != 64:
-        raise DataError(f"{path}: not the secret that trimtab wrote; delete it, and links are new")
+        raise DataError(f"{path}: is damaged; delete it to get new links")
     return bytes.fromhex(text)
 
 
 class Access:
-    """Links and sessions of a fixed set of people; nobody else can sign up.
+    """Links and sessions of a fixed set of people; nobody else can sign in.
 
     Args:
         secret: See ``read_secret``.
         people: Who labels.
-        alone: The one who labels started the server, and is its owner.
+        alone: Whether the only annotator is the owner, who started the server.
     """
 
     def __init__(self, secret: bytes, people: Sequence[str], alone: bool) -> None:
@@ -71,8 +71,8 @@ class Access:
         self.alone = alone
 
     def _mac(self, use: str, text: str) -> str:
-        made = hmac.digest(self.secret, f"{use}\0{text}".encode(), "sha256")
-        return urlsafe_b64encode(made).decode().rstrip("=")
+        digest = hmac.digest(self.secret, f"{use}\0{text}".encode(), "sha256")
+        return urlsafe_b64encode(digest).decode().rstrip("=")
 
     def names(self) -> tuple[str, ...]:
         """Everyone with a link."""
@@ -83,20 +83,20 @@ class Access:
         return self._mac("join", name)
 
     def joins(self, token: str) -> str | None:
-        """Whose link this is."""
-        found = None
-        for name in self.names():
+        """The person whose link has this token; None if nobody's."""
+        match = None
+        for name in self.names():  # all of them, so that the time taken reveals nothing
             if hmac.compare_digest(self.token(name).encode(), token.encode()):
-                found = name
-        return found
+                match = name
+        return match
 
     def session(self, name: str) -> str:
-        """A new session, as the cookie's value."""
+        """A new session: the value of its cookie."""
         text = urlsafe_b64encode(f"{name}\0{secrets.token_hex(16)}".encode()).decode()
         return f"{text}.{self._mac('session', text)}"
 
     def visitor(self, cookie: str | None) -> Visitor | None:
-        """Who holds this cookie; None when it is not ours, or its person is no longer asked."""
+        """The person of a cookie; None if it is invalid, or the person is no longer in the list."""
         text, _, mac = (cookie or "").partition(".")
         if not hmac.compare_digest(self._mac("session", text).encode(), mac.encode()):
             return None

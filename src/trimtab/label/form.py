@@ -1,10 +1,10 @@
-"""What a form says, as a judgement."""
+"""The fields of a submitted form as a judgement."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 from trimtab.feedback.items import dense
 from trimtab.feedback.judgement import Judgement, Mark
@@ -12,51 +12,52 @@ from trimtab.label.label_config import Rubric
 from trimtab.label.store import Assignment
 
 Form = Mapping[str, str]
-LONGEST = 5000
+MAX_REASON = 5000
 """Characters of a reason."""
 _MARKS: dict[str, Mark] = {"1": 1, "0": 0, "-1": -1}
 
 
-def judgement(form: Form, place: Assignment, rubric: Rubric, now: float) -> Judgement:
-    """The judgement of ``place`` that a form's fields say; positions are as shown.
+def judgement(form: Form, assignment: Assignment, rubric: Rubric, now: float) -> Judgement:
+    """The judgement that a form's fields express; positions in the form are as shown.
 
-    Fields: ``verdict`` ("0" or "1": the answer shown there is better, with ".2" for strength 2;
-    "tie"; "bad"; "rank" with ``rank_P``; "marks"; "skip"), ``dim_D`` or ``dim_D_P`` by dimension,
-    ``step_P_N``, ``reason``, ``flag``, ``seconds``.
+    Args:
+        form: ``verdict`` ("0" or "1": the completion shown there is better, with ".2" for strength
+            2; "tie"; "bad"; "rank" with ``rank_P``; "marks"; "skip"), ``dim_D`` or ``dim_D_P`` by
+            dimension, ``step_P_N``, ``reason``, ``flag``, ``seconds``.
+        assignment: What was asked.
+        rubric: The dimensions.
+        now: Seconds since the epoch.
 
     Raises:
-        ValueError: in words for the annotator, what is missing or cannot be.
+        ValueError: in words for the annotator, what is missing or impossible.
     """
-    shown = place.shown
-    said = form.get("verdict", "")
-    better, _, strength = said.partition(".")
-    ranks: tuple[int, ...] | None = None
-    if said != "skip":
-        ranks = _unshown(_overall(better, form, len(shown)), shown)
-    reason = form.get("reason", "").strip()
-    if len(reason) > LONGEST:
-        raise ValueError(f"the reason has {len(reason)} characters; at most {LONGEST} are kept")
-    given: dict[str, Any] = {}
-    if ranks is not None:
-        given["dimensions"] = _dimensions(form, rubric, shown)
-        given["steps"] = _steps(form, place)
+    shown = assignment.shown
+    verdict = form.get("verdict", "")
+    better, _, strength = verdict.partition(".")
+    fields: dict[str, Any] = {}
+    if verdict != "skip":
+        fields["ranks"] = _by_completion(_overall(better, form, len(shown)), shown)
+        fields["dimensions"] = _dimensions(form, rubric, shown)
+        fields["steps"] = _steps(form, assignment)
     if strength:
         if strength not in ("1", "2", "3", "4") or better not in ("0", "1"):
-            raise ValueError("that is no strength")
-        given["strength"] = int(strength)
+            raise ValueError("the strength must be 1 to 4, with A or B better")
+        fields["strength"] = int(strength)
+    reason = form.get("reason", "").strip()
+    if len(reason) > MAX_REASON:
+        raise ValueError(f"the reason has {len(reason)} characters; the limit is {MAX_REASON}")
     return Judgement(
-        item=place.item.id,
-        annotator=place.annotator,
-        status="skip" if ranks is None else "ok",
-        ranks=ranks,
+        item=assignment.item.id,
+        annotator=assignment.annotator,
+        status="skip" if verdict == "skip" else "ok",
         shown=shown,
-        bad=said == "bad",
+        bad=verdict == "bad",
         flagged=form.get("flag") == "on",
         reason=reason,
-        seconds=_seconds(form.get("seconds", ""), now - place.shown_at),
+        seconds=_seconds(form.get("seconds", ""), now - assignment.shown_at),
         at=datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
-        seed=place.seed,
-        **given,
+        seed=assignment.seed,
+        **fields,
     )
 
 
@@ -67,76 +68,72 @@ def _overall(better: str, form: Form, k: int) -> tuple[int, ...]:
     if better in ("0", "1") and k == 2:
         return (0, 1) if better == "0" else (1, 0)
     if better == "rank" and k > 2:
-        found = _places(form, "rank", k)
-        if found is None:
-            raise ValueError("give every answer a place; equal places tie")
-        return found
+        ranks = _places(form, "rank", k)
+        if ranks is None:
+            raise ValueError("give every answer a place; equal places are a tie")
+        return ranks
     raise ValueError("choose a verdict")
 
 
 def _places(form: Form, name: str, k: int) -> tuple[int, ...] | None:
-    """Places "1" to "k" of every position; None when one has none."""
-    given = [form.get(f"{name}_{p}", "") for p in range(k)]
-    if not all(given):
+    """Ranks from the places "1" to "k" of every position; None when one is empty."""
+    places = [form.get(f"{name}_{p}", "") for p in range(k)]
+    if not all(places):
         return None
-    known = [str(i) for i in range(1, k + 1)]
-    if any(g not in known for g in given):
+    if not set(places) <= {str(i) for i in range(1, k + 1)}:
         raise ValueError(f"places are 1 to {k}")
-    return dense([int(g) for g in given])
+    return dense([int(place) for place in places])
 
 
-def _unshown(by_position: tuple[int, ...], shown: tuple[int, ...]) -> tuple[int, ...]:
-    """By answer instead of by position.
+def _by_completion(by_position: tuple[int, ...], shown: tuple[int, ...]) -> tuple[int, ...]:
+    """Reorder from the position on the page to the index of the completion.
 
-    >>> _unshown((0, 1, 2), (2, 0, 1))
+    >>> _by_completion((0, 1, 2), (2, 0, 1))
     (1, 2, 0)
     """
-    found = [0] * len(shown)
-    for position, answer in enumerate(shown):
-        found[answer] = by_position[position]
-    return tuple(found)
+    return tuple(by_position[shown.index(k)] for k in range(len(shown)))
 
 
 def _dimensions(form: Form, rubric: Rubric, shown: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     k = len(shown)
-    found: dict[str, tuple[int, ...]] = {}
+    result: dict[str, tuple[int, ...]] = {}
     for d, name in enumerate(rubric.dimensions):
         if k == 2:
-            picked = form.get(f"dim_{d}", "")
-            if picked and picked not in ("0", "1", "tie"):
-                raise ValueError(f"that is no verdict on {name}")
-            places = None if not picked else _overall(picked, form, 2)
+            choice = form.get(f"dim_{d}", "")
+            if choice not in ("", "0", "1", "tie"):
+                raise ValueError(f"choose A, B or tie for {name}")
+            ranks = _overall(choice, form, 2) if choice else None
         else:
-            places = _places(form, f"dim_{d}", k) if k > 2 else None
-        if places is not None:
-            found[name] = _unshown(places, shown)
-    return found
+            ranks = _places(form, f"dim_{d}", k) if k > 2 else None
+        if ranks is not None:
+            result[name] = _by_completion(ranks, shown)
+    return result
 
 
-def _steps(form: Form, place: Assignment) -> dict[int, tuple[Mark | None, ...]]:
-    found: dict[int, tuple[Mark | None, ...]] = {}
-    if place.item.steps is None:
-        return found
-    for position, answer in enumerate(place.shown):
-        count = len(place.item.steps[answer])
-        given = [form.get(f"step_{position}_{n}", "") for n in range(count)]
-        if any(g not in ("", *_MARKS) for g in given):
-            raise ValueError("that is no mark of a step")
-        if any(given):
-            found[answer] = tuple(_MARKS.get(g) for g in given)
-    return found
+def _steps(form: Form, assignment: Assignment) -> dict[int, tuple[Mark | None, ...]]:
+    marks: dict[int, tuple[Mark | None, ...]] = {}
+    if assignment.item.steps is None:
+        return marks
+    for position, index in enumerate(assignment.shown):
+        count = len(assignment.item.steps[index])
+        values = [form.get(f"step_{position}_{n}", "") for n in range(count)]
+        if any(v not in ("", *_MARKS) for v in values):
+            raise ValueError("mark a step good, neutral or bad")
+        if any(values):
+            marks[index] = tuple(_MARKS.get(v) for v in values)
+    return marks
 
 
-def _seconds(given: str, elapsed: float) -> float:
-    """The page's own count of seconds in view, never more than have passed here."""
+def _seconds(field: str, elapsed: float) -> float:
+    """The page's own count of seconds in view, at most the time that has passed on the server."""
     elapsed = max(elapsed, 0.0)
     try:
-        counted = float(given)
+        counted = float(field)
     except ValueError:
-        return round(elapsed, 3)
-    return round(min(max(counted, 0.0), elapsed), 3) if counted == counted else round(elapsed, 3)
+        counted = elapsed
+    return round(min(max(counted, 0.0), elapsed) if counted == counted else elapsed, 3)
 
 
-def flat(value: object) -> dict[str, str]:
-    """Fields of a parsed form, the last of each name."""
-    return {k: v[-1] for k, v in cast("dict[str, list[str]]", value).items()}
+def flat(fields: Mapping[str, list[str]]) -> dict[str, str]:
+    """The last value of each field of a parsed form."""
+    return {name: values[-1] for name, values in fields.items()}

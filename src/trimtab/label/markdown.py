@@ -1,7 +1,7 @@
-"""Text that others wrote, as markup in which nothing is alive.
+"""Untrusted text as inert markup.
 
-Markdown and code are laid out; raw HTML stays text, links and pictures are spelled out instead
-of being followed or fetched. Everything else of the page is escaped by the templates.
+Markdown and code are rendered; raw HTML stays text, and links and pictures are written out instead
+of being followed or fetched. The templates escape everything else on the page.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markupsafe import Markup
 
-LONGEST = 20_000
-"""Characters laid out as markdown; a longer text is shown as it is."""
+MAX_MARKDOWN = 20_000
+"""Characters rendered as markdown; a longer text is shown as plain text."""
 
 
 def _address(token: Token, name: str) -> str:
@@ -33,21 +33,21 @@ def _link_close(_: RendererHTML, tokens: Sequence[Token], at: int, *__: Any) -> 
     for i in range(at, -1, -1):
         depth += (tokens[i].type == "link_close") - (tokens[i].type == "link_open")
         if depth == 0:
-            said = "".join(t.content for t in tokens[i + 1 : at])
-            where = str(tokens[i].attrGet("href") or "")
-            shown = "" if said == where else f' <span class="url">({html.escape(where)})</span>'
-            return f"</span>{shown}"
+            text = "".join(t.content for t in tokens[i + 1 : at])
+            url = str(tokens[i].attrGet("href") or "")
+            address = "" if text == url else f' <span class="url">({html.escape(url)})</span>'
+            return f"</span>{address}"
     return "</span>"
 
 
 def _image(_: RendererHTML, tokens: Sequence[Token], at: int, *__: Any) -> str:
     token = tokens[at]
-    said = html.escape(token.content)
-    return f'<span class="url">[picture: {said} ({_address(token, "src")})]</span>'
+    text = html.escape(token.content)
+    return f'<span class="url">[picture: {text} ({_address(token, "src")})]</span>'
 
 
 def _heading_open(_: RendererHTML, tokens: Sequence[Token], at: int, *__: Any) -> str:
-    # No heading of the page: its outline belongs to the page.
+    # Not a heading element: the outline belongs to the page.
     return '<p class="head">'
 
 
@@ -56,12 +56,12 @@ def _heading_close(_: RendererHTML, tokens: Sequence[Token], at: int, *__: Any) 
 
 
 def _fence(_: RendererHTML, tokens: Sequence[Token], at: int, *__: Any) -> str:
-    # Code can be scrolled by keyboard too.
+    # tabindex: code can be scrolled by keyboard.
     code = html.escape(tokens[at].content)
     return f'<pre tabindex="0"><code>{code}</code></pre>\n'
 
 
-def _made() -> MarkdownIt:
+def _parser() -> MarkdownIt:
     md = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(
         ["table", "strikethrough"]
     )
@@ -78,16 +78,16 @@ def _made() -> MarkdownIt:
     return md
 
 
-_MARKDOWN = _made()
+_MARKDOWN = _parser()
 
 
 @lru_cache(maxsize=1024)
-def laid_out(text: str) -> Markup:
+def render_markdown(text: str) -> Markup:
     """Markdown as safe markup.
 
-    >>> laid_out("a <b> [x](javascript:1) [y](http://z)")
+    >>> render_markdown("a <b> [x](javascript:1) [y](http://z)")
     Markup('<p>a &lt;b&gt; [x](javascript:1) <span class="link">y</span> <span class="url">(http://z)</span></p>\\n')
     """
-    if len(text) > LONGEST:
+    if len(text) > MAX_MARKDOWN:
         return Markup('<pre class="plain" tabindex="0">{}</pre>').format(text)
     return Markup(_MARKDOWN.render(text))

@@ -1,11 +1,10 @@
-"""What the pages show, and their templates."""
+"""The label pages: their content and templates."""
 
 from __future__ import annotations
 
 import string
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -13,7 +12,7 @@ from markupsafe import Markup
 from trimtab.feedback import votes
 from trimtab.label.access import Visitor
 from trimtab.label.label_config import LabelConfig, Rubric
-from trimtab.label.markdown import laid_out
+from trimtab.label.markdown import render_markdown
 from trimtab.label.store import Assignment, Store
 
 _HERE = Path(__file__).parent
@@ -22,7 +21,7 @@ STATIC = {
     "label.js": "text/javascript",
     "label.css": "text/css",
 }
-"""The only files that are served, by name."""
+"""The only files that are served, and their types."""
 _ROLES = {"user": "User", "assistant": "Assistant", "system": "System", "tool": "Tool"}
 STRENGTHS = ("slightly better", "better", "much better", "very much better")
 
@@ -40,14 +39,14 @@ def static(name: str) -> bytes:
     return (_HERE / "static" / name).read_bytes()
 
 
-def render(name: str, **given: Any) -> str:
-    """A template of this folder, everything escaped."""
-    return _templates.get_template(f"{name}.jinja").render(given)
+def render(name: str, **values: object) -> str:
+    """A template of this folder, with all values escaped."""
+    return _templates.get_template(f"{name}.jinja").render(values)
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """An answer on the page."""
+class ShownAnswer:
+    """A completion on the page."""
 
     letter: str
     text: Markup
@@ -56,31 +55,32 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Button:
-    """A verdict to give."""
+    """A button that sends a verdict."""
 
     value: str
     text: str
     keys: str
-    """Keys of the keyboard that press it, as JavaScript names them."""
+    """Its keyboard shortcuts, as JavaScript names them."""
     hint: str
-    """The key as a person reads it."""
+    """The shortcut as shown on the page."""
     side: str = ""
 
 
-def answers(place: Assignment) -> list[Shown]:
-    """The answers in the order shown, under letters; who wrote them is not told."""
-    found: list[Shown] = []
-    for position, answer in enumerate(place.shown):
-        steps = place.item.steps[answer] if place.item.steps is not None else ()
-        text = laid_out(place.item.completions[answer])
-        found.append(
-            Shown(string.ascii_uppercase[position], text, tuple(laid_out(s) for s in steps))
+def answers(assignment: Assignment) -> list[ShownAnswer]:
+    """The completions in the order shown, named by letters; the models are not revealed."""
+    item = assignment.item
+    return [
+        ShownAnswer(
+            letter,
+            render_markdown(item.completions[index]),
+            tuple(render_markdown(s) for s in (item.steps[index] if item.steps else ())),
         )
-    return found
+        for letter, index in zip(string.ascii_uppercase, assignment.shown, strict=False)
+    ]
 
 
 def buttons(k: int, strength: bool) -> list[Button]:
-    """The verdicts on ``k`` answers."""
+    """The verdicts on ``k`` completions."""
     if k == 1:
         return [Button("marks", "Send marks", "Enter", "Enter")]
     if k > 2:
@@ -107,84 +107,84 @@ class Pages:
     """Pages of one labelling run.
 
     Args:
-        config: What is asked.
-        rubric: In which words.
-        store: Of whom.
+        config: Of the labelling run.
+        rubric: The question.
+        store: Assignments and judgements.
     """
 
     def __init__(self, config: LabelConfig, rubric: Rubric, store: Store) -> None:
         self.config, self.rubric, self.store = config, rubric, store
-        self.coming = False
-        """Answers are still being sampled."""
+        self.sampling = False
+        """Whether completions are still being sampled."""
 
-    def _common(self, visitor: Visitor, said: str) -> dict[str, Any]:
-        return {"visitor": visitor, "said": said, "guided": bool(self.rubric.guidelines)}
+    def _render(self, name: str, visitor: Visitor, **values: object) -> str:
+        return render(name, visitor=visitor, **{"status": "", **values})
+
+    def _counts(self) -> dict[str, int]:
+        done, needed = self.store.progress(len(self.config.people))
+        return {"done": done, "needed": needed}
 
     def label(
-        self, visitor: Visitor, place: Assignment | None, said: str = "", warn: str = ""
+        self, visitor: Visitor, assignment: Assignment | None, status: str = "", warn: str = ""
     ) -> str:
-        """The question, or that there is none."""
-        places = self.store.assignment_counts(visitor.name)
-        done, wanted = self.store.progress(len(self.config.people))
+        """The question, or a page that says that there is none."""
+        own = self.store.assignment_counts(visitor.name)
         common = {
-            **self._common(visitor, said),
+            "status": status,
             "warn": warn,
-            "mine": places.get("done", 0) + places.get("skipped", 0),
-            "done": done,
-            "wanted": wanted,
+            "own": own.get("done", 0) + own.get("skipped", 0),
+            **self._counts(),
         }
-        if place is None:
-            held = self.store.assignment_counts().get("open", 0)
-            return render("rest", **common, held=held, coming=self.coming)
-        k = len(place.item.completions)
-        turns = [
-            (_ROLES.get(str(m.get("role")), str(m.get("role"))), str(m.get("role")),
-             laid_out(str(m.get("content") or "")))
-            for m in place.item.prompt
-        ]  # fmt: skip
-        return render(
+        if assignment is None:
+            open_count = self.store.assignment_counts().get("open", 0)
+            return self._render(
+                "rest", visitor, **common, open_count=open_count, sampling=self.sampling
+            )
+        k = len(assignment.item.completions)
+        roles = [str(m.get("role")) for m in assignment.item.prompt]
+        texts = [render_markdown(str(m.get("content") or "")) for m in assignment.item.prompt]
+        return self._render(
             "label",
+            visitor,
             **common,
-            place=place,
+            assignment=assignment,
             rubric=self.rubric,
-            turns=turns,
-            answers=answers(place),
+            turns=[(_ROLES.get(role, role), role, t) for role, t in zip(roles, texts, strict=True)],
+            answers=answers(assignment),
             buttons=buttons(k, self.config.strength),
             k=k,
         )
 
     def guidelines(self, visitor: Visitor) -> str:
-        """The rubric in full, and the keys."""
-        return render(
+        """The rubric in full, and the keyboard shortcuts."""
+        return self._render(
             "guidelines",
-            **self._common(visitor, ""),
+            visitor,
             rubric=self.rubric,
-            text=laid_out(self.rubric.guidelines),
+            text=render_markdown(self.rubric.guidelines),
             config=self.config,
         )
 
     def progress(self, visitor: Visitor) -> str:
-        """How far it is: an annotator sees their own figures, the owner everyone's."""
-        done, wanted = self.store.progress(len(self.config.people))
+        """Progress: an annotator sees their own figures, the owner everyone's."""
         judgements = self.store.current()
         gold = self.store.gold()
         names = self.config.people if visitor.owner else (visitor.name,)
-        return render(
+        return self._render(
             "progress",
-            **self._common(visitor, ""),
-            done=done,
-            wanted=wanted,
-            coming=self.coming,
+            visitor,
+            **self._counts(),
+            sampling=self.sampling,
             people=[votes.person(n, judgements, gold) for n in names],
             agreement=votes.agreement(judgements) if visitor.owner else [],
             overlap=self.config.overlap,
         )
 
     def links(self, visitor: Visitor, links: list[tuple[str, str]]) -> str:
-        """Everyone's invitation."""
-        return render("links", **self._common(visitor, ""), links=links)
+        """Everyone's invitation link."""
+        return self._render("links", visitor, links=links)
 
     @staticmethod
     def closed(title: str, text: str) -> str:
-        """A page for someone who may not, or not so."""
+        """An error page."""
         return render("closed", title=title, text=text)

@@ -1,7 +1,8 @@
-"""``trimtab label``: from a file of answers to a page, and from judgements to files."""
+"""``trimtab label``: serves the label pages, then writes the label files."""
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
@@ -23,43 +24,40 @@ from trimtab.label.access import Access, read_secret
 from trimtab.label.label_config import LabelConfig, read_rubric
 from trimtab.label.pages import Pages
 from trimtab.label.store import Store
-from trimtab.runs.console import console
 
-Sampled = Callable[[LabelConfig, list[formats.Example], Store], Iterator[list[Entry]]]
-"""Items as a model answers the prompts, those that the store knows left out."""
+log = logging.getLogger(__name__)
+Sample = Callable[[LabelConfig, list[formats.Example], Store], Iterator[list[Entry]]]
+"""Samples completions of prompts, batch by batch, except of those that the store already has."""
 
 
-def _loaded(config: LabelConfig) -> list[Entry]:
-    """Gold items, and unless they are to be sampled the items of ``data``."""
+def _entries(config: LabelConfig) -> list[Entry]:
+    """Gold items, and the items of ``data`` unless they are to be sampled."""
     entries: list[Entry] = []
     if not config.model:
-        made = read_entries(
+        data = read_entries(
             config.data, limit=config.limit, strict=config.strict, marks=config.marks
         )
-        entries += made.entries
-        left = [
-            f"{count} {what}"
-            for count, what in (
-                (made.merged, "answers that repeat one of their row"),
-                (made.single, "rows without two different answers"),
-                (made.repeated, "rows that repeat one before"),
-            )
-            if count
-        ]
-        if left:
-            console.print(f"{config.data}: left out {', '.join(left)}")
+        entries += data.entries
+        counts = {
+            "completions that repeat another one of their row": data.merged,
+            "rows without two different completions": data.single,
+            "rows that repeat an earlier row": data.repeated,
+        }
+        dropped = [f"{count} {what}" for what, count in counts.items() if count]
+        if dropped:
+            log.info("%s: dropped %s", config.data, ", ".join(dropped))
     if config.gold is not None:
-        known = read_entries(
+        gold = read_entries(
             config.gold, limit=None, strict=config.strict, marks=config.marks, gold=True
         )
-        asked = {e.item.id for e in entries}
-        twice = [e.item.id for e in known.entries if e.item.id in asked]
-        if twice:
+        ids = {e.item.id for e in entries}
+        shared = [e.item.id for e in gold.entries if e.item.id in ids]
+        if shared:
             raise DataError(
-                f"{config.gold}: item {twice[0]!r} is in {config.data} too; a gold item is asked "
-                "for its own sake, so take it out of one of the two"
+                f"{config.gold}: item {shared[0]!r} is also in {config.data}; remove it from one of "
+                "the two files"
             )
-        entries += known.entries
+        entries += gold.entries
     return entries
 
 
@@ -72,49 +70,64 @@ def _listen(config: LabelConfig) -> socket.socket:
     except OSError as error:
         sock.close()
         raise ConfigError(
-            f"port {config.port} of {config.host} cannot be had ({error.strerror}); another server "
-            "may have it: give --port 0 for any free one"
+            f"port: cannot listen at {config.host}:{config.port} ({error.strerror}); another server may "
+            "use the port: give --port 0 for any free one"
         ) from None
     return sock
 
 
-def _feed(
-    sampled: Sampled,
-    config: LabelConfig,
-    prompts: list[formats.Example],
-    store: Store,
-    pages: Pages,
-    server: uvicorn.Server,
-    trouble: list[UserError],
-) -> None:
-    try:
-        for entries in sampled(config, prompts, store):
-            if server.should_exit:
-                return
-            store.add(entries)
-    except UserError as error:
-        trouble.append(error)
-        server.should_exit = True
-    finally:
-        pages.coming = False
+class Feeder:
+    """Samples completions in a thread while people label, and adds them to the store."""
+
+    def __init__(
+        self,
+        sample: Sample,
+        config: LabelConfig,
+        prompts: list[formats.Example],
+        store: Store,
+        pages: Pages,
+        server: uvicorn.Server,
+    ) -> None:
+        self.store, self.pages, self.server = store, pages, server
+        self.error: UserError | None = None
+        """Why sampling failed."""
+        pages.sampling = True
+        self.thread = threading.Thread(
+            target=self._run, args=(sample, config, prompts, store), daemon=True
+        )
+        self.thread.start()
+
+    def _run(
+        self, sample: Sample, config: LabelConfig, prompts: list[formats.Example], store: Store
+    ) -> None:
+        try:
+            for entries in sample(config, prompts, store):
+                if self.server.should_exit:
+                    return
+                store.add(entries)
+        except UserError as error:
+            self.error = error
+            self.server.should_exit = True
+        finally:
+            self.pages.sampling = False
 
 
-def main(config: LabelConfig, sampled: Sampled | None = None) -> dict[str, int]:
-    """Serve the pages until stopped, then write the files.
+def main(config: LabelConfig, sample: Sample | None = None) -> dict[str, int]:
+    """Serve the pages until stopped, then write the label files.
 
     Args:
-        config: What is labelled, by whom.
-        sampled: Answers the prompts; needed with ``model`` alone.
+        config: What is labelled, and by whom.
+        sample: Samples completions; needed only with ``model``.
 
     Returns:
         Rows of each file written.
 
     Raises:
-        ConfigError: the port is taken, or the rubric cannot be read.
+        ConfigError: the port is in use, or the rubric cannot be read.
         DataError: a row cannot be used, or ``out`` holds other labels.
     """
     rubric = read_rubric(config)
-    entries = _loaded(config)
+    entries = _entries(config)
     prompts: list[formats.Example] = []
     if config.model:
         rows = sources.read(config.data, limit=config.limit, strict=config.strict)
@@ -124,34 +137,36 @@ def main(config: LabelConfig, sampled: Sampled | None = None) -> dict[str, int]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"out: {out} cannot be made ({error.strerror}); name another") from None
+        raise ConfigError(
+            f"out: {out} cannot be created ({error.strerror}); name another folder"
+        ) from None
     store = Store(out / STORE, config)
     store.add(entries)
-    port = int(sock.getsockname()[1])
     host = f"[{config.host}]" if ":" in config.host else config.host
-    here = f"http://{host}:{port}"
+    address = f"http://{host}:{sock.getsockname()[1]}"
     access = Access(read_secret(out / "secret"), config.people, alone=not config.annotators)
     pages = Pages(config, rubric, store)
     names = ("127.0.0.1", "localhost", host, *config.hosts)
-    made = app.make(pages, store, access, here, names)
     server = uvicorn.Server(
         uvicorn.Config(
-            made, log_level="warning", access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=3, timeout_keep_alive=75, proxy_headers=False,
+            app.make(pages, store, access, address, names),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=3,
+            timeout_keep_alive=75,
+            proxy_headers=False,
         )
-    )  # fmt: skip
-    _tell(config, store, access, here)
-    trouble: list[UserError] = []
-    feeder: threading.Thread | None = None
+    )
+    invitations = app.links(access, address)
+    _log_start(config, store, invitations)
+    feeder: Feeder | None = None
     if config.model:
-        assert sampled is not None, "a model is named, so its answers must be sampled"
-        pages.coming = True
-        given = (sampled, config, prompts, store, pages, server, trouble)
-        feeder = threading.Thread(target=_feed, args=given, daemon=True)
-        feeder.start()
+        assert sample is not None, "config.model is set, so a function that samples is needed"
+        feeder = Feeder(sample, config, prompts, store, pages, server)
     if config.open and sys.stdout.isatty():
-        first = f"{here}/join/{access.token(access.names()[0])}"
-        threading.Timer(0.5, webbrowser.open, (first,)).start()
+        threading.Timer(0.5, webbrowser.open, (invitations[0][1],)).start()
 
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -164,27 +179,28 @@ def main(config: LabelConfig, sampled: Sampled | None = None) -> dict[str, int]:
     finally:
         sock.close()
         if feeder is not None:
-            # Left running, it would be torn down in the middle of torch.
-            feeder.join()
+            # A daemon thread would be killed in the middle of a torch call.
+            feeder.thread.join()
         written = _write(store, out)
         store.close()
-    if trouble:
-        raise trouble[0]
+    if feeder is not None and feeder.error is not None:
+        raise feeder.error
     return written
 
 
-def _tell(config: LabelConfig, store: Store, access: Access, here: str) -> None:
-    done, wanted = store.progress(len(config.people))
-    of = "answers are being sampled" if config.model else f"{done} of {wanted} judgements there"
-    console.print(f"[bold]label[/bold]: {of} -> {config.out}")
-    for name in access.names():
-        console.print(f"  {name:<12} {here}/join/{access.token(name)}", markup=False)
+def _log_start(config: LabelConfig, store: Store, invitations: list[tuple[str, str]]) -> None:
+    done, needed = store.progress(len(config.people))
+    state = "sampling completions" if config.model else f"{done} of {needed} judgements made"
+    log.info("label: %s -> %s", state, config.out)
+    for name, link in invitations:
+        log.info("  %-12s %s", name, link)
     if config.host not in ("127.0.0.1", "::1", "localhost"):
-        console.print(
-            f"  {config.host} is not this machine alone, and nothing is encrypted: put a proxy with "
-            "TLS before it, or use 127.0.0.1 and an ssh tunnel"
+        log.warning(
+            "  %s can be reached from other machines, and nothing is encrypted: put a TLS proxy in "
+            "front of it, or use 127.0.0.1 and an ssh tunnel",
+            config.host,
         )
-    console.print("  Ctrl-C stops and writes the labels; the same command goes on")
+    log.info("  Ctrl-C stops the server and writes the labels; run the same command to resume")
 
 
 def _write(store: Store, out: Path) -> dict[str, int]:
@@ -192,19 +208,18 @@ def _write(store: Store, out: Path) -> dict[str, int]:
         written = write_folder(out, store.records())
     except OSError as error:
         raise DataError(
-            f"{out}: the labels are safe in {STORE}, but could not be written as files "
-            f"({error.strerror}); mend it, then: trimtab label --export --out {out}"
+            f"{out}: the labels are safe in {STORE}, but their files could not be written "
+            f"({error.strerror}); free some space, then run: trimtab label --export --out {out}"
         ) from None
-    said = ", ".join(f"{count} in {out / name}" for name, count in written.items())
-    console.print(f"[bold]label[/bold]: {said}")
+    log.info("label: %s", ", ".join(f"{count} in {out / name}" for name, count in written.items()))
     return written
 
 
 def export_folder(folder: Path) -> dict[str, int]:
-    """Write the files of a labelling folder, also while its server runs.
+    """Write the files of a label folder, also while its server runs.
 
     Raises:
-        DataError: there are no labels in it.
+        DataError: it holds no label store.
     """
     path = folder / STORE
     if not path.is_file():

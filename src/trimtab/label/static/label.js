@@ -1,7 +1,7 @@
 "use strict";
-// Keys, the time an item is in view, and what to say when a verdict did not arrive.
+// Keyboard shortcuts, the time an item is in view, and retries when a verdict did not arrive.
 (() => {
-  const READ = 250; // ms: nobody reads faster; a second press of the same key is no verdict
+  const READ = 250; // ms: faster than anyone reads, so it is a second press of the same key and no verdict
   const RETRY = [500, 1000, 2000, 4000, 8000];
   const $ = (id) => document.getElementById(id);
   const form = () => $("verdict");
@@ -13,7 +13,7 @@
     since = document.hidden ? null : shownAt;
     tie = false;
     const page = $("page");
-    $("said").textContent = page ? page.dataset.said : "";
+    $("status").textContent = page ? page.dataset.status : "";
   };
   const seconds = () => (inView + (since === null ? 0 : performance.now() - since)) / 1000;
   document.addEventListener("visibilitychange", () => {
@@ -29,7 +29,7 @@
 
   // --- ranking: digits give places
   const ranks = () => Array.from(document.querySelectorAll("select[data-rank]"));
-  const given = [];
+  const ranked = [];
   const place = (i) => {
     const all = ranks(), select = all[i];
     if (!select || select.value) return;
@@ -37,7 +37,7 @@
     const last = used.length ? Math.max(...used) : 0;
     select.value = String(tie && last ? last : last + 1);
     tie = false;
-    given.push(select);
+    ranked.push(select);
   };
 
   // --- steps: letters mark
@@ -56,7 +56,7 @@
     const at = document.activeElement, key = event.key;
     if (at && at.matches("input[type=text], textarea")) {
       if (key === "Escape") at.blur();
-      // Enter in the reason sends nothing by itself: the verdict is another key.
+      // Enter in the reason does not send: the verdict has its own key.
       if (key === "Enter") { event.preventDefault(); at.blur(); }
       return;
     }
@@ -74,7 +74,7 @@
     }
     if (ranks().length) {
       if (key === "=") { tie = true; return; }
-      if (key === "Backspace") { const last = given.pop(); if (last) last.value = ""; return; }
+      if (key === "Backspace") { const last = ranked.pop(); if (last) last.value = ""; return; }
     }
     const focus = document.querySelector(`[data-focus="${CSS.escape(key)}"]`);
     if (focus) { focus.focus(); event.preventDefault(); return; }
@@ -91,7 +91,7 @@
     if (next) place(Number(next.dataset.next));
   });
 
-  // Too soon after the question came: a double click, meant for the one before.
+  // Too soon after the question appeared: a double click, meant for the previous one.
   document.addEventListener("submit", (event) => {
     if (performance.now() - shownAt < READ && !tries) {
       event.preventDefault();
@@ -107,7 +107,7 @@
   document.addEventListener("htmx:afterSwap", () => {
     arrived();
     trouble("");
-    given.length = 0;
+    ranked.length = 0;
     show();
     const main = document.querySelector("main");
     if (main && form()) main.focus({ preventScroll: true });
@@ -116,17 +116,17 @@
     arrived();
     trouble(event.detail.xhr.responseText);
   });
-  // Sent again as it was: the server knows a verdict by its question, so twice is once.
+  // Sent again unchanged: the server identifies a verdict by its question, so it counts once.
   const again = () => {
     document.body.classList.remove("sending");
     if (!sent) return;
     const { form: target, button } = sent;
     if (tries >= RETRY.length) {
       tries = 0;
-      trouble("The server does not answer, and this verdict is not saved. Give it again when the server is back.");
+      trouble("The server does not respond, and this verdict was not saved. Give it again when the server is back.");
       return;
     }
-    trouble("The server does not answer; trying again.");
+    trouble("The server does not respond; trying again.");
     setTimeout(() => target.isConnected && target.requestSubmit(button), RETRY[tries++]);
   };
   document.addEventListener("htmx:sendError", again);
