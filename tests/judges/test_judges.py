@@ -16,13 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 from tests.support.judging import endpoint, items, spec
 from trimtab.errors import ConfigError, DataError, JudgeError
 from trimtab.feedback.comparisons import comparison_rows
-from trimtab.feedback.features import cross_fitted, fit_isotonic, fit_platt, quality
 from trimtab.feedback.items import read_items
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.judges.cache import Cache
@@ -398,52 +395,6 @@ def test_rows_leave_out_what_teaches_nothing() -> None:
     )
     assert len(rows) == 1
     assert [(r["completions"], r["ranks"]) for r in rows] == [(["a", "c"], [1, 0])]
-
-
-# Calibration ----------------------------------------------------------------------------------
-
-
-def test_platt_is_logistic_regression() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(400, 3)) * np.array([1.0, 5.0, 0.3])
-    y = (rng.random(400) < 1 / (1 + np.exp(-(x @ np.array([1.0, -0.2, 2.0]))))).astype(float)
-    found = fit_platt(x, y)
-    peer = LogisticRegression(C=1e6, fit_intercept=False, tol=1e-10).fit(x, y).coef_[0]
-    assert np.allclose(found.weights, peer, atol=2e-3)
-    assert np.allclose(found(x) + found(-x), 1.0)
-    # Three of the errors cover what the labels were drawn from.
-    assert all(
-        abs(w - t) < 3 * e
-        for w, t, e in zip(found.weights, (1, -0.2, 2), found.errors, strict=True)
-    )
-    one_sided = fit_platt(np.ones((5, 1)), np.ones(5))
-    assert math.isfinite(one_sided.weights[0]) and one_sided.weights[0] > 0
-
-
-def test_isotonic_is_isotonic_and_even_handed() -> None:
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(300, 1))
-    y = (rng.random(300) < 1 / (1 + np.exp(-2 * x[:, 0]))).astype(float)
-    found = fit_isotonic(x, y)
-    peer = IsotonicRegression(out_of_bounds="clip").fit(
-        np.concatenate([x[:, 0], -x[:, 0]]), np.concatenate([y, 1 - y])
-    )
-    assert np.allclose(found(x), peer.predict(x[:, 0]), atol=1e-9)
-    assert np.allclose(found(x) + found(-x), 1.0)
-
-
-def test_calibration_takes_a_planted_bias_out() -> None:
-    rng = np.random.default_rng(2)
-    truth, marked = rng.normal(size=800), rng.integers(-1, 2, size=800).astype(float)
-    y = (rng.random(800) < 1 / (1 + np.exp(-truth))).astype(float)
-    judge = truth + 2.0 * marked
-    before = quality(1 / (1 + np.exp(-judge)), y)
-    x = np.stack([judge, marked], 1)
-    after = quality(cross_fitted("platt", x, y, [str(i) for i in range(800)], 5), y)
-    assert after["accuracy"] > before["accuracy"] + 0.05
-    assert after["ece"] < before["ece"] - 0.05
-    found = fit_platt(x, y)
-    assert abs(found.weights[1] / found.weights[0] + 2.0) < 0.4
 
 
 def test_a_failure_is_no_score() -> None:

@@ -1,33 +1,37 @@
-"""``trimtab calibrate``: a judge's labels as people would have given them, from a few of theirs."""
+"""``trimtab calibrate``: correct a judge's labels with a few human labels."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from trimtab.config import Config
+from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
 from trimtab.feedback import records
 from trimtab.feedback.comparisons import comparison_rows
-from trimtab.feedback.features import (
-    Method,
-    Platt,
-    cross_fitted,
-    fit,
-    quality,
-    vote_features,
-)
+from trimtab.feedback.features import vote_features
 from trimtab.feedback.items import read_items
-from trimtab.feedback.judgement import Judgement
+from trimtab.feedback.judgement import Item, Judgement
 from trimtab.feedback.votes import Vote, votes
 from trimtab.judges.pairwise import dense
-from trimtab.runs import write_atomic
-from trimtab.runs.console import console
+from trimtab.stats.calibrate import (
+    Method,
+    Platt,
+    assign_folds,
+    cross_fit,
+    fit_symmetric,
+    quality,
+)
+
+log = logging.getLogger(__name__)
 
 
 class CalibrateConfig(Config):
@@ -36,25 +40,24 @@ class CalibrateConfig(Config):
     out: str = "runs/calibrate"
     """Gets items.jsonl, judgements.jsonl, rows.jsonl and summary.json."""
     items: str
-    """What was judged."""
+    """The items that were judged."""
     judgements: str
-    """The judge's."""
+    """The judge's labels."""
     people: str
-    """Judgements of some of the items by people."""
+    """Human labels of some of the items."""
     method: Method = "platt"
-    """ "platt": a logistic curve of the judge's log-odds, with covariates; "isotonic": a rising
-    step function of them alone."""
+    """ "platt": a logistic curve of the judge's log-odds with covariates; "isotonic": a monotone
+    step function of the log-odds alone."""
     covariates: tuple[Literal["length", "position"], ...] = ("length", "position")
-    """What people and the judge may weigh differently, for "platt": the difference in words; which
-    answer the judge saw first."""
+    """Biases that "platt" corrects: the difference in words; which completion the judge saw first."""
     patterns: dict[str, str] = Field(default_factory=dict[str, str])
-    """More of them: regular expressions by name, such as a phrase that the judge's own model likes."""
+    """Further covariates: regular expressions by name, such as a phrase that the judge favours."""
     tie: float = Field(default=0.0, ge=0.0, lt=0.5)
-    """A pair within this of 1/2 is a tie."""
+    """A calibrated probability within this of 1/2 is a tie."""
     audit: bool = True
-    """Where a person has judged an item, the person's word stands in place of the judge's."""
+    """Use the human label of every item that has one, in place of the judge's."""
     folds: int = Field(default=5, ge=2)
-    """For the figures: each label is predicted by a fit that has not seen it."""
+    """Folds of the cross-fitted "after" metrics."""
 
     @model_validator(mode="after")
     def _fits(self) -> CalibrateConfig:
@@ -65,116 +68,160 @@ class CalibrateConfig(Config):
         return self
 
 
-def main(config: CalibrateConfig) -> dict[str, Any]:
-    """Fit on what both have judged, and turn all of the judge's verdicts.
+class Weight(TypedDict):
+    """A fitted weight and its standard error, in nats."""
 
-    Returns:
-        ``shared`` items, ``before`` and ``after`` (accuracy, ece, log_loss against people; after
-        is cross-fitted), ``weights`` of the fit with standard errors (nats), ``turned`` (share of
-        pairs whose winner changed), ``audited`` items and ``rows``.
+    mean: float
+    error: float
 
-    Raises:
-        DataError: fewer items are judged by both than there are folds, or an id is unknown.
-    """
-    c = config
+
+class CalibrateSummary(TypedDict):
+    """summary.json of ``trimtab calibrate``."""
+
+    shared: int
+    """Items that the judge and people have labelled."""
+    pairs: int
+    before: dict[str, float]
+    """accuracy, ece, log_loss of the judge against people."""
+    after: dict[str, float]
+    """The same for the calibrated judge, cross-fitted."""
+    flipped: float
+    """Share of pairs whose winner changed."""
+    audited: int
+    """Items with a human label in place of the judge's."""
+    rows: int
+    undecided: int
+    weights: NotRequired[dict[str, Weight]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """What is read from the files."""
+
+    items: dict[str, Item]
+    judge: list[Judgement]
+    people: dict[str, Judgement]
+
+
+def _read(c: CalibrateConfig) -> _Labels:
     items = {i.id: i for i in read_items(c.items)}
-    judged = [j for j in records.read_judgements(c.judgements) if j.ranks is not None]
+    judge = [j for j in records.read_judgements(c.judgements) if j.ranks is not None]
     people: dict[str, Judgement] = {}
     for j in records.read_judgements(c.people):
         if j.ranks is not None:
             people.setdefault(j.item, j)
-    for path, mine in ((c.judgements, judged), (c.people, list(people.values()))):
-        unknown = next((j.item for j in mine if j.item not in items), None)
+    for path, labels in ((c.judgements, judge), (c.people, people.values())):
+        unknown = next((j.item for j in labels if j.item not in items), None)
         if unknown is not None:
-            raise DataError(f"{path}: item {unknown!r} is not in {c.items}; give the items judged")
-    if len({j.item for j in judged}) < len(judged):
+            raise DataError(
+                f"{path}: item {unknown!r} is not in {c.items}; pass the items that were judged"
+            )
+    if len({j.item for j in judge}) < len(judge):
         raise DataError(
-            f"{c.judgements}: has items judged more than once; give one judge's labels, or the "
-            "majority.jsonl of a panel"
+            f"{c.judgements}: some items are judged more than once; pass the labels of one judge, "
+            "or the majority.jsonl of a panel"
         )
+    return _Labels(items, judge, people)
+
+
+def main(config: CalibrateConfig) -> CalibrateSummary:
+    """Fit on the items that both have labelled, and relabel everything that the judge labelled.
+
+    Raises:
+        DataError: fewer items are labelled by both than there are folds, or an id is unknown.
+    """
+    c = config
+    labels = _read(c)
     covariates = c.covariates if c.method == "platt" else ()
-    cast = votes(judged)
-    features = vote_features(cast, items, covariates, c.patterns)
-    both = [i for i, v in enumerate(cast) if v.judgement.item in people]
-    shared = len({cast[i].judgement.item for i in both})
+    cast = votes(labels.judge)
+    features = np.array(vote_features(cast, labels.items, covariates, c.patterns))
+    both = [i for i, v in enumerate(cast) if v.judgement.item in labels.people]
+    owners = [cast[i].judgement.item for i in both]
+    shared = len(set(owners))
     if shared < c.folds:
         raise DataError(
             f"{c.people}: people and judge share {shared} items, too few to fit {c.folds} folds; "
-            "have more of the items judged by people"
+            "have people label more of the items"
         )
-    x = np.array([features[i] for i in both])
-    y = np.array([_chosen(people[cast[i].judgement.item], cast[i]) for i in both])
-    after = cross_fitted(c.method, x, y, [cast[i].judgement.item for i in both], c.folds)
-    found = fit(c.method, x, y)
-    probs = found(np.array(features))
-    out = Path(c.out)
-    out.mkdir(parents=True, exist_ok=True)
-    labels, turned = _relabelled(c, judged, cast, probs.tolist())
+    x = features[both]
+    y = np.array(
+        [_human_label(labels.people[o], cast[i]) for o, i in zip(owners, both, strict=True)]
+    )
+    fit_method = partial(fit_symmetric, c.method)
+    after = cross_fit(fit_method, x, y, assign_folds(owners, c.folds))
+    fit = fit_method(x, y)
+    calibrated, flips = _relabel(c, labels.judge, cast, fit(features).tolist())
     if c.audit:
-        labels = [people.get(j.item, j) for j in labels]
-    rows = comparison_rows(items, labels, ties=False)
-    records.write(out / records.ITEMS, items.values())
-    records.write(out / records.JUDGEMENTS, labels)
+        calibrated = [labels.people.get(j.item, j) for j in calibrated]
+    rows = comparison_rows(labels.items, calibrated, ties=False)
+    out = Path(c.out)
+    records.write(out / records.ITEMS, labels.items.values())
+    records.write(out / records.JUDGEMENTS, calibrated)
     records.write(out / "rows.jsonl", rows)
-    names = ["judge", *covariates, *c.patterns]
-    figures: dict[str, Any] = {
+    summary: CalibrateSummary = {
         "shared": shared,
         "pairs": len(cast),
-        "before": quality(np.array([cast[i].prob for i in both]), y),
-        "after": quality(after, y),
-        "turned": turned / len(cast),
-        "audited": sum(j.item in people for j in labels) if c.audit else 0,
+        "before": quality(np.array([cast[i].prob for i in both]), y)._asdict(),
+        "after": quality(after, y)._asdict(),
+        "flipped": flips / len(cast),
+        "audited": sum(j.item in labels.people for j in calibrated) if c.audit else 0,
         "rows": len(rows),
-        "undecided": len(labels) - len(rows),
+        "undecided": len(calibrated) - len(rows),
     }
-    if isinstance(found, Platt):
-        figures["weights"] = {
-            n: {"mean": w, "error": e}
-            for n, w, e in zip(names, found.weights, found.errors, strict=True)
+    if isinstance(fit, Platt):
+        names = ["judge", *covariates, *c.patterns]
+        summary["weights"] = {
+            name: {"mean": weight, "error": error}
+            for name, weight, error in zip(names, fit.weights, fit.errors, strict=True)
         }
-    write_atomic(out / "summary.json", json.dumps(figures, indent=1).encode())
-    b, a = figures["before"], figures["after"]
-    console.print(
-        f"[bold]calibrate[/bold]: on {shared} items, accuracy {b['accuracy']:.3f} -> "
-        f"{a['accuracy']:.3f}, ECE {b['ece']:.3f} -> {a['ece']:.3f}; "
-        f"{figures['turned']:.1%} of {len(cast)} verdicts turned, {figures['audited']} items by "
-        f"people -> {c.out}/rows.jsonl"
+    write_summary(out, summary)
+    _log(c, summary)
+    return summary
+
+
+def _log(c: CalibrateConfig, summary: CalibrateSummary) -> None:
+    before, after = summary["before"], summary["after"]
+    log.info(
+        f"calibrate: on {summary['shared']} items, accuracy {before['accuracy']:.3f} -> "
+        f"{after['accuracy']:.3f}, ECE {before['ece']:.3f} -> {after['ece']:.3f}; "
+        f"{summary['flipped']:.1%} of {summary['pairs']} verdicts changed, "
+        f"{summary['audited']} items labelled by people -> {c.out}/rows.jsonl"
     )
-    for name, w in figures.get("weights", {}).items():
-        console.print(f"  {name:<10} {w['mean']:+.3f} ± {1.96 * w['error']:.3f} nats")
-    return figures
+    weights: Mapping[str, Weight] = summary.get("weights", {})
+    for name, w in weights.items():
+        log.info(f"  {name:<10} {w['mean']:+.3f} ± {1.96 * w['error']:.3f} nats")
 
 
-def _chosen(person: Judgement, vote: Vote) -> float:
-    """1 where the person prefers completion a of the pair, 0 where b, 1/2 for a tie."""
+def _human_label(person: Judgement, vote: Vote) -> float:
+    """1 if the person prefers completion a of the pair, 0 for b, 1/2 for a tie."""
     assert person.ranks is not None
     a, b = (person.ranks[k] for k in vote.pair[1:])
     return 0.5 if a == b else float(a < b)
 
 
-def _relabelled(
-    c: CalibrateConfig, judged: Sequence[Judgement], cast: Sequence[Vote], probs: Sequence[float]
+def _relabel(
+    c: CalibrateConfig, judge: Sequence[Judgement], cast: Sequence[Vote], probs: Sequence[float]
 ) -> tuple[list[Judgement], int]:
-    """The judgements with ranks by calibrated probabilities, and how many pairs changed sides."""
-    worth: dict[str, list[float]] = {j.item: [0.0] * len(j.ranks or ()) for j in judged}
-    turned = 0
-    single: dict[str, float] = {}
+    """The judgements with ranks by calibrated probabilities, and how many pairs changed winner."""
+    wins: dict[str, list[float]] = {j.item: [0.0] * len(j.ranks or ()) for j in judge}
+    flips = 0
+    last_prob: dict[str, float] = {}
     for vote, p in zip(cast, probs, strict=True):
         item, a, b = vote.pair
         share = 0.5 if abs(p - 0.5) <= c.tie else float(p > 0.5)
-        worth[item][a] += share
-        worth[item][b] += 1 - share
-        turned += share != (0.5 if vote.prob == 0.5 else float(vote.prob > 0.5))
-        single[item] = p
+        wins[item][a] += share
+        wins[item][b] += 1 - share
+        flips += share != (0.5 if vote.prob == 0.5 else float(vote.prob > 0.5))
+        last_prob[item] = p
     labels = [
         j.model_copy(
             update={
                 "annotator": f"{j.annotator}+{c.method}",
-                "ranks": dense(worth[j.item]),
-                "prob": single[j.item] if len(worth[j.item]) == 2 else None,
+                "ranks": dense(wins[j.item]),
+                "prob": last_prob[j.item] if len(wins[j.item]) == 2 else None,
                 "detail": {**j.detail, "judged": list(j.ranks or ())},
             }
         )
-        for j in judged
+        for j in judge
     ]
-    return labels, turned
+    return labels, flips

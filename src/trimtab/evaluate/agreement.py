@@ -50,7 +50,7 @@ from trimtab.feedback.votes import (
 )
 from trimtab.runs import to_json, write_atomic
 from trimtab.stats import reliability
-from trimtab.stats.calibrate import Calibrator
+from trimtab.stats.calibrate import ProbabilityCalibrator
 from trimtab.stats.uncertainty import Estimate, bootstrap_sums, draws
 
 log = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ def _annotator_kinds(judgements: Sequence[Judgement]) -> dict[str, str]:
 
 def measure(
     records: Records, config: AgreementConfig
-) -> tuple[AgreementResult, dict[str, Calibrator]]:
+) -> tuple[AgreementResult, dict[str, ProbabilityCalibrator]]:
     """Every figure, and the calibrator of each judge that has one.
 
     Raises:
@@ -241,7 +241,7 @@ def measure(
     annotators, posterior = _annotators(records, config, cast, choices, gold, who, cycles.by_name)
     truth = judge_audit.people_majority(choices, people)
     judge_results: dict[str, JudgeResult] = {}
-    calibrators: dict[str, Calibrator] = {}
+    calibrators: dict[str, ProbabilityCalibrator] = {}
     for name in sorted(judges):
         probs = judge_audit.probabilities(cast, name) if config.dimension is None else {}
         own_choices = {pair: by_name[name] for pair, by_name in choices.items() if name in by_name}
@@ -335,7 +335,7 @@ def _annotators(
 
 
 def recalibrated(
-    judgements: Sequence[Judgement], calibrators: Mapping[str, Calibrator]
+    judgements: Sequence[Judgement], calibrators: Mapping[str, ProbabilityCalibrator]
 ) -> list[Judgement]:
     """The judges' judgements with calibrated probabilities; ``detail`` keeps the original ones."""
     calibrated: list[Judgement] = []

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from trimtab.evaluate.agreement_result import AuditPlan, JudgeCalibration, PairRef
 from trimtab.feedback.votes import FIRST, TIE, Choices, Pair, Vote, majority
-from trimtab.stats.calibrate import Calibrator, Platt, held_out, isotonic, platt
+from trimtab.stats.calibrate import (
+    Method,
+    Platt,
+    ProbabilityCalibrator,
+    assign_folds,
+    cross_fit,
+    fit_probabilities,
+    quality,
+)
 from trimtab.stats.label_audit import checks_needed, error_bound
 from trimtab.stats.uncertainty import calibration_bins, ece
 
@@ -40,7 +49,7 @@ def probabilities(cast: Sequence[Vote], judge: str) -> dict[Pair, float]:
 
 def calibration(
     probs: Mapping[Pair, float], truth: Mapping[Pair, int], seed: int
-) -> tuple[JudgeCalibration, Calibrator] | None:
+) -> tuple[JudgeCalibration, ProbabilityCalibrator] | None:
     """Calibration error of a judge against people, as given and calibrated on other items.
 
     The calibrator is Platt's or isotonic regression, whichever has the lower held-out log loss,
@@ -52,10 +61,13 @@ def calibration(
     p = np.array([probs[pair] for pair in pairs])
     y = np.array([1.0 - truth[pair] / 2 for pair in pairs])  # FIRST, TIE, SECOND: 1, 0.5, 0
     items = [pair[0] for pair in pairs]
-    after = {how: held_out(p, y, items, how, seed=seed) for how in ("platt", "isotonic")}
-    loss = {how: _log_loss(q, y) for how, q in {"before": p, **after}.items()}
-    best = min(after, key=lambda how: loss[how])
-    fitted = platt(p, y) if best == "platt" else isotonic(p, y)
+    methods: tuple[Method, ...] = ("platt", "isotonic")
+    fold = assign_folds(items, 5, seed)
+    after = {m: cross_fit(partial(fit_probabilities, m), p, y, fold) for m in methods}
+    loss = {m: quality(q, y).log_loss for m, q in {"before": p, **after}.items()}
+    best = min(methods, key=lambda m: loss[m])
+    calibrator = fit_probabilities(best, p, y)
+    fit = calibrator.fit
     result = JudgeCalibration(
         pairs=len(pairs),
         method=best,
@@ -65,16 +77,11 @@ def calibration(
         log_loss_after=loss[best],
         bins_before=calibration_bins(*_confidence(p, y), 10),
         bins_after=calibration_bins(*_confidence(after[best], y), 10),
-        fit={"slope": fitted.slope, "shift": fitted.shift}
-        if isinstance(fitted, Platt)
-        else {"x": list(fitted.x), "y": list(fitted.y)},
+        fit=dict(zip(("slope", "shift"), fit.weights, strict=True))
+        if isinstance(fit, Platt)
+        else {"x": list(fit.x), "y": list(fit.y)},
     )
-    return result, fitted
-
-
-def _log_loss(q: Floats, y: Floats) -> float:
-    q = np.clip(q, 1e-3, 1 - 1e-3)
-    return float(-(y * np.log(q) + (1 - y) * np.log(1 - q)).mean())
+    return result, calibrator
 
 
 def _confidence(p: Floats, y: Floats) -> tuple[Floats, Floats]:
@@ -126,7 +133,7 @@ def plan(
 def doubts(
     choices: Mapping[Pair, int],
     probs: Mapping[Pair, float],
-    calibrator: Calibrator | None,
+    calibrator: ProbabilityCalibrator | None,
     posterior: Mapping[Pair, Floats],
 ) -> dict[Pair, float]:
     """P(wrong) of a judge's choices.
