@@ -1,10 +1,11 @@
-"""How often a reward agrees with comparisons it was not trained on."""
+"""``trimtab accuracy``: agreement of rewards with held-out comparisons."""
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -18,11 +19,11 @@ from trimtab.evaluate.reward_models import figures
 from trimtab.feedback.comparisons import read_comparisons
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.runs import write_atomic
-from trimtab.runs.console import console
 from trimtab.types import Group
 
+log = logging.getLogger(__name__)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-"""Of a held-out set, as it stands in the names of figures."""
+"""Name of a held-out set, part of the names of its metrics."""
 
 
 class AccuracyConfig(Config):
@@ -30,7 +31,7 @@ class AccuracyConfig(Config):
 
     out: str = "runs/accuracy"
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
-    """Models, ensembles, functions: each by itself, weights have no say."""
+    """Models, ensembles, functions; each is measured alone, so weights do not matter."""
     data: dict[Name, DataSpec] = Field(min_length=1)
     """Held-out comparisons by name."""
     tokenizer: str
@@ -39,15 +40,15 @@ class AccuracyConfig(Config):
     device: str = "auto"
 
 
-def main(config: AccuracyConfig) -> dict[str, Any]:
-    """Score the comparisons of every set with every reward; writes summary.json into ``out``.
+def main(config: AccuracyConfig) -> dict[str, dict[str, dict[str, float]]]:
+    """Score the comparisons of every set with every reward; write summary.json to ``out``.
 
     Returns:
-        reward -> set -> ``reward_models.FIGURES`` but for "ece" (a score need not be in nats), and "unscored",
-        the share of answers without a score.
+        reward -> set -> ``reward_models.FIGURES`` without "ece" (a score need not be in nats), and
+        "unscored", the share of completions without a score.
 
     Raises:
-        DataError: a set holds no pair that could be scored.
+        DataError: a reward scored no pair of a set.
     """
     c = config
     tokenizer = load_tokenizer(c.tokenizer)
@@ -56,26 +57,27 @@ def main(config: AccuracyConfig) -> dict[str, Any]:
         renderer = Renderer(tokenizer, max_prompt=spec.max_prompt, max_tokens=spec.max_completion)
         sets[name] = load_groups(spec, formats.comparisons, renderer.comparison, read_comparisons)
     rewards = Rewards(c.rewards, tokenizer, c.token_budget, c.device)
-    told: dict[str, dict[str, dict[str, float]]] = {r.name: {} for r in c.rewards}
+    results: dict[str, dict[str, dict[str, float]]] = {r.name: {} for r in c.rewards}
     for name, groups in sets.items():
         rewards(groups)
-        for r in told:
-            scores = [(g, [x.scores[r].value for x in g.completions]) for g in groups]
-            found, _ = figures(scores)
-            if not found:
+        for reward, by_set in results.items():
+            scored = [(g, [x.scores[reward].value for x in g.completions]) for g in groups]
+            metrics, _ = figures(scored)
+            if not metrics:
                 raise DataError(
-                    f"{c.data[name].path}: reward {r!r} scored no pair of answers that differ in rank"
+                    f"{c.data[name].path}: reward {reward!r} scored no pair of completions that "
+                    "differ in rank"
                 )
-            found.pop("ece")
-            found["unscored"] = float(np.mean([s is None for _, mine in scores for s in mine]))
-            told[r][name] = found
+            metrics.pop("ece")
+            metrics["unscored"] = float(np.mean([s is None for _, row in scored for s in row]))
+            by_set[name] = metrics
     out = Path(c.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "summary.json", json.dumps(told, indent=1).encode())
-    for r, mine in told.items():
-        said = ", ".join(
-            f"{name} {f['accuracy']:.3f} [{f['accuracy_low']:.3f}, {f['accuracy_high']:.3f}]"
-            for name, f in mine.items()
-        )
-        console.print(f"[bold]accuracy[/bold]: {r}: {said}")
-    return told
+    write_atomic(out / "summary.json", json.dumps(results, indent=1).encode())
+    for reward, by_set in results.items():
+        accuracies = [
+            f"{name} {m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]"
+            for name, m in by_set.items()
+        ]
+        log.info("%s: accuracy on %s", reward, ", ".join(accuracies))
+    return results

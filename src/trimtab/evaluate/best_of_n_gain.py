@@ -1,9 +1,9 @@
-"""What picking the best of n answers would give."""
+"""Expected gain of best-of-n sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -21,31 +21,35 @@ def sizes(most: int) -> list[int]:
     return sorted({2**i for i in range(most.bit_length()) if 2**i <= most} | {most})
 
 
-def curve(groups: Sequence[Group], names: Sequence[str], most: int) -> dict[str, Any]:
-    """What best-of-n would give for n up to ``most``, by the unbiased estimator.
+def curve(groups: Sequence[Group], names: Sequence[str], most: int) -> dict[str, dict[str, float]]:
+    """Expected scores of best-of-n for n up to ``most``, by the unbiased estimator.
+
+    Args:
+        groups: Prompts with scored completions.
+        names: Rewards whose raw score of the best completion is reported as well.
+        most: Largest n.
 
     Returns:
-        For each n as text: "reward" with its 95 % interval over prompts ("low", "high"); each
-        part's raw score of the answer that the reward picks, by name; "kl_bound", nats; and
-        "prompts", those with n scored answers, over which it is taken.
+        For each n as text: "reward" with its 95 % interval over prompts ("low", "high"), each of
+        ``names``, "kl_bound" in nats, and "prompts": those with n scored completions.
     """
-    found: dict[str, Any] = {}
+    points: dict[str, dict[str, float]] = {}
+    scored = [[c for c in g.completions if c.reward is not None] for g in groups]
     for n in sizes(most):
-        scored = [[c for c in g.completions if c.reward is not None] for g in groups]
-        enough = [mine for mine in scored if len(mine) >= n]
+        enough = [completions for completions in scored if len(completions) >= n]
         if not enough:
             break
-        rewards = [[cast(float, c.reward) for c in mine] for mine in enough]
+        rewards = [[cast(float, c.reward) for c in completions] for completions in enough]
         mean, low, high = bootstrap_mean([best_of_n(r, n) for r in rewards])
-        at: dict[str, Any] = {"reward": mean, "low": low, "high": high}
+        point = {"reward": mean, "low": low, "high": high}
         for name in names:
-            worth = [[c.scores[name].value for c in mine] for mine in enough]
-            each = [
-                best_of_n(r, n, cast("list[float]", w))
-                for r, w in zip(rewards, worth, strict=True)
-                if None not in w
+            values = [[c.scores[name].value for c in completions] for completions in enough]
+            best = [
+                best_of_n(r, n, cast("list[float]", v))
+                for r, v in zip(rewards, values, strict=True)
+                if None not in v
             ]
-            if each:
-                at[name] = float(np.mean(each))
-        found[str(n)] = at | {"kl_bound": kl_bound(n), "prompts": len(enough)}
-    return found
+            if best:
+                point[name] = float(np.mean(best))
+        points[str(n)] = point | {"kl_bound": kl_bound(n), "prompts": len(enough)}
+    return points

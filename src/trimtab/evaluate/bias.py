@@ -190,8 +190,8 @@ def _against_others(
                 continue
             gap = shape[item][a] - shape[item][b]
             # The order that each annotator saw: the other's position counts against it.
-            shown, other_shown = (1.0 if w.a_shown_first else -1.0 for w in (v, other))
-            x.append([shown, *gap, _own(v, records.items[item]), -other_shown])
+            own_order, other_order = (1.0 if w.a_shown_first else -1.0 for w in (v, other))
+            x.append([own_order, *gap, _own(v, records.items[item]), -other_order])
             y.append(float(v.choice == FIRST))
             owner.append(item)
     return np.array(x).reshape(-1, 3 + next(iter(shape.values())).shape[1]), np.array(y), owner

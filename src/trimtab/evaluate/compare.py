@@ -286,8 +286,8 @@ def _result(
     lengths = [_words(x.text) for x in completions]
     base_lengths = [_words(x.text) for g in base for x in g.completions]
     decided = [
-        (i, w, float(mine - theirs))
-        for i, w, mine, theirs in zip(owner, wins, lengths, base_lengths, strict=True)
+        (i, w, float(words - base_words))
+        for i, w, words, base_words in zip(owner, wins, lengths, base_lengths, strict=True)
         if w is not None
     ]
     prompts = [str(i) for i, _, _ in decided]

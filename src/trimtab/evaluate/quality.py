@@ -132,7 +132,7 @@ def both_orders(cast: Sequence[Vote]) -> dict[str, BothOrders]:
         if len(choices) == 2:
             ab, ba = choices[True], choices[False]
             first_wins = [
-                0.5 if c == TIE else float(c == shown) for c, shown in ((ab, FIRST), (ba, SECOND))
+                0.5 if c == TIE else float(c == winner) for c, winner in ((ab, FIRST), (ba, SECOND))
             ]
             outcomes[name].append((float(ab == ba), sum(first_wins) / 2))
     results: dict[str, BothOrders] = {}
