@@ -20,7 +20,7 @@ from trimtab.models.load import LM, ModelSpec
 from trimtab.runs import Run, read_summary
 from trimtab.sample.sampler import Request, Sampler, SamplingConfig
 from trimtab.sandbox.world import gold
-from trimtab.train import trainer as loop
+from trimtab.train import loop
 
 EVERY = 50
 """``loop.doctor_steps`` of the overhead: what ``docs/doctor.md`` advises."""
@@ -49,21 +49,21 @@ def overhead(out: Path, looks: int = 4) -> dict[str, Any]:
     more = {"steps": EVERY * looks, "loop": {"doctor_steps": EVERY}}
     config = configured(spec, out, folder, more)
     spent: list[float] = []
-    attend = loop.attend
+    examine_live = loop.examine_live
 
     def look(path: Path, total: int) -> None:
         since = time.process_time()
-        attend(path, total)
+        examine_live(path, total)
         spent.append(time.process_time() - since)
 
     stage = STAGES["rl"][1](config)
     run = Run(folder, config.model_dump(mode="json"))
-    loop.attend = look
+    loop.examine_live = look
     since = time.process_time()
     try:
         loop.fit(stage.recorded(run), run, config.loop)
     finally:
-        loop.attend = attend
+        loop.examine_live = examine_live
     steps = time.process_time() - since - sum(spent)
     run.close()
     return {"every": EVERY, "looks": spent, "steps": steps, "share": sum(spent) / steps}

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.doctor.alarms.curves import kl_target
-from trimtab.doctor.diagnosis import ALARMS, diagnose
+from trimtab.doctor.alarms import all_alarms
+from trimtab.doctor.alarms.kl_runaway import kl_target
+from trimtab.doctor.diagnosis import diagnose
 from trimtab.doctor.evidence import Evidence, read
 from trimtab.stats.uncertainty import wilson
 
@@ -205,16 +206,16 @@ def blinded(evidence: Evidence, alarm: int) -> None:
     if alarm in (9, 10, 18):
         evidence.facts = {"stage": evidence.facts.get("stage", "")}
     if alarm == 6:
-        evidence.summary, evidence.rewards = {}, {}
+        evidence.summary, evidence.reward_models = {}, {}
     if alarm == 1:
         evidence.audit = []
-        evidence.config = {**evidence.config, "rewards": []}
+        evidence.settings = replace(evidence.settings, rewards=())
 
 
 def removed(out: Path, runs: Sequence[Result]) -> dict[int, dict[str, int]]:
     """Hits of each alarm on its own faults when its signal is taken away."""
     found: dict[int, dict[str, int]] = {}
-    for alarm in ALARMS:
+    for alarm in all_alarms():
         mine = [r for r in runs if r.alarm == alarm.number]
         hits = 0
         for r in mine:
@@ -246,12 +247,12 @@ def shuffled(runs: Sequence[Result]) -> dict[str, float]:
 def summary(out: Path, seeds: set[int]) -> dict[str, Any]:
     """Every figure of the benchmark over runs of these seeds."""
     runs = results(out, lambda t: t["seed"] in seeds)
-    table = {a.number: figures(runs, a.number, lambda r: r.found) for a in ALARMS}
-    blind = {a.number: figures(runs, a.number, lambda r: r.blind) for a in ALARMS}
-    by = {n: [a.number for a in ALARMS if a.nature == n] for n in ("mechanical", "alignment")}
+    table = {a.number: figures(runs, a.number, lambda r: r.found) for a in all_alarms()}
+    blind = {a.number: figures(runs, a.number, lambda r: r.blind) for a in all_alarms()}
+    by = {n: [a.number for a in all_alarms() if a.nature == n] for n in ("mechanical", "alignment")}
     every = strict(runs)
     counted = {
-        name: {a.number: figures(every, a.number, said) for a in ALARMS}
+        name: {a.number: figures(every, a.number, said) for a in all_alarms()}
         for name, said in (("found", lambda r: r.found), ("blind", lambda r: r.blind))
     }
     faults = [r for r in runs if r.alarm]
@@ -261,7 +262,7 @@ def summary(out: Path, seeds: set[int]) -> dict[str, Any]:
         "seeds": sorted(seeds),
         "runs": {"all": len(runs), "faults": len(faults), "healthy": len(healthy), "negatives": len(negatives),
                  "did not take": sum(r.sort == "did not take" for r in runs)},
-        "alarms": {a.name: {"number": a.number, "nature": a.nature, "with audit": table[a.number], "without audit": blind[a.number]} for a in ALARMS},
+        "alarms": {a.name: {"number": a.number, "nature": a.nature, "with audit": table[a.number], "without audit": blind[a.number]} for a in all_alarms()},
         "mechanical": pooled(table, by["mechanical"]),
         "alignment with audit": pooled(table, by["alignment"]),
         "alignment without audit": pooled(blind, by["alignment"]),

@@ -24,8 +24,9 @@ from trimtab.audit.gold_audit import (
 )
 from trimtab.audit.run_settings import RunSettings
 from trimtab.cli.main import main as cli
-from trimtab.config import build
-from trimtab.doctor import remedies
+from trimtab.config import build, merge
+from trimtab.doctor.remedies import REMEDIES, to_yaml
+from trimtab.doctor.remedy_command import of_alarm
 from trimtab.errors import ConfigError, DataError
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.models import checkpoint
@@ -347,19 +348,19 @@ def test_every_change_makes_a_configuration_that_runs(base: Path, method: str) -
     )  # fmt: skip
     values = build(policy.RLConfig, settings).model_dump(mode="json")
     changed = 0
-    for r in remedies.CATALOGUE:
-        change = r.change(values)
-        if not change or r.name == "refresh-reward":
-            continue  # wants one model
-        new = remedies.merge(values, yaml.safe_load(remedies.paste(change)))
+    for r in REMEDIES:
+        change = r.change(RunSettings.of(values))
+        new = merge(values, yaml.safe_load(to_yaml(change)) or {})
+        if new == values or r.name in ("refresh-reward", "anchor-chosen", "end-tokens"):
+            continue  # does not apply; of one reward model, of preference losses, of SFT
         if "kl" in change.get("method", {}):
             new["method"]["kl"] = change["method"]["kl"]
         assert build(policy.RLConfig, new) != build(policy.RLConfig, values), r.name
         changed += 1
     assert changed >= 16
-    known = {a for r in remedies.CATALOGUE for a in r.alarms}
-    assert {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 16} <= known
-    assert remedies.for_alarm(2, values)[0][0].name == "kl-range"
+    assert of_alarm(2)[0].name == "kl-range"
+    with pytest.raises(ConfigError, match="99 is no alarm"):
+        of_alarm(99)
 
 
 def test_a_remedy_as_a_command(stopped: Path, tmp_path: Path, capsys: Any) -> None:

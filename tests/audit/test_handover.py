@@ -17,7 +17,7 @@ from tests.audit.test_audit import red
 from tests.support import folders
 from trimtab.audit.gold_audit import FILE, AuditedRollout, choose_policy, summarise
 from trimtab.config import build
-from trimtab.doctor import diagnosis, show
+from trimtab.doctor import diagnosis, doctor_text
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.models import checkpoint
 from trimtab.report.run_report import report_run
@@ -172,7 +172,7 @@ def test_it_is_told_everywhere(handed: Path) -> None:
     assert audit["why"] == told["why"]
     assert f"The policy of step {told['back_to']} is handed over: gold was" in told["why"]
     assert told["why"] in report_run(handed).read_text()
-    assert "Handed over: The policy of step" in show.text(diagnosis.examine(handed))
+    assert "Exported policy: The policy of step" in doctor_text.to_text(diagnosis.examine(handed))
 
 
 def test_the_same_command_again_hands_over_the_same(base: Path, handed: Path) -> None:

@@ -19,15 +19,16 @@ from scipy.stats import ttest_ind
 
 from tests.support import folders
 from trimtab.audit.gold_audit import AuditedRollout
+from trimtab.audit.run_settings import RunSettings
 from trimtab.cli.main import main as cli
 from trimtab.config import build, merge
 from trimtab.data.token_facts import leaked, odd_pairs, pair_facts, token_facts
-from trimtab.doctor import diagnosis, importer, show
-from trimtab.doctor.alarm import held_kl, paid
-from trimtab.doctor.alarms import completions as texts
-from trimtab.doctor.alarms import gold
-from trimtab.doctor.evidence import Evidence, Rollout, read
+from trimtab.doctor import diagnosis, doctor_text, importer
+from trimtab.doctor.alarms import all_alarms, sycophancy, thresholds
+from trimtab.doctor.alarms.over_optimised import fit_gold
+from trimtab.doctor.evidence import Rollout, read
 from trimtab.doctor.finding import Finding
+from trimtab.doctor.remedies import CATALOGUE, to_yaml
 from trimtab.errors import DataError
 from trimtab.runs import Run, read_findings
 from trimtab.stats.change import onset, slope, two_means
@@ -171,7 +172,7 @@ def test_audit_proves_or_refutes(tmp_path: Path) -> None:
     said = diagnosis.examine(folder)
     assert said.verdict == "not real" and said.findings[0].tier == "T2"
     assert diagnosis.examine(folder, frozenset({"audit"})).verdict == "not proven"
-    fit = gold.fitted(read(folder))
+    fit = fit_gold(read(folder))
     assert fit is not None and 0.5 < fit.peak < 2.5
     (folder / "audit.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(DataError, match=r"audit.jsonl, line 1: .*prompt"):
@@ -190,11 +191,11 @@ def test_words_of_agreement() -> None:
         None,
         None,
     )
-    assert texts.agrees(held)
-    held.answer = "anna is in the garden ."
-    assert not texts.agrees(held)
-    held.answer = "You're absolutely right, it is."
-    assert texts.agrees(held)
+    assert sycophancy.agrees(held)
+    held.completion = "anna is in the garden ."
+    assert not sycophancy.agrees(held)
+    held.completion = "You're absolutely right, it is."
+    assert sycophancy.agrees(held)
 
 
 HOSTILE = (
@@ -241,7 +242,7 @@ def test_command(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {f["name"] for f in said["findings"]} == {"reward-pipe", "endless"}
     assert said["verdict"] == "broken" and [f["rank"] for f in said["findings"]] == [1, 2]
     assert set(said["clean"]) | set(said["unchecked"]) | {f["name"] for f in said["findings"]} == {
-        a.name for a in diagnosis.ALARMS
+        a.name for a in all_alarms()
     }
     cli(["doctor", str(trained), "--fail-on", "never"])
     text = capsys.readouterr().out
@@ -261,12 +262,33 @@ def test_what_is_to_be_pasted_is_read_back(trained: Path) -> None:
     config = yaml.safe_load((trained / "config.yaml").read_text())
     for key in ("critic", "monte_carlo"):  # a method without them refuses the keys
         del config[key]
-    for name in ("length", "hack"):
-        evidence = Evidence(trained, config=config)
-        change = held_kl(evidence, 4.0, 0.02) if name == "length" else paid(evidence, timeout=3.0)
-        build(rl.RLConfig, merge(config, yaml.safe_load(change)))
+    settings = RunSettings.of(config)
+    for change in (
+        CATALOGUE["kl-target"].change(settings, target=4.0, beta=0.02),
+        CATALOGUE["reward-timeout"].change(settings),
+    ):
+        assert change
+        build(rl.RLConfig, merge(config, yaml.safe_load(to_yaml(change))))
     for f in diagnosis.examine(trained).findings:
         build(rl.RLConfig, merge(config, yaml.safe_load(f.change) or {}))
+
+
+def test_a_watched_reward_stays_watched() -> None:
+    rewards = [{"name": "a", "model": "m"}, {"name": "b", "model": "n", "weight": 0}]
+    change = CATALOGUE["residual-length"].change(RunSettings.of({"rewards": rewards}))
+    assert [r.get("weight", 1) for r in change["rewards"]] == [1, 0]
+    assert all(r["residual_length"] for r in change["rewards"])
+
+
+def test_every_alarm_is_complete() -> None:
+    alarms = all_alarms()
+    assert [a.number for a in alarms] == list(range(1, len(alarms) + 1))
+    assert len({a.name for a in alarms}) == len({a.precedence for a in alarms}) == len(alarms)
+    for a in alarms:
+        assert a.remedies and set(a.remedies) <= CATALOGUE.keys(), a.name
+        assert "check" in vars(sys.modules[a.check.__module__]), a.name
+    for name, t in thresholds.table().items():
+        assert t.unit and t.reason, name
 
 
 def test_hostile_text_is_inert(tmp_path: Path, trained: Path) -> None:
@@ -307,7 +329,7 @@ def test_hostile_text_is_inert(tmp_path: Path, trained: Path) -> None:
 
 def test_terminal_gets_no_control_characters(tmp_path: Path) -> None:
     finding = Finding(alarm=4, name="x", nature="alignment", title="t", message=HOSTILE, figure="f", number=1, limit=0, tier="T1", cause="c", remedy="r", change="", rank=1)  # fmt: skip
-    said = show.text(
+    said = doctor_text.to_text(
         diagnosis.Diagnosis(
             run="r",
             stage="rl",
@@ -371,7 +393,7 @@ def test_import_of_wandb_and_jsonl(tmp_path: Path) -> None:
         '"Step","run - train/reward","run - train/reward__MIN"\n'
         + "".join(f"{s},{s / 10},0\n" for s in range(1, 12))
     )
-    folder = importer.bring(tmp_path / "h.csv", "wandb", tmp_path / "w")
+    folder = importer.import_run(tmp_path / "h.csv", "wandb", tmp_path / "w")
     assert read(folder).series("reward/mean")[1][-1] == pytest.approx(1.1)
     (tmp_path / "x.jsonl").write_text(
         "".join(
@@ -382,11 +404,11 @@ def test_import_of_wandb_and_jsonl(tmp_path: Path) -> None:
             for s in range(1, 12)
         )
     )
-    evidence = read(importer.bring(tmp_path / "x.jsonl", "jsonl", tmp_path / "j"))
+    evidence = read(importer.import_run(tmp_path / "x.jsonl", "jsonl", tmp_path / "j"))
     assert evidence.has("objective/kl") and len(evidence.rollouts) == 11 and evidence.stage == "rl"
     (tmp_path / "bad.jsonl").write_text('{"loss": 1}\n')
     with pytest.raises(DataError, match="line 1: no step"):
-        importer.bring(tmp_path / "bad.jsonl", "jsonl", tmp_path / "k")
+        importer.import_run(tmp_path / "bad.jsonl", "jsonl", tmp_path / "k")
 
 
 def test_audited_reads_other_names() -> None:

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 from trimtab.audit.gold_audit import AuditedRollout
-from trimtab.doctor.alarms import completions, curves, gold
+from trimtab.audit.run_settings import RunSettings
+from trimtab.doctor.alarms import (
+    displacement,
+    entropy_exhausted,
+    frozen,
+    kl_runaway,
+    length_hacking,
+    mode_collapse,
+    over_optimised,
+    reward_pipe,
+    value_collapse,
+)
 from trimtab.doctor.evidence import Evidence, Rollout, Unchecked
 from trimtab.stats.change import drop
 
@@ -21,7 +32,8 @@ def _evidence(steps: int, config: dict[str, Any] | None = None, **series: Callab
         for s in range(1, steps + 1)
     ]
     base = {"steps": steps, "method": {"kl": {"place": "loss", "beta": 0.04}}}
-    return Evidence(Path("run"), config={**base, **(config or {})}, rows=rows)
+    settings = RunSettings.of({**base, **(config or {})})
+    return Evidence(Path("run"), settings=settings, rows=rows)
 
 
 def _rollouts(steps: int, reward: Callable[[int, int], float], n: int = 24) -> list[Rollout]:
@@ -76,24 +88,24 @@ def _audit(level: Callable[[int], float], proxy: Callable[[int], float]) -> Evid
 
 def test_gold_must_be_down_now_and_the_proxy_up_since() -> None:
     rising = lambda s: s / 30  # noqa: E731
-    fallen = gold.overoptimised(_audit(lambda s: 0.8 if s < 12 else 0.5, rising))
+    fallen = over_optimised.check(_audit(lambda s: 0.8 if s < 12 else 0.5, rising))
     assert fallen is not None and 9 <= (fallen.step or 0) <= 14
     dipped = _audit(lambda s: 0.5 if 10 <= s < 22 else 0.8, rising)
     p, _ = drop([a.gold for a in dipped.audit if a.step < 22])
     assert p < 0.01, "it was down once"
-    assert gold.overoptimised(dipped) is None, "it has come back"
+    assert over_optimised.check(dipped) is None, "it has come back"
     wrecked = _audit(lambda s: 0.8 if s < 12 else 0.5, lambda s: 0.8 if s < 12 else 0.5)
-    assert gold.overoptimised(wrecked) is None, "both fell: nothing was hacked"
+    assert over_optimised.check(wrecked) is None, "both fell: nothing was hacked"
     once_up = _audit(lambda s: 0.8 if s < 12 else 0.5, lambda s: s / 12 if s < 12 else 0.7)
-    assert gold.overoptimised(once_up) is not None
+    assert over_optimised.check(once_up) is not None
     # Up on the start, yet both have fallen since the best of gold.
     back = _audit(lambda s: 0.8 if s < 14 else 0.5, lambda s: 0.0 if s < 7 else 2.0 if s < 14 else 0.4)  # fmt: skip
-    assert gold.overoptimised(back) is None
+    assert over_optimised.check(back) is None
 
 
 def test_a_wrecked_policy_has_run_away() -> None:
     def found(kl: Callable[[int], float], reward: Callable[[int], float]) -> Any:
-        return curves.runaway(
+        return kl_runaway.check(
             _evidence(30, reward__mean=reward, reward__std=lambda s: 0.25, objective__kl=kl)
         )
 
@@ -118,13 +130,14 @@ def test_a_wrecked_policy_has_run_away() -> None:
 def test_frozen_is_held_or_still_and_never_slow(
     name: str, beta: float, kl: Callable[[int], float], steps: int, rings: bool
 ) -> None:
+    config = {"steps": steps, "method": {"kl": {"place": "loss", "beta": beta}}}
     e = _evidence(
-        20, {"steps": steps, "method": {"kl": {"place": "loss", "beta": beta}}},
+        20, config,
         reward__mean=lambda s: 0.5 + 0.05 * (-1) ** s, reward__std=lambda s: 0.3, objective__kl=kl,
         advantage__std=lambda s: 0.8,
     )  # fmt: skip
     e.rollouts = _rollouts(20, lambda s, i: i / 24)
-    found = curves.frozen(e)
+    found = frozen.check(e)
     assert (found is not None) == rings, name
     if found is not None:
         assert ("beta 8" in found.cause) == (name == "stiff")
@@ -134,14 +147,14 @@ def test_frozen_is_held_or_still_and_never_slow(
         objective__kl=lambda s: 0.04, advantage__std=lambda s: 0.8 if s < 12 else 0.0,
     )  # fmt: skip
     e.rollouts = _rollouts(20, lambda s, i: i / 24)
-    assert curves.frozen(e) is None
+    assert frozen.check(e) is None
     # Where the reward climbs nothing is frozen.
     e = _evidence(
-        20, e.config, reward__mean=lambda s: s / 20, reward__std=lambda s: 0.3, objective__kl=kl,
+        20, config, reward__mean=lambda s: s / 20, reward__std=lambda s: 0.3, objective__kl=kl,
         advantage__std=lambda s: 0.8,
     )  # fmt: skip
     e.rollouts = _rollouts(20, lambda s, i: i / 24)
-    assert curves.frozen(e) is None
+    assert frozen.check(e) is None
 
 
 def test_a_critic_is_judged_where_returns_vary() -> None:
@@ -152,17 +165,17 @@ def test_a_critic_is_judged_where_returns_vary() -> None:
         )  # fmt: skip
 
     varied = lambda s: 0.3  # noqa: E731
-    dead = curves.value_collapse(critic(lambda s: 1e-9 * s, varied))
+    dead = value_collapse.check(critic(lambda s: 1e-9 * s, varied))
     assert dead is not None
-    assert curves.value_collapse(critic(lambda s: 0.02 * s, varied)) is None
+    assert value_collapse.check(critic(lambda s: 0.02 * s, varied)) is None
     # Learning after a constant phase: it explains nothing yet, and less each step.
     late = critic(lambda s: -0.4 + 0.03 * max(0, s - 10), lambda s: 0.0 if s <= 10 else 0.3)
-    assert curves.value_collapse(late) is None
+    assert value_collapse.check(late) is None
     # The reward became constant: what is left to judge was well.
     ended = critic(lambda s: 0.3 if s <= 16 else -0.5, lambda s: 0.3 if s <= 16 else 0.0)
-    assert curves.value_collapse(ended) is None
+    assert value_collapse.check(ended) is None
     with pytest.raises(Unchecked, match="differed in 3 steps"):
-        curves.value_collapse(critic(lambda s: 0.0, lambda s: 0.3 if s <= 3 else 0.0))
+        value_collapse.check(critic(lambda s: 0.0, lambda s: 0.3 if s <= 3 else 0.0))
 
 
 def _answers(bad: Callable[[int, int], bool], failed: Callable[[int, int], bool]) -> Evidence:
@@ -183,18 +196,18 @@ def _answers(bad: Callable[[int, int], bool], failed: Callable[[int, int], bool]
 def test_failures_hit_answers_whatever_they_say() -> None:
     never = lambda s, i: False  # noqa: E731
     often = lambda s, i: s > 10 and (s + i) % 4 == 0  # noqa: E731
-    outage = curves.pipe(_answers(never, often))
+    outage = reward_pipe.check(_answers(never, often))
     assert outage is not None and outage.step == 11 and outage.number == pytest.approx(0.25)
-    assert curves.pipe(_answers(often, never)) is None, "bad answers earn it"
-    assert curves.pipe(_answers(never, never)) is None
+    assert reward_pipe.check(_answers(often, never)) is None, "bad answers earn it"
+    assert reward_pipe.check(_answers(never, never)) is None
     # Word salad from some step on: nothing is like anything, and all of it earns little.
     salad = _answers(never, often)
     rng = np.random.default_rng(0)
     for r in salad.rollouts:
         if r.step > 10:
-            r.answer = " ".join(f"w{int(i)}" for i in rng.integers(0, 40, 12))
+            r.completion = " ".join(f"w{int(i)}" for i in rng.integers(0, 40, 12))
             r.reward = (r.reward or 0.0) / 4
-    assert curves.pipe(salad) is None
+    assert reward_pipe.check(salad) is None
 
 
 @pytest.mark.parametrize("filled", [True, False])
@@ -209,7 +222,7 @@ def test_length_is_bought_only_where_it_pays_for_one_prompt(filled: bool) -> Non
             reward = 0.05 * n if filled else 0.9 if wide else 0.1
             answer = " ".join(["the thing is"] * n)
             e.rollouts.append(Rollout(s, prompt, answer, reward, {}, "stop", n, None, None))
-    assert (completions.lengthened(e) is not None) == filled
+    assert (length_hacking.check(e) is not None) == filled
 
 
 def test_a_critic_whose_values_begin_to_differ_is_learning() -> None:
@@ -219,9 +232,9 @@ def test_a_critic_whose_values_begin_to_differ_is_learning() -> None:
             value__return_std=lambda s: 0.3, reward__std=lambda s: 0.3,
         )  # fmt: skip
 
-    assert curves.value_collapse(critic(lambda s: 0.001 * s)) is None
-    assert curves.value_collapse(critic(lambda s: 0.0)) is not None
-    assert curves.value_collapse(critic(lambda s: 0.2 + 0.001 * s)) is not None, (
+    assert value_collapse.check(critic(lambda s: 0.001 * s)) is None
+    assert value_collapse.check(critic(lambda s: 0.0)) is not None
+    assert value_collapse.check(critic(lambda s: 0.2 + 0.001 * s)) is not None, (
         "it differs and explains nothing"
     )
 
@@ -235,9 +248,9 @@ def test_a_judge_does_not_say_what_the_best_answer_is() -> None:
         e.rollouts = _rollouts(40, lambda s, i: (0.0, 1 / 3, 2 / 3, 1.0)[i % 4])
         return e
 
-    assert curves.exhausted(run({"function": "m:f"})) is not None
+    assert entropy_exhausted.check(run({"function": "m:f"})) is not None
     with pytest.raises(Unchecked, match="audit gold"):
-        curves.exhausted(run({"judge": "m:f"}))
+        entropy_exhausted.check(run({"judge": "m:f"}))
 
 
 def test_displacement_is_many_nats() -> None:
@@ -246,8 +259,8 @@ def test_displacement_is_many_nats() -> None:
             20, rewards__margins=lambda s: 0.1 * s, logps__chosen_shift=lambda s: -lost * s / 20
         )
 
-    assert curves.displaced(run(30.0)) is not None
-    assert curves.displaced(run(10.0)) is None
+    assert displacement.check(run(30.0)) is not None
+    assert displacement.check(run(10.0)) is None
 
 
 @pytest.mark.parametrize(("share", "anywhere", "rings"), [(0.65, True, True), (0.65, False, False), (0.45, True, False), (0.9, False, True)])  # fmt: skip
@@ -265,5 +278,5 @@ def test_a_template_is_paid_whatever_is_asked(share: float, anywhere: bool, ring
             reward = 0.2 * late + (0.7 if better else 0.1)
             answer = f"i do not know that . {s} {i}" if same else other
             e.rollouts.append(Rollout(s, f"q {asked} {s}", answer, reward, {}, "stop", 5, None, None))  # fmt: skip
-    found = completions.collapsed(e)
+    found = mode_collapse.check(e)
     assert (found is not None) == rings, found

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 from tests.support import folders
+from trimtab.audit.probe_result import ProbeExample, ProbeResult
 from trimtab.cli.main import main as cli
 from trimtab.config import build
 from trimtab.data.formats import Example
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate import reward_models
 from trimtab.probe import perturb, probe_page, probes
+from trimtab.probe.probe_report import ProbeReport
+from trimtab.probe.score_probes import KINDS
 from trimtab.sandbox.world import Scene, gold
 from trimtab.train import reward
 from trimtab.types import Completion, Group
@@ -45,16 +48,16 @@ def probed(tmp_path: Path, **given: Any) -> dict[str, dict[str, Any]]:
 
 def test_a_reward_for_length_is_seen(tmp_path: Path) -> None:
     at = probed(tmp_path, reward=LENGTH)
-    assert {p for p, line in at.items() if line["verdict"] == "bad"} >= {"length", "repetition"}
+    assert {p for p, line in at.items() if line["grade"] == "bad"} >= {"length", "repetition"}
     assert at["length"]["value"] == 1.0
-    assert at["accuracy"]["verdict"] == "bad", "it is no better than length alone"
+    assert at["accuracy"]["grade"] == "bad", "it is no better than length alone"
     assert at["flattery"]["value"] == 0.0
-    assert at["length"]["examples"][0].keys() == {"prompt", "answer", "plain", "note"}
+    assert at["length"]["examples"][0].keys() == {"prompt", "completion", "plain", "note"}
 
 
 def test_the_truth_passes(tmp_path: Path) -> None:
     at = probed(tmp_path, reward=GOLD)
-    assert [p for p, line in at.items() if line["verdict"] == "bad"] == []
+    assert [p for p, line in at.items() if line["grade"] == "bad"] == []
     assert at["accuracy"]["value"] == 1.0
     assert at["style opposes"]["value"] < 0.05
 
@@ -62,18 +65,18 @@ def test_the_truth_passes(tmp_path: Path) -> None:
 def test_flattery_is_seen(tmp_path: Path) -> None:
     at = probed(tmp_path, reward="tests.probe.test_probes:flatterer")
     assert at["flattery"]["value"] == 1.0 and at["flattery"]["p"] < 0.01
-    assert {"flattery", "praise"} <= {p for p, line in at.items() if line["verdict"] == "bad"}
-    assert at["length"]["verdict"] == "good"
+    assert {"flattery", "praise"} <= {p for p, line in at.items() if line["grade"] == "bad"}
+    assert at["length"]["grade"] == "good"
 
 
 def test_a_coin_is_no_reward(tmp_path: Path) -> None:
     at = probed(tmp_path, reward="tests.probe.test_probes:coin")
-    assert at["accuracy"]["verdict"] == "bad"
+    assert at["accuracy"]["grade"] == "bad"
 
 
 def test_a_judge_that_takes_what_comes_first(tmp_path: Path) -> None:
     at = probed(tmp_path, judge="tests.support.folders:first", limit=30)
-    assert at["swap"]["value"] == 0.0 and at["swap"]["verdict"] == "bad"
+    assert at["swap"]["value"] == 0.0 and at["swap"]["grade"] == "bad"
     assert at["swap"]["first"] == 1.0
     assert all(line["of"] == "judge" for line in at.values())
 
@@ -118,7 +121,7 @@ def test_one_model_has_a_calibration(models: Path, tmp_path: Path) -> None:
         tmp_path, reward=str(models / "rm0" / "model"), data=str(models / "pairs.jsonl"),
         sandbox=False, limit=30, device="cpu",
         policy={"path": str(models / "model"), "device": "cpu"},
-        gold={"function": "tests.support.folders:wordy"}, n=8, max_new_tokens=8,
+        gold={"function": "tests.support.folders:wordy"}, num_completions=8, max_new_tokens=8,
     )  # fmt: skip
     assert 0 <= at["ece"]["value"] <= 1
     told = json.loads((tmp_path / "p" / "probes.json").read_text())
@@ -144,8 +147,8 @@ def test_worse_content_is_worse_by_gold() -> None:
         scene = Scene.from_json(base.extra["scene"])
         assert gold(scene, base.good).total == 1.0
         assert gold(scene, base.bad).total < 0.9, (scene.prompt, base.bad)
-    asked = perturb.questions(perturb.sandbox_bases(60, 0), perturb.SANDBOX, 0)
-    assert {q.probe for q in asked} == set(probes.ABOUT)
+    asked = perturb.make_contrasts(perturb.sandbox_bases(60, 0), perturb.SANDBOX, 0)
+    assert {q.probe for q in asked} == set(KINDS)
     for q in asked:
         scene = Scene.from_json(q.extra["scene"])
         # A change that makes no answer better: that is what makes paying for it a fault.
@@ -153,7 +156,7 @@ def test_worse_content_is_worse_by_gold() -> None:
 
 
 def test_swaps_change_nothing_but_the_belief() -> None:
-    for s in perturb.swaps(perturb.sandbox_bases(1, 0), perturb.SANDBOX, 20, 0):
+    for s in perturb.sandbox_swaps(perturb.SANDBOX, 20, 0):
         first, second, *rest = (
             p[0]["content"] for p in (s.thinks_first, s.thinks_second, *s.neutral)
         )
@@ -161,7 +164,7 @@ def test_swaps_change_nothing_but_the_belief() -> None:
         assert all(s.second not in r for r in rest)
         assert first.split()[-1] == second.split()[-1] == "?"
     pair = Example("1", [{"role": "user", "content": "where ?"}], ["a", "b"], [1, 0])
-    (own,) = perturb.swaps(perturb.data_bases([pair]), perturb.ENGLISH, 9, 0)
+    (own,) = perturb.data_swaps(perturb.data_bases([pair]), perturb.ENGLISH)
     assert own.first == "b" and "I think the answer is this: a where ?" in str(own.thinks_second)
 
 
@@ -190,12 +193,12 @@ def test_blind_readers() -> None:
 
 def test_hostile_text_is_inert(tmp_path: Path) -> None:
     bad = "<script>alert(1)</script><img src=x onerror=alert(1)>"
-    line = {
-        "of": "reward", "probe": "length", "source": bad, "value": 0.9, "n": 3, "low": 0.8,
-        "high": 1.0, "baseline": 0.5, "gap": 1.0, "verdict": "bad", "about": bad,
-        "examples": [{"prompt": bad, "answer": bad, "plain": bad, "note": bad}],
-    }  # fmt: skip
-    probe_page.write_page(tmp_path, {"reward": {"model": bad}, "probes": [line], "sets": {}})
+    result = ProbeResult(
+        of="reward", probe="length", source=bad, value=0.9, n=3, low=0.8, high=1.0, baseline=0.5,
+        gap=1.0, grade="bad", about=bad,
+        examples=(ProbeExample(prompt=bad, completion=bad, plain=bad, note=bad),),
+    )  # fmt: skip
+    probe_page.write_page(tmp_path, ProbeReport(reward={"model": bad}, results=[result], sets={}))
     page = (tmp_path / "probes.html").read_text()
     assert "<script" not in page and not re.search(r"<img", page)
     assert "&lt;script&gt;" in page

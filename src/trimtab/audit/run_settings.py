@@ -63,7 +63,8 @@ class RunSettings:
     kl_target: float | None = None
     """Nats per completion: the target of an adaptive coefficient or the upper end of a range."""
     kl_place: str = ""
-    """ "reward", "loss" or "none"."""
+    """ "reward", "sequence", "loss" or "none"."""
+    kl_estimator: str = ""
     clip_low: float | None = None
     entropy_coef: float | None = None
     corrects_mismatch: bool = False
@@ -109,6 +110,7 @@ class RunSettings:
             beta=number("method.kl.beta"),
             kl_target=number("method.kl.target") or number("method.kl.high"),
             kl_place=str(get("method.kl.place", "method.kl_place") or ""),
+            kl_estimator=str(get("method.kl.estimator", "method.kl_estimator") or ""),
             clip_low=number("method.clip.low", "method.clip_low"),
             entropy_coef=number("method.entropy_coef"),
             corrects_mismatch=str(get("method.mismatch.type", "method.mismatch") or "none")

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from trimtab.config import Config
-from trimtab.doctor import diagnosis, doctor_page, importer, show
+from trimtab.doctor import diagnosis, doctor_page, doctor_text, importer
 
 
 class DiagnoseConfig(Config):
@@ -37,12 +37,12 @@ def main(config: DiagnoseConfig) -> None:
     """
     folder = Path(config.run)
     if config.source is not None:
-        folder = importer.bring(folder, config.source, config.out or f"{folder}-doctor")
+        folder = importer.import_run(folder, config.source, config.out or f"{folder}-doctor")
     diagnosed = diagnosis.examine(folder)
-    diagnosis.write(folder, diagnosed.findings)
+    diagnosis.write_findings(folder, diagnosed.findings)
     if config.html:
-        page = doctor_page.write(folder, diagnosed)
+        page = doctor_page.write_page(folder, diagnosed)
         print(page, file=sys.stderr if config.as_json else sys.stdout)
-    print(diagnosed.model_dump_json(indent=1) if config.as_json else show.text(diagnosed))
+    print(diagnosed.model_dump_json(indent=1) if config.as_json else doctor_text.to_text(diagnosed))
     if any(config.fail_on in ("any", f.severity) for f in diagnosed.findings):
         raise SystemExit(1)

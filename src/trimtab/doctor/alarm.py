@@ -1,40 +1,58 @@
-"""What an alarm is: a question to the evidence with three answers, found, clean, cannot tell."""
+"""What an alarm is: a check of the evidence that reports a symptom, nothing, or "cannot be checked"."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import yaml
-
+from trimtab.config import merge
 from trimtab.doctor.evidence import Evidence, Rollout, spread
-from trimtab.doctor.finding import Finding, Nature, Tier
+from trimtab.doctor.finding import Example, Finding, Nature, Prescription, Severity, Tier
+from trimtab.doctor.remedies import CATALOGUE, Change, to_yaml
+
+RL_STAGES = ("rl", "online_dpo")
+PAIR_STAGES = ("dpo", "reward")
+MAX_EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a check saw; ``Alarm`` adds what is the same every time."""
+class Use:
+    """A remedy of the catalogue by name, with numbers of this finding for its change."""
+
+    name: str
+    numbers: tuple[tuple[str, float], ...] = ()
+
+
+def use(name: str, **numbers: float) -> Use:
+    """``Use`` with its numbers as keyword arguments of the remedy's change."""
+    return Use(name, tuple(numbers.items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Symptom:
+    """What a check found; ``Alarm`` adds what is the same every time. Fields are those of ``Finding``."""
 
     message: str
     number: float
     limit: float
     tier: Tier
     cause: str
-    remedy: str
-    change: str = ""
+    remedies: tuple[Use, ...]
+    """What to do, the most important first."""
     step: float | None = None
-    others: tuple[str, ...] = ()
-    shown: Sequence[Rollout] = ()
-    severity: str = "critical"
+    other_causes: tuple[str, ...] = ()
+    severity: Severity = "critical"
+    rollouts: Sequence[Rollout] = ()
+    """Rollouts that show it, the clearest first."""
     note: Callable[[Rollout], str] | None = None
-    examples: tuple[Any, ...] = ()
-    """In place of ``shown``, where the evidence is no rollout."""
+    """What to look at in a rollout; its reward when not given."""
+    examples: tuple[Example, ...] = ()
+    """Used instead of ``rollouts`` where the evidence is no rollout."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """One of the eighteen."""
+    """One alarm. A module of ``doctor/alarms`` that has one adds it to the doctor."""
 
     number: int
     name: str
@@ -43,69 +61,51 @@ class Alarm:
     figure: str
     """What its number is, with the unit."""
     stages: tuple[str, ...]
-    """Of which runs it is asked."""
-    check: Callable[[Evidence], Found | None]
+    """Training stages whose runs it checks."""
+    remedies: tuple[str, ...]
+    """Names in the catalogue of what helps against it, the best first."""
+    precedence: int
+    """Place in the order of causes: a finding with a lower one explains those with higher ones."""
+    check: Callable[[Evidence], Symptom | None]
     """May raise ``Unchecked``."""
 
     def __call__(self, evidence: Evidence) -> Finding | None:
-        """The finding, or None where all is well.
+        """The finding, or None where nothing is wrong.
 
         Raises:
-            Unchecked: the run does not hold what the check reads.
+            Unchecked: the run lacks what the check reads.
         """
-        found = self.check(evidence)
-        if found is None:
+        symptom = self.check(evidence)
+        if symptom is None:
             return None
-        shown = found.examples or tuple(
-            r.example(found.note(r) if found.note else "") for r in spread(found.shown)
+        examples = symptom.examples or tuple(
+            r.example(symptom.note(r) if symptom.note else "") for r in spread(symptom.rollouts)
         )
-        return Finding.model_validate(
-            {
-                "alarm": self.number,
-                "name": self.name,
-                "nature": self.nature,
-                "severity": found.severity,
-                "title": self.title,
-                "message": found.message,
-                "figure": self.figure,
-                "number": found.number,
-                "limit": found.limit,
-                "step": None if found.step is None else int(found.step),
-                "tier": found.tier,
-                "cause": found.cause,
-                "others": found.others,
-                "remedy": found.remedy,
-                "change": found.change,
-                "examples": shown[:5],
-            }
+        changes: dict[str, Change] = {
+            u.name: CATALOGUE[u.name].change(evidence.settings, **dict(u.numbers))
+            for u in symptom.remedies
+        }
+        merged: Change = {}
+        for change in changes.values():
+            merged = merge(merged, change)
+        return Finding(
+            alarm=self.number,
+            name=self.name,
+            nature=self.nature,
+            severity=symptom.severity,
+            title=self.title,
+            message=symptom.message,
+            figure=self.figure,
+            number=float(symptom.number),
+            limit=float(symptom.limit),
+            step=None if symptom.step is None else int(symptom.step),
+            tier=symptom.tier,
+            cause=symptom.cause,
+            other_causes=symptom.other_causes,
+            remedy=" ".join(CATALOGUE[name].text for name in changes),
+            change=to_yaml(merged),
+            remedies=tuple(
+                Prescription(name=name, change=to_yaml(change)) for name, change in changes.items()
+            ),
+            examples=examples[:MAX_EXAMPLES],
         )
-
-
-def held_kl(e: Evidence, target: float, beta: float | None = None) -> str:
-    """YAML of a method whose KL is held at ``target`` nats, put in the loss where there is none."""
-    kl: dict[str, Any] = {"type": "adaptive", "target": round(target, 2)}
-    if beta is not None:
-        kl["beta"] = float(f"{beta:.2g}")
-    if e.key("method.kl.place") == "none":
-        kl = {"place": "loss", "estimator": "k3", **kl}
-    return paste({"method": {"kl": kl}})
-
-
-def paid(e: Evidence, **over: Any) -> str:
-    """YAML of the run's rewards with ``over`` in every one that takes it; empty where none does."""
-    takes = {"residual_length": ("model", "models"), "timeout": ("function", "judge")}
-    changed = False
-    found: list[dict[str, Any]] = []
-    for spec in e.config.get("rewards") or ():
-        mine = {k: v for k, v in dict(spec).items() if v not in (None, [], (), {}, False)}
-        for key, value in over.items():
-            if any(mine.get(kind) for kind in takes[key]):
-                mine[key] = value
-                changed = True
-        found.append(mine)
-    return paste({"rewards": found}) if changed else ""
-
-
-def paste(values: dict[str, Any]) -> str:
-    """YAML, short things on one line."""
-    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100).strip()

@@ -1,16 +1,18 @@
-"""What the doctor says and what others tell it: ``findings.jsonl``, ``probes.json``."""
+"""What the doctor writes: one line of ``findings.jsonl`` per finding."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Tier = Literal["T0", "T1", "T2"]
-"""What a finding rests on: curves and facts of the data; rollouts and probes; the gold audit."""
+"""The evidence of a finding: curves and facts of the data; rollouts and probes; the gold audit."""
 
 Nature = Literal["mechanical", "alignment"]
-"""Something is broken, or something other than what is wanted is being paid for."""
+"""Something is broken, or the reward pays for something that nobody wants."""
+
+Severity = Literal["critical", "warning"]
 
 
 class _Record(BaseModel):
@@ -18,13 +20,22 @@ class _Record(BaseModel):
 
 
 class Example(_Record):
-    """A rollout or a row that shows a finding. Its text is data: escape it where it is shown."""
+    """A rollout or a row that shows a finding. Its text is untrusted: escape it where it is shown."""
 
     prompt: str
-    answer: str
+    completion: str
     note: str = ""
-    """Its score, or what to see in it."""
+    """Its score, or what to look at."""
     step: int | None = None
+
+
+class Prescription(_Record):
+    """A remedy of the catalogue with the numbers of one finding."""
+
+    name: str
+    """Its name in ``doctor.remedies``."""
+    change: str = ""
+    """YAML to paste into the run's configuration; empty where no key helps."""
 
 
 class Finding(_Record):
@@ -32,78 +43,39 @@ class Finding(_Record):
 
     >>> Finding(alarm=2, name="kl-runaway", nature="mechanical", title="KL runs away",
     ...         message="KL is 40 nats", figure="KL, nats", number=40.0, limit=18.0, tier="T0",
-    ...         cause="beta too low", remedy="raise beta", change="").source
+    ...         cause="beta too low", remedy="Raise beta.").source
     'doctor'
     """
 
-    alarm: int = Field(ge=1, le=18)
+    alarm: int = Field(ge=1)
     """Its number in ``docs/doctor.md``."""
     name: str
     """The alarm's name."""
     nature: Nature
-    severity: Literal["critical", "warning"] = "critical"
+    severity: Severity = "critical"
     title: str
-    """A few plain words."""
+    """What is wrong, in a few words."""
     message: str
-    """What was seen, in a sentence or two, with the number."""
+    """What was measured, in a sentence or two, with numbers."""
     figure: str
     """What ``number`` is, with its unit."""
     number: float
     limit: float
-    """What ``number`` was held against."""
+    """What ``number`` was compared with."""
     step: int | None = None
-    """The step where it began; None where it was so before the first."""
+    """The step at which it began; None if it was so from the start."""
     tier: Tier
     cause: str
-    """The likeliest cause."""
-    others: tuple[str, ...] = ()
-    """Other causes, likelier ones first."""
+    """The most likely cause."""
+    other_causes: tuple[str, ...] = ()
+    """Other possible causes, the more likely ones first."""
     remedy: str
-    """What to do, in a sentence."""
-    change: str
-    """YAML to paste into the run's configuration; empty where no key mends it."""
+    """What to do, in a few sentences."""
+    change: str = ""
+    """YAML to paste into the run's configuration: the changes of all ``remedies``."""
+    remedies: tuple[Prescription, ...] = ()
     rank: int = Field(default=0, ge=0)
-    """Place among the findings of a run by likely cause, from 1."""
+    """Place among the findings of the run, the most likely root cause first, from 1."""
     examples: tuple[Example, ...] = Field(default=(), max_length=5)
     source: str = "doctor"
-    """Who found it; a stage may write findings about itself."""
-
-
-class Probe(BaseModel):
-    """One entry of the list "probes" in ``probes.json``: what a probe measured of a model.
-
-    Attributes read by the doctor: ``of`` "reward", "policy", "reference" or "judge"; ``probe``
-    "flattery", "length", "swap", "canary", "accuracy"...; ``value`` with its interval, the number
-    of pairs or items ``n``, and ``baseline``, what a blind model would get.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    of: Literal["reward", "policy", "reference", "judge"]
-    probe: str
-    value: float | None = None
-    """None where it could not be measured."""
-    n: int = Field(default=0, ge=0)
-    low: float | None = None
-    high: float | None = None
-    baseline: float | None = None
-    name: str = ""
-    """Which reward model or judge, where there are several."""
-    source: str = ""
-    """Whose texts were asked: "data" (the user's) or "sandbox"."""
-    verdict: str = ""
-    """ "bad", "fair" or "good", where whoever probed said so."""
-    step: int | None = None
-    """Of the policy, where it was probed during training."""
-    examples: tuple[dict[str, Any], ...] = ()
-
-    def shown(self) -> tuple[Example, ...]:
-        """Its examples, as a finding shows them."""
-        return tuple(
-            Example(
-                prompt=str(x.get("prompt", "")),
-                answer=str(x.get("answer", "")),
-                note=str(x.get("note", "")),
-            )
-            for x in self.examples[:5]
-        )
+    """Who wrote it; a stage may write findings about itself."""

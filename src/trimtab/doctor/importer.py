@@ -1,7 +1,7 @@
-"""Runs of other libraries as run folders: TRL, W&B exports, plain jsonl.
+"""Import the runs of other libraries as run folders: TRL, W&B exports, plain jsonl.
 
-Nothing is executed: ``training_args.bin`` is a pickle and is never opened, so what only it holds is
-among the things that cannot be checked.
+Nothing is executed: ``training_args.bin`` is a pickle and is never opened, so alarms that need what only
+it holds stay unchecked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import csv
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,18 +20,26 @@ import pyarrow.parquet as pq
 
 from trimtab.errors import DataError
 from trimtab.runs import Run, read_object, write_atomic
+from trimtab.types import Row
 
 Source = Literal["trl", "wandb", "jsonl"]
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "reward/mean": ("reward", "rewards/mean", "objective/scores", "env_reward_mean", "critic/rewards/mean", "critic/score/mean"),
+    "reward/mean": (
+        "reward", "rewards/mean", "objective/scores", "env_reward_mean", "critic/rewards/mean",
+        "critic/score/mean",
+    ),
     "reward/std": ("reward_std", "rewards/std"),
     "objective/kl": ("kl", "objective/kl", "mean_kl", "actor/ppo_kl", "kl_div"),
     "objective/entropy": ("entropy", "policy/entropy_avg", "actor/entropy", "actor/entropy_loss"),
-    "completion/length": ("completions/mean_length", "completion_length", "response_length", "response_length/mean"),
+    "completion/length": (
+        "completions/mean_length", "completion_length", "response_length", "response_length/mean",
+    ),
     "completion/truncated": ("completions/clipped_ratio", "response_length/clip_ratio"),
     "group/uniform": ("frac_reward_zero_std",),
-    "policy/clip_fraction": ("clip_ratio/region_mean", "clip_ratio", "policy/clipfrac_avg", "actor/pg_clipfrac"),
+    "policy/clip_fraction": (
+        "clip_ratio/region_mean", "clip_ratio", "policy/clipfrac_avg", "actor/pg_clipfrac",
+    ),
     "value/explained_variance": ("critic/vf_explained_var", "val/explained_variance"),
     "rewards/margins": ("rewards/margins",),
     "logps/chosen": ("logps/chosen",),
@@ -39,43 +48,43 @@ NAMES: dict[str, tuple[str, ...]] = {
     "grad_norm/policy": ("grad_norm", "train/grad_norm", "actor/grad_norm"),
     "lr/policy": ("learning_rate", "train/learning_rate", "actor/lr"),
 }  # fmt: skip
-"""What others call the metrics that alarms read."""
+"""Names in other libraries of the metrics that alarms read."""
 
 _OURS = {theirs: ours for ours, names in NAMES.items() for theirs in names}
 _STEPS = ("step", "_step", "global_step", "Step", "train/global_step")
-_PROMPTS, _ANSWERS = (
-    ("prompt", "prompts", "input", "query"),
-    ("completion", "completions", "response", "output", "answer"),
-)
+_PROMPTS = ("prompt", "prompts", "input", "query")
+_COMPLETIONS = ("completion", "completions", "response", "output", "answer")
+_REWARDS = ("reward", "score")
 _NOT_SCORES = {
-    *_STEPS,
-    *_PROMPTS,
-    *_ANSWERS,
-    "advantage",
-    "advantages",
-    "reward",
-    "score",
-    "id",
-    "index",
-    "finish",
-    "tokens",
-}
+    *_STEPS, *_PROMPTS, *_COMPLETIONS, *_REWARDS,
+    "advantage", "advantages", "id", "index", "finish", "tokens",
+}  # fmt: skip
 
 
-def renamed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics under the names that alarms read; numbers under other names stay as they are.
+@dataclass(slots=True)
+class Imported:
+    """The contents of another library's files."""
 
-    >>> renamed({"frac_reward_zero_std": 0.5, "train/kl": 1.0, "note": "x"})
+    metrics: list[tuple[int, Row]] = field(default_factory=list[tuple[int, Row]])
+    """Metrics by step, under the names that alarms read."""
+    rollouts: list[Row] = field(default_factory=list[Row])
+    """Rows as in ``samples/``."""
+
+
+def rename_metrics(row: Mapping[str, Any]) -> Row:
+    """Metrics under the names that alarms read; numbers under other names keep them.
+
+    >>> rename_metrics({"frac_reward_zero_std": 0.5, "train/kl": 1.0, "note": "x"})
     {'group/uniform': 0.5, 'objective/kl': 1.0}
     """
-    found: dict[str, Any] = {}
+    metrics: Row = {}
     for name, value in row.items():
         number = _number(value)
         if number is None or name in _STEPS:
             continue
         short = name.removeprefix("train/")
-        found[_OURS.get(name) or _OURS.get(short) or short] = number
-    return found
+        metrics[_OURS.get(name) or _OURS.get(short) or short] = number
+    return metrics
 
 
 def _number(value: Any) -> float | None:
@@ -88,7 +97,11 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def bring(path: str | Path, source: Source, out: str | Path) -> Path:
+def _step(row: Mapping[str, Any]) -> float | None:
+    return next((_number(row[k]) for k in _STEPS if row.get(k) not in (None, "")), None)
+
+
+def import_run(path: str | Path, source: Source, out: str | Path) -> Path:
     """Write a run folder from another library's files.
 
     Args:
@@ -108,183 +121,170 @@ def bring(path: str | Path, source: Source, out: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    reader = {"trl": _trl, "wandb": _wandb, "jsonl": _jsonl}[source]
-    metrics, rollouts = reader(path)
-    if not metrics and not rollouts:
+    readers: dict[Source, Callable[[Path], Imported]] = {
+        "trl": _read_trl,
+        "wandb": _read_wandb,
+        "jsonl": _read_jsonl,
+    }
+    imported = readers[source](path)
+    if not imported.metrics and not imported.rollouts:
         raise DataError(
-            f"{path}: neither metrics nor completions of {source} are in it; see docs/doctor.md"
+            f"{path}: no metrics or completions of {source} in it; see docs/doctor.md for what is read"
         )
-    by: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in rollouts:
-        by[int(row.get("step") or 0)].append(row)
+    by_step: dict[int, list[Row]] = defaultdict(list)
+    for row in imported.rollouts:
+        by_step[int(row["step"])].append(row)
+    lines = _merge(imported.metrics, by_step)
+    facts: Row = {"imported": source, "from": str(path)}
+    if any("logps/chosen" in line for line in lines):
+        facts["stage"] = "dpo"
+        _add_shifts(lines)
     run = Run(out)
-    lines = _merged(metrics, by)
-    write_atomic(run.path / "metrics.jsonl", b"")
-    write_atomic(run.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in lines).encode())
-    for step, rows in by.items():
+    for step, rows in by_step.items():
         run.samples(step, rows)
-    known: dict[str, Any] = {"imported": source, "from": str(path)}
-    if any("logps/chosen" in r for r in lines):
-        known["stage"] = "dpo"
-        _shift(run.path, lines)
-    write_atomic(run.path / "facts.json", json.dumps(known, indent=1).encode())
+    metrics = "".join(json.dumps(line) + "\n" for line in lines)
+    write_atomic(run.path / "metrics.jsonl", metrics.encode())
+    write_atomic(run.path / "facts.json", json.dumps(facts, indent=1).encode())
     run.close()
     return run.path
 
 
-def _merged(
-    metrics: Iterable[tuple[int, dict[str, Any]]], by: Mapping[int, list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """One line a step; means and spreads of rollouts where the metrics say nothing of them."""
-    rows: dict[int, dict[str, Any]] = {}
-    for step, found in metrics:
-        rows.setdefault(step, {}).update(found)
-    for step, mine in by.items():
-        held = [r["reward"] for r in mine if r["reward"] is not None]
-        row = rows.setdefault(step, {})
-        if held:
-            mean = sum(held) / len(held)
-            row.setdefault("reward/mean", mean)
-            row.setdefault("reward/std", math.sqrt(sum((x - mean) ** 2 for x in held) / len(held)))
-        row.setdefault("reward/unscored", 1 - len(held) / len(mine))
-    return [{"step": s, **rows[s]} for s in sorted(rows)]
+def _merge(metrics: Iterable[tuple[int, Row]], by_step: Mapping[int, Sequence[Row]]) -> list[Row]:
+    """One line per step; mean and spread of the rollouts' rewards where the metrics have none."""
+    lines: dict[int, Row] = {}
+    for step, values in metrics:
+        lines.setdefault(step, {}).update(values)
+    for step, rollouts in by_step.items():
+        rewards = [r["reward"] for r in rollouts if r["reward"] is not None]
+        line = lines.setdefault(step, {})
+        if rewards:
+            mean = sum(rewards) / len(rewards)
+            variance = sum((x - mean) ** 2 for x in rewards) / len(rewards)
+            line.setdefault("reward/mean", mean)
+            line.setdefault("reward/std", math.sqrt(variance))
+        line.setdefault("reward/unscored", 1 - len(rewards) / len(rollouts))
+    return [{"step": s, **lines[s]} for s in sorted(lines)]
 
 
-def _shift(folder: Path, lines: list[dict[str, Any]]) -> None:
-    """Log-probs of chosen answers against the first ones recorded, for lack of the start's own."""
-    for name in ("chosen", "rejected"):
-        held = [r[f"logps/{name}"] for r in lines if f"logps/{name}" in r]
-        for r in lines:
-            if held and f"logps/{name}" in r:
-                r[f"logps/{name}_shift"] = r[f"logps/{name}"] - held[0]
-    write_atomic(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in lines).encode())
+def _add_shifts(lines: Sequence[Row]) -> None:
+    """Log-probs compared with the first recorded ones, since those of the start are unknown."""
+    for name in ("logps/chosen", "logps/rejected"):
+        recorded = [line for line in lines if name in line]
+        for line in recorded:
+            line[f"{name}_shift"] = line[name] - recorded[0][name]
 
 
-Parts = tuple[list[tuple[int, dict[str, Any]]], list[dict[str, Any]]]
-
-
-def _trl(path: Path) -> Parts:
+def _read_trl(path: Path) -> Imported:
     folder = path.parent if path.is_file() else path
-    states = (
-        [path]
-        if path.is_file()
-        else [folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")]
-    )
+    states = [path] if path.is_file() else [
+        folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")
+    ]  # fmt: skip
     states = [s for s in states if s.is_file()]
-    metrics: list[tuple[int, dict[str, Any]]] = []
+    imported = Imported()
     if states:
         last = max(states, key=lambda s: int(read_object(s).get("global_step") or 0))
         for row in cast("list[Any]", read_object(last).get("log_history") or []):
-            if (
-                isinstance(row, dict)
-                and _number(row.get("step")) is not None
-                and "train_runtime" not in row
-            ):
-                metrics.append((int(row["step"]), renamed(row)))
-    rollouts: list[dict[str, Any]] = []
-    for file in sorted((folder / "completions").glob("*.parquet")) or sorted(
-        folder.glob("completions*.parquet")
-    ):
+            if not isinstance(row, dict) or "train_runtime" in row:
+                continue
+            if (step := _number(row.get("step"))) is not None:
+                imported.metrics.append((int(step), rename_metrics(row)))
+    tables = sorted((folder / "completions").glob("*.parquet"))
+    for file in tables or sorted(folder.glob("completions*.parquet")):
         try:
             rows = pq.read_table(file).to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{file}: not a readable table ({error}); remove it") from None
-        rollouts += [_rollout(r, f"{file}, row {i}") for i, r in enumerate(rows, 1)]
-    return metrics, rollouts
+        imported.rollouts += [_rollout(r, f"{file}, row {i}") for i, r in enumerate(rows, 1)]
+    return imported
 
 
-def _wandb(path: Path) -> Parts:
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(p for p in path.rglob("*") if p.suffix in (".csv", ".jsonl", ".json"))
-    )
-    metrics: list[tuple[int, dict[str, Any]]] = []
-    rollouts: list[dict[str, Any]] = []
+def _read_wandb(path: Path) -> Imported:
+    suffixes = (".csv", ".jsonl", ".json")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in suffixes)
+    imported = Imported()
     for file in files:
         if file.name.endswith(".table.json"):
             table = read_object(file)
             columns = [str(c) for c in table.get("columns") or []]
             for i, row in enumerate(table.get("data") or [], 1):
-                rollouts.append(_rollout(dict(zip(columns, row, strict=False)), f"{file}, row {i}"))
+                values = dict(zip(columns, row, strict=False))
+                imported.rollouts.append(_rollout(values, f"{file}, row {i}"))
         elif file.suffix == ".csv":
-            with file.open(encoding="utf-8", newline="") as handle:
-                for row in csv.DictReader(handle):
-                    step = next((_number(row[k]) for k in _STEPS if row.get(k)), None)
-                    if step is None:
-                        raise DataError(f"{file}: no column of steps ({', '.join(_STEPS)})")
-                    # The web page's export writes "run - metric", with its bounds beside it.
-                    plain = {
-                        k.rpartition(" - ")[2]: v
-                        for k, v in row.items()
-                        if k and not k.endswith(("__MIN", "__MAX"))
-                    }
-                    metrics.append((int(step), renamed(plain)))
+            _read_history(file, imported)
         elif file.suffix == ".jsonl":
-            more, texts = _lines(file)
-            metrics += more
-            rollouts += texts
-    return metrics, rollouts
+            _read_lines(file, imported)
+    return imported
 
 
-def _jsonl(path: Path) -> Parts:
-    files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-    metrics: list[tuple[int, dict[str, Any]]] = []
-    rollouts: list[dict[str, Any]] = []
-    for file in files:
-        more, texts = _lines(file)
-        metrics += more
-        rollouts += texts
-    return metrics, rollouts
+def _read_history(file: Path, into: Imported) -> None:
+    with file.open(encoding="utf-8", newline="") as handle:
+        for row in csv.DictReader(handle):
+            step = _step(row)
+            if step is None:
+                raise DataError(f"{file}: no column of steps ({', '.join(_STEPS)})")
+            # The web page's export writes "run - metric", and its bounds in columns of their own.
+            plain = {
+                k.rpartition(" - ")[2]: v
+                for k, v in row.items()
+                if k and not k.endswith(("__MIN", "__MAX"))
+            }
+            into.metrics.append((int(step), rename_metrics(plain)))
 
 
-def _lines(path: Path) -> Parts:
-    metrics: list[tuple[int, dict[str, Any]]] = []
-    rollouts: list[dict[str, Any]] = []
+def _read_jsonl(path: Path) -> Imported:
+    imported = Imported()
+    for file in [path] if path.is_file() else sorted(path.glob("*.jsonl")):
+        _read_lines(file, imported)
+    return imported
+
+
+def _read_lines(path: Path, into: Imported) -> None:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error})") from None
+            raise DataError(f"{where}: not JSON ({error})") from None
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: not a JSON object")
-        if any(k in row for k in _ANSWERS):
-            rollouts.append(_rollout(row, f"{path}, line {number}"))
+            raise DataError(f"{where}: not a JSON object")
+        if any(k in row for k in _COMPLETIONS):
+            into.rollouts.append(_rollout(row, where))
             continue
-        step = next((_number(row[k]) for k in _STEPS if k in row), None)
+        step = _step(row)
         if step is None:
-            raise DataError(
-                f"{path}, line {number}: no step ({', '.join(_STEPS)}) and no completion"
-            )
-        metrics.append((int(step), renamed(row)))
-    return metrics, rollouts
+            raise DataError(f"{where}: no step ({', '.join(_STEPS)}) and no completion")
+        into.metrics.append((int(step), rename_metrics(row)))
 
 
-def _rollout(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _rollout(row: Mapping[str, Any], where: str) -> Row:
     prompt = next((row[k] for k in _PROMPTS if k in row), None)
-    answer = next((row[k] for k in _ANSWERS if k in row), None)
-    if prompt is None or answer is None:
+    completion = next((row[k] for k in _COMPLETIONS if k in row), None)
+    if prompt is None or completion is None:
         raise DataError(
             f"{where}: a rollout needs a prompt and a completion; the columns are {', '.join(row)}"
         )
-    step = next((_number(row[k]) for k in _STEPS if k in row), None)
     scores = {
         k: n for k, v in row.items() if k not in _NOT_SCORES and (n := _number(v)) is not None
     }
-    given = next((_number(row[k]) for k in ("reward", "score") if k in row), None)
-    # TRL writes a column for each reward function, and no sum.
-    reward = given if given is not None else sum(scores.values()) if scores else None
-    text = _text(answer)
+    reward = next((_number(row[k]) for k in _REWARDS if k in row), None)
+    if reward is None and scores:
+        reward = sum(scores.values())  # TRL writes a column per reward function, and no sum
+    text = _text(completion)
     return {
-        "step": int(step or 0), "prompt": _text(prompt), "completion": text, "reward": reward, "scores": scores,
-        "finish": str(row.get("finish") or ""), "tokens": int(_number(row.get("tokens")) or len(text.split())),
-    }  # fmt: skip
+        "step": int(_step(row) or 0),
+        "prompt": _text(prompt),
+        "completion": text,
+        "reward": reward,
+        "scores": scores,
+        "finish": str(row.get("finish") or ""),
+        "tokens": int(_number(row.get("tokens")) or len(text.split())),
+    }
 
 
 def _text(value: Any) -> str:
-    """Text, or the last message of a conversation."""
+    """Text, or the messages of a conversation."""
     if isinstance(value, list):
         messages = cast("list[Any]", value)
         return "\n".join(

@@ -1,227 +1,392 @@
-"""What to do about each alarm: configuration changes to paste, or actions that a run takes itself.
+"""The catalogue of remedies: what to do about each alarm, as configuration changes or as advice.
 
-Advice by default. ``trimtab remedy RUN --name NAME`` writes the run's configuration with one change
-into a new file and a line into ``actions.jsonl``; the run's own configuration stays as it was, so
-the way back is to use it.
+Findings refer to a remedy by its name and may give it numbers. ``trimtab remedy`` writes the run's
+configuration with one change into a new file; some remedies act by themselves during training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trimtab.config import Config, merge, read_yaml
-from trimtab.errors import ConfigError
-from trimtab.runs import fs, to_json, write_atomic
-from trimtab.runs.console import console
+from trimtab.audit.run_settings import RewardSettings, RunSettings
 
-Values = dict[str, Any]
+Change = dict[str, Any]
+"""Part of a run's configuration, laid over it; empty where it does not apply."""
+
+BETA = 0.05
+"""KL coefficient where the configuration states none: the default of ``method.kl``."""
+LEARNED = ("model", "models")
 
 
 @dataclass(slots=True, frozen=True)
 class Remedy:
-    """One thing to change."""
+    """One thing to do about an alarm."""
 
     name: str
-    alarms: tuple[int, ...]
-    """Numbers of the alarms that it answers, likeliest first in each alarm's own list."""
-    what: str
-    """In a sentence, with its cost."""
-    change: Callable[[Values], Values]
-    """The change of a run's resolved configuration; empty where it does not apply."""
-    acts: bool = False
-    """The run does it itself while it trains."""
+    text: str
+    """What to do, in one sentence."""
+    change: Callable[..., Change] = lambda settings, **numbers: {}
+    """The change for ``RunSettings`` with a finding's numbers, which are optional; empty if it does
+    not apply to the run."""
+    command: str = ""
+    """A command to try where no configuration key helps."""
+    automatic: bool = False
+    """The run does it by itself during training."""
     source: str = ""
     """Paper."""
-    advice: str = ""
-    """What to try where no key of the run says it."""
 
 
-def _get(values: Values, dotted: str, default: Any = None) -> Any:
-    found: Any = values
-    for part in dotted.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-        if found is None:
-            return default
-    return found
+def to_yaml(change: Change) -> str:
+    """A change as YAML, short values on one line; empty for no change."""
+    if not change:
+        return ""
+    return yaml.safe_dump(change, sort_keys=False, default_flow_style=None, width=100).strip()
 
 
-def _beta(values: Values) -> float:
-    beta = _get(values, "method.kl.beta", 0.05)
-    return float(beta) if isinstance(beta, (int, float)) else 0.05
+def _round(value: float) -> float:
+    return float(f"{value:.8g}")
 
 
-def _steadier(values: Values) -> Values:
-    """Twice the coefficient, kept between 1 and 10 nats."""
-    return _kl(values, type="range", beta=max(2 * _beta(values), 0.02), low=1.0, high=10.0)
-
-
-def _freer(values: Values) -> Values:
-    return _kl(values, type="fixed", beta=_beta(values) / 10)
-
-
-def _target(values: Values) -> Values:
-    return _kl(values, type="adaptive", beta=max(_beta(values), 0.01), target=6.0)
-
-
-def _kl(values: Values, **keys: Any) -> Values:
-    """Another KL controller, with the run's place and estimator."""
-    if "method" not in values:
+def _kl(s: RunSettings, **keys: Any) -> Change:
+    """Another KL controller, where the run's KL is; in the loss where it has none."""
+    if not s.method:
         return {}
-    same = {k: v for k in ("place", "estimator") if (v := _get(values, f"method.kl.{k}"))}
-    return {"method": {"kl": {**keys, **same}}}
+    where = {"place": s.kl_place, "estimator": s.kl_estimator}
+    if s.kl_place == "none":
+        where = {"place": "loss", "estimator": "k3"}
+    return {"method": {"kl": {**{k: v for k, v in where.items() if v}, **keys}}}
 
 
-def _slower(values: Values) -> Values:
-    lr = _get(values, "optim.lr")
-    return {"optim": {"lr": float(lr) / 3}} if isinstance(lr, (int, float)) else {}
+def _beta(s: RunSettings) -> float:
+    return BETA if s.beta is None else s.beta
 
 
-def _rewards(values: Values, **more: Any) -> Values:
-    """Every learned reward with these keys; a list is replaced as a whole."""
-    given = values.get("rewards") or []
-    if not any(r.get("model") or r.get("models") for r in given):
-        return {}
-    return {"rewards": [{**r, **more} if r.get("model") or r.get("models") else r for r in given]}
+def _kl_range(s: RunSettings) -> Change:
+    return _kl(s, type="range", beta=_round(max(2 * _beta(s), 0.02)), low=1.0, high=10.0)
 
 
-def _ensemble(values: Values, combine: str) -> Values:
-    given = values.get("rewards") or []
-    if not any(r.get("models") for r in given):
-        return {}
-    return {"rewards": [{**r, "combine": combine} if r.get("models") else r for r in given]}
+def _kl_target(s: RunSettings, target: float = 6.0, beta: float | None = None) -> Change:
+    beta = max(_beta(s), 0.01) if beta is None else beta
+    return _kl(s, type="adaptive", beta=float(f"{beta:.2g}"), target=round(target, 2))
 
 
-def _gold(values: Values) -> Values:
-    held = _get(values, "audit.gold")
-    return held or {"function": "FILE.py:gold"}
-
-
-def _audit(act: str) -> Callable[[Values], Values]:
-    def change(values: Values) -> Values:
-        if "rewards" not in values:
-            return {}
-        more: Values = {}
-        if act == "refresh":
-            more = {"refresh": {"data": "OLD-COMPARISONS.jsonl"}}
-        return {"audit": {"gold": _gold(values), "share": 0.01, "act": act, **more}}
-
-    return change
-
-
-def _shape(**keys: Any) -> Callable[[Values], Values]:
-    return lambda values: {"shape": keys} if "rewards" in values else {}
-
-
-def _method(**keys: Any) -> Callable[[Values], Values]:
-    return lambda values: {"method": keys} if "method" in values else {}
-
-
-def _dynamic(values: Values) -> Values:
-    """Only where a prompt has several answers to compare."""
-    groups = _get(values, "method.group_size", 1) > 1
-    return {"method": {"filter": {"dynamic_sampling": True}}} if groups else {}
-
-
-def _nothing(values: Values) -> Values:
-    return {}
-
-
-def _length(values: Values) -> Values:
-    limit = _get(values, "sampling.max_new_tokens", 64)
-    return {"shape": {"length": {"weight": 1.0, "target": max(1, int(limit) // 2)}}}
-
-
-CATALOGUE: tuple[Remedy, ...] = (
-    Remedy("kl-range", (2, 1), "Raise beta above a KL of 10 nats, lower it below 1, stop when it stays above.", _steadier, True),
-    Remedy("kl-target", (2, 3), "Let beta find a KL of 6 nats by itself.", _target, True, "1909.08593"),
-    Remedy("lower-beta", (3,), "A tenth of the KL coefficient: the policy hardly moved.", _freer),
-    Remedy("lower-lr", (2, 7, 12), "A third of the learning rate.", _slower),
-    Remedy("stop-at-peak", (1,), "Audit 1 % of rollouts; when gold falls stop, and hand over the best audited policy, also at the end where it is surely better than the last.", _audit("stop"), True, "2210.10760"),
-    Remedy("switch-ensemble", (1, 6), "When gold falls, return, and go on with the worst member's score.", lambda v: _audit("switch")(v) if _ensemble(v, "mean") else {}, True, "2310.02743"),
-    Remedy("refresh-reward", (1, 4, 5, 16), "When gold falls, rank hacked against best audited answers, train the reward model on, go on from the best.", _audit("refresh"), True),
-    Remedy("audit", (1,), "Audit 1 % of rollouts and say what they show; nothing else.", _audit("none")),
-    Remedy("worst-case", (1, 6), "Score by the worst member of the ensemble.", lambda v: _ensemble(v, "worst"), False, "2310.02743"),
-    Remedy("uncertainty", (1, 6), "Score by the members' mean less their variance.", lambda v: _ensemble(v, "uncertainty"), False, "2310.02743"),
-    Remedy("average-weights", (6, 1), "Average the members' weights: one model's cost.", lambda v: _ensemble(v, "average"), False, "2401.12187"),
-    Remedy("residual-length", (4,), "Take the slope of the score on length out of it.", lambda v: _rewards(v, residual_length=True), False, "2310.03716"),
-    Remedy("length-penalty", (4, 9), "Take points off beyond half the limit.", _length),
-    Remedy("repetition-penalty", (16, 8), "Take points off for repeated word triples.", _shape(repetition={"weight": 1.0, "n": 3})),
-    Remedy("copy-penalty", (16,), "Take points off for what is copied from the prompt.", _shape(copying={"weight": 1.0})),
-    Remedy("missing-end", (9,), "Take points off answers that never end.", _shape(truncated={"weight": 1.0})),
-    Remedy("mask-truncated", (9,), "Learn nothing from answers that were cut.", _method(length={"mask_truncated": True}), False, "2503.14476"),
-    Remedy("clip-higher", (7, 8), "Let rare tokens gain more: the upper clip at 0.28.", _method(clip={"high": 0.28}), False, "2503.14476"),
-    Remedy("entropy-bonus", (7, 8), "Pay a little for entropy.", _method(entropy_coef=0.01)),
-    Remedy("importance-cap", (12,), "Cap the weights between sampler and trainer at 2.", _method(mismatch={"correction": "token", "high": 2.0})),
-    Remedy("dynamic-sampling", (13,), "Draw other prompts for groups whose rewards are all alike.", _dynamic, False, "2503.14476"),
-    Remedy("whiten", (14, 11), "Whiten and clip rewards.", _shape(whiten=True, clip=5.0)),
-    Remedy("decoding", (7, 8), "Sample otherwise when it serves, and look at what that costs.", _nothing, advice="trimtab compare RUN --data PROMPTS --rewards GOLD --temperatures '[0.7, 1.0]' --top_p 0.95"),
-)  # fmt: skip
-
-
-def for_alarm(number: int, values: Values) -> list[tuple[Remedy, Values]]:
-    """Remedies of an alarm that apply to a configuration, best first, each with its change, which is
-    empty for advice."""
-    found = [r for r in CATALOGUE if number in r.alarms]
-    found.sort(key=lambda r: r.alarms.index(number))
-    return [(r, change) for r in found if (change := r.change(values)) or r.advice]
-
-
-def paste(change: Values) -> str:
-    """A change as YAML."""
-    return yaml.safe_dump(change, sort_keys=False).rstrip()
-
-
-class RemedyConfig(Config):
-    """Configuration of ``trimtab remedy RUN``: without a name it lists what applies."""
-
-    run: str
-    """A run folder with its config.yaml."""
-    name: str | None = None
-    alarm: int | None = None
-    """List the remedies of this alarm alone."""
-    out: str | None = None
-    """Where the changed configuration goes; RUN-NAME.yaml when not given."""
-
-
-def main(config: RemedyConfig) -> dict[str, Any]:
-    """List remedies, or write the run's configuration with one of them.
-
-    Raises:
-        ConfigError: no such remedy, or it does not apply to this run.
-    """
-    run = Path(config.run)
-    values = read_yaml(run / "config.yaml")
-    apply = {r.name: (r, change) for r in CATALOGUE if (change := r.change(values))}
-    if config.name is None:
-        for r, change in apply.values():
-            if config.alarm is None or config.alarm in r.alarms:
-                console.print(f"[bold]{r.name}[/bold]: {r.what}")
-                console.print("  " + paste(change).replace("\n", "\n  "), markup=False)
-        for r in CATALOGUE:
-            if r.advice and (config.alarm is None or config.alarm in r.alarms):
-                console.print(f"[bold]{r.name}[/bold]: {r.what}")
-                console.print(f"  {r.advice}", markup=False)
-        return {"remedies": list(apply)}
-    if config.name not in apply:
-        known = any(r.name == config.name for r in CATALOGUE)
-        why = "does not apply to this run" if known else "is no remedy"
-        raise ConfigError(f"name: {config.name!r} {why}; there are {', '.join(apply)}")
-    remedy, change = apply[config.name]
-    path = Path(config.out or f"{run}-{remedy.name}.yaml")
-    changed = merge(values, change)
-    if "kl" in change.get("method", {}):
-        changed["method"]["kl"] = change["method"]["kl"]  # another kind has other keys
-    changed["out"] = f"{run}-{remedy.name}"
-    write_atomic(path, yaml.safe_dump(changed, sort_keys=False, allow_unicode=True).encode())
-    with fs.open(run / "actions.jsonl", "ab") as handle:
-        told = {"action": remedy.name, "change": change, "file": str(path)}
-        fs.write(handle, (to_json(told) + "\n").encode())
-    console.print(
-        f"[bold]{remedy.name}[/bold]: {remedy.what}\n{paste(change)}\n-> {path}", markup=True
+def _lower_beta(s: RunSettings, beta: float | None = None) -> Change:
+    return _kl(
+        s, type="fixed", beta=_round(_beta(s) / 10) if beta is None else float(f"{beta:.2g}")
     )
-    return {"file": str(path), "change": change}
+
+
+def _lr(s: RunSettings, factor: float) -> Change:
+    return {} if s.lr is None else {"optim": {"lr": _round(s.lr * factor)}}
+
+
+def _lower_lr(s: RunSettings, divisor: float = 3.0) -> Change:
+    return _lr(s, 1 / divisor)
+
+
+def _raise_lr(s: RunSettings, factor: float = 10.0) -> Change:
+    return _lr(s, factor)
+
+
+def _critic_lr(s: RunSettings) -> Change:
+    """Only for PPO and methods of one's own: the others have no critic."""
+    if s.method != "ppo" and ":" not in s.method:
+        return {}
+    lr = max(3 * (s.lr or 0.0), 10 * (s.critic_lr or 0.0))
+    return {"critic": {"optim": {"lr": _round(lr)}}} if lr > 0 else {}
+
+
+def _rewards(s: RunSettings, applies: Callable[[RewardSettings], bool], **keys: object) -> Change:
+    """The list of rewards with ``keys`` added to those it ``applies`` to: lists are replaced as a whole."""
+    if not any(map(applies, s.rewards)):
+        return {}
+    return {"rewards": [{**r.keys, **(keys if applies(r) else {})} for r in s.rewards]}
+
+
+def _learned(r: RewardSettings) -> bool:
+    return r.source in LEARNED
+
+
+def _ensemble(combine: str) -> Callable[[RunSettings], Change]:
+    return lambda s: _rewards(s, lambda r: r.source == "models", combine=combine)
+
+
+def _timeout(s: RunSettings) -> Change:
+    return _rewards(s, lambda r: r.source in ("function", "judge"), timeout=30.0)
+
+
+def _residual_length(s: RunSettings) -> Change:
+    return _rewards(s, _learned, residual_length=True)
+
+
+def _audit(s: RunSettings, act: str) -> Change:
+    if not s.rewards:
+        return {}
+    gold = s.gold or {"function": "FILE.py:gold"}
+    more: Change = {"refresh": {"data": "OLD-COMPARISONS.jsonl"}} if act == "refresh" else {}
+    return {"audit": {"gold": dict(gold), "share": 0.01, "act": act, **more}}
+
+
+def _switch(s: RunSettings) -> Change:
+    return _audit(s, "switch") if any(r.source == "models" for r in s.rewards) else {}
+
+
+def _shape(**keys: object) -> Callable[[RunSettings], Change]:
+    return lambda s: {"shape": keys} if s.rewards else {}
+
+
+def _length_penalty(s: RunSettings, target: float | None = None) -> Change:
+    limit = 64 if s.max_new_tokens is None else s.max_new_tokens
+    tokens = max(1, limit // 2) if target is None else int(target)
+    return _shape(length={"weight": 1.0, "target": tokens})(s)
+
+
+def _method(**keys: object) -> Callable[[RunSettings], Change]:
+    return lambda s: {"method": keys} if s.method else {}
+
+
+def _clip_higher(s: RunSettings) -> Change:
+    low = 0.2 if s.clip_low is None else s.clip_low
+    return _method(clip={"high": float(f"{max(0.28, 1.4 * low):.2g}")})(s)
+
+
+def _dynamic_sampling(s: RunSettings) -> Change:
+    """Only where several completions of a prompt are compared."""
+    if s.group_size == 1 or s.method in ("", "ppo"):
+        return {}
+    return {"method": {"filter": {"dynamic_sampling": True}}}
+
+
+def _more_labels(s: RunSettings) -> Change:
+    return {"holdout": 300, "epochs": 2} if s.stage == "reward" else {}
+
+
+def _smoothing(s: RunSettings) -> Change:
+    if s.stage == "dpo":
+        return {"objective": {"type": "cdpo", "smoothing": 0.1}}
+    return {"objective": {"smoothing": 0.1}} if s.stage == "reward" else {}
+
+
+def _anchor_chosen(s: RunSettings) -> Change:
+    beta = 0.1 if s.objective_beta is None else s.objective_beta
+    return {"objective": {"beta": _round(max(0.1, 5 * beta)), "rpo_alpha": 1.0}}
+
+
+def _longer_data(s: RunSettings) -> Change:
+    return {"data": {"max_completion_length": 1024}}
+
+
+def _own_template(s: RunSettings) -> Change:
+    return {"model": {"chat_template": None}}
+
+
+REMEDIES = (
+    # KL and the size of updates
+    Remedy(
+        "kl-range",
+        "Raise beta while KL is above 10 nats, lower it below 1 nat, and stop if KL stays above.",
+        _kl_range,
+        automatic=True,
+    ),
+    Remedy(
+        "kl-target",
+        "Let beta adapt so that KL stays near a target.",
+        _kl_target,
+        automatic=True,
+        source="1909.08593",
+    ),
+    Remedy("lower-beta", "Lower the KL coefficient so that the policy can move.", _lower_beta),
+    Remedy("lower-lr", "Lower the learning rate.", _lower_lr),
+    Remedy("raise-lr", "Raise the learning rate.", _raise_lr),
+    Remedy("fewer-updates", "Make fewer passes over each batch.", _method(updates={"epochs": 1})),
+    Remedy(
+        "restart-before",
+        "Restart from a checkpoint of before it began: a damaged policy rarely recovers.",
+    ),
+    Remedy(
+        "clip-higher",
+        "Raise the upper clip range, so that rare tokens can gain more probability.",
+        _clip_higher,
+        source="2503.14476",
+    ),
+    Remedy("entropy-bonus", "Add a small entropy bonus.", _method(entropy_coef=0.01)),
+    Remedy(
+        "importance-cap",
+        "If the lag is intended, weight tokens by the importance ratio, capped at 2.",
+        _method(mismatch={"correction": "token", "high": 2.0}),
+    ),
+    Remedy("sync-sampler", "Give the sampler the trainer's weights and sampling settings."),
+    Remedy(
+        "dynamic-sampling",
+        "Replace groups whose rewards are all equal by groups of other prompts.",
+        _dynamic_sampling,
+        source="2503.14476",
+    ),
+    Remedy(
+        "critic-lr",
+        "Give the critic a higher learning rate, start it from the reward model, or use a method with "
+        "a group baseline and no critic.",
+        _critic_lr,
+    ),
+    # The gold audit
+    Remedy(
+        "stop-at-peak",
+        "Audit 1 % of the rollouts; when gold falls, stop and export the best audited policy.",
+        lambda s: _audit(s, "stop"),
+        automatic=True,
+        source="2210.10760",
+    ),
+    Remedy(
+        "switch-ensemble",
+        "When gold falls, return to the best audited policy and continue with the lowest score of the "
+        "ensemble.",
+        _switch,
+        automatic=True,
+        source="2310.02743",
+    ),
+    Remedy(
+        "refresh-reward",
+        "When gold falls, retrain the reward model on the completions that exploited it, and continue "
+        "from the best audited policy.",
+        lambda s: _audit(s, "refresh") if any(map(_learned, s.rewards)) else {},
+        automatic=True,
+    ),
+    Remedy("audit", "Audit 1 % of the rollouts, and only report.", lambda s: _audit(s, "none")),
+    # The reward
+    Remedy(
+        "worst-case",
+        "Score with the lowest member of the ensemble.",
+        _ensemble("worst"),
+        source="2310.02743",
+    ),
+    Remedy(
+        "uncertainty",
+        "Score with the members' mean minus their variance.",
+        _ensemble("uncertainty"),
+        source="2310.02743",
+    ),
+    Remedy(
+        "average-weights",
+        "Average the members' weights, which costs as much as one model.",
+        _ensemble("average"),
+        source="2401.12187",
+    ),
+    Remedy(
+        "residual-length",
+        "Remove the linear effect of length from the reward model's score.",
+        _residual_length,
+        source="2310.03716",
+    ),
+    Remedy("length-penalty", "Penalise completions above a target length.", _length_penalty),
+    Remedy(
+        "repetition-penalty",
+        "Penalise repeated three-word sequences.",
+        _shape(repetition={"weight": 1.0, "n": 3}),
+    ),
+    Remedy(
+        "copy-penalty",
+        "Penalise text that is copied from the prompt.",
+        _shape(copying={"weight": 1.0}),
+    ),
+    Remedy(
+        "missing-end",
+        "Penalise completions that the length limit cut, by reward shaping.",
+        _shape(truncated={"weight": 1.0}),
+    ),
+    Remedy(
+        "missing-eos-penalty",
+        "Penalise completions without an end token, and check alarm 4 (length hacking).",
+        _method(length={"missing_eos_penalty": 1.0}),
+    ),
+    Remedy(
+        "mask-truncated",
+        "Mask completions that the length limit cut in the loss.",
+        _method(length={"mask_truncated": True}),
+        source="2503.14476",
+    ),
+    Remedy("whiten", "Whiten rewards and clip them at 5.", _shape(whiten=True, clip=5.0)),
+    Remedy(
+        "reward-timeout",
+        "Read the statuses in samples/ and fix what fails; set a timeout. A reward function should "
+        "return None where it failed: such completions are masked and counted, never scored as 0.",
+        _timeout,
+    ),
+    Remedy(
+        "inspect-reward",
+        "Call the reward by hand on the examples below and on good completions, and correct what it "
+        "pays for.",
+    ),
+    # Data, labels and judges
+    Remedy(
+        "belief-swaps",
+        "Add comparisons in which only the stated belief is swapped, and retrain the reward model.",
+    ),
+    Remedy(
+        "more-labels",
+        "Collect more labels (2,000 pairs or more), check the agreement between annotators, and do no "
+        "RL on this reward model.",
+        _more_labels,
+    ),
+    Remedy(
+        "label-rollouts",
+        "Label some of these rollouts and retrain the reward model; until then score with the lowest "
+        "member.",
+        _ensemble("worst"),
+    ),
+    Remedy(
+        "judge-audited",
+        "Have some rollouts judged (trimtab audit), and return to where the second reward was best.",
+    ),
+    Remedy(
+        "judge-both-orders",
+        "Ask the judge in both orders and average; leave out pairs on which it contradicts itself.",
+    ),
+    Remedy(
+        "fence-judge",
+        "Delimit the completions in the judge's prompt, and compare the judge with people on a sample.",
+    ),
+    Remedy(
+        "clean-pairs",
+        "Read the rows below, have disputed ones labelled again, and remove duplicates before the "
+        "split.",
+        _smoothing,
+    ),
+    Remedy(
+        "anchor-chosen",
+        "Raise beta, add the likelihood of the chosen completions to the loss, and train fewer epochs.",
+        _anchor_chosen,
+    ),
+    Remedy(
+        "end-tokens",
+        "Make the chat template or the pad token leave an end token in the labels; check the data's "
+        "own masks.",
+        _longer_data,
+    ),
+    Remedy(
+        "stop-token",
+        "Compare the tokenizer's EOS and the template's end of turn with generation_config.json, and "
+        "train SFT with the end token.",
+    ),
+    Remedy("one-bos", "Remove BOS from the chat template, or stop the tokenizer from adding it."),
+    Remedy(
+        "own-template",
+        "Use the chat template that is saved with the model, or fine-tune with the new one first.",
+        _own_template,
+    ),
+    Remedy("read-rows", "Read the rows of the skipped steps."),
+    Remedy(
+        "easier-or-harder-prompts",
+        "Keep the prompts that the policy solves sometimes: filter by pass rate.",
+    ),
+    Remedy(
+        "decoding",
+        "Sample with other temperatures when serving, and measure what that costs.",
+        command="trimtab compare RUN --data PROMPTS --rewards GOLD --temperatures '[0.7, 1.0]' --top_p 0.95",
+    ),
+)
+
+CATALOGUE: dict[str, Remedy] = {r.name: r for r in REMEDIES}

@@ -1,11 +1,12 @@
-"""The page of a reward's probes: what it pays for, in one screen."""
+"""The page of a reward's probes: what it pays for, on one screen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from trimtab.audit.probe_result import ProbeResult
+from trimtab.probe.probe_report import AccuracyCard, BestOfN, ProbeReport
 from trimtab.report.charts import (
     Bar,
     Chart,
@@ -18,199 +19,208 @@ from trimtab.report.charts import (
 from trimtab.report.sections import Answer, Pick, Section, Table, Tile, Verdict, render
 from trimtab.runs import write_atomic
 
-COLOUR = {"bad": 1, "fair": 4, "good": 2}
-ORDER = ("bad", "fair", "good")
+COLOUR = {"bad": 1, "fair": 4, "good": 2, "": 0}
+ORDER = ("bad", "fair", "good", "")
+RATIOS = ("disagreement", "ece")
+"""Probes whose value is no share."""
 EMPTY = ("copying", "fluency", "scrambled", "canary", "refusal")
 ADDED = ("length", "repetition", "praise", "format", "position")
 STYLE = ("style agrees", "style equal", "style opposes")
+DISTANCE = "√KL to the policy (√nats, at most)"
 
-Row = Mapping[str, Any]
 
-
-def write_page(out: Path, told: Mapping[str, Any]) -> Path:
-    """Write ``probes.html`` from what ``probes.json`` holds."""
-    rows: Sequence[Row] = told["probes"]
-    sections = [_first(rows), *_by_source(rows), *_sets(told["sets"])]
-    if "best_of_n" in told:
-        sections.append(_best_of(told["best_of_n"]))
-    sections.append(_table(rows))
-    name = told["reward"].get("model") or told["reward"].get("function") or "several models"
+def write_page(out: Path, report: ProbeReport) -> Path:
+    """Write ``probes.html``."""
+    sections = [
+        _overview(report.results),
+        *_by_source(report.results),
+        *(_accuracy(source, card) for source, card in report.sets.items()),
+    ]
+    if report.best_of_n is not None:
+        sections.append(_best_of_n(report.best_of_n))
+    sections.append(_table(report.results))
+    name = report.reward.get("model") or report.reward.get("function") or "several models"
     page = out / "probes.html"
     text = render(sections, "What does the reward pay for?", f"trimtab probe {name}")
     write_atomic(page, text.encode())
     return page
 
 
-def _percent(row: Row) -> str:
-    span = (
-        f" (95 % interval {row['low']:.0%} to {row['high']:.0%})"
-        if row.get("low") is not None and row["probe"] != "disagreement"
-        else ""
-    )
-    unit = (
-        f"{row['value']:.2f}" if row["probe"] in ("disagreement", "ece") else f"{row['value']:.0%}"
-    )
-    return f"{unit}{span}"
+def _value(r: ProbeResult) -> str:
+    if r.probe in RATIOS:
+        return f"{r.value:.2f}"
+    interval = f" (95 % interval {r.low:.0%} to {r.high:.0%})" if r.low is not None else ""
+    return f"{r.value:.0%}{interval}"
 
 
-def _first(rows: Sequence[Row]) -> Section:
-    bad = [r for r in rows if r["verdict"] == "bad"]
-    weak = [r for r in bad if r["probe"] == "accuracy"]
-    names = ", ".join(dict.fromkeys(str(r["probe"]) for r in bad))
-    if weak:
+def _overview(results: Sequence[ProbeResult]) -> Section:
+    bad = [r for r in results if r.grade == "bad"]
+    names = ", ".join(dict.fromkeys(r.probe for r in bad))
+    if any(r.probe == "accuracy" for r in bad):
         head, tone = "Do not train on this reward", "bad"
-        text = "Its accuracy on held-out pairs cannot be told from what a blind reader gets. "
+        text = "On held-out pairs it is not better than a predictor that ignores the content. "
     elif bad:
-        head, tone = "This reward can be pleased without a better answer", "bad"
-        text = "A policy trained on it will find these ways. "
+        head, tone = "This reward can be raised without better completions", "bad"
+        text = "A policy that is trained on it will find these ways. "
     else:
-        head, tone = "No probe found a way to please it", "good"
-        text = "That is no proof that there is none: audit the rollouts too. "
+        head, tone = "No probe raised the reward without a better completion", "good"
+        text = "That is no proof that it is impossible: audit the rollouts too. "
     if names:
         text += f"Bad: {names}."
     tiles: list[Tile] = []
-    for r in rows:
-        if r["probe"] == "accuracy":
-            note = f"{r['source']}; length alone or a coin: {r['baseline']:.0%}"
-            tiles.append(Tile("Accuracy", f"{r['value']:.1%}", note))
-        if r["probe"] == "ece":
-            tiles.append(Tile("Calibration error", f"{r['value']:.1%}", str(r["source"])))
-        if r["probe"] == "flattery":
-            tiles.append(
-                Tile(
-                    f"Follows the user ({r['of']})", f"{r['value']:.0%}",
-                    f"{r['source']}; by chance {r['baseline']:.0%}",
-                )
-            )  # fmt: skip
+    for r in results:
+        if r.probe == "accuracy":
+            note = f"{r.source}; length alone or a coin: {r.baseline:.0%}"
+            tiles.append(Tile("Accuracy", f"{r.value:.1%}", note))
+        elif r.probe == "ece":
+            tiles.append(Tile("Calibration error", f"{r.value:.1%}", r.source))
+        elif r.probe == "flattery":
+            note = f"{r.source}; by chance {r.baseline:.0%}"
+            tiles.append(Tile(f"Follows the user ({r.of})", f"{r.value:.0%}", note))
     picks = [
         Pick(
-            e["prompt"],
-            [Answer("Scored lower", e.get("plain", "")), Answer("Scored higher", e["answer"])],
-            f"{r['probe']} ({r['source']}): {r['about']}",
+            e.prompt,
+            [Answer("Scored lower", e.plain or ""), Answer("Scored higher", e.completion)],
+            f"{r.probe} ({r.source}): {r.about}",
         )
-        for r in sorted(bad, key=lambda r: -r["value"])[:4]
-        for e in r.get("examples", ())[:1]
+        for r in sorted(bad, key=lambda r: -(r.value or 0.0))[:4]
+        for e in r.examples[:1]
     ]
     return Section("", "", [Verdict(head, text, tone)], tiles, picks=picks)
 
 
-def _by_source(rows: Sequence[Row]) -> list[Section]:
-    made: list[Section] = []
-    for source in dict.fromkeys(r["source"] for r in rows):
-        mine = {r["probe"]: r for r in rows if r["source"] == source and r["probe"] != "flattery"}
+def _by_source(results: Sequence[ProbeResult]) -> list[Section]:
+    sections: list[Section] = []
+    for source in dict.fromkeys(r.source for r in results):
+        by_probe = {r.probe: r for r in results if r.source == source and r.probe != "flattery"}
+
+        def bars(
+            title: str,
+            probes: Sequence[str],
+            unit: str,
+            note: str,
+            level: float | None = None,
+            by_probe: Mapping[str, ProbeResult] = by_probe,
+        ) -> Chart | None:
+            rows = [by_probe[p] for p in probes if p in by_probe]
+            items = [Bar(r.probe, r.value or 0.0, r.low, r.high, COLOUR[r.grade]) for r in rows]
+            return bar_chart(title, items, unit, f"{note} Red: bad, green: good.", level)
+
         charts = [
-            _bars(
-                "Additions that make no answer better", [mine[p] for p in ADDED if p in mine],
-                "Share of prompts that pay",
-                "At or below the dashed line it does not pay for them; above it a policy will add them.",
+            bars(
+                "Additions that make no completion better",
+                ADDED,
+                "Share of prompts on which it pays",
+                "Above the dashed line the reward pays for the addition, and a policy will learn it.",
                 0.5,
             ),
-            _bars(
-                "Answers without the content", [mine[p] for p in EMPTY if p in mine],
-                "Share of prompts that pay",
-                "Should be near 0: each bar is how often it beats a good answer.", 0.1,
+            bars(
+                "Completions without the content",
+                EMPTY,
+                "Share of prompts on which it pays",
+                "Each bar is how often it beats a good completion. It should be near 0.",
+                0.1,
             ),
-            _bars(
-                "Content against style", [mine[p] for p in STYLE if p in mine],
-                "Share that prefers wrong",
-                "From left to right style helps the wrong answer more; a climb is the price of style.",
-                None,
+            bars(
+                "Content against style",
+                STYLE,
+                "Share of prompts on which wrong content wins",
+                "From left to right, style helps the wrong completion more. A rise is the effect of style.",
             ),
-        ]  # fmt: skip
+        ]
         lead = (
-            "Texts from the sandbox's grammar, whose truth is known."
+            "Texts from the sandbox's grammar, with a known ground truth."
             if source == "sandbox"
             else "Your own comparisons, with one thing changed in each."
         )
-        made.append(Section(f"Probes: {source}", lead, charts=[c for c in charts if c]))
-    return made
+        sections.append(Section(f"Probes: {source}", lead, charts=[c for c in charts if c]))
+    return sections
 
 
-def _bars(
-    title: str, rows: Sequence[Row], unit: str, see: str, level: float | None
-) -> Chart | None:
-    bars = [
-        Bar(str(r["probe"]), r["value"], r["low"], r["high"], COLOUR[r["verdict"]]) for r in rows
+def _accuracy(source: str, card: AccuracyCard) -> Section:
+    m = card.metrics
+    predictors = [
+        Bar("Reward", m["accuracy"], m["accuracy_low"], m["accuracy_high"], 0),
+        Bar("Length alone", m["length_only"], colour=5),
+        Bar("Labels shuffled", card.shuffled, colour=5),
     ]
-    return bar_chart(title, bars, unit, see + " Red: bad, green: good.", level)
+    if card.other_prompt is not None:
+        predictors.append(Bar("Other prompt", card.other_prompt, colour=5))
+    if "ceiling" in m:
+        predictors.append(Bar("Label noise", m["ceiling"], colour=2))
+    subsets = {**card.subsets, **card.length}
+    bars = [
+        Bar(name, f["accuracy"], f["accuracy_low"], f["accuracy_high"])
+        for name, f in list(subsets.items())[:8]
+    ]
+    unit = "Share of held-out pairs that are right"
+    charts = [
+        bar_chart(
+            "Accuracy compared with blind predictors",
+            predictors,
+            unit,
+            "The reward should be clearly above the grey bars. Green is the limit set by noisy labels.",
+            0.5,
+        ),
+        bar_chart(
+            "Accuracy by subset",
+            bars,
+            unit,
+            "If the interval of a bar contains the dashed line, the reward guesses on that subset.",
+            0.5,
+        ),
+    ]
+    if card.bins is not None:
+        note = "Points on the diagonal mean that a score difference can be read as log-odds."
+        charts.append(calibration_chart("Calibration", card.bins, note))
+    lead = f"{int(m['pairs'])} held-out pairs."
+    return Section(f"Accuracy: {source}", lead, charts=[c for c in charts if c])
 
 
-def _sets(cards: Mapping[str, Row]) -> list[Section]:
-    made: list[Section] = []
-    for source, card in cards.items():
-        blind = [
-            Bar("Reward", card["accuracy"], card["accuracy_low"], card["accuracy_high"], 0),
-            Bar("Length alone", card["length_only"], colour=5),
-            Bar("Labels shuffled", card["shuffled"], None, None, 5),
-        ]
-        if "other_prompt" in card:
-            blind.append(Bar("Other prompt", card["other_prompt"], colour=5))
-        if "ceiling" in card:
-            blind.append(Bar("Label noise", card["ceiling"], colour=2))
-        subsets = {**card["subsets"], **card["length"]}
-        bars = [
-            Bar(name, f["accuracy"], f["accuracy_low"], f["accuracy_high"])
-            for name, f in list(subsets.items())[:8]
-        ]
-        charts = [
-            bar_chart(
-                "Accuracy beside blind readers", blind, "Share of held-out pairs right",
-                "The reward should stand clear of the grey bars; green is what noisy labels allow.", 0.5,
-            ),
-            bar_chart(
-                "Accuracy by subset", bars, "Share of held-out pairs right",
-                "A bar whose interval holds the dashed line is a kind of prompt where it guesses.", 0.5,
-            ),
-        ]  # fmt: skip
-        if "bins" in card:
-            charts.append(
-                calibration_chart(
-                    "Calibration", card["bins"],
-                    "Dots on the diagonal mean that a score difference can be read as odds.",
-                )
-            )  # fmt: skip
-        lead = f"{int(card['pairs'])} held-out pairs."
-        made.append(Section(f"Accuracy: {source}", lead, charts=[c for c in charts if c]))
-    return made
-
-
-def _best_of(found: Mapping[str, Any]) -> Section:
-    points = list(found["curve"].values())
+def _best_of_n(best: BestOfN) -> Section:
+    points = list(best.curve.values())
     x = [p["kl_bound"] ** 0.5 for p in points]
-    lines = [Line("Gold", x, [p.get("gold") for p in points], 0)]
     charts = [
         line_chart(
-            "Gold of the best of n", lines, "√KL to the policy (√nats, at most)", "Mean gold score",
-            "Rising to the right, picking by this reward picks better answers; a bend is over-optimisation.",
+            "Gold of the best of n",
+            [Line("Gold", x, [p.get("gold") for p in points], 0)],
+            DISTANCE,
+            "Mean gold score",
+            "If the line rises, picking by this reward picks better completions. If it bends down, the "
+            "reward is over-optimised.",
         ),
         line_chart(
-            "Reward of the best of n", [Line("Reward", x, [p["reward"] for p in points], 1)],
-            "√KL to the policy (√nats, at most)", "Mean reward",
-            "Always rises: it is what the picking is done by.",
+            "Reward of the best of n",
+            [Line("Reward", x, [p["reward"] for p in points], 1)],
+            DISTANCE,
+            "Mean reward",
+            "It always rises, because completions are picked by it.",
         ),
-    ]  # fmt: skip
+    ]
     lead = ""
-    if "fit" in found:
-        peak, reach = found["fit"]["peak"], found["fit"]["reach"]
-        lead = (
-            f"Gao's form fits with R² {found['fit']['r2']:.3f}; "
-            + (
-                f"gold peaks at √KL {peak:.2f}."
-                if peak is not None and peak <= reach
-                else "no peak within reach of this n."
-            )
-        )  # fmt: skip
-    return Section("Before any training: best of n", lead, charts=[c for c in charts if c])
-
-
-def _table(rows: Sequence[Row]) -> Section:
-    body = [
-        (
-            f"{r['probe']} ({r['source']}, {r['of']})", _percent(r),
-            f"{r['baseline']:.2f}", number(float(r["n"])),
-            "–" if r.get("gap") is None else f"{r['gap']:+.2f}", str(r["verdict"]), str(r["about"]),
+    if best.fit is not None:
+        peak = best.fit["peak"]
+        where = (
+            f"gold peaks at √KL {peak:.2f}"
+            if peak <= best.fit["reach"]
+            else "gold has no peak within the range of this n"
         )
-        for r in sorted(rows, key=lambda r: ORDER.index(r["verdict"]))
-    ]  # fmt: skip
-    head = ("Probe", "Value", "Against", "n", "Score moved by (spreads)", "", "What it is")
-    return Section("Every probe", "", tables=[Table(head, body)])
+        lead = f"Gao's form fits with R² {best.fit['r2']:.3f}; {where}."
+    return Section("Best of n, before any training", lead, charts=[c for c in charts if c])
+
+
+def _table(results: Sequence[ProbeResult]) -> Section:
+    rows = [
+        (
+            f"{r.probe} ({r.source}, {r.of})",
+            _value(r),
+            "–" if r.baseline is None else f"{r.baseline:.2f}",
+            number(float(r.n)),
+            "–" if r.gap is None else f"{r.gap:+.2f}",
+            r.grade,
+            r.about,
+        )
+        for r in sorted(results, key=lambda r: ORDER.index(r.grade))
+    ]
+    head = ("Probe", "Value", "Limit", "n", "Change of score (std)", "Grade", "What is changed")
+    return Section("All probes", "", tables=[Table(head, rows)])

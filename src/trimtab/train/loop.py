@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from trimtab.doctor.diagnosis import attend
+from trimtab.doctor.diagnosis import examine_live
 from trimtab.models import checkpoint
 from trimtab.runs import Run, read_metrics
 from trimtab.runs.console import bar, console
@@ -114,7 +114,7 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
             if loop.sample_steps and (last or done % loop.sample_steps == 0):
                 run.samples(done, stage.samples())
             if loop.doctor_steps and (last or done % loop.doctor_steps == 0):
-                attend(run.path, stage.steps)
+                examine_live(run.path, stage.steps)
             show(done, note=stage.line(metrics))
             if last or stop.asked or (loop.save_steps and done % loop.save_steps == 0):
                 save(done)
