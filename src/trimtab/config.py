@@ -6,12 +6,13 @@ import difflib
 import importlib
 import importlib.util
 import logging
+import secrets
 import sys
 import types as pytypes
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
 import yaml
 from pydantic import (
@@ -120,22 +121,24 @@ C = TypeVar("C", bound=Config)
 K = TypeVar("K", bound=Kind)
 
 
-def by_type(base: type[K], known: Mapping[str, type[K]]) -> BeforeValidator:
-    """What turns ``{type: NAME, …}`` into the class of that name in ``known``, or the subclass of
-    ``base`` at that import path ("package.module:Class" or "file.py:Class").
+def by_type(base: type[K], classes: Mapping[str, type[K]]) -> BeforeValidator:
+    """What turns ``{type: NAME, …}``, or NAME alone, into the class of that name in ``classes``, or the
+    subclass of ``base`` at that import path ("package.module:Class" or "file.py:Class").
     """
 
     def make(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"type": value}
         if not isinstance(value, dict):
             return value
-        given = {str(k): v for k, v in cast("dict[Any, Any]", value).items()}
+        values = {str(k): v for k, v in cast("dict[Any, Any]", value).items()}
         old = next((k for k, new in base.renamed.items() if new == "type"), "type")
-        name = str(given.get("type", given.get(old, base.usual)))
+        name = str(values.get("type", values.get(old, base.usual)))
         if ":" in name:
-            return _imported(base, name).model_validate(given)
-        if name not in known:
-            raise ValueError(f"type {name!r} is none of {', '.join(known)}, and no import path")
-        return known[name].model_validate(given)
+            return _imported(base, name).model_validate(values)
+        if name not in classes:
+            raise ValueError(f"type {name!r} is none of {', '.join(classes)}, and no import path")
+        return classes[name].model_validate(values)
 
     return BeforeValidator(make)
 
@@ -147,22 +150,22 @@ def _imported(base: type[K], path: str) -> type[K]:
     Raises:
         ConfigError: nothing is there, or it is no such class.
     """
-    found = import_function(path, "type")
-    if not (isinstance(found, type) and issubclass(found, base)):
+    imported = import_function(path, "type")
+    if not (isinstance(imported, type) and issubclass(imported, base)):
         raise ConfigError(f"type: {path!r} is no {base.__name__}; subclass {base.__module__}'s")
-    whole: Any = create_model(found.__name__, __base__=found, type=(Literal[path], path))  # pyright: ignore[reportCallIssue, reportArgumentType, reportUnknownVariableType]
-    return whole
+    typed: Any = create_model(imported.__name__, __base__=imported, type=(Literal[path], path))  # pyright: ignore[reportCallIssue, reportArgumentType, reportUnknownVariableType]
+    return typed
 
 
 def _fields(annotation: Any) -> dict[str, Any]:
     """The keys a value of this annotation may have, over the arms of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {i.alias or name: i.annotation for name, i in annotation.model_fields.items()}
-    found: dict[str, Any] = {}
+    annotations: dict[str, Any] = {}
     if typing.get_origin(annotation) in (typing.Union, pytypes.UnionType, typing.Annotated):
         for arm in typing.get_args(annotation):
-            found.update(_fields(arm))
-    return found
+            annotations.update(_fields(arm))
+    return annotations
 
 
 def _keys_at(kind: type[BaseModel], path: tuple[Any, ...], values: Any) -> list[str]:
@@ -190,9 +193,9 @@ def build(kind: type[C], values: dict[str, Any], source: str = "configuration") 
         for item in error.errors():
             path = ".".join(str(p) for p in item["loc"]) or "(top)"
             if item["type"] == "extra_forbidden":
-                known = _keys_at(kind, item["loc"][:-1], values)
-                near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+                keys = _keys_at(kind, item["loc"][:-1], values)
+                near = difflib.get_close_matches(str(item["loc"][-1]), keys, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(keys)}"
                 lines.append(f"{path}: unknown key; {hint}")
             elif item["type"] == "missing":
                 lines.append(f"{path}: required, but not given")
@@ -250,12 +253,59 @@ def set_path(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
+_LOCAL = "<local>"
+_FUNCTIONS: dict[str, Callable[..., Any]] = {}
+"""Functions that were given as objects, by the path that stands for them in a configuration."""
+
+
+def function_path(function: Callable[..., Any]) -> str:
+    """The path that stands for ``function`` in a configuration: "module:qualname".
+
+    That of a script is "file.py:qualname". A lambda or a local function cannot be imported again:
+    its path holds for this process alone, and a warning says that its run cannot be resumed.
+    """
+    module = getattr(function, "__module__", None) or ""
+    name = str(getattr(function, "__qualname__", type(function).__qualname__))
+    if module == "__main__":
+        module = str(getattr(sys.modules["__main__"], "__file__", ""))
+    path = f"{module}:{name}"
+    if not module or "<" in name or not hasattr(function, "__qualname__"):
+        local = next((p for p, f in _FUNCTIONS.items() if f is function), None)
+        path = local or f"{_LOCAL}:{name}-{secrets.token_hex(4)}"
+        if local is None:
+            log.warning(
+                "%s is a lambda or a local function, so a run with it cannot be resumed; define it "
+                "at the top of a module to resume",
+                name,
+            )
+    _FUNCTIONS[path] = function
+    return path
+
+
+def is_local_function(path: str) -> bool:
+    """Whether the function of this path existed in the process that configured it only."""
+    return path.startswith(f"{_LOCAL}:")
+
+
+FunctionPath = Annotated[
+    str, BeforeValidator(lambda value: function_path(value) if callable(value) else value)
+]
+"""A key that takes "package.module:name", "file.py:name", or the function itself."""
+
+
 def import_function(path: str, key: str = "function") -> Callable[..., Any]:
     """The function or class at "package.module:name" or "file.py:name".
 
     Raises:
         ConfigError: the path has another form, or nothing is there.
     """
+    if path in _FUNCTIONS:
+        return _FUNCTIONS[path]
+    if is_local_function(path):
+        raise ConfigError(
+            f"{key}: {path!r} was a lambda or a local function of another process; give the function "
+            "itself, or define it at the top of a module"
+        )
     where, _, name = path.partition(":")
     if not name:
         raise ConfigError(f"{key}: {path!r} should be 'package.module:name' or 'file.py:name'")
@@ -274,7 +324,9 @@ def import_function(path: str, key: str = "function") -> Callable[..., Any]:
             module = importlib.import_module(where)
     except ImportError as error:
         raise ConfigError(f"{key}: {path!r} cannot be imported: {error}") from None
-    found = getattr(module, name, None)
-    if not callable(found):
+    function: Any = module
+    for part in name.split("."):
+        function = getattr(function, part, None)
+    if not callable(function):
         raise ConfigError(f"{key}: {where!r} has no function {name!r}")
-    return cast("Callable[..., Any]", found)
+    return cast("Callable[..., Any]", function)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trimtab.config import Config
 from trimtab.data import formats, sources
@@ -28,6 +30,11 @@ class DataSpec(Config):
     """Longer prompts (tokens) are left out and counted."""
     max_completion: int = Field(default=512, gt=0)
     """Longer completions (tokens) are cut."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": str(value)} if isinstance(value, str | os.PathLike) else value
 
 
 def load_groups(

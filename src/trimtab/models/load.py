@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Generator
@@ -16,7 +17,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import (
@@ -80,6 +81,11 @@ class ModelSpec(Config):
     """Recompute activations in the backward pass."""
     seed: int = 0
     """Seed of the weights that are not loaded (a model from scratch, a new head)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": str(value)} if isinstance(value, str | os.PathLike) else value
 
 
 def pick_device(name: str) -> torch.device:

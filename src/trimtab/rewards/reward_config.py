@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
-from trimtab.config import Config
+from trimtab.config import Config, FunctionPath
 from trimtab.judges.judge_config import JudgeSpec
 from trimtab.rewards.rules import VerifierName, verifier_options
 
@@ -27,17 +27,18 @@ class RewardSpec(Config):
     """One part of the reward: a model, an ensemble of models, a function, a judge (a function or
     an AI) or a verifier."""
 
-    name: str = Field(min_length=1, pattern=r"^[^/]+$")
-    """Its name in metrics and samples; what is below it is told as "name/part"."""
+    name: str = Field(default="", pattern=r"^[^/]+$")
+    """Its name in metrics and samples; its details are recorded as "name/part". By default the name
+    of the function or verifier, or else the key below that is set ("model")."""
     model: str | None = None
     """Folder or hub id of a sequence classification model with one label."""
     models: tuple[str, ...] = ()
     """Two or more of them, taken together as ``combine`` says."""
-    function: str | None = None
+    function: FunctionPath | None = None
     """ "package.module:name" or "file.py:name", called by argument name as in TRL:
     ``f(prompts, completions, **columns) -> list of floats``, of which it declares what it needs;
     None marks "no score"."""
-    judge: str | None = None
+    judge: FunctionPath | None = None
     """A function that compares two answers to one prompt, called by argument name:
     ``f(prompts, pairs, **columns) -> list``, 0 where the first of a pair is better, 1 where the
     second is, between them P(second is better), None for "no verdict". An answer's score is the
@@ -64,6 +65,22 @@ class RewardSpec(Config):
     "math" seconds for one completion (5 when not given)."""
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Keyword arguments of the function, or the verifier's keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        """A function alone is a reward, and a reward without a name is called after what it is."""
+        if callable(values):
+            values = {"function": values}
+        if not isinstance(values, dict):
+            return values
+        values = cast("dict[str, Any]", values)
+        kind = next((k for k in _KINDS if values.get(k)), None)
+        if kind is None or "name" in values:
+            return values
+        name = values[kind] if kind in ("function", "judge", "verifier") else kind
+        name = str(getattr(name, "__qualname__", name)).rpartition(":")[2].rpartition(".")[2]
+        return {**values, "name": {"<lambda>": "reward"}.get(name, name)}
 
     @model_validator(mode="after")
     def _one(self) -> RewardSpec:

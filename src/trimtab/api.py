@@ -1,0 +1,306 @@
+"""The Python API: every training stage as a function, and its run as an object.
+
+Every function takes the keys of its YAML stage as keyword arguments; values may be plain or
+configuration objects (``trimtab.GRPO(group_size=8)``), models may be paths, data may be rows, and
+rewards may be functions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from trimtab.config import Config, build, is_local_function
+from trimtab.errors import ConfigError
+from trimtab.launch.commands import COMMANDS
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from trimtab.data.dataset import DataSpec
+    from trimtab.doctor.diagnosis import Diagnosis
+    from trimtab.models.load import ModelSpec
+    from trimtab.objectives.policy import PolicyMethod
+    from trimtab.objectives.preference import Direct
+    from trimtab.rewards.reward_config import RewardSpec
+
+    Model = str | Path | ModelSpec | Mapping[str, Any]
+    """A folder, a hub id, or the keys of ``model:``."""
+    Data = (
+        str | Path | DataSpec | Mapping[str, Any] | Sequence[Mapping[str, Any]] | datasets.Dataset
+    )
+    """A file, a hub id, the keys of ``data:``, a list of rows, or a dataset."""
+    Reward = RewardSpec | Callable[..., Any] | Mapping[str, Any]
+    """A reward, or a function ``f(prompts, completions, **columns)`` called by argument name."""
+
+
+class Run:
+    """A finished run: a view of its folder.
+
+    Args:
+        path: The run folder.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ConfigError(f"{path}: there is no such run folder")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """Recorded metrics: one row per step, one column per metric (``"reward/mean"``)."""
+        import pandas as pd
+
+        from trimtab.runs import read_metrics
+
+        return pd.DataFrame(read_metrics(self.path)).set_index("step")
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """Recorded completions: prompt, completion, reward, scores, …; one row per completion."""
+        import pandas as pd
+
+        from trimtab.runs import read_samples
+
+        return pd.DataFrame(read_samples(self.path))
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The figures of ``summary.json``, nested by name."""
+        from trimtab.runs import read_summary
+
+        return read_summary(self.path)
+
+    @property
+    def model(self) -> str:
+        """The folder of the trained model, in Hugging Face format."""
+        return str(self.path / "model")
+
+    def load_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The trained model, with the head it was trained with, and its tokenizer."""
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(self.model)
+        loader = getattr(transformers, (config.architectures or ["AutoModelForCausalLM"])[0])
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self.model)
+        return loader.from_pretrained(self.model), tokenizer
+
+    def report(self) -> Path:
+        """Write ``report.html`` and return its path."""
+        from trimtab.report.run_report import report_run
+
+        return report_run(self.path)
+
+    def doctor(self) -> Diagnosis:
+        """Is the reward real, and what is wrong: ``verdict`` and ``findings``."""
+        from trimtab.doctor.diagnosis import examine
+
+        return examine(self.path)
+
+
+def sft(model: Model, data: Data, *, out: str | Path = "runs/sft", **keys: Any) -> Run:
+    """Fine-tune a model on demonstrations; ``keys`` as in ``trimtab sft --help``.
+
+    Raises:
+        ConfigError: a key is unknown or a value is refused.
+        DataError: a row cannot be used.
+    """
+    return _train("sft", {"model": model, "data": data, "out": out, **keys})
+
+
+def reward_model(model: Model, data: Data, *, out: str | Path = "runs/reward", **keys: Any) -> Run:
+    """Train a reward model on comparisons; ``keys`` as in ``trimtab reward --help``.
+
+    Raises:
+        ConfigError, DataError: as for ``sft``.
+    """
+    return _train("reward", {"model": model, "data": data, "out": out, **keys})
+
+
+def process_reward_model(
+    model: Model, data: Data, *, out: str | Path = "runs/process", **keys: Any
+) -> Run:
+    """Train a process reward model on labelled steps; ``keys`` as in ``trimtab process --help``.
+
+    Raises:
+        ConfigError, DataError: as for ``sft``.
+    """
+    return _train("process", {"model": model, "data": data, "out": out, **keys})
+
+
+def dpo(
+    model: Model,
+    data: Data,
+    *,
+    objective: Direct | str | Mapping[str, Any] = "dpo",
+    out: str | Path = "runs/dpo",
+    **keys: Any,
+) -> Run:
+    """Train on comparisons without a reward model: DPO, IPO, SimPO, KTO, …
+
+    Args:
+        model: Where training starts, and the reference.
+        data: Comparisons; for ``KTO`` completions with labels as well.
+        objective: ``trimtab.DPO(beta=0.1)``, another one, or its name.
+        out: The run folder.
+        keys: As in ``trimtab dpo --help``.
+
+    Raises:
+        ConfigError, DataError: as for ``sft``.
+    """
+    values = {"model": model, "data": data, "objective": objective, "out": out, **keys}
+    return _train("dpo", values)
+
+
+def online_dpo(
+    model: Model,
+    data: Data,
+    rewards: Sequence[Reward],
+    *,
+    objective: Direct | str | Mapping[str, Any] = "dpo",
+    out: str | Path = "runs/online_dpo",
+    **keys: Any,
+) -> Run:
+    """Train on pairs of the policy's own completions, ranked by ``rewards``.
+
+    ``keys`` as in ``trimtab online-dpo --help``; the others as for ``dpo`` and ``rl``.
+
+    Raises:
+        ConfigError, DataError: as for ``sft``.
+        RewardError: a reward function broke its contract.
+    """
+    values = {"model": model, "data": data, "rewards": rewards, "objective": objective, "out": out}
+    return _train("online-dpo", {**values, **keys})
+
+
+def rl(
+    model: Model,
+    data: Data,
+    rewards: Sequence[Reward],
+    *,
+    method: PolicyMethod | str | Mapping[str, Any] = "ppo",
+    out: str | Path = "runs/rl",
+    **keys: Any,
+) -> Run:
+    """Train a policy on its own completions: PPO, GRPO, DAPO, RLOO, …
+
+    Args:
+        model: Where training starts, and the reference of the KL.
+        data: Prompts; their other columns are passed to the reward functions.
+        rewards: Functions and ``trimtab.Reward(model=..., weight=...)``; their weighted sum is
+            what is trained on.
+        method: ``trimtab.GRPO(group_size=8)``, another one, or its name.
+        out: The run folder.
+        keys: As in ``trimtab rl --help``: ``steps``, ``batch_size``, ``sampling``, ``optim``, …
+
+    Raises:
+        ConfigError, DataError: as for ``sft``.
+        RewardError: a reward function broke its contract.
+    """
+    values = {"model": model, "data": data, "rewards": rewards, "method": method, "out": out}
+    return _train("rl", {**values, **keys})
+
+
+def doctor(run: Run | str | Path) -> Diagnosis:
+    """Diagnose a run folder: is the reward real, what is wrong, since when, and what to change.
+
+    Raises:
+        DataError: there is no such folder, or it cannot be read.
+    """
+    from trimtab.doctor.diagnosis import examine
+
+    return examine(run.path if isinstance(run, Run) else run)
+
+
+def _train(name: str, values: dict[str, Any]) -> Run:
+    command = COMMANDS[name]
+    out = Path(values["out"])
+    values = {**values, "out": str(out)}
+    for key in ("data", "eval_data"):
+        if values.get(key) is not None:
+            values[key] = _on_disk(values[key], out / "data", key)
+    if values.get("evals"):
+        values["evals"] = {k: _on_disk(v, out / "data", k) for k, v in values["evals"].items()}
+    _refuse_local_resume(out)
+    config = build(command.load_config(), values, name)
+    command.load_function()(config)
+    return Run(out)
+
+
+def _on_disk(data: Any, folder: Path, name: str) -> Any:
+    """``data`` as the stage reads it: rows and datasets become a file of the run folder.
+
+    Raises:
+        ConfigError: the run was started with other rows, or they are not of a known kind.
+    """
+    if isinstance(data, Mapping | Config | str | os.PathLike):
+        return data
+    if hasattr(data, "to_json") and hasattr(data, "column_names") and hasattr(data, "features"):
+        rows: Any = iter(data)
+    elif isinstance(data, Sequence):
+        rows = data
+    else:
+        raise ConfigError(
+            f"{name}: {type(data).__name__} is not data; give a path, a hub id, a list of rows or a "
+            "datasets.Dataset"
+        )
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file = folder / f"{name}.jsonl"
+    if (
+        file.exists()
+        and file.read_text(encoding="utf-8") != text
+        and _has_checkpoints(folder.parent)
+    ):
+        raise ConfigError(
+            f"{folder.parent}: this run was started with other rows of {name!r}; choose another out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return {"path": str(file)}
+
+
+def _has_checkpoints(out: Path) -> bool:
+    return any((out / "checkpoints").glob("step-*"))
+
+
+def _refuse_local_resume(out: Path) -> None:
+    """A run with a lambda cannot be resumed: nothing says that it is the same lambda.
+
+    Raises:
+        ConfigError: ``out`` holds such a run.
+    """
+
+    def has_local(value: Any) -> bool:
+        if isinstance(value, dict):
+            return any(map(has_local, value.values()))
+        if isinstance(value, list):
+            return any(map(has_local, value))
+        return isinstance(value, str) and is_local_function(value)
+
+    file = out / "config.yaml"
+    if not file.is_file() or not _has_checkpoints(out):
+        return
+    if has_local(yaml.safe_load(file.read_text(encoding="utf-8"))):
+        raise ConfigError(
+            f"{out}: this run was started with a lambda or a local function, so it cannot be "
+            "resumed; choose another out, or define the function at the top of a module"
+        )

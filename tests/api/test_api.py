@@ -1,0 +1,182 @@
+"""The Python API: real tiny trainings, with functions as rewards and rows as data."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+
+import trimtab as tt
+from tests.support import folders
+from trimtab.config import function_path, import_function
+from trimtab.errors import ConfigError
+
+SMALL: dict[str, Any] = {
+    "optim": tt.Optim(lr=1e-3),
+    "loop": {"save_steps": 1, "sample_steps": 1, "token_budget": 512},
+}
+PROMPTS = [{"prompt": f"what is the {w} ?", "word": w} for w in ("cat", "dog", "sun", "moon")] * 4
+
+
+def brevity(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """Shorter is better."""
+    return [-len(c.split()) / 50 for c in completions]
+
+
+def says_word(completions: list[str], word: list[str]) -> list[float]:
+    """Whether the row's word is in the completion."""
+    return [float(w in c) for c, w in zip(completions, word, strict=True)]
+
+
+class Scorer:
+    """A reward with a state, and one in a class."""
+
+    def __call__(self, completions: list[str], **_: Any) -> list[float]:
+        return [0.0 for _ in completions]
+
+    @staticmethod
+    def zero(completions: list[str], **_: Any) -> list[float]:
+        return [0.0 for _ in completions]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(folders.model_folder(tmp_path_factory.mktemp("base") / "model"))
+
+
+@pytest.fixture(scope="module")
+def run(model: str, tmp_path_factory: pytest.TempPathFactory) -> tt.Run:
+    return tt.rl(
+        model, PROMPTS, [brevity, tt.Reward(function=says_word, weight=0.5)],
+        method=tt.GRPO(group_size=2), steps=2, batch_size=4, sampling={"max_new_tokens": 4},
+        out=tmp_path_factory.mktemp("rl") / "run", **SMALL,
+    )  # fmt: skip
+
+
+def test_a_run_with_functions_as_rewards(run: tt.Run) -> None:
+    assert list(run.metrics.index) == [1, 2]
+    assert run.metrics["reward/mean"].notna().all()
+    assert {"reward/brevity", "reward/says_word"} <= set(run.metrics.columns)
+    assert len(run.samples) > 0 and {"prompt", "completion", "reward"} <= set(run.samples.columns)
+    saved = [r["function"] for r in run.config["rewards"]]
+    assert saved == [f"{__name__}:brevity", f"{__name__}:says_word"]
+    assert run.config["method"]["type"] == "grpo"
+    assert run.doctor().verdict == tt.doctor(run).verdict == tt.doctor(run.path).verdict
+    assert run.report() == run.path / "report.html"
+    assert run.summary["reward"] == pytest.approx(run.summary["reward"])
+
+
+def test_the_trained_model_is_a_hugging_face_model(run: tt.Run) -> None:
+    loaded, tokenizer = run.load_model()
+    ids = tokenizer("what is the cat", return_tensors="pt").input_ids
+    assert loaded.generate(ids, max_new_tokens=2).shape[0] == 1
+
+
+def test_the_same_call_resumes(run: tt.Run, model: str) -> None:
+    again = tt.rl(
+        model, PROMPTS, [brevity, tt.Reward(function=says_word, weight=0.5)],
+        method=tt.GRPO(group_size=2), steps=3, batch_size=4, sampling={"max_new_tokens": 4},
+        out=run.path, **SMALL,
+    )  # fmt: skip
+    assert list(again.metrics.index) == [1, 2, 3]
+    with pytest.raises(ConfigError, match="started with other rows of 'data'"):
+        tt.rl(model, PROMPTS[:4], [brevity], steps=3, out=run.path, **SMALL)
+
+
+def test_a_lambda_trains_once_and_says_so(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def train() -> tt.Run:
+        reward = lambda completions, **_: [float(len(c)) for c in completions]  # noqa: E731
+        keys = {"steps": 1, "batch_size": 4, "sampling": {"max_new_tokens": 2}, **SMALL}
+        return tt.rl(model, PROMPTS, [reward], method="rloo", out=tmp_path / "run", **keys)
+
+    assert train().metrics["reward/mean"].iloc[0] >= 0
+    assert caplog.text.count("cannot be resumed") == 1
+    with pytest.raises(ConfigError, match="lambda or a local function, so it cannot be resumed"):
+        train()
+
+
+def test_sft_and_reward_model_on_rows_and_datasets(model: str, tmp_path: Path) -> None:
+    rows = [{"prompt": "what is the cat ?", "completion": "the cat is here ."}] * 8
+    start = tt.sft(model, rows, out=tmp_path / "sft", epochs=1, batch_size=4, **SMALL)
+    assert start.metrics["loss"].iloc[-1] > 0
+    pairs = [{"prompt": "what is the cat ?", "chosen": "a cat .", "rejected": "no ."}] * 8
+    rm = tt.reward_model(
+        start.model, datasets.Dataset.from_list(pairs), eval_data=pairs[:4], holdout=0,
+        out=tmp_path / "rm", epochs=1, batch_size=4, **SMALL,
+    )  # fmt: skip
+    loaded, _ = rm.load_model()
+    assert type(loaded).__name__.endswith("ForSequenceClassification")
+    tuned = tt.dpo(
+        start.model, pairs, objective=tt.DPO(beta=0.2), out=tmp_path / "dpo", batch_size=4, **SMALL
+    )
+    assert tuned.config["objective"] == {**tuned.config["objective"], "type": "dpo", "beta": 0.2}
+    online = tt.online_dpo(
+        start.model, PROMPTS, [tt.Reward(model=rm.model)], out=tmp_path / "online", steps=1,
+        batch_size=4, sampling={"max_new_tokens": 4}, **SMALL,
+    )  # fmt: skip
+    assert "reward/model" in online.metrics.columns
+
+
+def test_mistakes_are_named(model: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rl: optimm: unknown key; did you mean 'optim'"):
+        tt.rl(model, PROMPTS, [brevity], optimm={}, out=tmp_path / "a")
+    with pytest.raises(ConfigError, match="int is not data"):
+        tt.sft(model, 3, out=tmp_path / "b")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="there is no such run folder"):
+        tt.Run(tmp_path / "absent")
+    with pytest.raises(AttributeError, match="has no attribute 'GRPOO'"):
+        tt.GRPOO  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_the_path_of_a_function() -> None:
+    assert function_path(brevity) == f"{__name__}:brevity"
+    assert import_function(f"{__name__}:Scorer.zero") is Scorer.zero
+    for local in (Scorer(), lambda: 0):
+        path = function_path(local)
+        assert path.startswith("<local>:") and function_path(local) == path
+        assert import_function(path) is local
+    with pytest.raises(ConfigError, match="local function of another process"):
+        import_function("<local>:f-1234", "rewards.f.function")
+
+
+def test_a_script_is_saved_by_its_file(tmp_path: Path, model: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import trimtab as tt\n"
+        "def short(completions): return [-float(len(c)) for c in completions]\n"
+        f"run = tt.rl({model!r}, {PROMPTS!r}, [short], method=tt.GRPO(group_size=2), steps=1,\n"
+        f"            batch_size=4, sampling={{'max_new_tokens': 2}}, out={str(tmp_path / 'run')!r})\n"
+        "print(run.metrics['reward/mean'], run.doctor().verdict)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["rewards"][0]["function"] == f"{script}:short"
+
+
+def test_the_import_takes_a_tenth_of_a_second() -> None:
+    """Of processor time, beyond the interpreter's own."""
+
+    def seconds(code: str) -> float:
+        spent: list[float] = []
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, "-c", code], check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return min(spent)
+
+    assert seconds("import trimtab") - seconds("pass") <= 0.1
+
+
+def test_every_public_name_is_there() -> None:
+    assert {n for n in tt.__all__ if getattr(tt, n) is None} == set()
+    assert {"sft", "GRPO", "Reward"} <= set(dir(tt))
