@@ -267,4 +267,4 @@ def test_a_judge_of_its_own_model_is_told_by_name() -> None:
         records = Records({item.id: item}, [j])
         told = bias.rates(records, votes([j]), bias.shapes(records, {}), [])
         assert ("self" in told) == (side != 0)
-        assert side == 0 or told["self"].rate == (1.0 if side > 0 else 0.0)
+        assert side == 0 or told["self"].value == (1.0 if side > 0 else 0.0)

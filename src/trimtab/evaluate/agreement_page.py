@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from trimtab.evaluate.agreement_findings import BIAS_TARGETS, verdicts
 from trimtab.evaluate.agreement_result import AgreementResult, AnnotatorResult
@@ -24,6 +23,12 @@ KINDS = {
 }
 MAX_BARS = 6
 """Bars per chart; the tables have every annotator."""
+QUALITY_CHARTS = (
+    ("accuracy", "Accuracy", "P(says the true class)", "By Dawid and Skene, from all annotators."),
+    ("with_people", "With the majority of the other people", "Share of pairs", "Ties count half."),
+    ("gold", "Against the gold answer", "Share of pairs", "On items with a gold answer."),
+)
+"""Field of ``AnnotatorResult``, title, unit and explanation."""
 FOOTER = (
     "Intervals are 95 %; those of agreement, kappa and accuracy are bootstraps over items. "
     "docs/agreement.md has every formula and its source."
@@ -253,7 +258,7 @@ def page(result: AgreementResult, records: Records) -> str:
             tables=[_elo_table(result)],
         ),
     ]
-    sections = [replace(s, tables=[_unbroken(t) for t in s.tables if t.rows]) for s in sections]
+    sections = [replace(s, tables=[_unbroken(t) for t in s.tables]) for s in sections]
     return render(sections, "How far the labels can be trusted", footer=FOOTER)
 
 
@@ -263,43 +268,17 @@ def _unbroken(table: Table) -> Table:
     return Table(table.head, [[r[0], *(c.replace(" ", space) for c in r[1:])] for r in table.rows])
 
 
-def _quality_charts(annotators: Mapping[str, AnnotatorResult]) -> list[Chart]:
-    def bars(key: Literal["accuracy", "with_people", "gold"]) -> list[Bar]:
-        measured = [(name, a, getattr(a, key)) for name, a in annotators.items()]
-        every = [
-            Bar(name, figure.value, figure.low, figure.high, 1 if a.who == "judge" else 0)
-            for name, a, figure in measured
-            if figure
-        ]
-        return sorted(every, key=lambda b: b.value)[:MAX_BARS]
-
-    charts = [
-        bar_chart(
-            "Accuracy",
-            bars("accuracy"),
-            "P(says the true class)",
-            "By Dawid and Skene: the truth is what all annotators together make likely.",
-            0.5,
-        ),
-        bar_chart(
-            "With the majority of the other people",
-            bars("with_people"),
-            "Share of pairs",
-            "The dashed line is a coin.",
-            0.5,
-        ),
-        bar_chart(
-            "Against the gold answer",
-            bars("gold"),
-            "Share of pairs",
-            "On items with a gold answer. The dashed line is a coin.",
-            0.5,
-        ),
-    ]
-    return [c for c in charts if c]
+def _quality_charts(annotators: Mapping[str, AnnotatorResult]) -> list[Chart | None]:
+    charts: list[Chart | None] = []
+    for key, title, unit, see in QUALITY_CHARTS:
+        figures = [(name, a.who, getattr(a, key)) for name, a in annotators.items()]
+        bars = [Bar(n, f.value, f.low, f.high, int(who == "judge")) for n, who, f in figures if f]
+        bars = sorted(bars, key=lambda b: b.value)[:MAX_BARS]
+        charts.append(bar_chart(title, bars, unit, f"{see} The dashed line is a coin.", 0.5))
+    return charts
 
 
-def _bias_charts(annotators: Mapping[str, AnnotatorResult]) -> list[Chart]:
+def _bias_charts(annotators: Mapping[str, AnnotatorResult]) -> list[Chart | None]:
     """The largest coefficients of each bias."""
     charts: list[Chart | None] = []
     for kind in dict.fromkeys(kind for a in annotators.values() for kind in a.bias):
@@ -311,10 +290,10 @@ def _bias_charts(annotators: Mapping[str, AnnotatorResult]) -> list[Chart]:
         ]
         see = f"Above 0: prefers {BIAS_TARGETS.get(kind, kind)}. Coloured: significant."
         charts.append(bar_chart(f"Bias: {kind}", bars, "Nats of log-odds", see))
-    return [c for c in charts if c]
+    return charts
 
 
-def _calibration_charts(result: AgreementResult) -> list[Chart]:
+def _calibration_charts(result: AgreementResult) -> list[Chart | None]:
     see = "On the diagonal, it is correct as often as it is confident. Larger dots have more pairs."
     charts: list[Chart | None] = []
     for name, judge in result.judges.items():
@@ -322,10 +301,10 @@ def _calibration_charts(result: AgreementResult) -> list[Chart]:
             before, after = judge.calibration.bins_before, judge.calibration.bins_after
             charts.append(calibration_chart(f"{name}: as given", before, see))
             charts.append(calibration_chart(f"{name}: calibrated, on other items", after, see))
-    return [c for c in charts if c]
+    return charts
 
 
-def _strength_charts(result: AgreementResult) -> list[Chart]:
+def _strength_charts(result: AgreementResult) -> list[Chart | None]:
     models = result.strengths.models if result.strengths else {}
     lowest = min((m.low for m in models.values()), default=0.0)
     chart = bar_chart(
@@ -337,7 +316,7 @@ def _strength_charts(result: AgreementResult) -> list[Chart]:
         "Elo points above the lowest bound",
         "Where intervals overlap, the order is not certain.",
     )
-    return [chart] if chart else []
+    return [chart]
 
 
 def _doubtful(result: AgreementResult, records: Records, most: int = 3) -> list[Pick]:

@@ -187,16 +187,6 @@ class Bias:
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceRate:
-    """How often an annotator chooses the completion with a property, quality not controlled."""
-
-    rate: float
-    low: float
-    high: float
-    n: float
-
-
-@dataclass(frozen=True, slots=True)
 class AnnotatorResult:
     """All figures of one annotator; None where there are too few judgements."""
 
@@ -216,7 +206,8 @@ class AnnotatorResult:
     drift: Drift | None
     cycles: Cycles | None
     bias: dict[str, Bias]
-    rates: dict[str, ChoiceRate]
+    rates: dict[str, Share]
+    """How often the completion with a property wins, quality not controlled."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.evaluate.agreement_result import Bias, ChoiceRate
+from trimtab.evaluate.agreement_result import Bias, Share
 from trimtab.feedback.judgement import Item
 from trimtab.feedback.records import Records
 from trimtab.feedback.votes import FIRST, TIE, Pair, Vote
 from trimtab.stats.logistic import ScoreTest, logistic
-from trimtab.stats.uncertainty import wilson
 
 Floats = npt.NDArray[np.float64]
 
@@ -198,11 +197,8 @@ def _against_others(
 
 
 def rates(
-    records: Records,
-    own_votes: Sequence[Vote],
-    shape: Mapping[str, Floats],
-    names: Sequence[str],
-) -> dict[str, ChoiceRate]:
+    records: Records, own_votes: Sequence[Vote], shape: Mapping[str, Floats], names: Sequence[str]
+) -> dict[str, Share]:
     """How often the first, the longer, the flattering completion wins, quality not controlled.
 
     Ties count half; the interval is Wilson's.
@@ -217,7 +213,5 @@ def rates(
         for name, side in sides.items():
             if side:
                 wins[name].append(score if side > 0 else 1 - score)
-    return {
-        name: ChoiceRate(sum(won) / len(won), *wilson(sum(won), len(won)), float(len(won)))
-        for name, won in wins.items()
-    }
+    shares = {name: Share.of(scores) for name, scores in wins.items()}
+    return {name: share for name, share in shares.items() if share}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trimtab.report.charts import Bar, bar_chart, grouped_bars, number
+from trimtab.report.charts import Bar, Chart, bar_chart, grouped_bars, number
 from trimtab.report.sections import Answer, Pick, Section, Table, Tile, Verdict, render
 from trimtab.stats.uncertainty import Estimate
 
@@ -23,6 +23,18 @@ STYLES = (
     ("same_opening", "Begin with the same three words", True),
 )
 """Key, label, and whether it is a share, of the style figures."""
+STYLE_CHARTS = (
+    ("words", "Completion length", "Words per completion", "Rewards often favour length.", 5),
+    ("distinct_2", "Diversity", "Distinct word pairs (share)", "Lower: more alike.", 3),
+    (
+        "flattery",
+        "Flattery",
+        "Share of completions that flatter",
+        "Higher: the reward pays for it.",
+        1,
+    ),
+)
+"""Key, title, unit, explanation and colour."""
 
 
 def _percent(rate: Estimate) -> str:
@@ -57,10 +69,7 @@ def _verdict(base: str, last: str, results: Mapping[str, ModelResult]) -> Verdic
 
 
 def page(
-    results: Mapping[str, ModelResult],
-    baseline: str,
-    rows: Sequence[Mapping[str, Any]],
-    first: str,
+    results: Mapping[str, ModelResult], baseline: str, rows: Sequence[Mapping[str, Any]], first: str
 ) -> str:
     """The page as HTML.
 
@@ -100,7 +109,7 @@ def page(
     return render(sections, "Side by side", f"{len(rows)} held-out rows, wins by {first}")
 
 
-def _charts(results: Mapping[str, ModelResult], baseline: str) -> list[Any]:
+def _charts(results: Mapping[str, ModelResult], baseline: str) -> list[Chart | None]:
     wins = {
         name: [
             Bar("raw", r.win_rate.value, colour=0),
@@ -109,38 +118,16 @@ def _charts(results: Mapping[str, ModelResult], baseline: str) -> list[Any]:
         for name, r in results.items()
         if name != baseline
     }
-    styles = {name: r.style for name, r in results.items()}
-    charts = [
-        grouped_bars(
-            f"Win rate against {baseline}",
-            wins,
-            "Share of comparisons won (ties half)",
-            "Above one half is better than the baseline. A lower second bar shows the part that is "
-            "due to length.",
-        ),
-        bar_chart(
-            "Completion length",
-            [Bar(n, s["words"], colour=5) for n, s in styles.items()],
-            "Words per completion",
-            "Rewards often favour longer completions without asking for them.",
-        ),
-        bar_chart(
-            "Diversity",
-            [Bar(n, s["distinct_2"], colour=3) for n, s in styles.items()],
-            "Distinct word pairs (share)",
-            "A fall means that the completions become more alike.",
-        ),
-        bar_chart(
-            "Flattery",
-            [
-                Bar(n, s["flattery"], s["flattery_low"], s["flattery_high"], 1)
-                for n, s in styles.items()
-            ],
-            "Share of completions that flatter",
-            "A rise means that the reward pays for agreeing with the user.",
-        ),
-    ]
-    return [c for c in charts if c]
+    see = "Above one half is better than the baseline; a lower second bar shows the part due to length."
+    title = f"Win rate against {baseline}"
+    charts = [grouped_bars(title, wins, "Share of comparisons won (ties half)", see)]
+    for key, title, unit, see, colour in STYLE_CHARTS:
+        bars = [
+            Bar(n, r.style[key], r.style.get(f"{key}_low"), r.style.get(f"{key}_high"), colour)
+            for n, r in results.items()
+        ]
+        charts.append(bar_chart(title, bars, unit, see))
+    return charts
 
 
 def _table(results: Mapping[str, ModelResult]) -> Table:

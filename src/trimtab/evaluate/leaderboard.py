@@ -158,9 +158,7 @@ def page(board: Leaderboard) -> str:
         "is half a win; intervals are 95 %, over prompts. LC is length-controlled: as if completions "
         "were equally long. Words are the mean difference."
     )
-    section = Section(
-        "Leaderboard", lead, charts=[c for c in charts if c], tables=[as_table(board)]
-    )
+    section = Section("Leaderboard", lead, charts=charts, tables=[as_table(board)])
     return render([section], "Models compared", footer="docs/agreement.md explains each figure.")
 
 

@@ -11,14 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
-from trimtab.evaluate.agreement_result import (
-    BothOrders,
-    Cycles,
-    Drift,
-    Figure,
-    ItemCycles,
-    Share,
-)
+from trimtab.evaluate.agreement_result import BothOrders, Cycles, Drift, Figure, ItemCycles, Share
 from trimtab.feedback.records import Records
 from trimtab.feedback.votes import FIRST, SECOND, TIE, Choices, Pair, Vote, majority, prompt_key
 from trimtab.stats.ranking import Triads, triads

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -71,15 +71,20 @@ class Section:
     lead: str = ""
     verdicts: Sequence[Verdict] = ()
     tiles: Sequence[Tile] = ()
-    charts: Sequence[Chart] = ()
+    charts: Sequence[Chart | None] = ()
+    """None, and a table without rows, is not shown."""
     tables: Sequence[Table] = ()
     picks: Sequence[Pick] = ()
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to show."""
-        parts = (self.verdicts, self.tiles, self.charts, self.tables, self.picks)
-        return not any(parts)
+        return not (self.verdicts or self.tiles or self.charts or self.tables or self.picks)
+
+    def shown(self) -> Section:
+        """Without charts that are None and tables without rows."""
+        charts, tables = [c for c in self.charts if c], [t for t in self.tables if t.rows]
+        return replace(self, charts=charts, tables=tables)
 
 
 MADE = (
@@ -106,7 +111,7 @@ def render(
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     page = environment.get_template("page.html.jinja").render(
-        sections=[s for s in sections if not s.empty],
+        sections=[s for s in map(Section.shown, sections) if not s.empty],
         title=title,
         subtitle=subtitle,
         css=Markup(css),
