@@ -20,6 +20,7 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.exchange import convert
 from trimtab.exchange.convert import FORMATS
 from trimtab.feedback import records as own
+from trimtab.feedback.comparisons import write_folder
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.feedback.records import Records
 
@@ -294,7 +295,7 @@ def test_what_is_written_is_what_trl_and_the_reward_stage_read(tmp_path: Path) -
     assert example.ranks == [1, 0]
 
 
-def run(folder: Path, *files: str, **given: Any) -> dict[str, Any]:
+def run(folder: Path, *files: str, **given: Any) -> convert.Exchanged:
     values = {"files": [str(folder / f) for f in files], **given, "to": str(folder / given["to"])}
     return convert.main(build(convert.ExchangeConfig, values))
 
@@ -312,12 +313,20 @@ def test_the_command_writes_what_it_reads(tmp_path: Path, name: str, end: str) -
     ]  # fmt: skip
     own.write(tmp_path / "in.jsonl", Records({a.id: a, b.id: b}, said))
     made = f"out.{end.removesuffix('.gz')}"
-    told = run(tmp_path, "in.jsonl", to=made, write=name)
-    assert told["left_out"] == []
+    counts = run(tmp_path, "in.jsonl", to=made, write=name)
+    assert counts.omitted == []
     if end.endswith(".gz"):
         (tmp_path / f"out.{end}").write_bytes(gzip.compress((tmp_path / made).read_bytes()))
     run(tmp_path, f"out.{end}", to="back.jsonl")
     assert (tmp_path / "back.jsonl").read_bytes() == (tmp_path / "in.jsonl").read_bytes()
+
+
+def test_a_label_folder_is_read(tmp_path: Path) -> None:
+    item = Item.of([{"role": "user", "content": "q"}], ["x", "y"])
+    records = Records({item.id: item}, [Judgement(item=item.id, annotator="ann", ranks=(0, 1))])
+    write_folder(tmp_path / "label", records)
+    run(tmp_path, "label", to="labels.jsonl")
+    assert own.read([str(tmp_path / "labels.jsonl")]) == records
 
 
 def test_outputs_of_models_become_items(tmp_path: Path) -> None:
@@ -327,8 +336,8 @@ def test_outputs_of_models_become_items(tmp_path: Path) -> None:
             for i in range(4)
         ]
         (tmp_path / f"{model}.json").write_text(json.dumps(rows))
-    told = run(tmp_path, "m1.json", "m2.json", "m3.json", to="items.jsonl")
-    assert told["items"] == 12
+    counts = run(tmp_path, "m1.json", "m2.json", "m3.json", to="items.jsonl")
+    assert counts.items == 12
     found = own.read([str(tmp_path / "items.jsonl")])
     assert {i.models for i in found.items.values()} == {("m1", "m2"), ("m1", "m3"), ("m2", "m3")}
     run(tmp_path, "items.jsonl", to="all.json", write="alpaca_outputs")
@@ -358,7 +367,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         own.read([str(tmp_path / "rank.jsonl")])
     tie = Judgement(item=item.id, annotator="ann", ranks=(0, 0))
     own.write(tmp_path / "tie.jsonl", Records({item.id: item}, [tie]))
-    with pytest.raises(DataError, match="nothing here fits trl"):
+    with pytest.raises(DataError, match="nothing can be written as trl"):
         run(tmp_path, "tie.jsonl", to="x.jsonl", write="trl")
 
 
@@ -382,7 +391,7 @@ def test_help_and_mistakes_of_the_commands(
     (tmp_path / "mixed.jsonl").write_text(
         '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"x": 1}\n'
     )
-    with pytest.raises(DataError, match="row 2 is not trl, as row 1 is"):
+    with pytest.raises(DataError, match="row 2 is not trl, but row 1 is"):
         convert.read([str(tmp_path / "mixed.jsonl")])
     with pytest.raises(DataError, match="row 1 is not argilla"):
         convert.read([str(tmp_path / "mixed.jsonl")], "argilla")

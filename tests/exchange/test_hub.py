@@ -134,7 +134,9 @@ def test_labels_go_to_the_hub_and_come_back(tmp_path: Path, address: str) -> Non
     assert "cannot be written" in refused.stderr and "Traceback" not in refused.stderr
     missing = trimtab(tmp_path, address, "hf_good", "hub://me/other", "--to", "out.jsonl")
     assert missing.returncode == 2
-    assert "items.jsonl cannot be fetched" in missing.stderr and "Traceback" not in missing.stderr
+    assert (
+        "items.jsonl cannot be downloaded" in missing.stderr and "Traceback" not in missing.stderr
+    )
 
 
 def test_an_address_is_owner_and_name() -> None:

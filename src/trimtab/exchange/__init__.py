@@ -1,5 +1,5 @@
-"""Other tools' files. Each module has ``sniff(row)``, ``load(rows)`` and ``dump(records)``.
+"""Other tools' formats. Each module has ``sniff(row)``, ``load(rows)`` and ``dump(records)``.
 
-What a format has a place for stands in that place and is what counts when it is read back; the
-rest travels in one column or field named ``trimtab``, so that nothing is lost on the way.
+A field that the format has a place for is written there, and that place takes precedence when the
+file is read back. All other fields are in one column named ``trimtab``, so that nothing is lost.
 """

@@ -1,32 +1,34 @@
-"""AlpacaEval: annotations (https://github.com/tatsu-lab/alpaca_eval) and models' outputs.
+"""AlpacaEval's annotations (https://github.com/tatsu-lab/alpaca_eval) and model outputs.
 
 ``preference`` is 1 if output_1 is better, 2 if output_2 is, 1.5 (in old files 0) for a tie, between
-1 and 2 for a probability, and nothing where the annotator failed.
+1 and 2 for a probability, and null where the annotator failed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from trimtab.data import sources
-from trimtab.exchange import fields as rest
-from trimtab.exchange.fields import KEY, Dumped, Row
+from trimtab.exchange import fields as shared
+from trimtab.exchange.fields import KEY, Dump
 from trimtab.feedback.judgement import Item, Judgement
-from trimtab.feedback.records import Records
+from trimtab.feedback.records import Records, messages
+from trimtab.types import Row
 
-COLUMNS = ("instruction", "output_1", "generator_1", "output_2", "generator_2", "annotator",
-           "preference")  # fmt: skip
+TEXTS = ("instruction", "output_1", "output_2")
+COLUMNS = (*TEXTS, "generator_1", "generator_2", "annotator", "preference")
 
 
 def sniff(row: Row) -> bool:
-    """Annotations."""
-    return {"instruction", "output_1", "output_2", "preference"} <= row.keys()
+    """Whether a row is an annotation."""
+    return {*TEXTS, "preference"} <= row.keys()
 
 
 def sniff_outputs(row: Row) -> bool:
-    """Outputs of a model."""
+    """Whether a row is the output of a model."""
     return {"instruction", "output"} <= row.keys()
 
 
@@ -48,117 +50,101 @@ def _preference(ranks: Sequence[int] | None, prob: float | None) -> float | None
 
 
 def load(rows: sources.Rows) -> Records:
-    """Annotations: other columns are kept with the judgement."""
-    found = Records()
+    """Annotations; other columns are saved with the judgement."""
+    records = Records()
     for number, row in rows.rows:
-        kept = rest.unpacked(row)
-        columns = ("instruction", "output_1", "output_2")
-        texts = [rest.text(rows.name, number, row, c) for c in columns]
+        column = shared.unpack(row)
+        prompt, *completions = (shared.text_of(rows, number, row, c) for c in TEXTS)
         models = (row.get("generator_1"), row.get("generator_2"))
-        fields: Row = {
-            "prompt": rest.question(texts[0]), "completions": texts[1:],
-            **({"models": models} if any(m is not None for m in models) else {}),
-            **kept.get("item", {}),
-        }  # fmt: skip
-        item = rest.item(rows.name, number, fields)
-        found.add(item)
-        said = _verdict(row["preference"])
-        if not kept:
+        fields: Row = {"prompt": messages(prompt), "completions": completions}
+        if any(m is not None for m in models):
+            fields["models"] = models
+        item = shared.item_of(rows, number, {**fields, **column.get("item", {})})
+        records.add(item)
+        verdict = _verdict(row["preference"])
+        if not column:
             others = {k: v for k, v in row.items() if k not in (*COLUMNS, KEY)}
-            if _preference(said.get("ranks"), said.get("prob")) != row["preference"]:
-                others["preference"] = row["preference"]  # an old tie, say: kept as it was
-            said = {"who": "ai", **said, **({"detail": {"alpaca_eval": others}} if others else {})}
-        mine = {**said, **kept.get("judgement", {}), "item": item.id}
+            if _preference(verdict.get("ranks"), verdict.get("prob")) != row["preference"]:
+                others["preference"] = row["preference"]  # such as a tie in an old file
+            detail = {"detail": {"alpaca_eval": others}} if others else {}
+            verdict = {"who": "ai", **verdict, **detail}
+        fields = {**verdict, **column.get("judgement", {}), "item": item.id}
         name = row.get("annotator")
-        mine["annotator"] = name if isinstance(name, str) else mine.get("annotator", "alpaca_eval")
-        found.judgements.append(rest.judgement(rows.name, number, mine))
-    return found
+        default = fields.get("annotator", "alpaca_eval")
+        fields["annotator"] = name if isinstance(name, str) else default
+        records.judgements.append(shared.judgement_of(rows, number, fields))
+    return records
 
 
-def dump(records: Records) -> Dumped:
-    """A row for every judgement of a pair."""
-    rows: list[Row] = []
-    wide = 0
-    for j in records.judgements:
-        item = records.items[j.item]
-        if len(item.completions) != 2:
-            wide += 1
-            continue
-        models = item.models or (None, None)
-        preference = _preference(j.ranks, j.prob)
-        detail = dict(j.detail)
-        foreign: Row = detail.pop("alpaca_eval", {})
-        row: Row = {
-            "instruction": rest.readable(item.prompt),
-            "output_1": item.completions[0], "generator_1": models[0],
-            "output_2": item.completions[1], "generator_2": models[1],
-            "annotator": j.annotator, "preference": preference,
-        }  # fmt: skip
-        theirs = {**row, **foreign}
-        if _reads_back(theirs, item, j):
-            rows.append(theirs)
-            continue
-        known: tuple[str, ...] = ("annotator", "item")
-        if {k: v for k, v in rest.rest(j).items() if k in ("ranks", "prob")} == _verdict(
-            preference
-        ):
-            known = (*known, "ranks", "prob")
-        hidden = {"judgement": rest.rest(j, known), "item": _item_rest(item)}
-        rows.append({**row, KEY: rest.packed(hidden)})
-    return rows, [f"{wide} judgements are not of two answers"] if wide else []
+def dump(records: Records) -> Dump:
+    """One row per judgement of a pair."""
+    pairs = [j for j in records.judgements if len(records.items[j.item].completions) == 2]
+    omitted = len(records.judgements) - len(pairs)
+    notes = [f"{omitted} judgements are not of two completions"] if omitted else []
+    return Dump([_row(records.items[j.item], j) for j in pairs], notes)
 
 
-def _item_rest(item: Item) -> Row:
-    known = ["completions"] + (["prompt"] if rest.plain(item.prompt) is not None else [])
-    return rest.rest(item, known)
-
-
-def _reads_back(row: Row, item: Item, j: Judgement) -> bool:
-    """Whether the format's own columns say all there is."""
-    back = load(sources.Rows("", [(1, row)]))
-    return back.items.get(item.id) == item and back.judgements == [j]
+def _row(item: Item, j: Judgement) -> Row:
+    models = item.models or (None, None)
+    preference = _preference(j.ranks, j.prob)
+    row: Row = {
+        "instruction": shared.readable(item.prompt),
+        "output_1": item.completions[0],
+        "generator_1": models[0],
+        "output_2": item.completions[1],
+        "generator_2": models[1],
+        "annotator": j.annotator,
+        "preference": preference,
+    }
+    original = {**row, **j.detail.get("alpaca_eval", {})}
+    back = load(sources.Rows("", [(1, original)]))
+    if back.items.get(item.id) == item and back.judgements == [j]:
+        return original
+    verdict = {k: v for k, v in shared.other_fields(j).items() if k in ("ranks", "prob")}
+    expressed = ("ranks", "prob") if verdict == _verdict(preference) else ()
+    others = shared.other_fields(j, ("annotator", "item", *expressed))
+    return {**row, KEY: shared.pack({"judgement": others, "item": shared.other_item_fields(item)})}
 
 
 def load_outputs(rows: sources.Rows) -> Records:
-    """Outputs of two or more models, in one file or several: every two that answer one instruction
+    """Outputs of two or more models, in one file or several: every two outputs for one instruction
     are an item."""
     by_prompt: dict[str, dict[str, tuple[str, Row]]] = {}
     for number, row in rows.rows:
-        said = [rest.text(rows.name, number, row, c) for c in ("instruction", "output")]
-        given = row.get("input")
-        asked = f"{said[0]}\n\n{given}" if isinstance(given, str) and given else said[0]
+        prompt, output = (shared.text_of(rows, number, row, c) for c in ("instruction", "output"))
+        if isinstance(row.get("input"), str) and row["input"]:
+            prompt = f"{prompt}\n\n{row['input']}"
         model = row.get("generator")
+        used = ("instruction", "output", "generator", "input")
+        extra = {k: v for k, v in row.items() if k not in used}
         name = model if isinstance(model, str) else rows.name
-        extra = {
-            k: v for k, v in row.items() if k not in ("instruction", "output", "generator", "input")
-        }
-        by_prompt.setdefault(asked, {})[name] = (said[1], extra)
-    found = Records()
-    for asked, mine in by_prompt.items():
-        names = list(mine)
-        for i, a in enumerate(names):
-            for b in names[i + 1 :]:
-                fields = {
-                    "prompt": rest.question(asked), "completions": [mine[a][0], mine[b][0]],
-                    "models": [a, b], "extra": mine[a][1],
-                }  # fmt: skip
-                item = rest.item(rows.name, 1, fields)
-                # Two models may say the same of one prompt, and a third pair then looks alike.
-                named = item.model_copy(update={"id": f"{item.id}-{i}-{names.index(b)}"})
-                found.add(named if item.id in found.items else item)
-    return found
+        by_prompt.setdefault(prompt, {})[name] = (output, extra)
+    records = Records()
+    for prompt, outputs in by_prompt.items():
+        for (i, a), (j, b) in itertools.combinations(enumerate(outputs), 2):
+            fields: Row = {
+                "prompt": messages(prompt),
+                "completions": [outputs[a][0], outputs[b][0]],
+                "models": [a, b],
+                "extra": outputs[a][1],
+            }
+            item = shared.item_of(rows, 1, fields)
+            if item.id in records.items:  # two models gave the same output
+                item = item.model_copy(update={"id": f"{item.id}-{i}-{j}"})
+            records.add(item)
+    return records
 
 
-def dump_outputs(records: Records) -> Dumped:
-    """Each model's answer to each prompt, once."""
-    seen: dict[tuple[str, str], str] = {}
+def dump_outputs(records: Records) -> Dump:
+    """Each model's output for each prompt, once."""
+    outputs: dict[tuple[str, str], str] = {}
     for item in records.items.values():
-        for model, answer in zip(item.models or (), item.completions, strict=False):
+        for model, text in zip(item.models or (), item.completions, strict=False):
             if model is not None:
-                seen.setdefault((model, rest.readable(item.prompt)), answer)
+                outputs.setdefault((model, shared.readable(item.prompt)), text)
     rows: list[Row] = [
-        {"dataset": "trimtab", "instruction": p, "output": a, "generator": m}
-        for (m, p), a in sorted(seen.items())
+        {"dataset": "trimtab", "instruction": prompt, "output": text, "generator": model}
+        for (model, prompt), text in sorted(outputs.items())
     ]
-    notes = [f"{len(records.judgements)} judgements have no place in outputs"]
-    return rows, notes if records.judgements else []
+    count = len(records.judgements)
+    return Dump(rows, [f"{count} judgements have no place in outputs"] if count else [])

@@ -1,16 +1,16 @@
 """``trimtab exchange``: labels from and to other tools' files.
 
-``docs/agreement.md`` says what each format holds. Names of annotators and times survive all.
+``docs/agreement.md`` describes what each format holds. Annotator names and times survive in all.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,35 +20,32 @@ from trimtab.config import Config
 from trimtab.data import sources
 from trimtab.errors import ConfigError, DataError
 from trimtab.exchange import alpaca, argilla, hub, label_studio, reward_bench, trl
-from trimtab.exchange.fields import Dumped, Row
+from trimtab.exchange.fields import Dump, other_fields
 from trimtab.feedback import records as own
 from trimtab.feedback.judgement import Who
 from trimtab.feedback.records import Records
 from trimtab.runs import write_atomic
-from trimtab.runs.console import console
+from trimtab.types import Row
+
+log = logging.getLogger(__name__)
 
 
-def _load_own(rows: sources.Rows) -> Records:
-    return own.parse(rows)
-
-
-def _dump_own(records: Records) -> Dumped:
-    rows = (*records.items.values(), *records.judgements)
-    return [r.model_dump(mode="json", exclude_defaults=True) for r in rows], []
+def _dump_own(records: Records) -> Dump:
+    return Dump([other_fields(r) for r in (*records.items.values(), *records.judgements)], [])
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A neighbour's format."""
+    """A file format."""
 
     sniff: Callable[[Row], bool]
-    """Whether a row is of it."""
+    """Whether a row has this format."""
     load: Callable[[sources.Rows], Records]
-    dump: Callable[[Records], Dumped]
+    dump: Callable[[Records], Dump]
 
 
 FORMATS: dict[str, Format] = {
-    "trimtab": Format(own.is_record, _load_own, _dump_own),
+    "trimtab": Format(own.is_record, own.parse, _dump_own),
     "argilla": Format(argilla.sniff, argilla.load, argilla.dump),
     "label_studio": Format(label_studio.sniff, label_studio.load, label_studio.dump),
     "alpaca_eval": Format(alpaca.sniff, alpaca.load, alpaca.dump),
@@ -57,60 +54,63 @@ FORMATS: dict[str, Format] = {
     "ranked": Format(trl.sniff_ranked, trl.load, trl.dump_ranked),
     "trl": Format(trl.sniff, trl.load, trl.dump),
 }
-"""In the order in which a row is tried."""
+"""In the order in which they are tried on a row."""
 
 
 class ExchangeConfig(Config):
     """Configuration of ``trimtab exchange FILES --to FILE``."""
 
     files: tuple[str, ...] = Field(min_length=1)
-    """What to read: .jsonl, .json, .parquet or .csv, each also .gz, or hub://OWNER/NAME."""
+    """Input: .jsonl, .json, .parquet or .csv, each also .gz, label folders, or hub://OWNER/NAME."""
     to: str
-    """What to write: .jsonl, .json or .parquet, or hub://OWNER/NAME."""
+    """Output: .jsonl, .json or .parquet, or hub://OWNER/NAME."""
     read: str | None = None
-    """Format of ``files``; found by their columns if not given."""
+    """Format of ``files``; recognised by their columns if not given."""
     write: str = "trimtab"
     """Format of ``to``: trimtab, trl, ranked, argilla, label_studio, reward_bench, alpaca_eval,
     alpaca_outputs."""
     annotator: str | None = None
-    """Name for labels that come without one."""
+    """Annotator name for labels that have none."""
     who: Who | None = None
-    """What such annotators are: human, simulated, ai or gold."""
+    """Type of such annotators: human, simulated, ai or gold."""
     private: bool = True
-    """A data set made on the hub is private."""
+    """Whether a dataset that is created on the hub is private."""
 
 
 def format_of(rows: sources.Rows) -> str:
-    """The name of the format that the rows are of.
+    """The name of the rows' format.
 
     Raises:
-        DataError: the first is of none, or another is not of the first one's.
+        DataError: the first row has no known format, or another row has a different one.
     """
     number, first = rows.rows[0]
     name = next((n for n, form in FORMATS.items() if form.sniff(first)), None)
     if name is None:
         raise DataError(
             f"{rows.name}: row {number} has the columns {', '.join(list(first)[:12])}: no format "
-            f"known here ({', '.join(FORMATS)}); docs/agreement.md says what each has"
+            f"known ({', '.join(FORMATS)}); docs/agreement.md lists the columns of each"
         )
     for number, row in rows.rows:
-        # Our own reader says more of what is wrong with a row.
+        # Our own reader gives a better error message.
         if name != "trimtab" and not FORMATS[name].sniff(row):
-            raise DataError(f"{rows.name}: row {number} is not {name}, as row 1 is")
+            raise DataError(f"{rows.name}: row {number} is not {name}, but row 1 is")
     return name
 
 
 def read(files: Sequence[str], form: str | None = None) -> Records:
-    """Items and judgements of files of any known format, or of the hub.
+    """Items and judgements of files of any known format, of label folders, or of the hub.
 
     Raises:
         DataError: a file or row cannot be used; the message names them.
     """
-    found = Records()
+    records = Records()
     outputs: list[tuple[int, Row]] = []
     for file in files:
         if file.startswith(hub.PREFIX):
-            _merge(found, hub.pull(file))
+            records.merge(hub.pull(file))
+            continue
+        if Path(file).is_dir():
+            records.merge(own.read_folder(file))
             continue
         rows = sources.read(file)
         name = form or format_of(rows)
@@ -120,24 +120,18 @@ def read(files: Sequence[str], form: str | None = None) -> Records:
         if name == "alpaca_outputs":  # models are compared across files
             outputs += rows.rows
         else:
-            _merge(found, FORMATS[name].load(rows))
+            records.merge(FORMATS[name].load(rows))
     if outputs:
-        _merge(found, alpaca.load_outputs(sources.Rows(", ".join(files), outputs)))
-    found.check()
-    return found
-
-
-def _merge(found: Records, more: Records) -> None:
-    for item in more.items.values():
-        found.add(item)
-    found.judgements += more.judgements
+        records.merge(alpaca.load_outputs(sources.Rows(", ".join(files), outputs)))
+    records.check()
+    return records
 
 
 def encode(path: Path, rows: list[Row]) -> bytes:
-    """Rows as a file of the kind that ``path`` ends with.
+    """Rows as a file of the type of ``path``.
 
     Raises:
-        ConfigError: it is none that is written.
+        ConfigError: this type cannot be written.
         DataError: the rows do not fit one table.
     """
     if path.suffix == ".jsonl":
@@ -154,15 +148,16 @@ def encode(path: Path, rows: list[Row]) -> bytes:
                 f"{path}: these rows do not fit a table ({error}); write .jsonl"
             ) from None
         return sink.getvalue()
-    raise ConfigError(f"to: {path}: kind {path.suffix or '(none)'} is not written; use .jsonl, .json "
-                      "or .parquet")  # fmt: skip
+    raise ConfigError(
+        f"to: {path}: file type {path.suffix or '(none)'} is not written; use .jsonl, .json or .parquet"
+    )
 
 
 def _named(records: Records, config: ExchangeConfig) -> Records:
-    """Labels without a name of their own get the one given."""
+    """Labels without an annotator name get the configured one."""
     if config.annotator is None and config.who is None:
         return records
-    change: dict[str, Any] = {}
+    change: dict[str, str] = {}
     if config.annotator is not None:
         change["annotator"] = config.annotator
     if config.who is not None:
@@ -174,16 +169,29 @@ def _named(records: Records, config: ExchangeConfig) -> Records:
     )
 
 
-def main(config: ExchangeConfig) -> dict[str, Any]:
-    """Read, write, say what could not be written."""
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """Counts of a conversion."""
+
+    items: int
+    judgements: int
+    rows: int
+    omitted: list[str]
+    """What could not be written, one sentence each."""
+
+
+def main(config: ExchangeConfig) -> Exchanged:
+    """Read, write, and report what could not be written."""
     for key, name in (("read", config.read), ("write", config.write)):
         if name is not None and name not in FORMATS:
             raise ConfigError(f"{key}: {name!r} is none of {', '.join(FORMATS)}")
     to_hub = config.to.startswith(hub.PREFIX)
     if to_hub and config.write != "trimtab":
-        raise ConfigError("write: the hub holds the trimtab format; write other formats to a file")
+        raise ConfigError(
+            "write: only the trimtab format is written to the hub; write other formats to a file"
+        )
     if not to_hub:
-        encode(Path(config.to), [])  # a wrong ending is told before anything is read
+        encode(Path(config.to), [])  # refuses a wrong file type before anything is read
     records = _named(read(config.files, config.read), config)
     notes: list[str] = []
     if to_hub:
@@ -193,21 +201,23 @@ def main(config: ExchangeConfig) -> dict[str, Any]:
         rows, notes = FORMATS[config.write].dump(records)
         if not rows:
             raise DataError(
-                f"{', '.join(config.files)}: nothing here fits {config.write}: {'; '.join(notes)}"
+                f"{', '.join(config.files)}: nothing can be written as {config.write}: {'; '.join(notes)}"
             )
         path = Path(config.to)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, encode(path, rows))
         where, count = str(path), len(rows)
-    console.print(
-        f"[bold]exchange[/bold]: {len(records.items)} items, {len(records.judgements)} judgements "
-        f"by {len({j.annotator for j in records.judgements})} annotators -> {count} rows, {where}"
+    annotators = len({j.annotator for j in records.judgements})
+    log.info(
+        "exchange: %d items, %d judgements by %d annotators -> %d rows, %s",
+        len(records.items),
+        len(records.judgements),
+        annotators,
+        count,
+        where,
     )
     for note in notes:
-        console.print(f"left out: {note}")
+        log.info("omitted: %s", note)
     if config.write == "label_studio":
-        console.print(
-            "a labelling interface for these tasks:\n" + label_studio.CONFIG, markup=False
-        )
-    return {"items": len(records.items), "judgements": len(records.judgements), "rows": count,
-            "left_out": notes}  # fmt: skip
+        log.info("a labelling interface for these tasks:\n%s", label_studio.CONFIG)
+    return Exchanged(len(records.items), len(records.judgements), count, notes)

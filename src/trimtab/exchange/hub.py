@@ -1,4 +1,4 @@
-"""Labels as a data set on the Hugging Face hub: ``items.jsonl`` and ``judgements.jsonl``."""
+"""Labels as a dataset on the Hugging Face hub: ``items.jsonl`` and ``judgements.jsonl``."""
 
 from __future__ import annotations
 
@@ -35,36 +35,36 @@ def _name(address: str) -> str:
 
 
 def pull(address: str) -> Records:
-    """Items and judgements of a hub data set that ``push`` wrote.
+    """Items and judgements of a hub dataset that ``push`` wrote.
 
     Raises:
-        DataError: it is not there, cannot be reached, or is not of this form.
+        DataError: it does not exist, cannot be reached, or has another format.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     name = _name(address)
-    found = Records()
+    records = Records()
     for file in (ITEMS, JUDGEMENTS):
         try:
             path = hf_hub_download(name, file, repo_type="dataset")
         except (HfHubHTTPError, OSError) as error:
             why = next(iter(str(error).splitlines()), type(error).__name__)
-            raise DataError(f"{address}: {file} cannot be fetched ({why})") from None
+            raise DataError(f"{address}: {file} cannot be downloaded ({why})") from None
         if Path(path).stat().st_size:
-            found.merge(parse(sources.read(path)))
-    found.check()
-    return found
+            records.merge(parse(sources.read(path)))
+    records.check()
+    return records
 
 
 def push(address: str, records: Records, *, private: bool = True) -> str:
-    """One commit with both files and a card; the data set is made, private, if it is not there.
+    """Upload both files and a card in one commit; a missing dataset is created.
 
     Returns:
-        Its address on the hub.
+        The dataset's URL.
 
     Raises:
-        DataError: the hub refuses or cannot be reached.
+        DataError: the hub refuses, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -79,7 +79,7 @@ def push(address: str, records: Records, *, private: bool = True) -> str:
     api = HfApi()
     try:
         api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
-        made = api.create_commit(
+        commit = api.create_commit(
             name,
             [CommitOperationAdd(path, data) for path, data in files.items()],
             commit_message="Preference labels",
@@ -87,5 +87,7 @@ def push(address: str, records: Records, *, private: bool = True) -> str:
         )
     except (HfHubHTTPError, OSError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{address}: cannot be written ({why}); 'hf auth login' signs in") from None
-    return str(made.repo_url)
+        raise DataError(
+            f"{address}: cannot be written ({why}); to sign in, run 'hf auth login'"
+        ) from None
+    return str(commit.repo_url)

@@ -1,18 +1,19 @@
 """RewardBench (2403.13787: one chosen, one rejected) and RewardBench 2 (2506.01937: lists of both).
 
-Their labels are known answers: judgements of ``who`` "gold".
+Their labels are ground truth: judgements of ``who`` "gold".
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from trimtab.data import sources
 from trimtab.errors import DataError
-from trimtab.exchange import fields as rest
-from trimtab.exchange.fields import KEY, Dumped, Row
+from trimtab.exchange import fields as shared
+from trimtab.exchange.fields import KEY, Dump
 from trimtab.feedback.judgement import Item, Judgement
-from trimtab.feedback.records import Records
+from trimtab.feedback.records import Records, messages
+from trimtab.types import Row
 
 FIRST = ("prompt", "chosen", "chosen_model", "rejected", "rejected_model", "id")
 SECOND = ("prompt", "chosen", "rejected", "models", "id", "num_correct", "num_incorrect",
@@ -21,99 +22,99 @@ NAME = "reward-bench"
 
 
 def sniff(row: Row) -> bool:
-    """Either."""
+    """Whether a row is of either."""
     if not isinstance(row.get("prompt"), str) or "rejected" not in row:
         return False
     return "chosen_model" in row or (isinstance(row.get("chosen"), list) and "subset" in row)
 
 
 def load(rows: sources.Rows) -> Records:
-    """Items with their gold judgement; the order of answers does not tell which is right."""
-    found = Records()
+    """Items with their gold judgement; the order of the completions does not reveal the best."""
+    records = Records()
     for number, row in rows.rows:
-        kept = rest.unpacked(row)
+        column = shared.unpack(row)
         second = isinstance(row.get("chosen"), list)
-        good: list[Any] = list(row["chosen"]) if second else [row.get("chosen")]
-        poor: list[Any] = list(row["rejected"]) if second else [row.get("rejected")]
-        if not good or not poor or not all(isinstance(a, str) for a in (*good, *poor)):
+        chosen: list[Any] = list(row["chosen"]) if second else [row.get("chosen")]
+        rejected: list[Any] = list(row["rejected"]) if second else [row.get("rejected")]
+        texts = [*chosen, *rejected]
+        if not chosen or not rejected or not all(isinstance(t, str) for t in texts):
             raise DataError(f"{rows.name}: row {number}: 'chosen' and 'rejected' must hold texts")
-        models = (
-            row.get("models") if second else [row.get("chosen_model"), row.get("rejected_model")]
-        )
-        named = (
-            list(models) if models is not None and len(models) == len(good) + len(poor) else None
-        )
-        known = SECOND if second else FIRST
-        order = kept.get("order") or rest.shuffled([*good, *poor])
-        all_, ranks = [*good, *poor], [0] * len(good) + [1] * len(poor)
-        extra = {k: v for k, v in row.items() if k not in (*known, KEY)}
-        if not kept:
-            theirs: Row = {"id": row.get("id")} | ({} if named else {"models": models})
-            extra["reward_bench"] = theirs | ({"order": order} if second else {})
+        pair = [row.get("chosen_model"), row.get("rejected_model")]
+        models: Any = row.get("models") if second else pair
+        complete = isinstance(models, list) and len(cast(list[Any], models)) == len(texts)
+        order = column.get("order") or shared.order_by_text(texts)
         fields: Row = {
-            "prompt": rest.question(rest.text(rows.name, number, row, "prompt")),
-            "completions": [all_[k] for k in order],
-            **({"models": [named[k] for k in order]} if named and any(named) else {}),
-            **({} if kept else {"extra": extra}),
-            **kept.get("item", {}),
-        }  # fmt: skip
+            "prompt": messages(shared.text_of(rows, number, row, "prompt")),
+            "completions": [texts[k] for k in order],
+        }
+        if complete and any(models):
+            fields["models"] = [models[k] for k in order]
+        if not column:
+            original: Row = {"id": row.get("id")} | ({} if complete else {"models": models})
+            used = (*(SECOND if second else FIRST), KEY)
+            fields["extra"] = {k: v for k, v in row.items() if k not in used} | {
+                "reward_bench": original | ({"order": order} if second else {})
+            }
+        fields |= column.get("item", {})
         if "id" not in fields and row.get("id") is not None:
             fields["id"] = f"{row.get('subset', 'rb')}/{row['id']}"
-        item = rest.item(rows.name, number, fields)
-        found.add(item)
-        said: Row = {"annotator": NAME, "who": "gold"}
-        mine = {**kept.get("judgement", said), "item": item.id}
-        mine.setdefault("ranks", [ranks[k] for k in order])
-        found.judgements.append(rest.judgement(rows.name, number, mine))
-    return found
+        item = shared.item_of(rows, number, fields)
+        records.add(item)
+        ranks = [int(k >= len(chosen)) for k in order]
+        judgement = column.get("judgement", {"annotator": NAME, "who": "gold"})
+        fields = {"ranks": ranks, **judgement, "item": item.id}
+        records.judgements.append(shared.judgement_of(rows, number, fields))
+    return records
 
 
-def dump(records: Records) -> Dumped:
-    """A row for every judgement that tells good answers from poor ones: pairs in the columns of the
-    first, more answers in those of the second RewardBench."""
-    rows: list[Row] = []
-    vague = 0
-    for number, j in enumerate(records.judgements):
-        if j.ranks is None or len(set(j.ranks)) < 2:
-            vague += 1
-            continue
-        rows.append(_row(records.items[j.item], j, number))
-    notes = [f"{vague} judgements tell no good answer from a poor one"] if vague else []
-    unasked = len(records.items.keys() - {j.item for j in records.judgements})
-    return rows, notes + ([f"{unasked} items have no judgement"] if unasked else [])
+def dump(records: Records) -> Dump:
+    """One row per judgement that separates good from bad completions: pairs in the columns of the
+    first RewardBench, more completions in those of the second."""
+    numbered = enumerate(records.judgements)
+    split = [(n, j) for n, j in numbered if j.ranks is not None and len(set(j.ranks)) > 1]
+    omitted = len(records.judgements) - len(split)
+    notes = [f"{omitted} judgements have no best and worse completion"] if omitted else []
+    rows = [_row(records.items[j.item], j, number) for number, j in split]
+    return Dump(rows, notes + shared.unjudged(records))
 
 
 def _row(item: Item, j: Judgement, number: int) -> Row:
     assert j.ranks is not None
+    texts = item.completions
     extra = dict(item.extra)
-    foreign: Row = extra.pop("reward_bench", {})
-    places: list[int] = foreign.get("order", list(range(len(item.completions))))
-    listed = sorted(range(len(item.completions)), key=lambda k: places[k])
-    good = [k for k in listed if j.ranks[k] == 0]
-    poor = [k for k in listed if j.ranks[k] != 0]
-    prompt = rest.readable(item.prompt)
-    models = item.models or (None,) * len(item.completions)
-    ident = foreign.get("id", number)
-    second = len(item.completions) > 2 or "order" in foreign
-    if second:
-        row: Row = {
-            "id": ident, "prompt": prompt, "chosen": [item.completions[k] for k in good],
-            "rejected": [item.completions[k] for k in poor], "num_correct": len(good),
-            "num_incorrect": len(poor), "total_completions": len(item.completions),
-            "models": foreign.get("models", [models[k] for k in (*good, *poor)]),
-        }  # fmt: skip
+    original: Row = extra.pop("reward_bench", {})
+    places: list[int] = original.get("order", list(range(len(texts))))
+    listed = sorted(range(len(texts)), key=lambda k: places[k])
+    chosen = [k for k in listed if j.ranks[k] == 0]
+    rejected = [k for k in listed if j.ranks[k] != 0]
+    models = item.models or (None,) * len(texts)
+    row: Row = {"id": original.get("id", number), "prompt": shared.readable(item.prompt)}
+    if len(texts) > 2 or "order" in original:
+        row |= {
+            "chosen": [texts[k] for k in chosen],
+            "rejected": [texts[k] for k in rejected],
+            "num_correct": len(chosen),
+            "num_incorrect": len(rejected),
+            "total_completions": len(texts),
+            "models": original.get("models", [models[k] for k in (*chosen, *rejected)]),
+        }
     else:
-        a, b = good[0], poor[0]
-        row = {
-            "prompt": prompt, "chosen": item.completions[a], "chosen_model": models[a],
-            "rejected": item.completions[b], "rejected_model": models[b], "id": ident,
-        }  # fmt: skip
-    whole = {**row, **extra, **({} if "subset" in extra else {"subset": "trimtab"})}
-    back = load(sources.Rows("", [(1, whole)]))
+        a, b = chosen[0], rejected[0]
+        row |= {
+            "chosen": texts[a],
+            "chosen_model": models[a],
+            "rejected": texts[b],
+            "rejected_model": models[b],
+        }
+    row |= {"subset": "trimtab", **extra}
+    back = load(sources.Rows("", [(1, row)]))
     if back.items.get(item.id) == item and back.judgements == [j]:
-        return whole
-    order = [(*good, *poor).index(k) for k in range(len(item.completions))]
-    known = ["completions"] + (["prompt"] if rest.plain(item.prompt) is not None else [])
-    plain = ("item", "ranks") if set(j.ranks) == {0, 1} else ("item",)
-    hidden = {"item": rest.rest(item, known), "judgement": rest.rest(j, plain), "order": order}
-    return {**whole, KEY: rest.packed(hidden)}
+        return row
+    column = {
+        "item": shared.other_item_fields(item),
+        "judgement": shared.other_fields(
+            j, ("item", "ranks") if set(j.ranks) == {0, 1} else ("item",)
+        ),
+        "order": [(*chosen, *rejected).index(k) for k in range(len(texts))],
+    }
+    return {**row, KEY: shared.pack(column)}

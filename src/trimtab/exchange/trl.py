@@ -1,7 +1,7 @@
 """TRL's columns: ``prompt``/``chosen``/``rejected``, and K ranked ``completions``.
 
-https://huggingface.co/docs/trl/dataset_formats. A tie has no place in chosen and rejected, and a
-training library would take it for a choice: ties are left out there, and said; ``ranked`` has them.
+https://huggingface.co/docs/trl/dataset_formats. A tie cannot be expressed as chosen and rejected, and
+a training library would take it for a choice: there ties are omitted and counted; ``ranked`` has them.
 """
 
 from __future__ import annotations
@@ -10,107 +10,98 @@ from typing import Any
 
 from trimtab.data import formats, sources
 from trimtab.errors import DataError
-from trimtab.exchange import fields as rest
-from trimtab.exchange.fields import KEY, Dumped, Row
-from trimtab.feedback.judgement import Item, Judgement
-from trimtab.feedback.records import Records
+from trimtab.exchange import fields as shared
+from trimtab.exchange.fields import KEY, Dump
+from trimtab.feedback.judgement import Item, Judgement, Message
+from trimtab.feedback.records import Records, messages
+from trimtab.types import Row
 
-SHOWN = ("annotator", "who", "at", "seconds")
+VISIBLE = ("annotator", "who", "at", "seconds")
 """Fields of a judgement with a column of their own."""
 
 
 def sniff(row: Row) -> bool:
-    """Pairs."""
-    return (
-        isinstance(row.get("chosen"), (str, list))
-        and "rejected" in row
-        and not (
-            isinstance(row["chosen"], list) and row["chosen"] and isinstance(row["chosen"][0], str)
-        )
-    )
+    """Whether a row is a pair."""
+    chosen = row.get("chosen")
+    texts = isinstance(chosen, list) and chosen and isinstance(chosen[0], str)
+    return isinstance(chosen, (str, list)) and "rejected" in row and not texts
 
 
 def sniff_ranked(row: Row) -> bool:
-    """K ranked answers."""
+    """Whether a row has K ranked completions."""
     return "completions" in row and "ranks" in row
 
 
-def _said(answer: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": answer}]
+def _turn(completion: str) -> list[Message]:
+    return [{"role": "assistant", "content": completion}]
 
 
-def _columns(item: Item, j: Judgement, known: tuple[str, ...], **more: Any) -> Row:
-    shown = {k: getattr(j, k) for k in SHOWN}
+def _columns(item: Item, j: Judgement, expressed: tuple[str, ...], **more: Any) -> Row:
+    """Columns of the judgement, and the ``trimtab`` column with the rest."""
     column = {
-        "judgement": rest.rest(j, (*SHOWN, "item", *known)),
-        "item": rest.rest(item, ("prompt", "completions")),
+        "judgement": shared.other_fields(j, (*VISIBLE, "item", *expressed)),
+        "item": shared.other_fields(item, ("prompt", "completions")),
         **more,
     }
-    return {**shown, KEY: rest.packed(column)}
+    return {**{k: getattr(j, k) for k in VISIBLE}, KEY: shared.pack(column)}
 
 
-def dump(records: Records) -> Dumped:
-    """A row for every pair of answers that a judgement decides."""
+def dump(records: Records) -> Dump:
+    """One row per pair of completions that a judgement decides."""
     rows: list[Row] = []
-    silent = 0
+    undecided = 0
     for number, j in enumerate(records.judgements):
         item = records.items[j.item]
         pairs = list(j.pairs())
-        silent += not pairs
-        whole = rest.strict(j) is not None and sorted(j.ranks or ()) == [0, 1]
+        undecided += not pairs
+        # Chosen and rejected say all that the ranks of a decided pair do.
+        complete = len(j.ranks or ()) == 2 and set(j.ranks or ()) == {0, 1}
+        expressed = ("ranks",) if complete else ()
+        more = {} if complete and len(item.completions) == 2 else {"completions": item.completions}
         for better, worse in pairs:
-            rows.append(
-                {
-                    "prompt": list(item.prompt),
-                    "chosen": _said(item.completions[better]),
-                    "rejected": _said(item.completions[worse]),
-                    **_columns(
-                        item, j, ("ranks",) if whole else (), number=number, pair=[better, worse],
-                        **({} if whole and len(item.completions) == 2 else {"completions": item.completions}),
-                    ),
-                }
-            )  # fmt: skip
-    notes = [f"{silent} judgements decide no pair (ties, skipped, failed)"] if silent else []
-    unasked = len(records.items.keys() - {j.item for j in records.judgements})
-    return rows, notes + ([f"{unasked} items have no judgement"] if unasked else [])
-
-
-def dump_ranked(records: Records) -> Dumped:
-    """A row for every ranking, ties among them."""
-    rows: list[Row] = []
-    silent = 0
-    for j in records.judgements:
-        item = records.items[j.item]
-        if j.ranks is None:
-            silent += 1
-            continue
-        rows.append(
-            {
+            row: Row = {
                 "prompt": list(item.prompt),
-                "completions": [_said(a) for a in item.completions],
-                "ranks": list(j.ranks),
-                **_columns(item, j, ("ranks",)),
+                "chosen": _turn(item.completions[better]),
+                "rejected": _turn(item.completions[worse]),
             }
-        )
-    notes = [f"{silent} judgements rank nothing (skipped, failed)"] if silent else []
-    unasked = len(records.items.keys() - {j.item for j in records.judgements})
-    return rows, notes + ([f"{unasked} items have no judgement"] if unasked else [])
+            pair = {"number": number, "pair": [better, worse], **more}
+            rows.append(row | _columns(item, j, expressed, **pair))
+    notes = [f"{undecided} judgements decide no pair (ties, skipped, failed)"] if undecided else []
+    return Dump(rows, notes + shared.unjudged(records))
+
+
+def dump_ranked(records: Records) -> Dump:
+    """One row per ranking, including ties."""
+    rows: list[Row] = []
+    for j in records.judgements:
+        if j.ranks is None:
+            continue
+        item = records.items[j.item]
+        row: Row = {
+            "prompt": list(item.prompt),
+            "completions": [_turn(text) for text in item.completions],
+            "ranks": list(j.ranks),
+        }
+        rows.append(row | _columns(item, j, ("ranks",)))
+    omitted = len(records.judgements) - len(rows)
+    notes = [f"{omitted} judgements rank nothing (skipped, failed)"] if omitted else []
+    return Dump(rows, notes + shared.unjudged(records))
 
 
 def load(rows: sources.Rows) -> Records:
-    """Pairs or rankings, plain or conversational, with the prompt given or shared.
+    """Pairs or rankings, plain or conversational, with an explicit or a shared prompt.
 
-    Answers of pairs are put in an order that does not tell which was chosen.
+    The completions of other tools' pairs get an order that does not reveal which was chosen.
     """
-    found = Records()
-    numbers: dict[int, Judgement] = {}
+    records = Records()
+    numbers: set[int] = set()
     for number, row in rows.rows:
-        kept = rest.unpacked(row)
-        if "item" in kept and "judgement" in kept:
-            _restore(rows.name, number, row, kept, found, numbers)
+        column = shared.unpack(row)
+        if "item" in column and "judgement" in column:
+            _restore(rows, number, row, column, records, numbers)
         else:
-            _foreign(rows, number, row, found)
-    return found
+            _foreign(rows, number, row, records)
+    return records
 
 
 def _content(value: Any) -> str:
@@ -118,63 +109,61 @@ def _content(value: Any) -> str:
 
 
 def _restore(
-    name: str, number: int, row: Row, kept: Row, found: Records, numbers: dict[int, Judgement]
+    rows: sources.Rows, number: int, row: Row, column: Row, records: Records, numbers: set[int]
 ) -> None:
-    """A row that ``dump`` wrote. What its columns say counts."""
-    shown = {k: row[k] for k in SHOWN if row.get(k) is not None}
-    fields = {**kept["judgement"], **shown}
+    """A row that ``dump`` wrote. Its visible columns take precedence.
+
+    Args:
+        rows: The file.
+        number: Of the row.
+        row: The row.
+        column: Its ``trimtab`` column.
+        records: What the row is added to.
+        numbers: Judgements restored so far: those of K completions have several rows.
+    """
+    visible = {k: row[k] for k in VISIBLE if row.get(k) is not None}
+    fields = {**column["judgement"], **visible}
     if "completions" in row:
-        answers = [_content(c) for c in row["completions"]]
+        completions = [_content(c) for c in row["completions"]]
         fields["ranks"] = row["ranks"]
     else:
-        better, worse = kept["pair"]
-        answers = list(kept.get("completions") or kept.get("answers") or ["", ""])
-        answers[better], answers[worse] = _content(row["chosen"]), _content(row["rejected"])
-        if "ranks" not in fields:
-            fields["ranks"] = [0, 1] if better == 0 else [1, 0]
-    item = rest.item(
-        name, number, {**kept["item"], "prompt": row["prompt"], "completions": answers}
+        better, worse = column["pair"]
+        # Files of earlier releases call them "answers".
+        completions = list(column.get("completions") or column.get("answers") or ["", ""])
+        completions[better], completions[worse] = _content(row["chosen"]), _content(row["rejected"])
+        fields.setdefault("ranks", [0, 1] if better == 0 else [1, 0])
+    item = shared.item_of(
+        rows, number, {**column["item"], "prompt": row["prompt"], "completions": completions}
     )
-    found.add(item)
-    made = rest.judgement(name, number, {**fields, "item": item.id})
-    place = kept.get("number")
+    records.add(item)
+    judgement = shared.judgement_of(rows, number, {**fields, "item": item.id})
+    place = column.get("number")
     if place is None or place not in numbers:
-        found.judgements.append(made)
+        records.judgements.append(judgement)
     if place is not None:
-        numbers[place] = made
+        numbers.add(place)
 
 
-def _foreign(rows: sources.Rows, number: int, row: Row, found: Records) -> None:
-    """A row of someone else's."""
-    one = sources.Rows(rows.name, [(number, row)], rows.strict)
-    for example in formats.comparisons(one):
-        texts = [_answer(a) for a in example.answers]
-        if any(t is None for t in texts) or example.ranks is None:
+def _foreign(rows: sources.Rows, number: int, row: Row, records: Records) -> None:
+    """A row of another tool."""
+    for example in formats.comparisons(sources.Rows(rows.name, [(number, row)], rows.strict)):
+        if example.ranks is None or any(
+            not isinstance(a, str) and len(a) > 1 for a in example.answers
+        ):
             raise DataError(
-                f"{rows.name}: row {number}: an answer of several turns; an item's answer is one text"
+                f"{rows.name}: row {number}: has a completion of several turns; an item's completion "
+                "is one text"
             )
-        answers = [t for t in texts if t is not None]
-        ranks = list(example.ranks)
-        if len(answers) == 2:
-            order = rest.shuffled(answers)
-            answers, ranks = [answers[k] for k in order], [ranks[k] for k in order]
-        prompt = (
-            rest.question(example.prompt) if isinstance(example.prompt, str) else example.prompt
-        )
-        extra = {k: v for k, v in example.extra.items() if k not in SHOWN}
-        item = rest.item(
-            rows.name, number, {"prompt": prompt, "completions": answers, "extra": extra}
-        )
-        shown = {k: row[k] for k in SHOWN if row.get(k) is not None}
-        found.items.setdefault(item.id, item)
-        found.judgements.append(
-            rest.judgement(
-                rows.name, number, {"annotator": "data", **shown, "item": item.id, "ranks": ranks}
-            )
-        )
-
-
-def _answer(value: formats.Text) -> str | None:
-    if isinstance(value, str):
-        return value
-    return value[0]["content"] if len(value) == 1 else None
+        texts = [_content(a) for a in example.answers]
+        order = shared.order_by_text(texts) if len(texts) == 2 else list(range(len(texts)))
+        fields: Row = {
+            "prompt": messages(example.prompt),
+            "completions": [texts[k] for k in order],
+            "extra": {k: v for k, v in example.extra.items() if k not in VISIBLE},
+        }
+        item = shared.item_of(rows, number, fields)
+        records.items.setdefault(item.id, item)
+        visible = {k: row[k] for k in VISIBLE if row.get(k) is not None}
+        ranks = [example.ranks[k] for k in order]
+        fields = {"annotator": "data", **visible, "item": item.id, "ranks": ranks}
+        records.judgements.append(shared.judgement_of(rows, number, fields))
