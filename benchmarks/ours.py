@@ -18,7 +18,7 @@ from trimtab.data.pack import packs
 from trimtab.models.load import LM, ModelSpec
 from trimtab.sample.sampler import Request, Sampler, SamplingConfig
 from trimtab.train.dpo import PreferenceConfig, PreferenceStage
-from trimtab.train.reference import Reference
+from trimtab.train.reference import CachedReference
 from trimtab.train.reward import RewardConfig, RewardStage
 from trimtab.train.rl import RLConfig, RLStage
 from trimtab.train.sft import SFTConfig, SFTStage
@@ -70,12 +70,12 @@ class Train(Job):
         elif kind == "reward":
             stage = RewardStage(RewardConfig.model_validate(values))
         else:
-            phases.wrap(Reference, "annotate", "reference")
+            phases.wrap(CachedReference, "annotate", "reference")
             stage = PreferenceStage(PreferenceConfig.model_validate(values))
         self.stage = stage
         wanted = spec["steps"] * spec["batch"]
         assert len(stage.train) == wanted, f"{len(stage.train)} rows, {wanted} wanted"
-        model = stage.scorer.model if kind == "reward" else stage.lm.model
+        model = stage.network.model
         self.config = model.config
         self.logits = kind != "reward"
 
@@ -86,7 +86,7 @@ class Train(Job):
         if spec["kind"] == "dpo" and not spec.get("cached"):
             # The reference costs one forward a row; the peer pays it in every step.
             shutil.rmtree(self.out / "reference", ignore_errors=True)
-            stage._annotate(stage.lm)
+            stage.annotate(stage.network)
             done *= 4 / 3
         for _ in range(spec["steps"]):
             stage.step(self.index)
@@ -101,7 +101,9 @@ class Bare(Train):
 
     def __init__(self, spec: dict[str, Any], phases: Phases) -> None:
         super().__init__(spec, phases)
-        self.optimizer = torch.optim.AdamW(self.stage.lm.model.parameters(), lr=1e-5, foreach=True)
+        self.optimizer = torch.optim.AdamW(
+            self.stage.network.model.parameters(), lr=1e-5, foreach=True
+        )
 
     def run(self) -> dict[str, Any]:
         """One epoch."""
@@ -111,9 +113,9 @@ class Bare(Train):
             part = stage.train[at : at + batch]
             count = sum(c.trained for g in part for c in g.completions)
             for pack in packs(part, stage.config.loop.token_budget):
-                logp, _ = stage.lm.logps(stage.lm.states(pack), pack, entropy=False)
+                logp, _ = stage.network.logps(stage.network.states(pack), pack, entropy=False)
                 (-logp.sum() / count).backward()
-            torch.nn.utils.clip_grad_norm_(stage.lm.model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(stage.network.model.parameters(), 1.0)
             self.optimizer.step()
         done = flops.training(self.config, stage.train, logits=True)
         return {"work": sum(g.cost for g in stage.train), "flops": done}

@@ -61,7 +61,7 @@ def overhead(out: Path, looks: int = 4) -> dict[str, Any]:
     loop.examine_live = look
     since = time.process_time()
     try:
-        loop.fit(stage.recorded(run), run, config.loop)
+        loop.fit(stage, run, config.loop)
     finally:
         loop.examine_live = examine_live
     steps = time.process_time() - since - sum(spent)
@@ -91,7 +91,7 @@ def trained(recipe: Recipe, seed: int, out: Path, audit: dict[str, Any]) -> dict
     config = configured(spec, out, folder, {"audit": audit} if audit else {})
     stage = STAGES[recipe.stage][1](config)
     run = Run(folder, config.model_dump(mode="json"))
-    loop.fit(stage.recorded(run), run, config.loop)
+    loop.fit(stage, run, config.loop)
     run.close()
     told = {
         "start": worth(config.model.path, spec.task, seed),

@@ -83,7 +83,7 @@ def make(spec: Spec, out: Path) -> dict[str, Any]:
             options["later"] = prompt_groups(later, stage.renderer)
         getattr(faults, recipe.plant)(stage, **options)
     run = Run(folder, config.model_dump(mode="json"))
-    fit(stage.recorded(run), run, config.loop)
+    fit(stage, run, config.loop)
     run.close()
     truth: dict[str, Any] = {"sort": recipe.sort, "alarm": recipe.alarm, "recipe": recipe.name, "seed": spec.seed, "task": spec.task, "also": list(recipe.also), "causes": list(recipe.causes)}  # fmt: skip
     if recipe.stage == "dpo":

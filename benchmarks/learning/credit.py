@@ -85,7 +85,7 @@ def correlation(
         "vine", {"type": "vineppo", "advantage": {"whiten": False}, "kl": {"beta": 0.0}},
         monte_carlo={"k": 9, "separator": sandbox.END},
     )  # fmt: skip
-    groups = group.rollouts(10_000, prompts, 8, 0)
+    groups = group.sample(10_000, prompts, 8)
     done = [c for g in groups for c in g.completions]
     truth = [
         effect

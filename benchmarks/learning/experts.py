@@ -68,7 +68,7 @@ def learn(
     origin = Path(start)
     config = words.settings(out / "rl", seed, origin, samples, BATCH, 2e-4, {"method": method})
     stage = RLStage(config)
-    probe = stage.rollouts(50_000, 32, 4, 0)
+    probe = stage.sample(50_000, 32, 4)
     figures: dict[str, list[float]] = {"flips": [], "token": [], "sequence": []}
     drawn: list[float] = []
     rewards: list[float] = []

@@ -120,7 +120,7 @@ def test_kill_and_resume_is_byte_equal(kind: str, base: Path, tmp_path: Path) ->
     again = start("dpo", files["broken"])
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said.decode()
-    assert b"going on from step" in said
+    assert b"resuming from step" in said
     assert weights(outs["whole"]) == weights(outs["broken"])
 
 
@@ -158,7 +158,7 @@ def test_the_cache_is_used_and_a_changed_one_is_not(base: Path, tmp_path: Path) 
 
 
 def test_a_damaged_cache_is_computed_again(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = PreferenceStage(made(base, tmp_path))
     for path in (tmp_path / "reference").iterdir():
@@ -166,7 +166,7 @@ def test_a_damaged_cache_is_computed_again(
     again = PreferenceStage(made(base, tmp_path))
     assert again.computed == 96
     assert np.array_equal(ref_logps(first), ref_logps(again))
-    assert "damaged" in capsys.readouterr().out
+    assert "damaged" in caplog.text
 
 
 def test_after_training_the_cache_still_holds_the_start(base: Path, tmp_path: Path) -> None:
@@ -262,8 +262,8 @@ BAD: list[tuple[str, Rows, str]] = [
     ("dpo", [{"prompt": "a", "chosen": "b", "rejected": ""}], "empty"),
     ("dpo", [{"prompt": "a", "chosen": "b", "rejected": "c", "tie": True}], "tie"),
     ("dpo", [{"prompt": "a", "completion": "b", "label": True}], "type: kto"),
-    ("kto", [{"prompt": p, "completion": "b", "label": True} for p in "abc"], "all 3 answers are good"),
-    ("kto", [{"prompt": p, "completion": "b", "label": False} for p in "abc"], "all 3 answers are bad"),
+    ("kto", [{"prompt": p, "completion": "b", "label": True} for p in "abc"], "all 3 completions are good"),
+    ("kto", [{"prompt": p, "completion": "b", "label": False} for p in "abc"], "all 3 completions are bad"),
     ("kto", [{"prompt": "a", "completion": c, "label": c == "b"} for c in "bc"], "two different prompts"),
     ("kto", [{"prompt": "a", "completion": "b", "label": "good"}], "true (good) or false (bad)"),
 ]  # fmt: skip
@@ -293,7 +293,7 @@ def test_bad_rows_are_one_clear_error(
         (["--objective.type", "dppo"], "none of dpo, rpo"),
         (["--objective.bta", "1"], "did you mean 'beta'"),
         (["--objective.type", "kto", "--batch_size", "1"], "batch_size >= 2"),
-        (["--objective.type", "simpo", "--reference.path", "x"], "drop the key reference"),
+        (["--objective.type", "simpo", "--reference.path", "x"], "remove the key reference"),
         (["--objective.type", "nowhere.py:Mine"], "nowhere.py: no such Python file"),
         (["--objective.type", "trimtab.config:Config"], "is no Direct"),
         (["--holdout", "48"], "leaves none of 48 rows"),

@@ -101,7 +101,7 @@ def test_kill_and_resume_is_byte_equal(stage: str, base: Path, tmp_path: Path) -
         again = start(stage, files["broken"])
         said, _ = again.communicate(timeout=300)
         assert again.returncode == 0, said.decode()
-        assert b"going on from step" in said
+        assert b"resuming from step" in said
     assert weights(whole) == weights(broken)
     steps = [row["step"] for row in read_metrics(broken)]
     assert steps == sorted(set(steps)), "a step was recorded twice"

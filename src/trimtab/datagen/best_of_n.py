@@ -21,7 +21,7 @@ from trimtab.runs import Run, to_json, write_atomic
 from trimtab.runs.console import bar, console
 from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.stats.order_stats import pick
-from trimtab.train.rollouts import extremes, nothing_scored, sample_rows
+from trimtab.train.rollouts import best_and_worst, nothing_scored, sample_rows
 from trimtab.types import Completion
 
 
@@ -94,7 +94,7 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
         if len(mine) < 2:
             lone += 1
             continue
-        found = extremes(mine)
+        found = best_and_worst(mine)
         if found is None or found[0].text == found[1].text:
             ties += 1
             continue

@@ -2,131 +2,105 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from trimtab.doctor.diagnosis import examine_live
 from trimtab.models import checkpoint
 from trimtab.runs import Run, read_metrics
-from trimtab.runs.console import bar, console
-from trimtab.train.trainer import LoopSpec, Trainer
+from trimtab.runs.console import bar
+from trimtab.train.stage import Metrics, Stage, StageConfig
+from trimtab.train.trainer import LoopSpec
 
-
-class Stage(Protocol):
-    """What the loop asks of a method."""
-
-    name: str
-    trainer: Trainer
-    steps: int
-    """A stage that lowers it while training ends there."""
-
-    def step(self, index: int) -> dict[str, float]:
-        """Train on step ``index``; metrics by name."""
-        ...
-
-    def evaluate(self, index: int) -> dict[str, float]:
-        """Held-out figures."""
-        ...
-
-    def samples(self) -> list[dict[str, Any]]:
-        """Rows of what the last step produced, for ``samples/``."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What resume needs beyond the trainer's own, as JSON."""
-        ...
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Undo ``state``."""
-        ...
-
-    def export(self, folder: Path) -> None:
-        """Write the model in HF format."""
-        ...
-
-    def line(self, metrics: dict[str, float]) -> str:
-        """A few words for the progress bar."""
-        ...
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Stop:
-    """Set by SIGTERM; read between steps."""
+class _StopSignal:
+    """Notes a SIGTERM, so that the loop can stop between two steps."""
 
-    asked: bool = False
-    old: Any = field(default=None)
+    received: bool = False
+    previous: Any = None
 
-    def __enter__(self) -> _Stop:
-        def ask(signum: int, frame: FrameType | None) -> None:
-            self.asked = True
+    def __enter__(self) -> _StopSignal:
+        def receive(signum: int, frame: FrameType | None) -> None:
+            self.received = True
 
         try:
-            self.old = signal.signal(signal.SIGTERM, ask)
+            self.previous = signal.signal(signal.SIGTERM, receive)
         except ValueError:  # not the main thread: the caller handles signals
-            self.old = None
+            self.previous = None
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.old is not None:
-            signal.signal(signal.SIGTERM, self.old)
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
 
 
-def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
-    """Train ``stage`` to its end in the folder ``run``, going on from its latest checkpoint.
+def open_run(config: StageConfig) -> Run:
+    """The run folder of a stage, with its resolved ``config.yaml``."""
+    return Run(config.out, config.model_dump(mode="json"), config.loop.report_to)
 
-    On SIGTERM the step in hand is finished, a checkpoint is written, and the process exits 143.
+
+def train(stage: Stage[Any, Any], run: Run) -> Metrics:
+    """Train ``stage`` in its run folder, and log the result.
 
     Returns:
         The last metrics and evaluation, also in ``summary.json``.
     """
-    folder = run.path / "checkpoints"
-    first = 0
-    saved = checkpoint.latest(folder)
-    if saved is not None:
-        stage.trainer.load(saved)
-        stage.load(saved.state["stage"])
-        first = saved.step
-        console.print(f"[dim]{stage.name}: going on from step {first}[/dim]")
-    run.rewind(first)
+    metrics = fit(stage, run, stage.config.loop)
+    log.info("%s: %s -> %s", stage.title, stage.summary(metrics), run.path / "model")
+    return metrics
 
-    def save(done: int) -> None:
-        tensors = stage.trainer.tensors()
-        state = {"trainer": stage.trainer.state(), "stage": stage.state()}
-        checkpoint.save(folder, done, tensors, state, keep=loop.save_total_limit)
 
-    metrics: dict[str, float] = {}
+def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
+    """Train ``stage`` to its end, resuming from the latest checkpoint of the run folder.
+
+    On SIGTERM the current step is finished, a checkpoint is written, and the process exits with 143.
+
+    Returns:
+        The last metrics and evaluation, also in ``summary.json``.
+    """
+    stage.record_facts(run)
+    first = _resume(stage, run)
+    metrics: Metrics = {}
     started = time.monotonic()
-    with _Stop() as stop, bar(stage.name, stage.steps, first) as show:
+    with _StopSignal() as stop, bar(stage.name, stage.steps, first) as show:
         for index in range(first, stage.steps):
-            before = time.monotonic()
+            step_started = time.monotonic()
             metrics = stage.step(index)
             done = index + 1
-            metrics["time/step"] = time.monotonic() - before
+            metrics["time/step"] = time.monotonic() - step_started
+            # A stage may lower ``steps`` during its step: it then ends here.
             last = done == stage.steps
-            if last or (loop.eval_steps and done % loop.eval_steps == 0):
+
+            def due(interval: int, done: int = done, last: bool = last) -> bool:
+                return interval > 0 and (last or done % interval == 0)
+
+            if last or due(loop.eval_steps):
                 metrics.update(stage.evaluate(done))
             run.log(done, metrics)
-            if loop.sample_steps and (last or done % loop.sample_steps == 0):
+            if due(loop.sample_steps):
                 run.samples(done, stage.samples())
-            if loop.doctor_steps and (last or done % loop.doctor_steps == 0):
+            if due(loop.doctor_steps):
                 examine_live(run.path, stage.steps)
-            show(done, note=stage.line(metrics))
-            if last or stop.asked or (loop.save_steps and done % loop.save_steps == 0):
-                save(done)
-            if stop.asked and not last:
-                console.print(
-                    f"{stage.name}: stopped at step {done}; the same command goes on from here"
+            show(done, note=stage.progress(metrics))
+            if last or stop.received or due(loop.save_steps):
+                _save(stage, run, done, loop.save_total_limit)
+            if stop.received and not last:
+                log.warning(
+                    "%s: stopped at step %d; run the same command to resume", stage.name, done
                 )
                 sys.exit(143)
             if last:
                 break
     if first >= stage.steps:
-        # Trained before, and perhaps killed before the export: its last record says how it ended.
+        # Training ended before, perhaps without the export: the last record has its metrics.
         rows = [r for r in read_metrics(run.path) if r["step"] == first]
         metrics = {k: v for r in rows for k, v in r.items() if k not in ("step", "time")}
         metrics = metrics or stage.evaluate(first)
@@ -134,3 +108,23 @@ def fit(stage: Stage, run: Run, loop: LoopSpec) -> dict[str, float]:
     metrics["seconds"] = time.monotonic() - started
     run.summary({k.replace("/", "."): v for k, v in metrics.items()})
     return metrics
+
+
+def _resume(stage: Stage[Any, Any], run: Run) -> int:
+    """Restore the latest checkpoint; the number of steps that are done."""
+    first = 0
+    saved = checkpoint.latest(run.checkpoints)
+    if saved is not None:
+        stage.trainer.load(saved)
+        stage.load(saved.state["stage"])
+        first = saved.step
+        log.info("%s: resuming from step %d", stage.name, first)
+    run.rewind(first)
+    return first
+
+
+def _save(stage: Stage[Any, Any], run: Run, done: int, keep: int) -> None:
+    """Write a checkpoint after ``done`` steps."""
+    tensors = stage.trainer.tensors()
+    state = {"trainer": stage.trainer.state(), "stage": stage.state()}
+    checkpoint.save(run.checkpoints, done, tensors, state, keep=keep)

@@ -1,8 +1,9 @@
-"""Log-probs of a frozen reference.
+"""Log-probs of a frozen reference model.
 
-On data that is given (``Reference``) they are computed once, kept on disk, never recomputed; on
-answers sampled as training goes (``Anchor``), as they come. A file is named by the fingerprint of everything the numbers depend on (weights, tokenizer, token
-ids, temperature), so a stale one is not found, and several runs may share a folder.
+On a data set (``CachedReference``) they are computed once and cached on disk; on sampled completions
+(``Reference``) they are computed at each step. A cache file is named by a fingerprint of everything
+the numbers depend on (weights, tokenizer, token ids, temperature), so a stale file is never read, and
+several runs may share a folder.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +27,15 @@ from trimtab.data.pack import Pack, packs, scatter
 from trimtab.models.frozen import load_reference
 from trimtab.models.load import LM, ModelSpec, base_of
 from trimtab.runs import write_atomic
-from trimtab.runs.console import console
 from trimtab.types import Group
 
+log = logging.getLogger(__name__)
 NAME = "ref_logp"
 TEMPERATURE = 1.0
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 of every weight but those of adapters, names and types included."""
+    """SHA-256 of every weight except adapters, with names and types."""
     digest = hashlib.sha256()
     for name, tensor in sorted(base_of(model).state_dict().items()):
         if "lora_" in name:
@@ -45,9 +47,9 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def fingerprint(weights: str, tokenizer: Any, groups: Sequence[Group]) -> str:
-    """What the log-probs of ``groups`` depend on, as 32 hex digits."""
-    words = json.dumps(sorted(tokenizer.get_vocab().items()))
-    digest = hashlib.sha256(f"{weights} {words} {TEMPERATURE}".encode())
+    """A hash of everything the log-probs of ``groups`` depend on, as 32 hex digits."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    digest = hashlib.sha256(f"{weights} {vocabulary} {TEMPERATURE}".encode())
     for g in groups:
         for part in (g.prompt, *(x for c in g.completions for x in (c.ids, c.mask))):
             digest.update(f"{len(part)} ".encode())
@@ -55,14 +57,17 @@ def fingerprint(weights: str, tokenizer: Any, groups: Sequence[Group]) -> str:
     return digest.hexdigest()[:32]
 
 
-class Reference:
-    """Puts "ref_logp" on completions, from the cache where it can.
+class CachedReference:
+    """Puts "ref_logp" on the completions of a data set, from the cache where it can.
 
     Args:
-        lm: The reference; with adapters, they are turned off. It may be freed afterwards.
-        tokenizer: What made the token ids.
-        folder: Where the cache is.
-        budget: Tokens of one forward.
+        lm: The reference; its adapters are turned off. It may be freed afterwards.
+        tokenizer: The tokenizer of the token ids.
+        folder: The cache.
+        budget: Tokens per forward.
+
+    Attributes:
+        computed: Completions that were not in the cache.
     """
 
     def __init__(self, lm: LM, tokenizer: Any, folder: Path, budget: int) -> None:
@@ -74,22 +79,21 @@ class Reference:
         """Log-probs of the reference on every token of every completion (0 where not trained)."""
         if not groups:
             return
-        found = fingerprint(self.weights, self.tokenizer, groups)
-        path = self.folder / f"{found}.safetensors"
-        done = [c for g in groups for c in g.completions]
-        total = sum(len(c) for c in done)
-        flat = _read(path, total)
+        name = fingerprint(self.weights, self.tokenizer, groups)
+        path = self.folder / f"{name}.safetensors"
+        completions = [c for g in groups for c in g.completions]
+        flat = _read(path, sum(len(c) for c in completions))
         if flat is None:
             self._compute(groups)
-            self.computed += len(done)
-            flat = np.concatenate([c.tokens[NAME] for c in done])
+            self.computed += len(completions)
+            flat = np.concatenate([c.tokens[NAME] for c in completions])
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, save({NAME: torch.from_numpy(flat)}, {"fingerprint": found}))
+            write_atomic(path, save({NAME: torch.from_numpy(flat)}, {"fingerprint": name}))
             return
-        at = 0
-        for c in done:
-            c.tokens[NAME] = flat[at : at + len(c)]
-            at += len(c)
+        start = 0
+        for c in completions:
+            c.tokens[NAME] = flat[start : start + len(c)]
+            start += len(c)
 
     @torch.no_grad()
     def _compute(self, groups: Sequence[Group]) -> None:
@@ -99,22 +103,22 @@ class Reference:
 
 
 def frozen_logps(lm: LM, pack: Pack, temperature: float) -> Tensor:
-    """Log-probs [C] of the model, of its base where it has adapters."""
+    """Log-probs [C] of the model, without its adapters where it has any."""
     with lm.adapters_off() if isinstance(lm.model, PeftModel) else contextlib.nullcontext():
         return lm.logps(lm.states(pack), pack, temperature, entropy=False)[0]
 
 
-class Anchor:
-    """A fixed reference beside a policy that moves.
+class Reference:
+    """A frozen reference of a policy that is being trained.
 
     Args:
-        policy: As it is at its start, before any checkpoint is loaded into it.
-        spec: Another model as reference; without it, the policy's start: a frozen copy, or the
-            policy with its adapters off.
-        tokenizer: The policy's.
+        policy: The policy before its first step, and before a checkpoint is restored.
+        spec: Another model as reference. Without it, the policy before its first step: a frozen
+            copy, or the policy with its adapters off.
+        tokenizer: The policy's tokenizer.
 
     Raises:
-        ModelError: the other model's vocabulary is not the policy's.
+        ModelError: the vocabulary of the other model is not the policy's.
     """
 
     def __init__(self, policy: LM, spec: ModelSpec | None, tokenizer: Any) -> None:
@@ -141,6 +145,6 @@ def _read(path: Path, total: int) -> np.ndarray | None:
     try:
         flat = load(path.read_bytes())[NAME]
     except (SafetensorError, KeyError):
-        console.print(f"{path}: damaged; the reference's log-probs are computed again")
+        log.warning("%s: damaged; computing the reference's log-probs again", path)
         return None
     return flat.numpy() if flat.shape == (total,) else None

@@ -1,188 +1,145 @@
-"""Reward models: Bradley-Terry on pairs and K ranked answers."""
+"""Reward models: Bradley-Terry on pairs and on K ranked completions."""
 
 from __future__ import annotations
 
-import json
+import logging
+import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 
-from trimtab.config import Config
 from trimtab.data import formats
-from trimtab.data.dataset import DataSpec, load_groups, split
-from trimtab.data.pack import Output, Pack, packs
+from trimtab.data.dataset import DataSpec, load_groups
+from trimtab.data.pack import Output, Pack
 from trimtab.evaluate.accuracy import Name
 from trimtab.evaluate.reward_models import FIGURES, figures
 from trimtab.feedback.comparisons import read_comparisons
 from trimtab.models.heads import Scorer
-from trimtab.models.load import ModelSpec, renderer_for, save_model
 from trimtab.objectives.bradley_terry import BradleyTerry
-from trimtab.runs import Run, write_atomic
-from trimtab.runs.console import console
-from trimtab.train.loop import fit
-from trimtab.train.run_facts import record
-from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer, batch_indices
+from trimtab.train.loop import open_run, train
+from trimtab.train.stage import DatasetConfig, DatasetStage, Metrics, interval
+from trimtab.train.trainer import OptimSpec
 from trimtab.types import Group
 
+log = logging.getLogger(__name__)
 
-class RewardConfig(Config):
+
+class RewardConfig(DatasetConfig):
     """Configuration of ``trimtab reward``."""
 
-    renamed: ClassVar[dict[str, str]] = {"batch": "batch_size"}
+    stage: Literal["reward"] = "reward"
     out: str = "runs/reward"
-    model: ModelSpec
-    data: DataSpec
-    eval_data: DataSpec | None = None
-    holdout: int = Field(default=0, ge=0)
-    """Rows taken from the end of ``data`` when there is no ``eval_data``."""
     evals: dict[Name, DataSpec] = Field(default_factory=dict[Name, DataSpec])
-    """More held-out comparisons by name, such as ``old`` and ``new``: each is told by itself, as
-    "eval/NAME/accuracy" and so on."""
-    epochs: float = Field(default=1.0, gt=0.0)
-    batch_size: int = Field(default=32, gt=0)
-    """Prompts (groups) an optimiser step."""
+    """More held-out comparisons by name, such as ``old`` and ``new``; each is evaluated separately,
+    as "eval/NAME/accuracy" and so on."""
     objective: BradleyTerry = BradleyTerry()
     normalise: Literal["none", "mean", "standard"] = "standard"
-    """What is subtracted and divided at inference: the statistics are saved with the model."""
+    """What is subtracted and divided at inference; the statistics are saved with the model."""
     optim: OptimSpec = OptimSpec(lr=1e-5)
-    loop: LoopSpec = LoopSpec()
 
     @model_validator(mode="after")
-    def _names(self) -> RewardConfig:
-        taken = sorted(FIGURES & self.evals.keys())
-        if taken:
-            raise ValueError(f"evals: {', '.join(taken)} is the name of a figure; choose another")
+    def _check_names(self) -> RewardConfig:
+        reserved = sorted(FIGURES & self.evals.keys())
+        if reserved:
+            raise ValueError(
+                f"evals: {', '.join(reserved)} is the name of a metric; choose another"
+            )
         return self
 
 
-class RewardStage:
-    """A reward model as a stage of the loop."""
+class RewardStage(DatasetStage[RewardConfig, Scorer]):
+    """Trains a scalar head to score the chosen completion above the rejected one."""
 
-    name = "reward"
-
-    def __init__(self, config: RewardConfig) -> None:
-        self.config = config
-        self.renderer = renderer_for(config.model, config.data)
-        self.train, self.held = self._data()
-        self.named = {name: self._load(spec) for name, spec in config.evals.items()}
-        self._tell_seen()
-        pad = int(self.renderer.tokenizer.pad_token_id)
-        self.scorer = Scorer.load(config.model, pad_id=pad)
-        self.steps = max(1, round(config.epochs * len(self.train) / config.batch_size))
-        self.trainer = Trainer(
-            {"model": self.scorer.model}, {"model": config.optim}, self.steps, config.loop
-        )
-        self.report: dict[str, Any] = {}
-
-    def _load(self, spec: DataSpec) -> list[Group]:
+    def read(self, spec: DataSpec) -> list[Group]:
+        """Comparisons as groups of ranked completions."""
         return load_groups(spec, formats.comparisons, self.renderer.comparison, read_comparisons)
 
-    def _data(self) -> tuple[list[Group], list[Group]]:
-        c = self.config
-        train = self._load(c.data)
-        held = self._load(c.eval_data) if c.eval_data else []
-        return (train, held) if held else split(train, c.holdout, c.data.path)
+    def load_model(self) -> Scorer:
+        """The model with a scalar head, after a check of the held-out prompts."""
+        self.named_held_out = {name: self.read(spec) for name, spec in self.config.evals.items()}
+        self._warn_of_leaks()
+        return Scorer.load(self.config.model, pad_id=int(self.renderer.tokenizer.pad_token_id))
 
-    def _tell_seen(self) -> None:
-        """Held-out prompts that are also trained on make an accuracy that says too much."""
-        known = {g.prompt.tobytes() for g in self.train}
+    def _warn_of_leaks(self) -> None:
+        """Held-out prompts that are also trained on make the accuracy too optimistic."""
+        trained = {g.prompt.tobytes() for g in self.train}
         first = "eval_data" if self.config.eval_data else "holdout"
-        for name, held in {first: self.held, **self.named}.items():
-            seen = sum(g.prompt.tobytes() in known for g in held)
-            if seen:
-                console.print(f"{name}: {seen} of {len(held)} held-out prompts are trained on too")
+        for name, groups in {first: self.held_out, **self.named_held_out}.items():
+            leaked = sum(g.prompt.tobytes() in trained for g in groups)
+            if leaked:
+                log.warning(
+                    "%s: %d of %d held-out prompts are also in the training data",
+                    name, leaked, len(groups),
+                )  # fmt: skip
 
-    def recorded(self, run: Run) -> RewardStage:
-        """Itself, with ``facts.json`` written."""
-        record(run, self.name, self.renderer, self.train, self.held)
-        return self
+    def loss(self, index: int) -> BradleyTerry:
+        """The Bradley-Terry loss."""
+        return self.config.objective
 
     def forward(self, pack: Pack) -> Output:
-        """Scores at last tokens."""
-        return Output(score_B=self.scorer.scores(pack))
+        """Scores [B] at the last tokens of completions."""
+        return Output(score_B=self.network.scores(pack))
 
-    def step(self, index: int) -> dict[str, float]:
-        """See ``Stage``."""
-        c = self.config
-        batch = [
-            self.train[i] for i in batch_indices(len(self.train), c.batch_size, index, c.loop.seed)
-        ]
-        return self.trainer.update([Part(batch, c.objective, self.forward, self.scorer.exact)])
-
-    @torch.no_grad()
     def _scores(self, groups: list[Group]) -> list[tuple[Group, list[float]]]:
-        found: list[tuple[Group, list[float]]] = []
-        self.scorer.model.eval()
-        for pack in packs(groups, self.config.loop.token_budget, share=self.scorer.exact):
-            scores = iter(self.scorer.scores(pack.to(self.scorer.device)).tolist())
-            found += [(g, [next(scores) for _ in g.completions]) for g in pack.groups]
-        self.scorer.model.train()
-        return found
+        """Each group with the scores of its completions."""
+        scored: list[tuple[Group, list[float]]] = []
+        for pack, out in self.outputs(groups):
+            assert out.score_B is not None
+            scores = iter(out.score_B.tolist())
+            scored += [(g, [next(scores) for _ in g.completions]) for g in pack.groups]
+        return scored
 
-    def evaluate(self, index: int) -> dict[str, float]:
-        """Accuracy on held-out pairs with its interval, beside length alone and the noise ceiling
-        (see ``accuracy.figures``); named sets each by itself."""
-        told: dict[str, float] = {}
-        self.report = {}
-        if self.held:
-            found, bins = figures(self._scores(self.held))
-            told = {f"eval/{k}": v for k, v in found.items()}
-            self.report = {"bins": bins, **found} if found else {}
-        for name, held in self.named.items():
-            found, bins = figures(self._scores(held))
-            told |= {f"eval/{name}/{k}": v for k, v in found.items()}
-            self.report.setdefault("evals", {})[name] = {"bins": bins, **found}
-        return told
-
-    def samples(self) -> list[dict[str, Any]]:
-        """See ``Stage``."""
-        return []
-
-    def state(self) -> dict[str, Any]:
-        """See ``Stage``."""
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """See ``Stage``."""
+    def evaluate(self, index: int) -> Metrics:
+        """Accuracy on held-out pairs with its interval, the accuracy of length alone, and the noise
+        ceiling (see ``evaluate.reward_models``), for each held-out set."""
+        metrics: Metrics = {}
+        self.calibration = {}
+        if self.held_out:
+            values, bins = figures(self._scores(self.held_out))
+            metrics = {f"eval/{k}": v for k, v in values.items()}
+            self.calibration = {"bins": bins, **values} if values else {}
+        for name, groups in self.named_held_out.items():
+            values, bins = figures(self._scores(groups))
+            metrics |= {f"eval/{name}/{k}": v for k, v in values.items()}
+            self.calibration.setdefault("evals", {})[name] = {"bins": bins, **values}
+        return metrics
 
     def export(self, folder: Path) -> None:
-        """Write the classifier with its normalisation, and ``calibration.json`` beside it."""
+        """Write the classifier with its normalisation, and ``calibration.json``."""
         mode = self.config.normalise
         if mode != "none":
-            scores = [s for _, mine in self._scores(self.train[:1000]) for s in mine]
+            scores = [
+                s for _, group_scores in self._scores(self.train[:1000]) for s in group_scores
+            ]
             spread = float(np.std(scores)) if mode == "standard" else 1.0
-            self.scorer.set_normalisation(float(np.mean(scores)), spread or 1.0)
-        save_model(self.scorer.model, folder, self.renderer.tokenizer, self.scorer.plain)
-        if self.report:
-            write_atomic(
-                folder.parent / "calibration.json", json.dumps(self.report, indent=1).encode()
-            )
+            self.network.set_normalisation(float(np.mean(scores)), spread or 1.0)
+        super().export(folder)
 
-    def line(self, metrics: dict[str, float]) -> str:
-        """See ``Stage``."""
-        return f"accuracy {metrics.get('accuracy', float('nan')):.3f}"
+    def progress(self, metrics: Metrics) -> str:
+        """The accuracy on the batch."""
+        return f"accuracy {metrics.get('accuracy', math.nan):.3f}"
 
-
-def main(config: RewardConfig) -> dict[str, float]:
-    """Run the stage; the model is in ``out``/model."""
-    run = Run(config.out, config.model_dump(mode="json"), config.loop.report_to)
-    told = fit(RewardStage(config).recorded(run), run, config.loop)
-    sets = ["eval", *(f"eval/{name}" for name in config.evals)]
-    said = "; ".join(_said(told, name) for name in sets if f"{name}/accuracy" in told)
-    said = said or f"accuracy {told.get('accuracy', float('nan')):.3f} in training"
-    console.print(f"[bold]reward[/bold]: {said} -> {config.out}/model")
-    return told
+    def summary(self, metrics: Metrics) -> str:
+        """The accuracy on each held-out set, or in training where there is none."""
+        prefixes = ["eval", *(f"eval/{name}" for name in self.config.evals)]
+        texts = [_describe(metrics, p) for p in prefixes if f"{p}/accuracy" in metrics]
+        return "; ".join(texts) or f"{self.progress(metrics)} in training"
 
 
-def _said(told: dict[str, float], name: str) -> str:
-    """The figures of a held-out set, "eval" or "eval/NAME", in words."""
-    at = {k.rpartition("/")[2]: v for k, v in told.items() if k.rpartition("/")[0] == name}
-    said = (
-        f"accuracy {at['accuracy']:.3f} [{at['accuracy_low']:.3f}, {at['accuracy_high']:.3f}] "
-        f"{name.removeprefix('eval/') if '/' in name else 'held out'}, "
-        f"length alone {at['length_only']:.3f}"
+def _describe(metrics: Metrics, prefix: str) -> str:
+    """The metrics of one held-out set."""
+    text = (
+        f"accuracy {interval(metrics, f'{prefix}/accuracy')} "
+        f"{prefix.removeprefix('eval/') if '/' in prefix else 'held out'}, "
+        f"length alone {metrics[f'{prefix}/length_only']:.3f}"
     )
-    return said + (f", ceiling {at['ceiling']:.3f}" if "ceiling" in at else "")
+    ceiling = metrics.get(f"{prefix}/ceiling")
+    return text if ceiling is None else f"{text}, ceiling {ceiling:.3f}"
+
+
+def main(config: RewardConfig) -> Metrics:
+    """Train a reward model; it is exported to ``out``/model."""
+    run = open_run(config)
+    return train(RewardStage(config), run)

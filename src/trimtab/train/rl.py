@@ -19,7 +19,7 @@ from trimtab.data.dataset import DataSpec, load_groups
 from trimtab.data.pack import Output, Pack, packs, scatter
 from trimtab.errors import DataError
 from trimtab.models.heads import Scorer
-from trimtab.models.load import LM, ModelSpec, disable_dropout, renderer_for, save_model
+from trimtab.models.load import ModelSpec
 from trimtab.objectives.kl import KLController
 from trimtab.objectives.methods import Method
 from trimtab.objectives.methods.ppo import PPO
@@ -28,19 +28,15 @@ from trimtab.objectives.policy import PolicyMethod
 from trimtab.rewards.implicit import ImplicitSpec
 from trimtab.rewards.score import RewardSpec
 from trimtab.rewards.scoring import Scoring
-from trimtab.rewards.shape import Overlong, Shaper, ShapeSpec, Truncated
+from trimtab.rewards.shape import Overlong, ShapeSpec, Truncated
 from trimtab.rewards.step_scores import ProcessSpec
-from trimtab.runs import Run
-from trimtab.runs.console import console
-from trimtab.sample.sampler import SamplingConfig
 from trimtab.train.advantages import assign_advantages
-from trimtab.train.guard import Guard, check, too_little
-from trimtab.train.loop import fit
-from trimtab.train.reference import Anchor
-from trimtab.train.rollouts import Rollouts, describe, nothing_scored, sample_rows
-from trimtab.train.run_facts import record, template_facts
+from trimtab.train.guard import Guard, check_action, warn_if_short
+from trimtab.train.loop import open_run, train
+from trimtab.train.rollouts import RolloutConfig, RolloutStage, nothing_scored, rollout_metrics
+from trimtab.train.stage import Metrics
 from trimtab.train.state_values import MonteCarloSpec, MonteCarloValues
-from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer, batch_indices
+from trimtab.train.trainer import OptimSpec, Part, Trainer, batch_indices
 from trimtab.types import Completion, Group
 
 
@@ -65,16 +61,13 @@ class PtxSpec(Config):
     batch_size: int = Field(default=16, gt=0)
 
 
-class RLConfig(Config):
+class RLConfig(RolloutConfig):
     """Configuration of ``trimtab rl``."""
 
     renamed: ClassVar[dict[str, str]] = {"prompts": "batch_size", "group": "method.group_size"}
 
+    stage: Literal["rl"] = "rl"
     out: str = "runs/rl"
-    model: ModelSpec
-    reference: ModelSpec | None = None
-    """The frozen reference; the policy's own start when not given."""
-    data: DataSpec
     method: Method = PPO()
     """``type: NAME`` is the published method; every other key of it overrides a part."""
     rewards: tuple[RewardSpec, ...] = ()
@@ -85,9 +78,6 @@ class RLConfig(Config):
     """A preference-trained policy as a reward on every token."""
     monte_carlo: MonteCarloSpec = MonteCarloSpec()
     """Continuations behind ``method.advantage.values: monte-carlo``."""
-    shape: ShapeSpec = ShapeSpec()
-    """Whitening, clip and penalties of the weighted sum; the method's own penalties join them."""
-    sampling: SamplingConfig = SamplingConfig()
     critic: CriticSpec = CriticSpec()
     ptx: PtxSpec | None = None
     audit: AuditSpec | None = None
@@ -98,7 +88,6 @@ class RLConfig(Config):
     batch_size: int = Field(default=64, gt=0)
     """Prompts per iteration, each with ``method.group_size`` completions."""
     optim: OptimSpec = OptimSpec(lr=1e-6)
-    loop: LoopSpec = LoopSpec()
 
     @model_validator(mode="after")
     def _sane(self) -> RLConfig:
@@ -145,65 +134,36 @@ class RLConfig(Config):
                 "monte_carlo belongs to method.advantage.values: monte-carlo; remove the key"
             )
         if self.audit is not None:
-            check(self.audit, self.rewards)
+            check_action(self.audit, self.rewards)
         return self
 
 
-class RLStage:
-    """Online RL as a stage of the loop."""
-
-    name = "rl"
+class RLStage(RolloutStage[RLConfig]):
+    """Trains a policy on the rewards of its rollouts."""
 
     def __init__(self, config: RLConfig) -> None:
-        self.config = config
-        self.renderer = renderer_for(config.model, config.data)
-        prompts = load_groups(config.data, formats.prompts, self.renderer.prompt)
-        self.scoring = Scoring(
-            config.rewards, config.process, config.implicit, self.renderer,
-            config.loop.token_budget, config.model.device,
-        )  # fmt: skip
-        self.lm = LM.load(config.model)
-        # Dropout off: old and new log-probs must come from the same function.
-        disable_dropout(self.lm.model)
+        super().__init__(config)
         method = config.method
         self.method: PolicyMethod = method.model_copy(
             update={"max_length": method.max_length or config.sampling.max_new_tokens}
         )
-        self.reference: Anchor | None = None
-        if method.needs_reference or config.audit is not None:
-            self.reference = Anchor(self.lm, config.reference, self.renderer.tokenizer)
-        self.shaper = Shaper(shape_of(config))
         self.kl = KLController(config.method.kl)
-        self.rollouts = Rollouts(
-            prompts, self.lm, self.renderer, self.scoring, config.sampling, config.loop.seed
-        )
         self.state_values: MonteCarloValues | None = None
         if method.advantage.values == "monte-carlo":
             self.state_values = MonteCarloValues(
-                config.monte_carlo, self.rollouts.sampler, self.renderer, self.scoring.outcome,
+                config.monte_carlo, self.sampler, self.renderer, self.scoring.outcome,
                 config.sampling, config.loop.seed,
             )  # fmt: skip
         modules: dict[str, nn.Module] = {"policy": self.lm.model}
         self.critic: Scorer | None = None
         self.value_head: nn.Linear | None = None
-        if not method.needs_critic:
-            pass
-        elif config.critic.type == "separate":
-            start = config.critic.model or config.model.model_copy(update={"lora": None})
-            self.critic = Scorer.load(
-                start, pad_id=int(self.renderer.tokenizer.pad_token_id), zero=True
-            )
-            modules["critic"] = self.critic.model
-        else:
-            width = int(self.lm.logit_width)
-            self.value_head = nn.Linear(width, 1, device=self.lm.device)
-            nn.init.zeros_(self.value_head.weight)
-            nn.init.zeros_(self.value_head.bias)
-            modules["critic"] = self.value_head
+        if method.needs_critic:
+            modules["critic"] = self._load_critic()
         self.ptx: list[Group] = []
         if config.ptx is not None:
-            given = config.ptx.data
-            self.ptx = load_groups(given, formats.demonstrations, self.renderer.demonstration)
+            self.ptx = load_groups(
+                config.ptx.data, formats.demonstrations, self.renderer.demonstration
+            )
         self.steps = config.steps
         optim = {"policy": config.optim, "critic": config.critic.optim}
         self.trainer = Trainer(
@@ -212,25 +172,57 @@ class RLStage:
             config.steps * method.updates.steps,
             config.loop,
         )
-        self.last: list[Group] = []
         self.guard: Guard | None = None
         if config.audit is not None:
-            self.guard = Guard(
-                self, config.audit, config.out, config.rewards, config.loop, config.model.device
-            )
-            if said := too_little(
-                config.audit, config.steps * config.batch_size * config.method.group_size
-            ):
-                console.print(f"[bold]audit[/bold]: {said}")
+            self.guard = Guard(self, config.audit, config.rewards, self.scoring.rewards)
+            rollouts = config.steps * config.batch_size * config.method.group_size
+            warn_if_short(config.audit, rollouts)
 
-    def recorded(self, run: Run) -> RLStage:
-        """Itself, with ``facts.json`` written."""
+    def _load_critic(self) -> nn.Module:
+        """The critic's model, or a value head on the policy's trunk."""
         c = self.config
-        known = template_facts(
-            self.lm, self.renderer, c.model, self.rollouts.prompts, c.loop.token_budget
+        if c.critic.type == "separate":
+            start = c.critic.model or c.model.model_copy(update={"lora": None})
+            pad_id = int(self.renderer.tokenizer.pad_token_id)
+            self.critic = Scorer.load(start, pad_id=pad_id, zero=True)
+            return self.critic.model
+        self.value_head = nn.Linear(int(self.lm.logit_width), 1, device=self.lm.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        return self.value_head
+
+    @property
+    def title(self) -> str:
+        """The method's name."""
+        return self.config.method.name
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the method or the audit reads the reference's log-probs."""
+        return self.config.method.needs_reference or self.config.audit is not None
+
+    def load_rewards(self) -> Scoring:
+        """The rewards of sequences, steps and tokens."""
+        c = self.config
+        self.scoring = Scoring(
+            c.rewards, c.process, c.implicit, self.renderer, c.loop.token_budget, c.model.device
         )
-        record(run, self.name, self.renderer, self.rollouts.prompts, **known)
-        return self
+        return self.scoring
+
+    def shape(self) -> ShapeSpec:
+        """The run's shaping, with the method's penalties where the run sets none."""
+        method, limit, shape = (
+            self.config.method,
+            self.config.sampling.max_new_tokens,
+            self.config.shape,
+        )
+        penalties: dict[str, Truncated | Overlong] = {}
+        if method.length.missing_eos_penalty and shape.truncated is None:
+            penalties["truncated"] = Truncated(weight=method.length.missing_eos_penalty)
+        if method.length.overlong and shape.overlong is None:
+            cache = max(1, round(method.length.overlong * limit))
+            penalties["overlong"] = Overlong(max_length=limit, cache=cache)
+        return shape.model_copy(update=penalties)
 
     @property
     def share(self) -> bool:
@@ -249,10 +241,6 @@ class RLStage:
     def _value_forward(self, pack: Pack) -> Output:
         assert self.critic is not None
         return Output(value_C=self.critic.values(pack))
-
-    def _ptx_forward(self, pack: Pack) -> Output:
-        logp, _ = self.lm.logps(self.lm.states(pack), pack, entropy=False)
-        return Output(logp_C=logp)
 
     @torch.no_grad()
     def _annotate(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -281,45 +269,43 @@ class RLStage:
             scatter(pack, {k: v.cpu().numpy() for k, v in columns.items() if v is not None})
         return {"objective/entropy": entropy / max(1.0, count)} if own else {}
 
-    def rollout(self, index: int) -> tuple[list[Group], dict[str, float]]:
-        """Sample and score batch ``index``; with dynamic sampling, until its prompts are found.
+    def rollout(self, index: int) -> tuple[list[Group], Metrics]:
+        """Sample and score the batch of iteration ``index``; with dynamic sampling, repeatedly until
+        enough prompts have different rewards.
 
         Raises:
             DataError: no completion could be scored.
         """
         c, method = self.config, self.method
-        kept: list[Group] = []
-        everything: list[Completion] = []
-        seen = lone = uniform = tries = 0
+        batch: list[Group] = []
+        completions: list[Completion] = []
+        sampled = unscored = uniform = tries = 0
         while tries == 0 or (
             method.filter.dynamic_sampling
-            and len(kept) < c.batch_size
+            and len(batch) < c.batch_size
             and tries < method.filter.max_tries
         ):
-            groups = self.rollouts(
-                index, c.batch_size, method.group_size, self.trainer.updates, tries
-            )
-            everything += [x for g in groups for x in g.completions]
+            groups = self.sample(index, c.batch_size, method.group_size, tries)
+            completions += [x for g in groups for x in g.completions]
+            sampled += len(groups)
             tries += 1
             for g in groups:
-                seen += 1
                 g.completions = [x for x in g.completions if x.reward is not None]
                 if len(g.completions) < (2 if method.needs_groups else 1):
-                    lone += 1
-                elif method.needs_groups and self._uniform(g):
-                    uniform += 1
-                    if not method.filter.dynamic_sampling:
-                        kept.append(g)
-                else:
-                    kept.append(g)
-        metrics = describe(everything)
-        if lone == seen:
-            raise nothing_scored(f"step {index}", everything)
+                    unscored += 1
+                    continue
+                is_uniform = method.needs_groups and self._uniform(g)
+                uniform += is_uniform
+                if not (is_uniform and method.filter.dynamic_sampling):
+                    batch.append(g)
+        if unscored == sampled:
+            raise nothing_scored(f"step {index}", completions)
+        metrics = rollout_metrics(completions)
         if method.needs_groups:
-            metrics["group/uniform"] = uniform / seen
-            metrics["group/unscored"] = lone / seen
+            metrics["group/uniform"] = uniform / sampled
+            metrics["group/unscored"] = unscored / sampled
             metrics["group/tries"] = float(tries)
-        return kept[: c.batch_size], metrics
+        return batch[: c.batch_size], metrics
 
     def _uniform(self, group: Group) -> bool:
         """Whether the unshaped reward is the same for every completion, its dense part included."""
@@ -330,14 +316,14 @@ class RLStage:
         watched = dense.name if dense is not None and dense.weight != 0.0 else None
         return len({(x.reward, watched and x.scores[watched].value) for x in group.completions}) < 2
 
-    def step(self, index: int) -> dict[str, float]:
-        """One batch of rollouts and its updates; none where dynamic sampling found nothing."""
+    def step(self, index: int) -> Metrics:
+        """Sample a batch and train on it; no optimiser step where dynamic sampling leaves nothing."""
         metrics = self._train(index)
         if self.guard is not None:
             metrics.update(self.guard.act(index))
         return metrics
 
-    def _train(self, index: int) -> dict[str, float]:
+    def _train(self, index: int) -> Metrics:
         groups, metrics = self.rollout(index)
         self.last = groups
         metrics["kl/beta"] = self.kl.beta
@@ -351,17 +337,17 @@ class RLStage:
             metrics.update(self.guard.observe(index, groups))
         beta = self.kl.beta if self.method.needs_reference else 0.0
         metrics.update(assign_advantages(groups, self.method, beta))
-        taken = self._update(groups, index)
-        for name in taken[0]:
-            metrics[name] = float(np.mean([t[name] for t in taken]))
-        metrics["policy/updates"] = float(len(taken))
+        updates = self._update(groups, index)
+        for name in updates[0]:
+            metrics[name] = float(np.mean([u[name] for u in updates]))
+        metrics["policy/updates"] = float(len(updates))
         squared = metrics.pop("sampler/weight_squared", 0.0)
         if squared > 0:
             metrics["sampler/ess"] = metrics.pop("sampler/weight") ** 2 / squared
-        metrics.setdefault("objective/entropy", taken[0]["policy/entropy"])
+        metrics.setdefault("objective/entropy", updates[0]["policy/entropy"])
         if self.method.needs_reference:
-            # Before the first update of the batch, as where the KL is taken off the reward.
-            metrics.setdefault("objective/kl", taken[0].get("policy/kl", math.nan))
+            # Before the first update of the batch, as where the KL is subtracted from the reward.
+            metrics.setdefault("objective/kl", updates[0].get("policy/kl", math.nan))
             self.kl.update(metrics["objective/kl"], sum(len(g.completions) for g in groups))
         if "audit/kl" in metrics:
             metrics.setdefault("objective/kl", metrics["audit/kl"])
@@ -372,100 +358,81 @@ class RLStage:
             )
         return metrics
 
-    def _update(self, groups: list[Group], index: int) -> list[dict[str, float]]:
-        """The optimiser steps on one batch; what each of them said."""
-        c = self.config
+    def _update(self, groups: list[Group], index: int) -> list[Metrics]:
+        """The optimiser steps on one batch; the metrics of each."""
         method = self.method.model_copy(
             update={"kl": self.method.kl.model_copy(update={"beta": self.kl.beta})}
         )
         singles = [Group(g.id, g.prompt, [x]) for g in groups for x in g.completions]
         # A group's completions stay together where minibatches allow it, to share the prompt.
         units = groups if method.updates.minibatches <= len(groups) else singles
-        taken: list[dict[str, float]] = []
+        updates: list[Metrics] = []
         for epoch in range(method.updates.epochs):
-            order = np.random.default_rng((c.loop.seed, index, epoch)).permutation(len(units))
-            for number, part in enumerate(np.array_split(order, method.updates.minibatches)):
-                taken_up = [units[i] for i in part]
-                parts = [Part(taken_up, method, self.forward, self.share)]
+            order = np.random.default_rng((self.config.loop.seed, index, epoch))
+            for split in np.array_split(order.permutation(len(units)), method.updates.minibatches):
+                minibatch = [units[i] for i in split]
+                parts = [Part(minibatch, method, self.forward, self.share)]
                 if self.critic is not None:
-                    # A forward of its own, so that only one model's activations wait at a time.
-                    parts.append(Part(taken_up, method, self._value_forward, self.share))
-                if c.ptx is not None:
-                    at = (
-                        index * method.updates.epochs + epoch
-                    ) * method.updates.minibatches + number
-                    given = batch_indices(len(self.ptx), c.ptx.batch_size, at, c.loop.seed)
-                    parts.append(
-                        Part(
-                            [self.ptx[i] for i in given], SFT(), self._ptx_forward,
-                            self.lm.exact, c.ptx.coef, "ptx/",
-                        )
-                    )  # fmt: skip
-                taken.append(self.trainer.update(parts))
+                    # A separate forward, so that only one model's activations are in memory.
+                    parts.append(Part(minibatch, method, self._value_forward, self.share))
+                update_index = index * method.updates.steps + len(updates)
+                parts += self._ptx_parts(update_index)
+                updates.append(self.trainer.update(parts))
                 limit = method.updates.target_kl
-                if limit is not None and taken[-1]["policy/approx_kl"] > 1.5 * limit:
-                    return taken
-        return taken
+                if limit is not None and updates[-1]["policy/approx_kl"] > 1.5 * limit:
+                    return updates
+        return updates
 
-    def evaluate(self, index: int) -> dict[str, float]:
-        """See ``Stage``; comparing policies is a stage of its own."""
-        return {}
-
-    def samples(self) -> list[dict[str, Any]]:
-        """The last batch's prompts, completions, scores."""
-        return sample_rows(self.last)
+    def _ptx_parts(self, index: int) -> list[Part]:
+        """The likelihood of the pretraining mix in update ``index``; empty without one."""
+        ptx = self.config.ptx
+        if ptx is None:
+            return []
+        picked = batch_indices(len(self.ptx), ptx.batch_size, index, self.config.loop.seed)
+        batch = [self.ptx[i] for i in picked]
+        return [Part(batch, SFT(), super().forward, self.lm.exact, ptx.coef, "ptx/")]
 
     def state(self) -> dict[str, Any]:
-        """The KL controller and the running statistics of rewards; all else follows from the step."""
+        """The running statistics of rewards, the KL controller, and the guard."""
         return {
+            **super().state(),
             "kl": self.kl.state(),
-            "shaper": self.shaper.state(),
-            "rewards": self.scoring.state(),
             "guard": self.guard and self.guard.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """See ``Stage``."""
+        """Restore ``state``."""
         self.kl.load(state["kl"])
         if self.guard is not None and state.get("guard"):
             self.guard.load(state["guard"])
-        self.shaper.load(state["shaper"])
-        self.scoring.load(state["rewards"])
+        super().load(state)
 
     def export(self, folder: Path) -> None:
-        """See ``Stage``; where the audit chose an earlier policy, that one."""
+        """Write the policy in Hugging Face format: the audit's choice, or the last one."""
         if self.guard is not None:
-            self.guard.hand_over()
-        save_model(self.lm.model, folder, self.renderer.tokenizer, self.lm.plain)
+            self.guard.restore_choice()
+        super().export(folder)
 
-    def line(self, metrics: dict[str, float]) -> str:
-        """See ``Stage``."""
+    def progress(self, metrics: Metrics) -> str:
+        """Reward and KL of the last iteration."""
         kl = f"  kl {metrics['objective/kl']:.2f}" if "objective/kl" in metrics else ""
         return f"reward {metrics['reward/mean']:+.3f}{kl}"
 
-
-def shape_of(config: RLConfig) -> ShapeSpec:
-    """The shaping of a run: its own, and the method's penalties where it says nothing of them."""
-    method, limit = config.method, config.sampling.max_new_tokens
-    added: dict[str, Any] = {}
-    if method.length.missing_eos_penalty and config.shape.truncated is None:
-        added["truncated"] = Truncated(weight=method.length.missing_eos_penalty)
-    if method.length.overlong and config.shape.overlong is None:
-        cache = max(1, round(method.length.overlong * limit))
-        added["overlong"] = Overlong(max_length=limit, cache=cache)
-    return config.shape.model_copy(update=added)
+    def summary(self, metrics: Metrics) -> str:
+        """Mean of each reward, and the KL, at the last iteration."""
+        c = self.config
+        dense = c.process or c.implicit
+        names = [r.name for r in (*c.rewards, *([dense] if dense else []))]
+        rewards = ", ".join(f"{n} {metrics.get(f'reward/{n}', math.nan):+.3f}" for n in names)
+        kl = f", KL {metrics['objective/kl']:.2f} nats" if "objective/kl" in metrics else ""
+        return f"{rewards}{kl}"
 
 
-def main(config: RLConfig) -> dict[str, float]:
-    """Run the stage; the policy is in ``out``/model."""
-    run = Run(config.out, config.model_dump(mode="json"), config.loop.report_to)
-    stage = RLStage(config).recorded(run)
-    figures = fit(stage, run, config.loop)
+def main(config: RLConfig) -> Metrics:
+    """Train a policy on rewards; it is exported to ``out``/model."""
+    run = open_run(config)
+    stage = RLStage(config)
+    metrics = train(stage, run)
     if stage.guard is not None and stage.guard.why:
         run.summary({"audit.why": stage.guard.why})
-    dense = config.process or config.implicit
-    names = [r.name for r in (*config.rewards, *([dense] if dense else []))]
-    parts = ", ".join(f"{n} {figures.get(f'reward/{n}', math.nan):+.3f}" for n in names)
-    kl = f", KL {figures['objective/kl']:.2f} nats" if "objective/kl" in figures else ""
-    console.print(f"[bold]{config.method.name}[/bold]: {parts}{kl} -> {config.out}/model")
-    return figures
+    return metrics

@@ -1,80 +1,139 @@
-"""What online methods share: prompts answered by the live policy and scored, batch by batch."""
+"""What online stages share: prompts, the sampling policy, scored completions."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from trimtab.data.render import Renderer
+from trimtab.data import formats
+from trimtab.data.dataset import load_groups
+from trimtab.data.pack import Output, Pack
 from trimtab.errors import DataError
-from trimtab.models.load import LM
+from trimtab.models.load import LM, ModelSpec, disable_dropout
 from trimtab.rewards.score import Rewards
 from trimtab.rewards.scoring import Scoring
+from trimtab.rewards.shape import Shaper, ShapeSpec
 from trimtab.rollout.collector import collect
 from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.stats.order_stats import pick
+from trimtab.train.reference import Reference
+from trimtab.train.run_facts import template_facts
+from trimtab.train.stage import Stage, StageConfig
 from trimtab.train.trainer import batch_indices
-from trimtab.types import Completion, Group
+from trimtab.types import Completion, Group, Row
 
 
-class Rollouts:
-    """Batches of prompts, answered by the live policy and scored.
+class RolloutConfig(StageConfig):
+    """Keys of a stage that trains on what its policy samples; ``data`` has the prompts."""
 
-    Which prompts come, and every random draw, follow from seed, step and attempt, so a resumed run
-    samples what a whole one would.
+    reference: ModelSpec | None = None
+    """Another model as the frozen reference; without it, ``model`` before the first step."""
+    shape: ShapeSpec = ShapeSpec()
+    """Whitening, clipping and penalties of the weighted sum of rewards."""
+    sampling: SamplingConfig = SamplingConfig()
 
-    Args:
+
+C = TypeVar("C", bound=RolloutConfig)
+
+
+class RolloutStage(Stage[C, LM]):
+    """A stage that samples completions of prompts, scores them and trains on them.
+
+    Attributes:
         prompts: Groups without completions.
-        lm: The policy, sampled as it is at each call.
-        renderer: Its tokens.
-        rewards: Score every completion in place.
-        sampling: How to sample.
-        seed: Starts every stream.
+        lm: The policy.
+        rewards: Scores completions in place.
+        reference: The frozen reference, where the stage needs one.
+        last: The groups of the last step.
     """
 
-    def __init__(
-        self,
-        prompts: Sequence[Group],
-        lm: LM,
-        renderer: Renderer,
-        rewards: Rewards | Scoring,
-        sampling: SamplingConfig,
-        seed: int,
-    ) -> None:
-        self.prompts, self.renderer, self.rewards = prompts, renderer, rewards
-        self.sampling, self.seed = sampling, seed
+    def __init__(self, config: C) -> None:
+        super().__init__(config)
+        self.prompts = load_groups(config.data, formats.prompts, self.renderer.prompt)
+        self.rewards = self.load_rewards()
+        self.lm = self.network = LM.load(config.model)
+        # Without dropout, log-probs of two forwards are of the same function.
+        disable_dropout(self.lm.model)
+        self.reference: Reference | None = None
+        if self.needs_reference:
+            self.reference = Reference(self.lm, config.reference, self.renderer.tokenizer)
+        self.shaper = Shaper(self.shape())
         self.sampler = Sampler(
-            lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids, mixed=lm.mixed
-        )
+            self.lm.plain_attention(), self.renderer.tokenizer, stop_ids=self.renderer.stop_ids,
+            mixed=self.lm.mixed,
+        )  # fmt: skip
+        self.last: list[Group] = []
 
-    def __call__(
-        self, index: int, count: int, n: int, version: int, attempt: int = 0
-    ) -> list[Group]:
-        """``count`` prompts of step ``index`` with ``n`` completions each, scored.
+    @abstractmethod
+    def load_rewards(self) -> Rewards | Scoring:
+        """What scores completions."""
+
+    @property
+    @abstractmethod
+    def needs_reference(self) -> bool:
+        """Whether log-probs of a reference are needed."""
+
+    def shape(self) -> ShapeSpec:
+        """How rewards are shaped."""
+        return self.config.shape
+
+    @property
+    def data(self) -> tuple[list[Group], list[Group]]:
+        """The prompts; nothing is held out."""
+        return self.prompts, []
+
+    def facts(self) -> Row:
+        """How prompts look under the model's own chat template."""
+        c = self.config
+        return template_facts(self.lm, self.renderer, c.model, self.prompts, c.loop.token_budget)
+
+    def sample(self, index: int, count: int, n: int, attempt: int = 0) -> list[Group]:
+        """``count`` prompts of step ``index`` with ``n`` scored completions each.
+
+        The prompts and every random draw follow from seed, step and attempt, so a resumed run
+        samples what an uninterrupted one would.
 
         Args:
             index: The step.
-            count: Prompts.
-            n: Completions a prompt.
-            version: Optimiser steps behind the weights.
-            attempt: 0, or the how-manieth refill of the step: other prompts.
+            count: Number of prompts.
+            n: Completions per prompt.
+            attempt: 0 for the first draw, n for the n-th resampling of other prompts.
         """
-        # Refills come from passes of their own over the prompts, so they follow from the step too.
-        seed = self.seed + 7919 * attempt
-        picked = [self.prompts[i] for i in batch_indices(len(self.prompts), count, index, seed)]
-        key = (self.seed, index, attempt) if attempt else (self.seed, index)
+        seed = self.config.loop.seed
+        # Resampling takes other passes over the prompts, so they follow from the step too.
+        picked = batch_indices(len(self.prompts), count, index, seed + 7919 * attempt)
+        key = (seed, index, attempt) if attempt else (seed, index)
         groups = collect(
-            self.sampler, self.renderer, picked, self.sampling, n=n, key=key, version=version
-        )
+            self.sampler, self.renderer, [self.prompts[i] for i in picked], self.config.sampling,
+            n=n, key=key, version=self.trainer.updates,
+        )  # fmt: skip
         self.rewards(groups)
         return groups
 
+    def forward(self, pack: Pack) -> Output:
+        """Log-probs [C] of the trained tokens."""
+        return Output(logp_C=self.lm.logps(self.lm.states(pack), pack, entropy=False)[0])
+
+    def samples(self) -> list[Row]:
+        """Prompts, completions and scores of the last step."""
+        return sample_rows(self.last)
+
+    def state(self) -> dict[str, Any]:
+        """The running statistics of rewards."""
+        return {"shaper": self.shaper.state(), "rewards": self.rewards.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore ``state``."""
+        self.shaper.load(state["shaper"])
+        self.rewards.load(state["rewards"])
+
 
 def nothing_scored(where: str, done: Sequence[Completion]) -> DataError:
-    """The error of a step or stage whose completions all went without a reward."""
+    """The error of a step in which no completion has a reward."""
     failed = next(s for c in done for s in c.scores.values() if not s.ok)
     return DataError(
         f"{where}: no completion could be scored; the first failure was "
@@ -82,34 +141,32 @@ def nothing_scored(where: str, done: Sequence[Completion]) -> DataError:
     )
 
 
-def extremes(done: Sequence[Completion]) -> tuple[Completion, Completion] | None:
-    """The best and the worst of scored answers to one prompt, of equal ones the first; None where
-    they tie: by their reward, or because they say the same."""
-    rewards = [cast(float, c.reward) for c in done]
-    best, worst = done[pick(rewards)], done[pick([-r for r in rewards])]
+def best_and_worst(completions: Sequence[Completion]) -> tuple[Completion, Completion] | None:
+    """The best and the worst of the scored completions of one prompt, of equal ones the first; None
+    where these two have equal rewards or equal tokens."""
+    rewards = [cast(float, c.reward) for c in completions]
+    best, worst = completions[pick(rewards)], completions[pick([-r for r in rewards])]
     same = best.reward == worst.reward or np.array_equal(best.ids, worst.ids)
     return None if same else (best, worst)
 
 
-def describe(done: Sequence[Completion]) -> dict[str, float]:
-    """Rewards by part, lengths, finish reasons, failures."""
-    scored = [c.reward for c in done if c.reward is not None]
+def rollout_metrics(completions: Sequence[Completion]) -> dict[str, float]:
+    """Mean rewards by part, lengths, finish reasons and failures."""
+    scored = [c.reward for c in completions if c.reward is not None]
     metrics = {
         "reward/mean": float(np.mean(scored)) if scored else math.nan,
         "reward/std": float(np.std(scored)) if scored else math.nan,
-        "reward/unscored": 1.0 - len(scored) / max(1, len(done)),
-        "completion/length": float(np.mean([len(c) for c in done])),
-        "completion/truncated": float(np.mean([c.finish == "length" for c in done])),
+        "reward/unscored": 1.0 - len(scored) / max(1, len(completions)),
+        "completion/length": float(np.mean([len(c) for c in completions])),
+        "completion/truncated": float(np.mean([c.finish == "length" for c in completions])),
     }
-    for name in done[0].scores:
-        values = [c.scores[name].value for c in done if c.scores[name].ok]
-        metrics[f"reward/{name}"] = (
-            float(np.mean([v for v in values if v is not None])) if values else math.nan
-        )
+    for name in completions[0].scores:
+        values = [v for c in completions if (v := c.scores[name].value) is not None]
+        metrics[f"reward/{name}"] = float(np.mean(values)) if values else math.nan
     return metrics
 
 
-def sample_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def sample_rows(groups: Sequence[Group]) -> list[Row]:
     """Prompts, completions and scores as rows for ``samples/``."""
     return [
         {
@@ -122,19 +179,22 @@ def sample_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
             "version": c.version,
             "id": g.id,
             "index": i,
-            **_against(c),
+            **_reference_metrics(c),
         }
         for g in groups
         for i, c in enumerate(g.completions)
     ]
 
 
-def _against(c: Completion) -> dict[str, float]:
-    """Nats of the completion against the reference, where it was asked."""
-    mine, theirs = c.tokens.get("sampler_logp"), c.tokens.get("ref_logp")
-    if mine is None or theirs is None:
+def log_ratio(c: Completion) -> float | None:
+    """Summed log-ratio of a rollout to the reference, nats; None without reference log-probs."""
+    logp_T, ref_T = c.tokens.get("sampler_logp"), c.tokens.get("ref_logp")
+    return None if logp_T is None or ref_T is None else float((logp_T - ref_T).sum())
+
+
+def _reference_metrics(c: Completion) -> dict[str, float]:
+    """The completion's KL to the reference and its NLL under it, nats; empty without log-probs."""
+    kl = log_ratio(c)
+    if kl is None:
         return {}
-    return {
-        "kl": float((mine - theirs).sum()),
-        "nll_reference": -float(theirs.mean()) if len(c) else 0.0,
-    }
+    return {"kl": kl, "nll_reference": -float(c.tokens["ref_logp"].mean()) if len(c) else 0.0}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -13,33 +11,27 @@ from trimtab.data.pack import packs
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.data.token_facts import leaked, odd_pairs, pair_facts, token_facts
 from trimtab.models.load import LM, ModelSpec
-from trimtab.runs import Run, write_atomic
 from trimtab.sample.sampler import Request, Sampler, SamplingConfig
-from trimtab.types import Group
+from trimtab.types import Group, Row
 
 _SHOWN = 16
 """Prompts on which two templates are compared."""
 
 
-def record(
-    run: Run, stage: str, renderer: Renderer, train: Sequence[Group], held: Sequence[Group] = (),
-    **more: Any,
-) -> None:  # fmt: skip
-    """Write ``facts.json``: the stage's name, ``data.facts`` of its groups, and whatever else is known."""
-    facts: dict[str, Any] = {"stage": stage}
-    facts |= token_facts(train, renderer.bos, renderer.stop_ids)
-    compared = any(c.rank is not None for g in train for c in g.completions)
-    if compared:
+def data_facts(renderer: Renderer, train: Sequence[Group], held_out: Sequence[Group]) -> Row:
+    """Facts of a stage's tokenised data: see ``trimtab.data.token_facts``."""
+    facts: Row = dict(token_facts(train, renderer.bos, renderer.stop_ids))
+    if any(c.rank is not None for g in train for c in g.completions):
         facts |= {"comparisons": pair_facts(train), "odd": odd_pairs(train)}
-    if held:
-        facts["leaked"] = leaked(train, held)
-    write_atomic(run.path / "facts.json", json.dumps(facts | more, indent=1).encode())
+    if held_out:
+        facts["leaked"] = leaked(train, held_out)
+    return facts
 
 
 @torch.no_grad()
 def template_facts(
     lm: LM, renderer: Renderer, spec: ModelSpec, prompts: Sequence[Group], budget: int
-) -> dict[str, Any]:
+) -> Row:
     """Whether prompts are written as the model knows them.
 
     Where the template in use gives other tokens than the model's own, the model answers under its
@@ -54,7 +46,7 @@ def template_facts(
     shown = [g for g in prompts if g.extra.get("messages")][:_SHOWN]
     twins = [replace(theirs.retokenise(g), text=g.text) for g in shown]
     moved = sum(a.prompt.tolist() != b.prompt.tolist() for a, b in zip(shown, twins, strict=True))
-    facts: dict[str, Any] = {"template": "other", "prompts_changed": moved / max(1, len(shown))}
+    facts: Row = {"template": "other", "prompts_changed": moved / max(1, len(shown))}
     if not moved:
         return facts
     sampler = Sampler(lm.plain_attention(), own, stop_ids=theirs.stop_ids)

@@ -1,0 +1,236 @@
+"""The base classes of training stages.
+
+A stage derives from ``DatasetStage`` (trains on rows of a data set) or from
+``trimtab.train.rollouts.RolloutStage`` (trains on what the policy samples). It names its
+configuration, says how rows become groups, which model is trained and what the loss is; loading,
+batches, facts, checkpoints, export and messages are here.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from trimtab.config import Config
+from trimtab.data.dataset import DataSpec, split
+from trimtab.data.pack import Output, Pack, packs
+from trimtab.models.load import ModelSpec, renderer_for, save_model
+from trimtab.runs import Run, write_atomic
+from trimtab.train.run_facts import data_facts
+from trimtab.train.trainer import LoopSpec, LossFn, OptimSpec, Part, Trainer, batch_indices
+from trimtab.types import Group, Row
+
+Metrics = dict[str, float]
+
+
+class StageConfig(Config):
+    """Keys that every training stage has."""
+
+    stage: Any
+    """The stage's name: a ``Literal`` with a default in each configuration."""
+    out: str
+    """The run folder."""
+    model: ModelSpec
+    """The model to train."""
+    data: DataSpec
+    optim: OptimSpec
+    loop: LoopSpec = LoopSpec()
+
+
+class DatasetConfig(StageConfig):
+    """Keys of a stage that trains on a data set."""
+
+    renamed: ClassVar[dict[str, str]] = {"batch": "batch_size"}
+    eval_data: DataSpec | None = None
+    """Held-out rows; without it, ``holdout`` rows are taken from the end of ``data``."""
+    holdout: int = Field(default=0, ge=0)
+    """Rows taken from the end of ``data`` when there is no ``eval_data``."""
+    epochs: float = Field(default=1.0, gt=0.0)
+    """Passes over the data."""
+    batch_size: int = Field(default=32, gt=0)
+    """Prompts with their completions per optimiser step."""
+
+
+class Network(Protocol):
+    """A model that reads packs: ``LM``, ``Scorer``, ``StepScorer``."""
+
+    model: nn.Module
+    exact: bool
+    plain: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+
+C = TypeVar("C", bound=StageConfig)
+D = TypeVar("D", bound=DatasetConfig)
+M = TypeVar("M", bound=Network)
+
+
+class Stage(ABC, Generic[C, M]):
+    """What the loop asks of a training stage.
+
+    Attributes:
+        network: The trained model, which is exported at the end.
+        steps: A stage that lowers it while training ends there.
+    """
+
+    network: M
+    trainer: Trainer
+    steps: int
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+        self.renderer = renderer_for(config.model, config.data)
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.config.stage
+
+    @property
+    def title(self) -> str:
+        """What the result's message calls the stage: its name, or its method's."""
+        return self.name
+
+    @property
+    @abstractmethod
+    def data(self) -> tuple[Sequence[Group], Sequence[Group]]:
+        """The training and the held-out groups."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """What else ``facts.json`` states of this stage."""
+        return {}
+
+    def record_facts(self, run: Run) -> None:
+        """Write ``facts.json``: what is true of data and model before the first step."""
+        train, held_out = self.data
+        facts = {"stage": self.name, **data_facts(self.renderer, train, held_out), **self.facts()}
+        write_atomic(run.path / "facts.json", json.dumps(facts, indent=1).encode())
+
+    @abstractmethod
+    def step(self, index: int) -> Metrics:
+        """Train on step ``index``; metrics by name."""
+
+    def evaluate(self, index: int) -> Metrics:
+        """Metrics on held-out data after ``index`` steps."""
+        return {}
+
+    def samples(self) -> list[Row]:
+        """Rows of what the last step produced, for ``samples/``."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """What resuming needs beyond weights, optimiser and step number, as JSON."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore ``state``."""
+
+    def export(self, folder: Path) -> None:
+        """Write the model in Hugging Face format."""
+        save_model(self.network.model, folder, self.renderer.tokenizer, self.network.plain)
+
+    def progress(self, metrics: Metrics) -> str:
+        """A few words for the progress bar."""
+        return self.summary(metrics)
+
+    @abstractmethod
+    def summary(self, metrics: Metrics) -> str:
+        """The result in one line."""
+
+
+class DatasetStage(Stage[D, M]):
+    """A stage that trains one model on the rows of a data set.
+
+    Attributes:
+        train, held_out: The groups.
+        calibration: What ``calibration.json`` states beside the exported model; empty writes none.
+    """
+
+    calibration: Row
+
+    def __init__(self, config: D) -> None:
+        super().__init__(config)
+        self.calibration = {}
+        self.train, self.held_out = self.load_data()
+        self.steps = max(1, round(config.epochs * len(self.train) / config.batch_size))
+        self.network = self.load_model()
+        self.trainer = Trainer(
+            {"model": self.network.model}, {"model": config.optim}, self.steps, config.loop
+        )
+
+    @abstractmethod
+    def read(self, spec: DataSpec) -> list[Group]:
+        """The rows of ``spec`` as groups."""
+
+    @abstractmethod
+    def load_model(self) -> M:
+        """The model to train."""
+
+    @abstractmethod
+    def forward(self, pack: Pack) -> Output:
+        """What the loss reads of the model's outputs on a pack."""
+
+    @abstractmethod
+    def loss(self, index: int) -> LossFn:
+        """The loss of step ``index``."""
+
+    def load_data(self) -> tuple[list[Group], list[Group]]:
+        """The training and the held-out groups."""
+        c = self.config
+        train = self.read(c.data)
+        if c.eval_data is not None:
+            return train, self.read(c.eval_data)
+        return split(train, c.holdout, c.data.path)
+
+    @property
+    def data(self) -> tuple[list[Group], list[Group]]:
+        """The training and the held-out groups."""
+        return self.train, self.held_out
+
+    def batch(self, index: int) -> list[Group]:
+        """The groups of step ``index``."""
+        c = self.config
+        picked = batch_indices(len(self.train), c.batch_size, index, c.loop.seed)
+        return [self.train[i] for i in picked]
+
+    def step(self, index: int) -> Metrics:
+        """Train on the batch of step ``index``; metrics by name."""
+        return self.update(index, self.loss(index))
+
+    def update(self, index: int, loss: LossFn) -> Metrics:
+        """One optimiser step on the batch of step ``index``."""
+        return self.trainer.update(
+            [Part(self.batch(index), loss, self.forward, self.network.exact)]
+        )
+
+    @torch.no_grad()
+    def outputs(self, groups: Sequence[Group]) -> Iterator[tuple[Pack, Output]]:
+        """Forward passes over ``groups`` in evaluation mode."""
+        self.network.model.eval()
+        for pack in packs(groups, self.config.loop.token_budget, share=self.network.exact):
+            pack = pack.to(self.network.device)
+            yield pack, self.forward(pack)
+        self.network.model.train()
+
+    def export(self, folder: Path) -> None:
+        """Write the model in Hugging Face format, and ``calibration.json`` next to its folder."""
+        super().export(folder)
+        if self.calibration:
+            text = json.dumps(self.calibration, indent=1)
+            write_atomic(folder.parent / "calibration.json", text.encode())
+
+
+def interval(metrics: Metrics, name: str) -> str:
+    """A metric with its confidence interval: ``0.712 [0.650, 0.770]``."""
+    return f"{metrics[name]:.3f} [{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]"
