@@ -1,18 +1,20 @@
 # make demo, make test: each does all of the set-up on a fresh machine with Python 3.11 or newer.
+# PYTHON=python3.12 uses that interpreter, in an environment of its own (.venv-3.12).
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv$(patsubst python%,-%,$(filter-out python3,$(notdir $(PYTHON))))
+BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 VLLM ?= .vllm
 
-.PHONY: setup vllm-env demo test lint types layers check learning doctor-bench bench-env bench clean
+.PHONY: setup vllm-env demo test quick wheel-check lint types layers check learning doctor-bench bench-env bench clean
 
-setup: .venv/installed
+setup: $(VENV)/installed
 
-.venv/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint,recipes,judge]"
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint,recipes,label,judge,math]"
 	touch $@
 
 # A real vLLM server on the CPU, for tests/judges/test_vllm.py: in an environment of its own, since it pins
@@ -32,11 +34,16 @@ demo: setup
 	$(BIN)/trimtab run sandbox-ppo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 tests src
+	$(BIN)/python -m pytest -n 2 --durations=25 tests src
+
+# The tests that take less than about five seconds each.
+quick: setup
+	$(BIN)/python -m pytest -n 2 -m "not slow" tests src
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/deptry src
 
 types: setup
 	$(BIN)/basedpyright
@@ -45,6 +52,14 @@ layers: setup
 	$(BIN)/lint-imports
 
 check: lint types layers test
+
+# The wheel alone, in an empty environment and an empty folder, finds its recipes and the sandbox.
+wheel-check:
+	rm -rf build/wheel && mkdir -p build/wheel/empty
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
+	cd build/wheel/empty && ../venv/bin/trimtab run sandbox-ppo --dry-run > /dev/null && test -z "$$(ls)"
 
 # Every online method on real training, three seeds; a stopped run goes on.
 learning: setup
@@ -65,4 +80,4 @@ bench: setup bench-env
 	$(BIN)/python -m benchmarks $(QUICK)
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-* build runs

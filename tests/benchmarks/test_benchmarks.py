@@ -14,6 +14,7 @@ from benchmarks import growth, page
 from benchmarks.sampling_requests import ragged
 
 
+@pytest.mark.slow
 def test_a_row_runs_and_reaches_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Made-up texts: a vocabulary need not be trained.
     monkeypatch.setenv("TRIMTAB_DATA", str(tmp_path / "none"))
@@ -40,6 +41,7 @@ def test_a_row_runs_and_reaches_the_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert "grpo-256" in text.split("Not measured in this run:")[1].splitlines()[0]
 
 
+@pytest.mark.slow
 def test_a_missing_peer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_PEERS", str(tmp_path / "none"))
     command = [sys.executable, "-m", "benchmarks.grpo", "--model", "1m", "--folder", str(tmp_path)]

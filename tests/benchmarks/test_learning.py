@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ppo_begins_to_learn(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.learning", "--slice", "--out", str(tmp_path)]

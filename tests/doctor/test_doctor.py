@@ -418,6 +418,7 @@ def test_audited_reads_other_names() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_slice_of_the_benchmark(tmp_path: Path) -> None:
     """Real runs: faults are seen and named first, a healthy run is left alone."""

@@ -203,6 +203,7 @@ def test_scores_and_dimensions_have_their_own_agreement() -> None:
     assert percent and percent.value == 1.0
 
 
+@pytest.mark.slow
 def test_the_page_is_inert_and_holds_the_figures() -> None:
     found = Records()
     for i, text in enumerate(PAYLOADS):

@@ -38,6 +38,7 @@ def bill(one: Endpoint) -> float:
     return sum(a * 1.0 + b * 4.0 for a, b in one.billed) / 1e6
 
 
+@pytest.mark.slow
 def test_one_call_in_five_fails_and_hardly_a_label_is_lost(tmp_path: Path) -> None:
     """RELIABILITY 14."""
     made = items(250)

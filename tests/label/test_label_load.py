@@ -18,6 +18,8 @@ from tests.support.labelling import Server, asked, many, write_rows
 from trimtab.feedback.records import STORE
 from trimtab.label.store import Store
 
+pytestmark = pytest.mark.slow
+
 PEOPLE = [f"p{n:02}" for n in range(20)]
 OVERLAP, PAUSE = (20, 0.5) if os.environ.get("TRIMTAB_FULL") else (3, 0.0)
 """Full: everyone judges every item, about twice a second; else 1,500 verdicts, as fast as can be."""

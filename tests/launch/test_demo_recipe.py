@@ -14,6 +14,8 @@ import pytest
 
 import trimtab
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 RECIPE = Path(trimtab.__file__).parent / "recipes" / "sandbox-ppo.yaml"
 SMALL = [

@@ -13,6 +13,8 @@ import yaml
 import trimtab
 from trimtab.runs import read_metrics
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 RECIPE = Path(trimtab.__file__).parent / "recipes" / "sandbox-dpo.yaml"
 METHODS = ("dpo", "robust", "ipo", "dpo_norm", "simpo", "orpo", "kto")

@@ -164,6 +164,7 @@ def test_an_advantage_of_the_wrong_shape_is_refused(base: Path) -> None:
         stage.step(0)
 
 
+@pytest.mark.slow
 def test_the_recipe_small(tmp_path: Path) -> None:
     small = [
         "--world.demonstrations", "96", "--world.prompts", "64", "--world.heldout", "40",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -129,6 +130,12 @@ def test_a_child_that_dies_is_an_error_of_its_call() -> None:
 def test_a_missing_function_is_told_before_anything_is_scored(timeout: float | None) -> None:
     with pytest.raises(ConfigError, match="no function 'absent'"):
         bad("absent", timeout=timeout)
+
+
+def test_a_missing_math_verify_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(ConfigError, match=r"pip install 'trimtab\[math\]'"):
+        rewards({"name": "v", "verifier": "math"})
 
 
 def test_a_column_that_cannot_travel_is_named() -> None:

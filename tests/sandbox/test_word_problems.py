@@ -147,6 +147,7 @@ def test_difficulty_is_kept(level: Difficulty) -> None:
         assert all(1 <= n <= level.operand for n in numbers)
 
 
+@pytest.mark.slow
 def test_deterministic_and_held_out_apart() -> None:
     level = Difficulty(steps=2)
     made = arithmetic.make_problems(level, 5, 20)

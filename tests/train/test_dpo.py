@@ -101,6 +101,7 @@ def test_every_type_learns_on_the_sandbox(kind: str, rows: str, base: Path, tmp_
     assert not torch.equal(after["model.norm.weight"], before["model.norm.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dpo", "simpo", "kto"])
 def test_kill_and_resume_is_byte_equal(kind: str, base: Path, tmp_path: Path) -> None:
     outs = {"whole": tmp_path / "whole", "broken": tmp_path / "broken"}

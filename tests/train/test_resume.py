@@ -17,6 +17,8 @@ import yaml
 from tests.support import folders
 from trimtab.runs import read_metrics
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

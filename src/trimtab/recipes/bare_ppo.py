@@ -27,68 +27,72 @@ from trimtab.rollout.collector import collect
 from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.sandbox.world import gold_reward, make_scenes
 
-steps = int(sys.argv[1]) if len(sys.argv) > 1 else 30
-base = ModelSpec(path=str(Path(trimtab.__file__).parent / "sandbox" / "base"))
-tokenizer = load_tokenizer(base.path)
-renderer = Renderer(tokenizer, max_prompt=512, max_tokens=64)
-prompts = prompt_groups(make_scenes(2000, 0), renderer)
 
-actor = LM.load(base)
-critic = Scorer.load(base, zero=True)
-reference = actor.frozen_copy()
-sampler = Sampler(actor.plain_attention(), tokenizer)
-sampling = SamplingConfig(max_new_tokens=40)
-method = PPO(updates=UpdateSpec(epochs=2))
-beta, batch, budget = 0.02, 128, 8192
-optimizer = torch.optim.AdamW([*actor.model.parameters(), *critic.model.parameters()], lr=2e-4)
+def main(steps: int) -> None:
+    """Train the sandbox's base model for ``steps`` iterations and print each one's scores."""
+    base = ModelSpec(path=str(Path(trimtab.__file__).parent / "sandbox" / "base"))
+    tokenizer = load_tokenizer(base.path)
+    renderer = Renderer(tokenizer, max_prompt=512, max_tokens=64)
+    prompts = prompt_groups(make_scenes(2000, 0), renderer)
+
+    actor = LM.load(base)
+    critic = Scorer.load(base, zero=True)
+    reference = actor.frozen_copy()
+    sampler = Sampler(actor.plain_attention(), tokenizer)
+    sampling = SamplingConfig(max_new_tokens=40)
+    method = PPO(updates=UpdateSpec(epochs=2))
+    beta, batch, budget = 0.02, 128, 8192
+    optimizer = torch.optim.AdamW([*actor.model.parameters(), *critic.model.parameters()], lr=2e-4)
+
+    def forward(pack: Pack) -> Output:
+        """Actor and critic on one pack."""
+        logp, entropy = actor.logps(actor.states(pack), pack)
+        return Output(logp_C=logp, entropy_C=entropy, value_C=critic.values(pack))
+
+    for step in range(steps):
+        # 1. Sample completions and score them.
+        picked = [prompts[i] for i in np.random.default_rng(step).choice(len(prompts), batch)]
+        groups = collect(sampler, renderer, picked, sampling, n=1, key=(0, step), version=step)
+        completions = [c for g in groups for c in g.completions]
+        scenes = [g.extra["scene"] for g in groups]
+        final = torch.tensor(
+            gold_reward([g.text for g in groups], [c.text for c in completions], scene=scenes)
+        )
+
+        # 2. Old and reference log-probs and values, on every token.
+        with torch.no_grad():
+            for pack in packs(groups, budget):
+                out = forward(pack)
+                ref, _ = reference.logps(reference.states(pack), pack)
+                columns = {"old_logp": out.logp_C, "value": out.value_C, "ref_logp": ref}
+                scatter(pack, {k: v.numpy() for k, v in columns.items() if v is not None})
+
+        # 3. Advantages: KL in the reward, generalised advantage estimation.
+        mask = pad_rows([c.mask for c in completions])
+        old, ref, value = (
+            pad_rows([c.tokens[k] for c in completions]) for k in ("old_logp", "ref_logp", "value")
+        )
+        kl = log_ratio(old, ref)
+        rewards = token_rewards(final, kl, mask, beta)
+        advantage, returns = gae(rewards, value, mask, method.advantage.gamma, method.advantage.lam)
+        lengths = [len(c) for c in completions]
+        for name, rows in (("advantage", whiten(advantage, mask)), ("return", returns)):
+            for c, row in zip(completions, unpad_rows(rows, lengths), strict=True):
+                c.tokens[name] = row
+
+        # 4. Clipped updates; sums are divided by the counts of the whole step.
+        for _ in range(method.updates.epochs):
+            optimizer.zero_grad()
+            tokens = sum(c.trained for c in completions)
+            for pack in packs(groups, budget):
+                terms = method(forward(pack), pack).terms.values()
+                torch.stack([t.coef * t.sum / tokens for t in terms]).sum().backward()
+            torch.nn.utils.clip_grad_norm_(actor.model.parameters(), 1.0)
+            optimizer.step()
+        print(
+            f"step {step:3d}  gold {final.mean():.3f}  kl {torch.where(mask, kl, 0 * kl).sum(1).mean():.3f}"
+        )
 
 
-def forward(pack: Pack) -> Output:
-    """Actor and critic on one pack."""
-    logp, entropy = actor.logps(actor.states(pack), pack)
-    return Output(logp_C=logp, entropy_C=entropy, value_C=critic.values(pack))
-
-
-for step in range(steps):
-    # 1. Sample, and score each answer.
-    picked = [prompts[i] for i in np.random.default_rng(step).choice(len(prompts), batch)]
-    groups = collect(sampler, renderer, picked, sampling, n=1, key=(0, step), version=step)
-    done = [c for g in groups for c in g.completions]
-    scenes = [g.extra["scene"] for g in groups]
-    final = torch.tensor(
-        gold_reward([g.text for g in groups], [c.text for c in done], scene=scenes)
-    )
-
-    # 2. Old and reference log-probs and values, on every token.
-    with torch.no_grad():
-        for pack in packs(groups, budget):
-            out = forward(pack)
-            ref, _ = reference.logps(reference.states(pack), pack)
-            columns = {"old_logp": out.logp_C, "value": out.value_C, "ref_logp": ref}
-            scatter(pack, {k: v.numpy() for k, v in columns.items() if v is not None})
-
-    # 3. Credit: KL in the reward, generalised advantages.
-    mask = pad_rows([c.mask for c in done])
-    old, ref, value = (
-        pad_rows([c.tokens[k] for c in done]) for k in ("old_logp", "ref_logp", "value")
-    )
-    kl = log_ratio(old, ref)
-    rewards = token_rewards(final, kl, mask, beta)
-    advantage, returns = gae(rewards, value, mask, method.advantage.gamma, method.advantage.lam)
-    lengths = [len(c) for c in done]
-    for name, rows in (("advantage", whiten(advantage, mask)), ("return", returns)):
-        for c, row in zip(done, unpad_rows(rows, lengths), strict=True):
-            c.tokens[name] = row
-
-    # 4. Clipped updates; sums are divided by the counts of the whole step.
-    for _ in range(method.updates.epochs):
-        optimizer.zero_grad()
-        tokens = sum(c.trained for c in done)
-        for pack in packs(groups, budget):
-            terms = method(forward(pack), pack).terms.values()
-            torch.stack([t.coef * t.sum / tokens for t in terms]).sum().backward()
-        torch.nn.utils.clip_grad_norm_(actor.model.parameters(), 1.0)
-        optimizer.step()
-    print(
-        f"step {step:3d}  gold {final.mean():.3f}  kl {torch.where(mask, kl, 0 * kl).sum(1).mean():.3f}"
-    )
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 30)

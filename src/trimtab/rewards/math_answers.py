@@ -6,11 +6,13 @@ and the whole process is killed instead.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from trimtab.errors import ConfigError
 from trimtab.rewards.child import Child, ChildDiedError, ChildTimeoutError
 from trimtab.types import Score
 
@@ -57,6 +59,11 @@ class MathVerify:
     """
 
     def __init__(self, name: str, timeout: float) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise ConfigError(
+                f"rewards.{name}.verifier: math needs math-verify, which is not installed; "
+                "run: pip install 'trimtab[math]'"
+            )
         self.timeout = timeout
         self.child = Child(
             "trimtab.rewards.math_answers:serve", {}, what=f"reward {name!r}", memory_gb=MEMORY_GB
