@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,9 +32,10 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.rewards.score import Rewards
 from trimtab.runs import read_metrics, read_samples, to_json, write_atomic
-from trimtab.runs.console import console
 from trimtab.sandbox import BASE
 from trimtab.types import Row
+
+log = logging.getLogger(__name__)
 
 ITEMS = "audit-items.jsonl"
 
@@ -252,9 +254,11 @@ def main(config: AuditConfig) -> dict[str, object]:
         raise ConfigError("gold, items and judgements exclude each other: give one of them")
     if c.items is not None:
         n = export(draw(run, c.share, c.seed), run, Path(c.items), c.seed)
-        console.print(
-            f"audit: {n} rollouts to be judged -> {c.items}; then run: "
-            f"trimtab audit {run} --judgements FILE"
+        log.info(
+            "audit: %d rollouts to be judged -> %s; then run: trimtab audit %s --judgements FILE",
+            n,
+            c.items,
+            run,
         )
         return {"items": n}
     if c.gold is not None:
@@ -274,5 +278,5 @@ def main(config: AuditConfig) -> dict[str, object]:
     write_atomic(run / "audit.json", to_json(plain, indent=1).encode())
     page = write_page(run, audited, summary, c.alpha, c.block_size)
     head, text, _ = headline(summary, c.alpha)
-    console.print(f"audit: {head}. {text} -> {page}")
+    log.info("audit: %s. %s -> %s", head, text, page)
     return plain

@@ -85,6 +85,7 @@ class Alarm:
             u.name: CATALOGUE[u.name].change(evidence.settings, **dict(u.numbers))
             for u in symptom.remedies
         }
+        changes = {n: c for n, c in changes.items() if c or not CATALOGUE[n].optional}
         merged: Change = {}
         for change in changes.values():
             merged = merge(merged, change)

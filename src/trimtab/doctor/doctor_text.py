@@ -36,15 +36,17 @@ def _finding(f: Finding, run: str) -> list[str]:
         _wrap(f"Do: {f.remedy}", "   "),
     ]
     lines += [f"     {line}" for line in f.change.splitlines()]
-    with_change = [p.name for p in f.remedies if p.change]
-    if with_change:
-        names = " | ".join(with_change)
-        lines.append(_wrap(f"Apply one of them: trimtab remedy {run} --name {names}", "   "))
+    names = ", ".join(p.name for p in f.remedies if p.change)
+    if names:
+        lines.append(
+            _wrap(f"To apply one: trimtab remedy {run} --name NAME (NAME: {names})", "   ")
+        )
     for x in f.examples:
         step = f"step {x.step}: " if x.step is not None else ""
         # Text of a model may hold anything; a terminal must not obey it.
-        text = f"   > {step}{_printable(x.prompt)} => {_printable(x.completion)}"
-        lines.append(f"{textwrap.shorten(text, WIDTH)} ({_printable(x.note)})")
+        prompt = textwrap.shorten(_printable(x.prompt), 40)
+        completion = textwrap.shorten(_printable(x.completion), 50)
+        lines.append(f"   > {step}{prompt} => {completion} ({_printable(x.note)})")
     return lines
 
 
@@ -53,4 +55,11 @@ def _printable(text: str) -> str:
 
 
 def _wrap(text: str, indent: str = "") -> str:
-    return textwrap.fill(_printable(text), WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return textwrap.fill(
+        _printable(text),
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

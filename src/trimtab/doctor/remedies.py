@@ -36,6 +36,8 @@ class Remedy:
     """A command to try where no configuration key helps."""
     automatic: bool = False
     """The run does it by itself during training."""
+    optional: bool = False
+    """A finding mentions it only where its change applies."""
     source: str = ""
     """Paper."""
 
@@ -205,7 +207,7 @@ REMEDIES = (
     Remedy("fewer-updates", "Make fewer passes over each batch.", _method(updates={"epochs": 1})),
     Remedy(
         "restart-before",
-        "Restart from a checkpoint of before it began: a damaged policy rarely recovers.",
+        "Restart from a checkpoint saved before it began.",
     ),
     Remedy(
         "clip-higher",
@@ -224,6 +226,7 @@ REMEDIES = (
         "dynamic-sampling",
         "Replace groups whose rewards are all equal by groups of other prompts.",
         _dynamic_sampling,
+        optional=True,
         source="2503.14476",
     ),
     Remedy(
@@ -279,6 +282,7 @@ REMEDIES = (
         "residual-length",
         "Remove the linear effect of length from the reward model's score.",
         _residual_length,
+        optional=True,
         source="2310.03716",
     ),
     Remedy("length-penalty", "Penalise completions above a target length.", _length_penalty),
@@ -337,6 +341,7 @@ REMEDIES = (
         "member.",
         _ensemble("worst"),
     ),
+    Remedy("retrain-reward", "Label rollouts like those below and retrain the reward model."),
     Remedy(
         "judge-audited",
         "Have some rollouts judged (trimtab audit), and return to where the second reward was best.",

@@ -71,7 +71,7 @@ def _by_audit(e: Evidence) -> Symptom | None:
         remedies=(
             use("restart-before"),
             use("kl-target", target=kl if kl is not None and kl > 0 else limits.KL_TARGET),
-            use("stop-at-peak"),
+            use("retrain-reward"),
         ),
         step=best_step,
         rollouts=sorted(e.scored[::-1], key=lambda r: -(r.reward or 0.0)),
@@ -154,6 +154,7 @@ ALARM = Alarm(
         "stop-at-peak",
         "switch-ensemble",
         "refresh-reward",
+        "retrain-reward",
         "audit",
         "worst-case",
         "uncertainty",
