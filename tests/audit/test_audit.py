@@ -25,7 +25,7 @@ from trimtab.audit.gold_audit import (
 from trimtab.audit.run_settings import RunSettings
 from trimtab.cli.main import main as cli
 from trimtab.config import build, merge
-from trimtab.doctor.remedies import REMEDIES, to_yaml
+from trimtab.doctor.remedies import CATALOGUE, to_yaml
 from trimtab.doctor.remedy_command import of_alarm
 from trimtab.errors import ConfigError, DataError
 from trimtab.feedback.judgement import Item, Judgement
@@ -348,7 +348,7 @@ def test_every_change_makes_a_configuration_that_runs(base: Path, method: str) -
     )  # fmt: skip
     values = build(policy.RLConfig, settings).model_dump(mode="json")
     changed = 0
-    for r in REMEDIES:
+    for r in CATALOGUE.values():
         change = r.change(RunSettings.of(values))
         new = merge(values, yaml.safe_load(to_yaml(change)) or {})
         if new == values or r.name in ("refresh-reward", "anchor-chosen", "end-tokens"):

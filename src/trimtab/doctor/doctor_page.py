@@ -13,7 +13,6 @@ from trimtab.doctor.alarms.over_optimised import fit_gold
 from trimtab.doctor.diagnosis import Diagnosis
 from trimtab.doctor.evidence import Evidence, read
 from trimtab.doctor.finding import Finding
-from trimtab.doctor.remedies import CATALOGUE
 from trimtab.report.charts import Chart, Line, line_chart, number
 from trimtab.report.metric_charts import STEP, curves
 from trimtab.report.sections import Answer, Pick, Section, Table, Tile, Verdict, render
@@ -78,17 +77,10 @@ def _finding(f: Finding, run: str) -> Section:
     figure = f"{f.figure[0].upper()}{f.figure[1:]}"
     verdicts = [
         Verdict(f"{figure}: {number(f.number)} (limit {number(f.limit)})", f.message, "bad"),
-        Verdict("Most likely cause", f"{f.cause}.{others}", "fair"),
+        Verdict("Most likely cause", f"{f.cause[0].upper()}{f.cause[1:]}.{others}", "fair"),
         Verdict("What to do", f.remedy, "good", f.change),
     ]
-    remedies = [
-        (
-            p.name,
-            CATALOGUE[p.name].text,
-            f"trimtab remedy {run} --name {p.name}" if p.change else "",
-        )
-        for p in f.remedies
-    ]
+    remedies = [(p.name, f"trimtab remedy {run} --name {p.name}") for p in f.remedies if p.change]
     picks = [
         Pick(
             x.prompt,
@@ -98,10 +90,9 @@ def _finding(f: Finding, run: str) -> Section:
         for x in f.examples
     ]
     lead = f"Alarm {f.alarm}, {f.name}, {_since(f)}. Evidence: {TIERS[f.tier]} ({f.tier})."
-    table = Table(
-        ("Remedy", "What it does", "Command that writes the changed configuration"), remedies
-    )
-    return Section(f"{f.rank}. {f.title}", lead, verdicts, tables=[table], picks=picks)
+    head = ("Remedy", "Command that writes the changed configuration")
+    tables = [Table(head, remedies)] if remedies else []
+    return Section(f"{f.rank}. {f.title}", lead, verdicts, tables=tables, picks=picks)
 
 
 def _gold_charts(e: Evidence) -> list[Chart | None]:

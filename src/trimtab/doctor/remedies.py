@@ -6,8 +6,10 @@ configuration with one change into a new file; some remedies act by themselves d
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,14 +24,19 @@ BETA = 0.05
 LEARNED = ("model", "models")
 
 
+def no_change(settings: RunSettings, **numbers: float) -> Change:
+    """Advice without a configuration change."""
+    return {}
+
+
 @dataclass(slots=True, frozen=True)
 class Remedy:
-    """One thing to do about an alarm."""
+    """One thing to do about an alarm: a line of ``remedies.toml``, and its change."""
 
     name: str
     text: str
     """What to do, in one sentence."""
-    change: Callable[..., Change] = lambda settings, **numbers: {}
+    change: Callable[..., Change]
     """The change for ``RunSettings`` with a finding's numbers, which are optional; empty if it does
     not apply to the run."""
     command: str = ""
@@ -186,212 +193,50 @@ def _own_template(s: RunSettings) -> Change:
     return {"model": {"chat_template": None}}
 
 
-REMEDIES = (
-    # KL and the size of updates
-    Remedy(
-        "kl-range",
-        "Raise beta while KL is above 10 nats, lower it below 1 nat, and stop if KL stays above.",
-        _kl_range,
-        automatic=True,
-    ),
-    Remedy(
-        "kl-target",
-        "Let beta adapt so that KL stays near a target.",
-        _kl_target,
-        automatic=True,
-        source="1909.08593",
-    ),
-    Remedy("lower-beta", "Lower the KL coefficient so that the policy can move.", _lower_beta),
-    Remedy("lower-lr", "Lower the learning rate.", _lower_lr),
-    Remedy("raise-lr", "Raise the learning rate.", _raise_lr),
-    Remedy("fewer-updates", "Make fewer passes over each batch.", _method(updates={"epochs": 1})),
-    Remedy(
-        "restart-before",
-        "Restart from a checkpoint saved before it began.",
-    ),
-    Remedy(
-        "clip-higher",
-        "Raise the upper clip range, so that rare tokens can gain more probability.",
-        _clip_higher,
-        source="2503.14476",
-    ),
-    Remedy("entropy-bonus", "Add a small entropy bonus.", _method(entropy_coef=0.01)),
-    Remedy(
-        "importance-cap",
-        "If the lag is intended, weight tokens by the importance ratio, capped at 2.",
-        _method(mismatch={"correction": "token", "high": 2.0}),
-    ),
-    Remedy("sync-sampler", "Give the sampler the trainer's weights and sampling settings."),
-    Remedy(
-        "dynamic-sampling",
-        "Replace groups whose rewards are all equal by groups of other prompts.",
-        _dynamic_sampling,
-        optional=True,
-        source="2503.14476",
-    ),
-    Remedy(
-        "critic-lr",
-        "Give the critic a higher learning rate, start it from the reward model, or use a method with "
-        "a group baseline and no critic.",
-        _critic_lr,
-    ),
-    # The gold audit
-    Remedy(
-        "stop-at-peak",
-        "Audit 1 % of the rollouts; when gold falls, stop and export the best audited policy.",
-        lambda s: _audit(s, "stop"),
-        automatic=True,
-        source="2210.10760",
-    ),
-    Remedy(
-        "switch-ensemble",
-        "When gold falls, return to the best audited policy and continue with the lowest score of the "
-        "ensemble.",
-        _switch,
-        automatic=True,
-        source="2310.02743",
-    ),
-    Remedy(
-        "refresh-reward",
-        "When gold falls, retrain the reward model on the completions that exploited it, and continue "
-        "from the best audited policy.",
-        lambda s: _audit(s, "refresh") if any(map(_learned, s.rewards)) else {},
-        automatic=True,
-    ),
-    Remedy("audit", "Audit 1 % of the rollouts, and only report.", lambda s: _audit(s, "none")),
-    # The reward
-    Remedy(
-        "worst-case",
-        "Score with the lowest member of the ensemble.",
-        _ensemble("worst"),
-        source="2310.02743",
-    ),
-    Remedy(
-        "uncertainty",
-        "Score with the members' mean minus their variance.",
-        _ensemble("uncertainty"),
-        source="2310.02743",
-    ),
-    Remedy(
-        "average-weights",
-        "Average the members' weights, which costs as much as one model.",
-        _ensemble("average"),
-        source="2401.12187",
-    ),
-    Remedy(
-        "residual-length",
-        "Remove the linear effect of length from the reward model's score.",
-        _residual_length,
-        optional=True,
-        source="2310.03716",
-    ),
-    Remedy("length-penalty", "Penalise completions above a target length.", _length_penalty),
-    Remedy(
-        "repetition-penalty",
-        "Penalise repeated three-word sequences.",
-        _shape(repetition={"weight": 1.0, "n": 3}),
-    ),
-    Remedy(
-        "copy-penalty",
-        "Penalise text that is copied from the prompt.",
-        _shape(copying={"weight": 1.0}),
-    ),
-    Remedy(
-        "missing-end",
-        "Penalise completions that the length limit cut, by reward shaping.",
-        _shape(truncated={"weight": 1.0}),
-    ),
-    Remedy(
-        "missing-eos-penalty",
-        "Penalise completions without an end token, and check alarm 4 (length hacking).",
-        _method(length={"missing_eos_penalty": 1.0}),
-    ),
-    Remedy(
-        "mask-truncated",
-        "Mask completions that the length limit cut in the loss.",
-        _method(length={"mask_truncated": True}),
-        source="2503.14476",
-    ),
-    Remedy("whiten", "Whiten rewards and clip them at 5.", _shape(whiten=True, clip=5.0)),
-    Remedy(
-        "reward-timeout",
-        "Read the statuses in samples/ and fix what fails; set a timeout. A reward function should "
-        "return None where it failed: such completions are masked and counted, never scored as 0.",
-        _timeout,
-    ),
-    Remedy(
-        "inspect-reward",
-        "Call the reward by hand on the examples below and on good completions, and correct what it "
-        "pays for.",
-    ),
-    # Data, labels and judges
-    Remedy(
-        "belief-swaps",
-        "Add comparisons in which only the stated belief is swapped, and retrain the reward model.",
-    ),
-    Remedy(
-        "more-labels",
-        "Collect more labels (2,000 pairs or more), check the agreement between annotators, and do no "
-        "RL on this reward model.",
-        _more_labels,
-    ),
-    Remedy(
-        "label-rollouts",
-        "Label some of these rollouts and retrain the reward model; until then score with the lowest "
-        "member.",
-        _ensemble("worst"),
-    ),
-    Remedy("retrain-reward", "Label rollouts like those below and retrain the reward model."),
-    Remedy(
-        "judge-audited",
-        "Have some rollouts judged (trimtab audit), and return to where the second reward was best.",
-    ),
-    Remedy(
-        "judge-both-orders",
-        "Ask the judge in both orders and average; leave out pairs on which it contradicts itself.",
-    ),
-    Remedy(
-        "fence-judge",
-        "Delimit the completions in the judge's prompt, and compare the judge with people on a sample.",
-    ),
-    Remedy(
-        "clean-pairs",
-        "Read the rows below, have disputed ones labelled again, and remove duplicates before the "
-        "split.",
-        _smoothing,
-    ),
-    Remedy(
-        "anchor-chosen",
-        "Raise beta, add the likelihood of the chosen completions to the loss, and train fewer epochs.",
-        _anchor_chosen,
-    ),
-    Remedy(
-        "end-tokens",
-        "Make the chat template or the pad token leave an end token in the labels; check the data's "
-        "own masks.",
-        _longer_data,
-    ),
-    Remedy(
-        "stop-token",
-        "Compare the tokenizer's EOS and the template's end of turn with generation_config.json, and "
-        "train SFT with the end token.",
-    ),
-    Remedy("one-bos", "Remove BOS from the chat template, or stop the tokenizer from adding it."),
-    Remedy(
-        "own-template",
-        "Use the chat template that is saved with the model, or fine-tune with the new one first.",
-        _own_template,
-    ),
-    Remedy("read-rows", "Read the rows of the skipped steps."),
-    Remedy(
-        "easier-or-harder-prompts",
-        "Keep the prompts that the policy solves sometimes: filter by pass rate.",
-    ),
-    Remedy(
-        "decoding",
-        "Sample with other temperatures when serving, and measure what that costs.",
-        command="trimtab compare RUN --data PROMPTS --rewards GOLD --temperatures '[0.7, 1.0]' --top_p 0.95",
-    ),
-)
+CHANGES: dict[str, Callable[..., Change]] = {
+    "kl-range": _kl_range,
+    "kl-target": _kl_target,
+    "lower-beta": _lower_beta,
+    "lower-lr": _lower_lr,
+    "raise-lr": _raise_lr,
+    "fewer-updates": _method(updates={"epochs": 1}),
+    "clip-higher": _clip_higher,
+    "entropy-bonus": _method(entropy_coef=0.01),
+    "importance-cap": _method(mismatch={"correction": "token", "high": 2.0}),
+    "dynamic-sampling": _dynamic_sampling,
+    "critic-lr": _critic_lr,
+    "stop-at-peak": lambda s: _audit(s, "stop"),
+    "switch-ensemble": _switch,
+    "refresh-reward": lambda s: _audit(s, "refresh") if any(map(_learned, s.rewards)) else {},
+    "audit": lambda s: _audit(s, "none"),
+    "worst-case": _ensemble("worst"),
+    "uncertainty": _ensemble("uncertainty"),
+    "average-weights": _ensemble("average"),
+    "residual-length": _residual_length,
+    "length-penalty": _length_penalty,
+    "repetition-penalty": _shape(repetition={"weight": 1.0, "n": 3}),
+    "copy-penalty": _shape(copying={"weight": 1.0}),
+    "missing-end": _shape(truncated={"weight": 1.0}),
+    "missing-eos-penalty": _method(length={"missing_eos_penalty": 1.0}),
+    "mask-truncated": _method(length={"mask_truncated": True}),
+    "whiten": _shape(whiten=True, clip=5.0),
+    "reward-timeout": _timeout,
+    "more-labels": _more_labels,
+    "label-rollouts": _ensemble("worst"),
+    "clean-pairs": _smoothing,
+    "anchor-chosen": _anchor_chosen,
+    "end-tokens": _longer_data,
+    "own-template": _own_template,
+}
+"""The configuration change of each remedy that has one."""
 
-CATALOGUE: dict[str, Remedy] = {r.name: r for r in REMEDIES}
+
+def _load() -> dict[str, Remedy]:
+    table = tomllib.loads(Path(__file__).with_name("remedies.toml").read_text(encoding="utf-8"))
+    return {
+        name: Remedy(name=name, change=CHANGES.get(name, no_change), **entry)
+        for name, entry in table.items()
+    }
+
+
+CATALOGUE = _load()
