@@ -17,11 +17,11 @@ from benchmarks.doctor.plan import Spec, specs
 
 def spans(text: str) -> list[int]:
     """ "0-2,5" as numbers."""
-    found: list[int] = []
+    numbers: list[int] = []
     for part in text.split(","):
         low, _, high = part.partition("-")
-        found += range(int(low), int(high or low) + 1)
-    return found
+        numbers += range(int(low), int(high or low) + 1)
+    return numbers
 
 
 def train(todo: Sequence[Spec], out: Path, minutes: float) -> None:
@@ -62,7 +62,7 @@ def small(out: Path) -> None:
     wrong = [
         r.key
         for r in score.results(out, lambda _: True)
-        if (r.found[:1] != (r.alarm,) if r.alarm else bool(r.found))
+        if (r.rang[:1] != (r.alarm,) if r.alarm else bool(r.rang))
     ]
     if wrong or len(list(out.glob("*.json"))) != len(SLICE):
         raise SystemExit(f"not as it should be: {wrong}")
@@ -94,11 +94,11 @@ def main() -> None:
         from benchmarks.doctor.loop import closed, overhead
 
         torch.set_num_threads(1)
-        told = overhead(args.out) if args.overhead else closed(args.out, args.minutes)
-        print(json.dumps(told, indent=1))
+        result = overhead(args.out) if args.overhead else closed(args.out, args.minutes)
+        print(json.dumps(result, indent=1))
         name = "doctor-overhead.json" if args.overhead else "doctor-closed-loop.json"
         if args.docs is not None:
-            (args.docs / name).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            (args.docs / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         return
     todo = specs(args.seeds)
     if args.only:

@@ -74,13 +74,13 @@ def worth(path: str, task: str, seed: int) -> float:
     renderer = Renderer(load_tokenizer(path), max_prompt=512, max_tokens=64)
     lm = LM.load(ModelSpec(path=path), train=False)
     sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
-    asked = scenes(kinds_of(task), ASKED, seed, 23)
-    said = sampler(
-        [Request(g.prompt, (0, i)) for i, g in enumerate(prompt_groups(asked, renderer))],
+    unseen = scenes(kinds_of(task), ASKED, seed, 23)
+    sampled = sampler(
+        [Request(g.prompt, (0, i)) for i, g in enumerate(prompt_groups(unseen, renderer))],
         SamplingConfig(max_new_tokens=36),
     )
-    texts = [renderer.completion(x[0].ids, x[0].finish).text for x in said]
-    return float(np.mean([gold(s, t).total for s, t in zip(asked, texts, strict=True)]))
+    texts = [renderer.completion(x[0].ids, x[0].finish).text for x in sampled]
+    return float(np.mean([gold(s, t).total for s, t in zip(unseen, texts, strict=True)]))
 
 
 def trained(recipe: Recipe, seed: int, out: Path, audit: dict[str, Any]) -> dict[str, Any]:
@@ -93,14 +93,14 @@ def trained(recipe: Recipe, seed: int, out: Path, audit: dict[str, Any]) -> dict
     run = Run(folder, config.model_dump(mode="json"))
     loop.fit(stage, run, config.loop)
     run.close()
-    told = {
+    result = {
         "start": worth(config.model.path, spec.task, seed),
         "end": worth(str(folder / "model"), spec.task, seed),
         "steps": stage.steps,
         "audit": read_summary(folder).get("audit", {}),
     }
     shutil.rmtree(folder)
-    return told
+    return result
 
 
 def closed(
@@ -114,11 +114,11 @@ def closed(
     Lost is the gold of the start above that at the end of the run that was left alone. A stopped
     measurement goes on; no pair is begun after ``minutes``.
     """
-    kept = out / "closed-loop.jsonl"
-    found: list[dict[str, Any]] = (
-        [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
+    file = out / "closed-loop.jsonl"
+    rows: list[dict[str, Any]] = (
+        [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     )
-    done = {(r["recipe"], r["seed"]) for r in found}
+    done = {(r["recipe"], r["seed"]) for r in rows}
     began = time.monotonic()
     wanted = {(n, s) for n in HARMED for s in harmed} | {(n, s) for n in WELL for s in well}
     named = {r.name: r for r in RECIPES}
@@ -135,9 +135,9 @@ def closed(
                "guarded": guarded["end"], "steps": alone["steps"], "ended": guarded["steps"],
                "back_to": int(audit.get("handed_over", 0)), "audited": int(audit["rollouts"])}  # fmt: skip
         print(row, flush=True)
-        found.append(row)
-        put(kept, found)
-    return {"runs": found, **figures(found)}
+        rows.append(row)
+        put(file, rows)
+    return {"runs": rows, **figures(rows)}
 
 
 def figures(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -159,20 +159,20 @@ def figures(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         lost = sum(r["start"] - r["alone"] for r in hurt)
         return sum(r["guarded"] - r["alone"] for r in hurt) / lost if lost else float("nan")
 
-    told: dict[str, Any] = {"faulty": counts(ill)}
+    summary: dict[str, Any] = {"faulty": counts(ill)}
     if ill:
         rng = np.random.default_rng(0)
         draws = [
             recovered([ill[int(i)] for i in rng.integers(0, len(ill), len(ill))])
             for _ in range(2000)
         ]
-        told["recovered"] = recovered(ill)
-        told["recovered, 95 %"] = np.nanpercentile(draws, [2.5, 97.5]).tolist()
-        told["by recipe"] = {n: recovered([r for r in ill if r["recipe"] == n]) for n in HARMED}
-    told["healthy"] = counts(well)
-    told["healthy, by recipe"] = {n: loss([r for r in well if r["recipe"] == n]) for n in WELL}
-    told["healthy, gold did not fall"] = loss([r for r in well if r["alone"] >= r["start"]])
-    return told
+        summary["recovered"] = recovered(ill)
+        summary["recovered, 95 %"] = np.nanpercentile(draws, [2.5, 97.5]).tolist()
+        summary["by recipe"] = {n: recovered([r for r in ill if r["recipe"] == n]) for n in HARMED}
+    summary["healthy"] = counts(well)
+    summary["healthy, by recipe"] = {n: loss([r for r in well if r["recipe"] == n]) for n in WELL}
+    summary["healthy, gold did not fall"] = loss([r for r in well if r["alone"] >= r["start"]])
+    return summary
 
 
 def loss(runs: Sequence[dict[str, Any]]) -> dict[str, float]:

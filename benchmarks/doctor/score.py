@@ -30,7 +30,7 @@ class Result:
     """Planted, and shown to have taken; 0 for none."""
     task: str
     recipe: str
-    found: tuple[int, ...]
+    rang: tuple[int, ...]
     """With the audit, likeliest cause first."""
     blind: tuple[int, ...]
     """Without it."""
@@ -78,22 +78,22 @@ def happened(truth: dict[str, Any], target: float) -> set[int]:
     in four answers to a prompt are the same, and a quarter of all have less than the best gold. 17: chosen answers of
     held-out pairs lost 8 nats.
     """
-    found: set[int] = set()
+    right: set[int] = set()
     if "gold" in truth:
         if overoptimised(truth):
-            found.add(1)
+            right.add(1)
         if len(truth["gold"]) >= 10 and max(truth["kl"]) > 3 * target and _fall(truth["gold"])[0]:
-            found.add(2)
+            right.add(2)
         if truth["same"] >= SAME and truth["below"] > 0.25:
-            found.add(7)
+            right.add(7)
     if truth.get("held_out_shift", 0.0) <= LOST:
-        found.add(17)
-    return found
+        right.add(17)
+    return right
 
 
 def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
     """Every finished run that ``keep`` takes, diagnosed anew."""
-    found: list[Result] = []
+    rows: list[Result] = []
     for file in sorted(out.glob("*.json")):
         truth = json.loads(file.read_text())
         if not keep(truth) or not (out / file.stem).is_dir():
@@ -115,7 +115,7 @@ def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
             alarm = 0  # the fault did not take: gold did not fall
             also.add(1)
         sort = "did not take" if truth["sort"] == "fault" and alarm == 0 else truth["sort"]
-        found.append(
+        rows.append(
             Result(
                 file.stem,
                 sort,
@@ -130,7 +130,7 @@ def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
                 excused,
             )
         )
-    return found
+    return rows
 
 
 def strict(runs: Sequence[Result]) -> list[Result]:
@@ -150,34 +150,34 @@ def strict(runs: Sequence[Result]) -> list[Result]:
 
 
 def figures(
-    runs: Sequence[Result], alarm: int, said: Callable[[Result], Sequence[int]]
+    runs: Sequence[Result], alarm: int, rang_of: Callable[[Result], Sequence[int]]
 ) -> dict[str, Any]:
     """Recall and precision of one alarm."""
-    mine = [r for r in runs if r.alarm == alarm]
-    hits = sum(alarm in said(r) for r in mine)
+    faults = [r for r in runs if r.alarm == alarm]
+    hits = sum(alarm in rang_of(r) for r in faults)
     others = [r for r in runs if r.alarm != alarm and alarm not in r.also]
-    false = [r.key for r in others if alarm in said(r)]
-    return _rates(len(mine), hits, len(false)) | {
-        "missed": [r.key for r in mine if alarm not in said(r)],
+    false = [r.key for r in others if alarm in rang_of(r)]
+    return _rates(len(faults), hits, len(false)) | {
+        "missed": [r.key for r in faults if alarm not in rang_of(r)],
         "false": false,
     }
 
 
 def _rates(runs: int, hits: int, false: int) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    rates: dict[str, Any] = {
         "runs": runs,
         "hits": hits,
         "misses": runs - hits,
         "false_alarms": false,
     }
     if runs:
-        told |= {"recall": hits / runs, "recall_interval": list(wilson(hits, runs))}
+        rates |= {"recall": hits / runs, "recall_interval": list(wilson(hits, runs))}
     if hits + false:
-        told |= {
+        rates |= {
             "precision": hits / (hits + false),
             "precision_interval": list(wilson(hits, hits + false)),
         }
-    return told
+    return rates
 
 
 def pooled(table: dict[int, dict[str, Any]], which: Sequence[int]) -> dict[str, Any]:
@@ -214,16 +214,16 @@ def blinded(evidence: Evidence, alarm: int) -> None:
 
 def removed(out: Path, runs: Sequence[Result]) -> dict[int, dict[str, int]]:
     """Hits of each alarm on its own faults when its signal is taken away."""
-    found: dict[int, dict[str, int]] = {}
+    by_alarm: dict[int, dict[str, int]] = {}
     for alarm in all_alarms():
-        mine = [r for r in runs if r.alarm == alarm.number]
+        faults = [r for r in runs if r.alarm == alarm.number]
         hits = 0
-        for r in mine:
+        for r in faults:
             evidence = read(out / r.key)
             blinded(evidence, alarm.number)
             hits += alarm.number in {f.alarm for f in diagnose(evidence).findings}
-        found[alarm.number] = {"runs": len(mine), "hits": hits}
-    return found
+        by_alarm[alarm.number] = {"runs": len(faults), "hits": hits}
+    return by_alarm
 
 
 def shuffled(runs: Sequence[Result]) -> dict[str, float]:
@@ -237,8 +237,8 @@ def shuffled(runs: Sequence[Result]) -> dict[str, float]:
         for r, i in zip(runs, order, strict=True):
             planted, also = runs[int(i)].alarm, runs[int(i)].also
             total += planted > 0
-            hits += planted > 0 and planted in r.found
-            rang += sum(a not in also for a in r.found)
+            hits += planted > 0 and planted in r.rang
+            rang += sum(a not in also for a in r.rang)
         recalls.append(hits / max(1, total))
         precisions.append(hits / max(1, rang))
     return {"recall": float(np.mean(recalls)), "precision": float(np.mean(precisions))}
@@ -247,18 +247,18 @@ def shuffled(runs: Sequence[Result]) -> dict[str, float]:
 def summary(out: Path, seeds: set[int]) -> dict[str, Any]:
     """Every figure of the benchmark over runs of these seeds."""
     runs = results(out, lambda t: t["seed"] in seeds)
-    table = {a.number: figures(runs, a.number, lambda r: r.found) for a in all_alarms()}
+    table = {a.number: figures(runs, a.number, lambda r: r.rang) for a in all_alarms()}
     blind = {a.number: figures(runs, a.number, lambda r: r.blind) for a in all_alarms()}
     by = {n: [a.number for a in all_alarms() if a.nature == n] for n in ("mechanical", "alignment")}
     every = strict(runs)
     counted = {
-        name: {a.number: figures(every, a.number, said) for a in all_alarms()}
-        for name, said in (("found", lambda r: r.found), ("blind", lambda r: r.blind))
+        name: {a.number: figures(every, a.number, rang_of) for a in all_alarms()}
+        for name, rang_of in (("found", lambda r: r.rang), ("blind", lambda r: r.blind))
     }
     faults = [r for r in runs if r.alarm]
     healthy = [r for r in runs if r.sort == "healthy"]
     negatives = [r for r in runs if r.sort == "negative"]
-    told: dict[str, Any] = {
+    figures_: dict[str, Any] = {
         "seeds": sorted(seeds),
         "runs": {"all": len(runs), "faults": len(faults), "healthy": len(healthy), "negatives": len(negatives),
                  "did not take": sum(r.sort == "did not take" for r in runs)},
@@ -275,19 +275,19 @@ def summary(out: Path, seeds: set[int]) -> dict[str, Any]:
         },
         "right by a measure of their own": [[r.key, list(r.excused)] for r in runs if r.excused],
         "right cause first": _first(runs),
-        "healthy with a false alarm": _share(sum(bool(r.found) for r in healthy), len(healthy)),
-        "hard negatives with a false alarm": _share(sum(bool(set(r.found) - r.also) for r in negatives), len(negatives)),
-        "wrong cause first": [[r.key, list(r.found)] for r in faults if r.found and r.found[0] not in r.causes],
-        "held-out task": _share(sum(r.alarm in r.found for r in faults if r.task == "tell"), sum(r.task == "tell" for r in faults)),
+        "healthy with a false alarm": _share(sum(bool(r.rang) for r in healthy), len(healthy)),
+        "hard negatives with a false alarm": _share(sum(bool(set(r.rang) - r.also) for r in negatives), len(negatives)),
+        "wrong cause first": [[r.key, list(r.rang)] for r in faults if r.rang and r.rang[0] not in r.causes],
+        "held-out task": _share(sum(r.alarm in r.rang for r in faults if r.task == "tell"), sum(r.task == "tell" for r in faults)),
         "labels shuffled": shuffled(runs),
         "signal removed": {str(k): v for k, v in removed(out, runs).items()},
     }  # fmt: skip
-    return told
+    return figures_
 
 
 def _first(runs: Sequence[Result]) -> dict[str, Any]:
     faults = [r for r in runs if r.alarm]
-    return _share(sum(bool(r.found) and r.found[0] in r.causes for r in faults), len(faults))
+    return _share(sum(bool(r.rang) and r.rang[0] in r.causes for r in faults), len(faults))
 
 
 def _share(k: int, n: int) -> dict[str, Any]:
@@ -308,10 +308,10 @@ def _part(row: dict[str, Any]) -> str:
     return f"{row['count']} of {row['of']} ({row['share']:.0%} [{low:.0%}, {high:.0%}])"
 
 
-def markdown(told: dict[str, Any]) -> str:
+def markdown(summary: dict[str, Any]) -> str:
     """The tables of ``docs/doctor.md``."""
-    seeds = told["seeds"]
-    n = told["runs"]
+    seeds = summary["seeds"]
+    n = summary["runs"]
     lines = [
         f"Seeds {', '.join(map(str, seeds))}: {n['all']} runs; {n['faults']} with a fault, {n['healthy']} healthy, "
         f"{n['negatives']} hard negatives; {n['did not take']} planted faults did not take (gold did not fall, or the symptom stayed small) and count as none.",
@@ -319,13 +319,13 @@ def markdown(told: dict[str, Any]) -> str:
         "| alarm | runs | hits | misses | false | recall | precision | without audit: recall | precision |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, a in told["alarms"].items():
+    for name, a in summary["alarms"].items():
         w, b = a["with audit"], a["without audit"]
         lines.append(
             f"| {a['number']} {name} ({a['nature'][0].upper() if a['nature'] == 'mechanical' else 'A'}) | {w['runs']} | {w['hits']} | {w['misses']} | "
             f"{w['false_alarms']} | {_cell(w, 'recall')} | {_cell(w, 'precision')} | {_cell(b, 'recall')} | {_cell(b, 'precision')} |"
         )
-    everything = told["all plants counted"]
+    everything = summary["all plants counted"]
     lines += [
         "",
         "| figure | target | measured | with plants that did not take as misses |",
@@ -337,43 +337,45 @@ def markdown(told: dict[str, Any]) -> str:
         ("alignment without audit", "0.80 / 0.80"),
     ):
         lines.append(
-            f"| {name}: recall / precision | {target} | {_cell(told[name], 'recall')} / {_cell(told[name], 'precision')} "
+            f"| {name}: recall / precision | {target} | {_cell(summary[name], 'recall')} / {_cell(summary[name], 'precision')} "
             f"| {_cell(everything[name], 'recall')} / {_cell(everything[name], 'precision')} |"
         )
     for name, target in (
         ("right cause first", "90 %"), ("healthy with a false alarm", "at most 5 %"), ("hard negatives with a false alarm", ""),
         ("held-out task", ""),
     ):  # fmt: skip
-        said = "hits on the held-out task" if name == "held-out task" else name
+        label = "hits on the held-out task" if name == "held-out task" else name
         also = _part(everything[name]) if name in everything else ""
-        lines.append(f"| {said} | {target} | {_part(told[name])} | {also} |")
-    s = told["labels shuffled"]
-    gone = told["signal removed"].values()
+        lines.append(f"| {label} | {target} | {_part(summary[name])} | {also} |")
+    s = summary["labels shuffled"]
+    gone = summary["signal removed"].values()
     lines += [
         "",
         "| check that must fail | recall | precision |", "|---|---|---|",
         f"| labels dealt at random ({SHUFFLES} times) | {s['recall']:.2f} | {s['precision']:.2f} |",
         f"| each alarm without its signal, on its own faults | {sum(g['hits'] for g in gone)} of {sum(g['runs'] for g in gone)} | |",
         "",
-        "Missed: " + (", ".join(f"`{k}`" for a in told["alarms"].values() for k in a["with audit"]["missed"]) or "none") + ".",
-        "False: " + (", ".join(f"{a['number']} on `{k}`" for a in told["alarms"].values() for k in a["with audit"]["false"]) or "none") + ".",
-        "Right by a measure of their own: " + (", ".join(f"{', '.join(map(str, a))} on `{k}`" for k, a in told["right by a measure of their own"]) or "none") + ".",
+        "Missed: " + (", ".join(f"`{k}`" for a in summary["alarms"].values() for k in a["with audit"]["missed"]) or "none") + ".",
+        "False: " + (", ".join(f"{a['number']} on `{k}`" for a in summary["alarms"].values() for k in a["with audit"]["false"]) or "none") + ".",
+        "Right by a measure of their own: " + (", ".join(f"{', '.join(map(str, a))} on `{k}`" for k, a in summary["right by a measure of their own"]) or "none") + ".",
         "Plants that did not take: " + (", ".join(f"`{k}`" for k in everything["weak"]) or "none") + ".",
-        "Another cause first: " + (", ".join(f"`{k}` (said {', '.join(map(str, f))})" for k, f in told["wrong cause first"]) or "none") + ".",
+        "Another cause first: " + (", ".join(f"`{k}` (said {', '.join(map(str, f))})" for k, f in summary["wrong cause first"]) or "none") + ".",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
 def report(out: Path, seeds: set[int], docs: Path | None) -> dict[str, Any]:
     """Print the tables; with ``docs``, write them into doctor.md and doctor-bench.json."""
-    told = summary(out, seeds)
-    said = markdown(told)
-    print(said)
+    result = summary(out, seeds)
+    tables = markdown(result)
+    print(tables)
     if docs is not None:
         page = docs / "doctor.md"
         text = page.read_text(encoding="utf-8")
         head, _, rest = text.partition(BEGIN)
         _, _, tail = rest.partition(END)
-        page.write_text(f"{head}{BEGIN}\n{said}{END}{tail}", encoding="utf-8")
-        (docs / "doctor-bench.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    return told
+        page.write_text(f"{head}{BEGIN}\n{tables}{END}{tail}", encoding="utf-8")
+        (docs / "doctor-bench.json").write_text(
+            json.dumps(result, indent=1) + "\n", encoding="utf-8"
+        )
+    return result

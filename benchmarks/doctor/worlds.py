@@ -41,9 +41,9 @@ def put(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def prompts(path: Path, found: Sequence[Scene]) -> Path:
+def prompts(path: Path, scenes: Sequence[Scene]) -> Path:
     """A file of prompts."""
-    return put(path, prompt_rows(found))
+    return put(path, prompt_rows(scenes))
 
 
 def reward_model(
@@ -52,9 +52,9 @@ def reward_model(
     """A reward model trained on ``n`` comparisons; its folder, made where it is not there."""
     if (folder / "model").is_dir():
         return folder / "model"
-    shown = scenes(TASKS[task], n + 150, seed, 11)
-    put(folder / "pairs.jsonl", labelled(shown[:n], seed, noise=noise, **labels))
-    put(folder / "held.jsonl", labelled(shown[n:], seed + 500, noise=noise, **labels))
+    all_scenes = scenes(TASKS[task], n + 150, seed, 11)
+    put(folder / "pairs.jsonl", labelled(all_scenes[:n], seed, noise=noise, **labels))
+    put(folder / "held.jsonl", labelled(all_scenes[n:], seed + 500, noise=noise, **labels))
     reward.main(
         reward.RewardConfig.model_validate(
             {
