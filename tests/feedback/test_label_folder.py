@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support import folders
-from tests.support.labelling import do, plan, write_rows
+from tests.support.labelling import do, max_comparisons, plan, write_rows
 from trimtab.cli.main import main as cli
 from trimtab.config import build
 from trimtab.data import formats, sources
@@ -17,7 +17,6 @@ from trimtab.errors import DataError
 from trimtab.feedback import records
 from trimtab.feedback.comparisons import (
     comparison_rows,
-    max_comparisons,
     read_comparisons,
     write_folder,
 )

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.labelling import comparisons_of, do, plan, say
+from tests.support.labelling import comparisons_of, do, max_comparisons, plan, say
 from trimtab.errors import DataError
 from trimtab.feedback import comparisons, votes
-from trimtab.feedback.comparisons import display_order, max_comparisons, sort_step
+from trimtab.feedback.comparisons import display_order, sort_step
 from trimtab.feedback.items import Entry
 from trimtab.feedback.judgement import Item
 from trimtab.label import queue

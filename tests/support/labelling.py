@@ -184,5 +184,14 @@ def comparisons_of(store: Store) -> list[dict[str, Any]]:
     return json_rows(to_jsonl(label_files(store.records())["comparisons.jsonl"]))
 
 
+def max_comparisons(k: int) -> int:
+    """The most comparisons that sorting asks for.
+
+    >>> [max_comparisons(k) for k in (2, 3, 4, 9)]
+    [1, 3, 5, 21]
+    """
+    return sum((n - 1).bit_length() for n in range(2, k + 1))
+
+
 def json_rows(data: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.splitlines()]

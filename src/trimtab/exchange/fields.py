@@ -29,17 +29,17 @@ class Dump(NamedTuple):
     """One sentence each."""
 
 
-def other_fields(record: BaseModel, known: Iterable[str] = ()) -> Row:
+def other_fields(record: BaseModel, exclude: Iterable[str] = ()) -> Row:
     """The fields of a record that are neither in ``known`` nor at their default."""
     fields = record.model_dump(mode="json", exclude_defaults=True)
-    return {k: v for k, v in fields.items() if k not in set(known)}
+    return {k: v for k, v in fields.items() if k not in set(exclude)}
 
 
-def other_item_fields(item: Item, *known: str) -> Row:
+def other_item_fields(item: Item, *exclude: str) -> Row:
     """The fields of an item that a format has no place for: ``completions`` has one, and ``prompt``
     if it is one turn of the user."""
     return other_fields(
-        item, ("completions", *known, *([] if plain(item.prompt) is None else ["prompt"]))
+        item, ("completions", *exclude, *([] if plain(item.prompt) is None else ["prompt"]))
     )
 
 

@@ -243,12 +243,3 @@ def sort_step(k: int, orders: PairOrder, seed: int) -> tuple[int, int] | tuple[i
         for x in group:
             ranks[x] = place
     return tuple(ranks)
-
-
-def max_comparisons(k: int) -> int:
-    """The most comparisons that ``sort_step`` asks for.
-
-    >>> [max_comparisons(k) for k in (2, 3, 4, 9)]
-    [1, 3, 5, 21]
-    """
-    return sum((n - 1).bit_length() for n in range(2, k + 1))

@@ -31,13 +31,13 @@ def judgement(form: Form, assignment: Assignment, rubric: Rubric, now: float) ->
     Raises:
         ValueError: in words for the annotator, what is missing or impossible.
     """
-    shown = assignment.shown
+    order = assignment.shown
     verdict = form.get("verdict", "")
     better, _, strength = verdict.partition(".")
     fields: dict[str, Any] = {}
     if verdict != "skip":
-        fields["ranks"] = _by_completion(_overall(better, form, len(shown)), shown)
-        fields["dimensions"] = _dimensions(form, rubric, shown)
+        fields["ranks"] = _by_completion(_overall(better, form, len(order)), order)
+        fields["dimensions"] = _dimensions(form, rubric, order)
         fields["steps"] = _steps(form, assignment)
     if strength:
         if strength not in ("1", "2", "3", "4") or better not in ("0", "1"):
@@ -50,7 +50,7 @@ def judgement(form: Form, assignment: Assignment, rubric: Rubric, now: float) ->
         item=assignment.item.id,
         annotator=assignment.annotator,
         status="skip" if verdict == "skip" else "ok",
-        shown=shown,
+        shown=order,
         bad=verdict == "bad",
         flagged=form.get("flag") == "on",
         reason=reason,
@@ -85,17 +85,17 @@ def _places(form: Form, name: str, k: int) -> tuple[int, ...] | None:
     return dense([int(place) for place in places])
 
 
-def _by_completion(by_position: tuple[int, ...], shown: tuple[int, ...]) -> tuple[int, ...]:
+def _by_completion(by_position: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
     """Reorder from the position on the page to the index of the completion.
 
     >>> _by_completion((0, 1, 2), (2, 0, 1))
     (1, 2, 0)
     """
-    return tuple(by_position[shown.index(k)] for k in range(len(shown)))
+    return tuple(by_position[order.index(k)] for k in range(len(order)))
 
 
-def _dimensions(form: Form, rubric: Rubric, shown: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    k = len(shown)
+def _dimensions(form: Form, rubric: Rubric, order: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    k = len(order)
     result: dict[str, tuple[int, ...]] = {}
     for d, name in enumerate(rubric.dimensions):
         if k == 2:
@@ -106,7 +106,7 @@ def _dimensions(form: Form, rubric: Rubric, shown: tuple[int, ...]) -> dict[str,
         else:
             ranks = _places(form, f"dim_{d}", k) if k > 2 else None
         if ranks is not None:
-            result[name] = _by_completion(ranks, shown)
+            result[name] = _by_completion(ranks, order)
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trimtab.feedback.judgement import Item, Judgement
+from trimtab.feedback import records
+from trimtab.feedback.items import read_items
+from trimtab.feedback.judgement import Judgement
 from trimtab.sandbox.world import CLOSINGS, OPENINGS, Scene, gold
+from trimtab.types import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,26 +90,31 @@ def label_items(out: Path, items: str, limit: int | None = None, seed: int = 0) 
     """Label sandbox items with the panel, one annotator per item.
 
     Args:
-        out: Folder for judgements.jsonl, and for rows.jsonl to train on.
+        out: Label folder: items.jsonl, judgements.jsonl, and rows.jsonl to train on.
         items: A file of items whose ``extra`` holds the scene.
         limit: Number of items to label, from the first; None for all.
         seed: Random seed.
     """
-    lines = Path(items).read_text(encoding="utf-8").splitlines()[:limit]
     annotators = panel()
-    judgements: list[str] = []
-    rows: list[str] = []
-    for i, line in enumerate(lines):
-        item = Item.model_validate_json(line)
+    labelled = read_items(items, limit)
+    judgements: list[Judgement] = []
+    rows: list[Row] = []
+    for i, item in enumerate(labelled):
         rng = np.random.default_rng((seed, 13, i))
         annotator = annotators[int(rng.integers(len(annotators)))]
         ranks = annotator.rank(Scene.from_json(item.extra["scene"]), item.completions, rng)
-        judgement = Judgement(
-            item=item.id, annotator=annotator.name, who="simulated", ranks=tuple(ranks), seed=seed
+        judgements.append(
+            Judgement(
+                item=item.id,
+                annotator=annotator.name,
+                who="simulated",
+                ranks=tuple(ranks),
+                seed=seed,
+            )
         )
-        judgements.append(judgement.model_dump_json(exclude_defaults=True))
         row = {"id": item.id, "prompt": list(item.prompt), "completions": list(item.completions)}
-        rows.append(json.dumps({**row, "ranks": ranks, "annotator": annotator.name}))
-    (out / "judgements.jsonl").write_text("\n".join([*judgements, ""]), encoding="utf-8")
-    (out / "rows.jsonl").write_text("\n".join([*rows, ""]), encoding="utf-8")
-    return {"items": len(lines), "people": len(annotators)}
+        rows.append({**row, "ranks": ranks, "annotator": annotator.name})
+    records.write(out / records.ITEMS, labelled)
+    records.write(out / records.JUDGEMENTS, judgements)
+    records.write(out / "rows.jsonl", rows)
+    return {"items": len(labelled), "people": len(annotators)}
