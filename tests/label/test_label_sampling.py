@@ -9,7 +9,7 @@ import pytest
 import trimtab
 from tests.support.labelling import write_rows
 from trimtab.data import formats, sources
-from trimtab.datagen.answers import BATCH, sampled
+from trimtab.datagen.sample import BATCH, sampled
 from trimtab.errors import ModelError
 from trimtab.feedback.items import Entry
 from trimtab.label.label_config import LabelConfig

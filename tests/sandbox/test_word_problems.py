@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trimtab.config import build
-from trimtab.datagen.word_problem_data import TasksConfig
+from trimtab.datagen.sandbox_data import TasksConfig
 from trimtab.errors import ConfigError, DataError
 from trimtab.launch.commands import COMMANDS
 from trimtab.sandbox import arithmetic, word_problems

@@ -37,6 +37,6 @@ def main(config: LabelCommand) -> None:
 
 def _sampled(*arguments: Any) -> Any:
     # Imported in the thread that samples: the first page need not wait for it.
-    from trimtab.datagen.answers import sampled
+    from trimtab.datagen.sample import sampled
 
     return sampled(*arguments)

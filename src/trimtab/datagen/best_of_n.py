@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from typing import Any, cast
 
 import numpy as np
@@ -12,17 +12,20 @@ from trimtab.config import Config
 from trimtab.data import formats
 from trimtab.data.dataset import DataSpec, load_groups
 from trimtab.data.rows import comparison, demonstration
+from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
 from trimtab.evaluate.best_of_n_gain import curve
 from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.rollout.collector import collect
 from trimtab.runs import Run, to_json, write_atomic
-from trimtab.runs.console import bar, console
+from trimtab.runs.console import bar
 from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.stats.order_stats import pick
 from trimtab.train.rollouts import best_and_worst, nothing_scored, sample_rows
 from trimtab.types import Completion
+
+log = logging.getLogger(__name__)
 
 
 class BestOfNConfig(Config):
@@ -84,23 +87,23 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
     for group in groups:
         extra = {k: v for k, v in group.extra.items() if k not in formats.COLUMNS}
         extra = {"id": group.id, **extra}
-        mine = [x for x in group.completions if usable(x)]
-        if mine:
-            top = mine[pick([cast(float, x.reward) for x in mine])]
+        candidates = [x for x in group.completions if usable(x)]
+        if candidates:
+            top = candidates[pick([cast(float, x.reward) for x in candidates])]
             if c.threshold is not None and cast(float, top.reward) < c.threshold:
                 below += 1
             else:
                 best.append({**extra, **demonstration(group, top.text), "reward": top.reward})
-        if len(mine) < 2:
+        if len(candidates) < 2:
             lone += 1
             continue
-        found = best_and_worst(mine)
-        if found is None or found[0].text == found[1].text:
+        extremes = best_and_worst(candidates)
+        if extremes is None or extremes[0].text == extremes[1].text:
             ties += 1
             continue
-        w, l = found
-        told = {"reward_chosen": w.reward, "reward_rejected": l.reward}
-        pairs.append({**extra, **comparison(group, w.text, l.text), **told})
+        w, l = extremes
+        reward_columns = {"reward_chosen": w.reward, "reward_rejected": l.reward}
+        pairs.append({**extra, **comparison(group, w.text, l.text), **reward_columns})
     if not best:
         raise DataError(
             f"{c.data.path}: no answer is good enough for a row: of {len(groups)} prompts {below} "
@@ -111,7 +114,7 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
     for name, rows in (("best", best), ("pairs", pairs)):
         write_atomic(run.path / f"{name}.jsonl", "".join(to_json(r) + "\n" for r in rows).encode())
     run.samples(0, sample_rows(groups))
-    figures: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "prompts": len(groups),
         "n": c.n,
         "best": len(best),
@@ -125,11 +128,11 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
         "length": float(np.mean([len(x) for x in done])),
         "best_of": curve(groups, [r.name for r in c.rewards], c.n),
     }
-    write_atomic(run.path / "summary.json", json.dumps(figures, indent=1).encode())
-    one, last = figures["best_of"]["1"], list(figures["best_of"].items())[-1]
-    console.print(
-        f"[bold]best of {last[0]}[/bold]: reward {one['reward']:+.3f} -> {last[1]['reward']:+.3f} "
+    write_summary(run.path, summary)
+    one, last = summary["best_of"]["1"], list(summary["best_of"].items())[-1]
+    log.info(
+        f"best of {last[0]}: reward {one['reward']:+.3f} -> {last[1]['reward']:+.3f} "
         f"(KL at most {last[1]['kl_bound']:.2f} nats); {len(best)} best, {len(pairs)} pairs, "
-        f"{ties} ties, {figures['unscored']} of {len(done)} answers without a score -> {c.out}"
+        f"{ties} ties, {summary['unscored']} of {len(done)} answers without a score -> {c.out}"
     )
-    return figures
+    return summary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, cast
 from pydantic import Field, model_validator
 
 from trimtab.config import build
+from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
 from trimtab.feedback import records
 from trimtab.feedback.comparisons import comparison_rows
@@ -20,9 +21,11 @@ from trimtab.feedback.judgement import Item, Judgement
 from trimtab.judges.judge_config import JudgeSpec
 from trimtab.judges.pairwise import Judge, majority
 from trimtab.judges.question import LETTERS
-from trimtab.runs import Run, write_atomic
-from trimtab.runs.console import bar, console
+from trimtab.runs import Run
+from trimtab.runs.console import bar
 from trimtab.stats.uncertainty import bootstrap_mean, wilson
+
+log = logging.getLogger(__name__)
 
 
 class JudgeConfig(JudgeSpec):
@@ -48,9 +51,9 @@ class JudgeConfig(JudgeSpec):
 
     def judges(self) -> list[JudgeSpec]:
         """Every judge, this one first."""
-        mine = {k: getattr(self, k) for k in JudgeSpec.model_fields}
-        mine["cache"] = self.cache or str(Path(self.out) / "cache.sqlite")
-        return [build(JudgeSpec, {**mine, **over}, "panel") for over in ({}, *self.panel)]
+        shared = {k: getattr(self, k) for k in JudgeSpec.model_fields}
+        shared["cache"] = self.cache or str(Path(self.out) / "cache.sqlite")
+        return [build(JudgeSpec, {**shared, **over}, "panel") for over in ({}, *self.panel)]
 
 
 def main(config: JudgeConfig) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def main(config: JudgeConfig) -> dict[str, Any]:
             )
     run = Run(c.out, c.model_dump(mode="json"))
     by_judge: list[list[Judgement]] = []
-    figures: dict[str, Any] = {"items": len(items), "judges": {}}
+    summary: dict[str, Any] = {"items": len(items), "judges": {}}
     calls = cached = 0
     failed: Counter[str] = Counter()
     why: dict[str, str] = {}
@@ -85,32 +88,32 @@ def main(config: JudgeConfig) -> dict[str, Any]:
     for spec in c.judges():
         judge = Judge(spec)
         with judge.client, bar(f"judge {judge.name}") as show:
-            said = judge.client.map(items, judge, show)
+            judgements = judge.client.map(items, judge, show)
             calls += judge.client.calls
             cached += judge.client.cached
             total, dollars = judge.client.cache.account()
             account[str(spec.cache)] = {"calls": total, "dollars": dollars}
-        for j in said:
+        for j in judgements:
             if j.status == "error":
                 failed[str(j.detail["failure"])] += 1
                 why.setdefault(str(j.detail["failure"]), str(j.detail["why"]))
-        by_judge.append(said)
+        by_judge.append(judgements)
         name = judge.name
-        while name in figures["judges"]:
+        while name in summary["judges"]:
             name += "'"
-        figures["judges"][name] = about(said)
+        summary["judges"][name] = about(judgements)
     labels = by_judge[0]
     if len(by_judge) > 1:
-        voted = [majority(mine) for mine in zip(*by_judge, strict=True)]
+        voted = [majority(panel_labels) for panel_labels in zip(*by_judge, strict=True)]
         labels = [j for j in voted if j is not None]
         records.write(run.path / "majority.jsonl", labels)
         alike = [j.detail["agree"] == len(j.detail["judges"]) for j in labels]
-        figures["judges_agree"] = sum(alike) / len(alike) if alike else None
+        summary["judges_agree"] = sum(alike) / len(alike) if alike else None
     rows = comparison_rows({item.id: item for item in items}, labels, ties=False)
     records.write(run.path / records.ITEMS, items)
     records.write(run.path / records.JUDGEMENTS, itertools.chain.from_iterable(by_judge))
     records.write(run.path / "rows.jsonl", rows)
-    figures |= {
+    summary |= {
         "rows": len(rows),
         "undecided": sum(j.ranks is not None for j in labels) - len(rows),
         "failed": dict(failed),
@@ -119,13 +122,13 @@ def main(config: JudgeConfig) -> dict[str, Any]:
         "account": account,
     }
     if (agreed := agreement(items, labels)) is not None:
-        figures["agreement"] = agreed
-    write_atomic(run.path / "summary.json", json.dumps(figures, indent=1).encode())
-    _tell(c, figures, failed, why)
-    return figures
+        summary["agreement"] = agreed
+    write_summary(run.path, summary)
+    _tell(c, summary, failed, why)
+    return summary
 
 
-def about(said: Sequence[Judgement]) -> dict[str, Any]:
+def about(judgements: Sequence[Judgement]) -> dict[str, Any]:
     """What can be seen of a judge from its own judgements of pairs.
 
     Returns:
@@ -133,17 +136,17 @@ def about(said: Sequence[Judgement]) -> dict[str, Any]:
         the same winner), and ``first``: rate, low and high of wins of what was shown first, over
         verdicts that are no tie.
     """
-    ok = [j for j in said if j.ranks is not None]
+    ok = [j for j in judgements if j.ranks is not None]
     first = decided = same = both = 0
     for j in ok:
         by_pair: dict[tuple[int, ...], list[float]] = {}
         for order in j.detail["orders"]:
             if "share" not in order:
                 continue
-            shown: list[int] = order["shown"]
-            by_pair.setdefault(tuple(sorted(shown)), []).append(order["share"])
+            order_shown: list[int] = order["shown"]
+            by_pair.setdefault(tuple(sorted(order_shown)), []).append(order["share"])
             # ``share`` is of the lower index.
-            won = order["share"] if shown[0] < shown[1] else 1 - order["share"]
+            won = order["share"] if order_shown[0] < order_shown[1] else 1 - order["share"]
             if won != 0.5:
                 decided += 1
                 first += won == 1.0
@@ -151,25 +154,25 @@ def about(said: Sequence[Judgement]) -> dict[str, Any]:
             if len(shares) == 2:
                 both += 1
                 same += shares[0] == shares[1] != 0.5
-    told: dict[str, Any] = {
+    stats: dict[str, Any] = {
         "judged": len(ok),
         "ties": sum(max(j.ranks or (0,)) == 0 for j in ok) / len(ok) if ok else None,
     }
     if both:
-        told["consistency"] = same / both
+        stats["consistency"] = same / both
     if decided:
         low, high = wilson(first, decided)
-        told["first"] = {"rate": first / decided, "low": low, "high": high}
-    return told
+        stats["first"] = {"rate": first / decided, "low": low, "high": high}
+    return stats
 
 
 def agreement(items: Sequence[Item], labels: Sequence[Judgement]) -> dict[str, float] | None:
     """With the ranks that the rows brought along, over pairs that they do not tie."""
-    known = {i.id: cast("list[int]", i.extra["ranks"]) for i in items if "ranks" in i.extra}
+    ranks_of_rows = {i.id: cast("list[int]", i.extra["ranks"]) for i in items if "ranks" in i.extra}
     right: list[float] = []
     owner: list[str] = []
     for j in labels:
-        truth = known.get(j.item)
+        truth = ranks_of_rows.get(j.item)
         if truth is None or j.ranks is None:
             continue
         for a, b in itertools.combinations(range(len(truth)), 2):
@@ -185,29 +188,29 @@ def agreement(items: Sequence[Item], labels: Sequence[Judgement]) -> dict[str, f
 
 
 def _tell(c: JudgeConfig, f: dict[str, Any], failed: Counter[str], why: dict[str, str]) -> None:
-    for name, mine in f["judges"].items():
-        said = f"{mine['judged']} of {f['items']} items"
-        if mine["judged"]:
-            said += f", {mine['ties']:.0%} tied"
-        if "consistency" in mine:
-            said += f", same winner in both orders {mine['consistency']:.0%}"
-        if "first" in mine:
-            p = mine["first"]
-            said += f", the first shown wins {p['rate']:.0%} [{p['low']:.0%}, {p['high']:.0%}]"
-        console.print(f"[bold]judge[/bold]: {name}: {said}")
+    for name, stats in f["judges"].items():
+        text = f"{stats['judged']} of {f['items']} items"
+        if stats["judged"]:
+            text += f", {stats['ties']:.0%} tied"
+        if "consistency" in stats:
+            text += f", same winner in both orders {stats['consistency']:.0%}"
+        if "first" in stats:
+            p = stats["first"]
+            text += f", the first shown wins {p['rate']:.0%} [{p['low']:.0%}, {p['high']:.0%}]"
+        log.info(f"judge: {name}: {text}")
     if "agreement" in f:
         a = f["agreement"]
-        console.print(
+        log.info(
             f"  agrees with the ranks of {c.data} on {a['mean']:.1%} "
             f"[{a['low']:.1%}, {a['high']:.1%}] of {a['pairs']} pairs"
         )
     dollars = sum(a["dollars"] for a in f["account"].values())
     cost = f", ${dollars:.4f} spent so far" if c.price_in is not None else ""
-    console.print(
+    log.info(
         f"  {f['calls']} calls, {f['cached']} replies from the cache{cost}; {f['rows']} rows "
         f"({f['undecided']} items without a winner) -> {c.out}/rows.jsonl"
     )
     for status, count in failed.items():
-        console.print(f"  {count} without a verdict ({status}): {why[status]}")
+        log.info(f"  {count} without a verdict ({status}): {why[status]}")
     if failed:
-        console.print("  the same command asks for those again, and for nothing else")
+        log.info("  the same command asks for those again, and for nothing else")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +11,11 @@ from pydantic import Field, model_validator
 
 from trimtab.config import Config
 from trimtab.data import sources
+from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
 from trimtab.runs import to_json, write_atomic
-from trimtab.runs.console import console
+
+log = logging.getLogger(__name__)
 
 
 class MixInput(Config):
@@ -51,7 +53,7 @@ class MixConfig(Config):
         return self
 
 
-def parts(held: dict[str, int], weights: dict[str, float], rows: int | None) -> dict[str, int]:
+def parts(available: dict[str, int], weights: dict[str, float], rows: int | None) -> dict[str, int]:
     """How many rows each input gives: in proportion to its weight, largest remainders first.
 
     Raises:
@@ -60,22 +62,22 @@ def parts(held: dict[str, int], weights: dict[str, float], rows: int | None) -> 
     >>> parts({"old": 900, "new": 100}, {"old": 3.0, "new": 1.0}, None)
     {'old': 300, 'new': 100}
     """
-    whole = sum(weights.values())
+    total_weight = sum(weights.values())
     # A little over, so that what a weight allows exactly is not lost to rounding.
-    most = int(min(held[k] * whole / w for k, w in weights.items()) + 1e-9)
+    most = int(min(available[k] * total_weight / w for k, w in weights.items()) + 1e-9)
     total = most if rows is None else rows
-    exact = {k: total * w / whole for k, w in weights.items()}
-    taken = {k: int(x + 1e-9) for k, x in exact.items()}
-    by_rest = sorted(weights, key=lambda k: taken[k] - exact[k])
-    for k in by_rest[: total - sum(taken.values())]:
-        taken[k] += 1
-    for k, n in taken.items():
-        if n > held[k]:
+    exact = {k: total * w / total_weight for k, w in weights.items()}
+    counts = {k: int(x + 1e-9) for k, x in exact.items()}
+    by_rest = sorted(weights, key=lambda k: counts[k] - exact[k])
+    for k in by_rest[: total - sum(counts.values())]:
+        counts[k] += 1
+    for k, n in counts.items():
+        if n > available[k]:
             raise DataError(
-                f"inputs.{k}: has {held[k]} rows, but {total} rows by these weights take {n} of "
+                f"inputs.{k}: has {available[k]} rows, but {total} rows by these weights take {n} of "
                 f"it; lower rows to {most}, or lower its weight"
             )
-    return taken
+    return counts
 
 
 def main(config: MixConfig) -> dict[str, Any]:
@@ -89,29 +91,29 @@ def main(config: MixConfig) -> dict[str, Any]:
     """
     c = config
     read = {name: sources.read(x.path, split=x.split) for name, x in c.inputs.items()}
-    held = {name: len(found.rows) for name, found in read.items()}
+    available = {name: len(source.rows) for name, source in read.items()}
     # Without weights each input weighs what it holds, and all of it is taken.
-    weights = {name: x.weight or float(held[name]) for name, x in c.inputs.items()}
-    taken = parts(held, weights, c.rows)
+    weights = {name: x.weight or float(available[name]) for name, x in c.inputs.items()}
+    counts = parts(available, weights, c.rows)
     mixed: list[str] = []
-    for place, (name, found) in enumerate(read.items()):
-        order = np.random.default_rng((c.seed, place)).permutation(held[name])
-        for i in sorted(order[: taken[name]].tolist()):
-            number, row = found.rows[i]
+    for place, (name, source) in enumerate(read.items()):
+        order = np.random.default_rng((c.seed, place)).permutation(available[name])
+        for i in sorted(order[: counts[name]].tolist()):
+            number, row = source.rows[i]
             own = row["id"] if row.get("id") is not None else number
             try:
                 mixed.append(to_json({**row, "id": f"{name}/{own}"}) + "\n")
             except (TypeError, ValueError) as error:
                 raise DataError(
-                    f"{found.name}: row {number}: a column cannot be written as JSON ({error}); "
+                    f"{source.name}: row {number}: a column cannot be written as JSON ({error}); "
                     "leave it out, or turn it into text or numbers"
                 ) from None
     order = np.random.default_rng(c.seed).permutation(len(mixed))
     out = Path(c.out)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "rows.jsonl", "".join(mixed[i] for i in order.tolist()).encode())
-    figures = {"rows": len(mixed), "of": taken}
-    write_atomic(out / "summary.json", json.dumps(figures, indent=1).encode())
-    said = ", ".join(f"{n} of {held[k]} {k}" for k, n in taken.items())
-    console.print(f"[bold]mix[/bold]: {len(mixed)} rows ({said}) -> {c.out}/rows.jsonl")
-    return figures
+    summary = {"rows": len(mixed), "of": counts}
+    write_summary(out, summary)
+    inputs = ", ".join(f"{n} of {available[k]} {k}" for k, n in counts.items())
+    log.info(f"mix: {len(mixed)} rows ({inputs}) -> {c.out}/rows.jsonl")
+    return summary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trimtab.data import formats
+from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
 from trimtab.feedback import records
 from trimtab.feedback.items import read_items
@@ -21,8 +22,10 @@ from trimtab.judges.critique import Revision, revise
 from trimtab.judges.judge_config import ClientSpec
 from trimtab.judges.reply import read
 from trimtab.judges.rubric import load_rubric
-from trimtab.runs import Run, write_atomic
-from trimtab.runs.console import bar, console
+from trimtab.runs import Run
+from trimtab.runs.console import bar
+
+log = logging.getLogger(__name__)
 
 
 class ReviseConfig(ClientSpec):
@@ -52,10 +55,10 @@ class _Revised:
 
 
 def _said(reply: Reply) -> dict[str, Any]:
-    said = read(reply, Revision)
-    if not said["revision"].strip():
+    value = read(reply, Revision)
+    if not value["revision"].strip():
         raise InvalidReplyError("the revision is empty")
-    return said
+    return value
 
 
 def main(config: ReviseConfig) -> dict[str, Any]:
@@ -79,10 +82,10 @@ def main(config: ReviseConfig) -> dict[str, Any]:
         async def work(item: Item) -> _Revised:
             done = _Revised(item, [item.completions[0]], [])
             for turn in range(c.rounds):
-                shown = rubric
+                shown_rubric = rubric
                 if c.principles == "one":
-                    shown = rubric.principle(f"{item.id}/{turn}")
-                question = revise(shown, item.prompt, done.answers[-1])
+                    shown_rubric = rubric.principle(f"{item.id}/{turn}")
+                question = revise(shown_rubric, item.prompt, done.answers[-1])
                 got = await client.ask(question.messages, question.answer, _said)
                 if isinstance(got, Failure):
                     return _Revised(item, done.answers, done.critiques, got)
@@ -90,38 +93,38 @@ def main(config: ReviseConfig) -> dict[str, Any]:
                 done.critiques.append(got.value["critique"])
             return done
 
-        found = client.map(items, work, show)
+        results = client.map(items, work, show)
         calls, cached = client.calls, client.cached
-    whole = [r for r in found if r.failure is None]
-    if not whole:
-        why = next(r.failure.detail for r in found if r.failure is not None)
+    revised = [r for r in results if r.failure is None]
+    if not revised:
+        why = next(r.failure.detail for r in results if r.failure is not None)
         raise DataError(f"{c.data}: no answer was revised; the first failure was: {why}")
-    records.write(run.path / "demonstrations.jsonl", [_row(r) for r in whole])
-    records.write(run.path / "revisions.jsonl", [_told(r) for r in found])
-    figures: dict[str, Any] = {
+    records.write(run.path / "demonstrations.jsonl", [_row(r) for r in revised])
+    records.write(run.path / "revisions.jsonl", [_told(r) for r in results])
+    summary: dict[str, Any] = {
         "items": len(items),
-        "rows": len(whole),
-        "changed": _share(whole),
-        "failed": len(found) - len(whole),
+        "rows": len(revised),
+        "changed": _share(revised),
+        "failed": len(results) - len(revised),
         "calls": calls,
         "cached": cached,
     }
-    write_atomic(run.path / "summary.json", json.dumps(figures, indent=1).encode())
-    console.print(
-        f"[bold]revise[/bold]: {len(whole)} of {len(items)} answers by {rubric.name}, "
-        f"{figures['changed']:.0%} changed; {calls} calls, {cached} replies from the cache -> "
+    write_summary(run.path, summary)
+    log.info(
+        f"revise: {len(revised)} of {len(items)} answers by {rubric.name}, "
+        f"{summary['changed']:.0%} changed; {calls} calls, {cached} replies from the cache -> "
         f"{c.out}/demonstrations.jsonl"
     )
-    if len(whole) < len(found):
-        why = next(r.failure.detail for r in found if r.failure is not None)
-        console.print(
-            f"  {len(found) - len(whole)} failed, the first: {why}; the same command retries"
+    if len(revised) < len(results):
+        why = next(r.failure.detail for r in results if r.failure is not None)
+        log.info(
+            f"  {len(results) - len(revised)} failed, the first: {why}; the same command retries"
         )
-    return figures
+    return summary
 
 
-def _share(whole: Sequence[_Revised]) -> float:
-    return sum(r.answers[0] != r.answers[-1] for r in whole) / len(whole)
+def _share(revised: Sequence[_Revised]) -> float:
+    return sum(r.answers[0] != r.answers[-1] for r in revised) / len(revised)
 
 
 def _row(r: _Revised) -> dict[str, Any]:

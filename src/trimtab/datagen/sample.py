@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,22 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.data import formats
 from trimtab.data.dataset import DataSpec, load_groups
-from trimtab.data.render import Renderer
-from trimtab.errors import DataError
+from trimtab.data.formats import Example
+from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.datagen.output import write_summary
+from trimtab.errors import DataError, ModelError
 from trimtab.feedback import records
+from trimtab.feedback.items import Entry
 from trimtab.feedback.judgement import Item
+from trimtab.feedback.records import messages
+from trimtab.label.label_config import LabelConfig
+from trimtab.label.store import Store
 from trimtab.models.load import LM, ModelSpec, renderer_for
-from trimtab.runs import write_atomic
-from trimtab.runs.console import bar, console
+from trimtab.runs.console import bar
 from trimtab.sample.sampler import Progress, Request, Sampler, SamplingConfig
 from trimtab.types import Group
+
+log = logging.getLogger(__name__)
 
 
 class SampleConfig(Config):
@@ -76,7 +83,7 @@ class Writer:
         Prompts with too few are asked again, ``tries`` times in all. Each completion has its own
         stream, by the prompt's key and the try, so what else is asked does not matter.
         """
-        found: list[list[str]] = [[] for _ in prompts]
+        texts: list[list[str]] = [[] for _ in prompts]
         todo = list(range(len(prompts)))
         for turn in range(tries):
             requests = [Request(prompts[i].prompt, (*keys[i], turn), self.n) for i in todo]
@@ -85,13 +92,18 @@ class Writer:
             ):
                 for x in drawn:
                     text = self.renderer.completion(x.ids, x.finish).text
-                    whole = self.cut or x.finish != "length"
-                    if whole and text.strip() and text not in found[i] and len(found[i]) < self.n:
-                        found[i].append(text)
-            todo = [i for i in todo if len(found[i]) < self.n]
+                    complete = self.cut or x.finish != "length"
+                    if (
+                        complete
+                        and text.strip()
+                        and text not in texts[i]
+                        and len(texts[i]) < self.n
+                    ):
+                        texts[i].append(text)
+            todo = [i for i in todo if len(texts[i]) < self.n]
             if not todo:
                 break
-        return found
+        return texts
 
 
 def main(config: SampleConfig) -> dict[str, Any]:
@@ -108,11 +120,13 @@ def main(config: SampleConfig) -> dict[str, Any]:
     with bar("sample") as show:
         texts = writer(prompts, keys, c.tries, show)
     items: list[Item] = []
-    for g, mine in zip(prompts, texts, strict=True):
-        if len(mine) == c.answers:
-            asked = g.extra.get("messages") or [{"role": "user", "content": g.text}]
+    for g, completions in zip(prompts, texts, strict=True):
+        if len(completions) == c.answers:
+            messages = g.extra.get("messages") or [{"role": "user", "content": g.text}]
             extra = {k: v for k, v in g.extra.items() if k != "messages"}
-            items.append(Item(id=g.id, prompt=tuple(asked), completions=tuple(mine), extra=extra))
+            items.append(
+                Item(id=g.id, prompt=tuple(messages), completions=tuple(completions), extra=extra)
+            )
     if not items:
         raise DataError(
             f"{c.data.path}: no prompt has {c.answers} different answers; raise "
@@ -121,10 +135,96 @@ def main(config: SampleConfig) -> dict[str, Any]:
     out = Path(c.out)
     out.mkdir(parents=True, exist_ok=True)
     records.write(out / "items.jsonl", items)
-    figures = {"items": len(items), "prompts": len(prompts)}
-    write_atomic(out / "summary.json", json.dumps(figures, indent=1).encode())
-    console.print(
-        f"[bold]sample[/bold]: {len(items)} items of {c.answers} answers from {len(prompts)} "
+    summary = {"items": len(items), "prompts": len(prompts)}
+    write_summary(out, summary)
+    log.info(
+        f"sample: {len(items)} items of {c.answers} answers from {len(prompts)} "
         f"prompts -> {c.out}/items.jsonl"
     )
-    return figures
+    return summary
+
+
+BATCH = 8
+"""Prompts answered at once: the first question is there after one batch."""
+
+
+TRIES = 4
+"""Times a prompt is put to a model that says the same again."""
+
+
+def _writers(config: LabelConfig) -> list[Writer]:
+    sampling = SamplingConfig(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+    samplers: list[Writer] = []
+    # In turn: the first models give one more where they do not come out even.
+    many, rest = divmod(config.num_completions, len(config.model))
+    for i, path in enumerate(config.model):
+        model = ModelSpec(path=path, chat_template=config.chat_template)
+        tokenizer = load_tokenizer(path, config.chat_template)
+        renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
+        samplers.append(Writer.load(model, renderer, sampling, many + (i < rest), cut=True))
+    return samplers
+
+
+def item_id(example: Example, config: LabelConfig) -> str:
+    """A prompt's item, named before it is answered: by its row's own id, or its text and row."""
+    if example.id != str(example.row):
+        return example.id
+    parts = [f"{example.row}", *config.model]
+    return Item.of(messages(example.prompt), parts).id
+
+
+def sampled(config: LabelConfig, examples: list[Example], store: Store) -> Iterator[list[Entry]]:
+    """Entries batch by batch; prompts that the store has answers to are left out.
+
+    Equal answers are merged, empty ones dropped, and a prompt without two different answers (one,
+    where steps are marked) gives no item. Each answer has its own random stream, keyed by seed,
+    model and row, so that a stopped run goes on as if it had not been.
+
+    Raises:
+        ModelError: a model cannot be loaded, or no prompt got answers to compare.
+    """
+    names = {item_id(e, config): e for e in examples}
+    there = store.existing([*names, *(f"{name}:0-1" for name in names)])
+    todo = [(n, e) for n, e in names.items() if n not in there and f"{n}:0-1" not in there]
+    writers = _writers(config)
+    least = 1 if config.marks else 2
+    finished = len(names) - len(todo)
+    for start in range(0, len(todo), BATCH):
+        batch = todo[start : start + BATCH]
+        completions: list[dict[str, str]] = [{} for _ in batch]
+        for m, writer in enumerate(writers):
+            prompts = [g for _, e in batch if (g := writer.renderer.prompt(e)) is not None]
+            keys = [(config.seed, m, e.row) for _, e in batch]
+            for answers, texts in zip(completions, writer(prompts, keys, TRIES), strict=True):
+                for text in texts:
+                    answers.setdefault(text, config.model[m])
+        entries = [
+            _entry(name, example, answers, config)
+            for (name, example), answers in zip(batch, completions, strict=True)
+            if len(answers) >= least
+        ]
+        finished += len(entries)
+        yield entries
+    if finished == 0:
+        raise ModelError(
+            f"{', '.join(config.model)}: no prompt of {config.data} got two different answers; raise "
+            "--temperature or --max-new-tokens, or name another model"
+        )
+
+
+def _entry(name: str, example: Example, answers: dict[str, str], config: LabelConfig) -> Entry:
+    texts = list(answers)
+    extra = dict(example.extra)
+    if isinstance(example.prompt, str):
+        extra["plain"] = True
+    lines = [tuple(x.strip() for x in t.splitlines() if x.strip()) for t in texts]
+    return Entry(
+        Item(
+            id=name,
+            prompt=tuple(messages(example.prompt)),
+            completions=tuple(texts),
+            models=tuple(answers.values()),
+            steps=tuple(lines) if config.marks else None,
+            extra=extra,
+        )
+    )

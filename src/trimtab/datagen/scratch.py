@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from pydantic import Field
 from trimtab.config import Config, import_function
 from trimtab.data import sources
 from trimtab.data.render import PLAIN
+from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
 from trimtab.runs import write_atomic
-from trimtab.runs.console import console
+
+log = logging.getLogger(__name__)
 
 
 class FunctionConfig(Config):
@@ -22,7 +25,7 @@ class FunctionConfig(Config):
     out: str = "runs/function"
     function: str
     """ "package.module:name" or "file.py:name", called as ``f(out, **options)``; it writes its files
-    into the folder ``out`` and returns figures for ``summary.json``, or nothing."""
+    into the folder ``out`` and returns summary for ``summary.json``, or nothing."""
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
 
 
@@ -30,10 +33,10 @@ def function(config: FunctionConfig) -> dict[str, Any]:
     """Call it."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = import_function(config.function)(out, **config.options) or {}
-    write_atomic(out / "summary.json", json.dumps(figures, indent=1).encode())
-    console.print(f"[bold]{out.name}[/bold]: {_line(figures)} -> {out}")
-    return figures
+    summary: dict[str, Any] = import_function(config.function)(out, **config.options) or {}
+    write_summary(out, summary)
+    log.info(f"{out.name}: {_line(summary)} -> {out}")
+    return summary
 
 
 class ScratchConfig(Config):
@@ -95,14 +98,14 @@ def scratch(config: ScratchConfig) -> dict[str, Any]:
         "pad_token_id": tokenizer.pad_token_id,
     }
     write_atomic(out / "config.json", json.dumps(model, indent=1).encode())
-    figures = {"vocabulary": len(tokenizer), "texts": len(texts)}
-    write_atomic(out / "summary.json", json.dumps(figures, indent=1).encode())
-    console.print(f"[bold]{out.name}[/bold]: {_line(figures)} -> {out}")
-    return figures
+    summary = {"vocabulary": len(tokenizer), "texts": len(texts)}
+    write_summary(out, summary)
+    log.info(f"{out.name}: {_line(summary)} -> {out}")
+    return summary
 
 
-def _line(figures: dict[str, Any]) -> str:
-    return ", ".join(f"{v:.4g} {k.replace('_', ' ')}" for k, v in figures.items()) or "done"
+def _line(summary: dict[str, Any]) -> str:
+    return ", ".join(f"{v:.4g} {k.replace('_', ' ')}" for k, v in summary.items()) or "done"
 
 
 def _texts(value: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +14,18 @@ from trimtab.config import Config
 from trimtab.data import formats
 from trimtab.data.dataset import DataSpec, load_groups
 from trimtab.data.steps import Steps
+from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
 from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.rollout.collector import collect
 from trimtab.rollout.monte_carlo import StateValues, monte_carlo_values
 from trimtab.runs import write_atomic
-from trimtab.runs.console import bar, console
+from trimtab.runs.console import bar
 from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.types import Completion, Group
+
+log = logging.getLogger(__name__)
 
 
 class StepLabelsConfig(Config):
@@ -119,11 +123,11 @@ def main(config: StepLabelsConfig) -> dict[str, Any]:
             )  # fmt: skip
             rows = [
                 _row(config, cutter, g, j, c, v)
-                for g, mine in zip(groups, values, strict=True)
-                for j, (c, v) in enumerate(zip(g.completions, mine, strict=True))
+                for g, group_values in zip(groups, values, strict=True)
+                for j, (c, v) in enumerate(zip(g.completions, group_values, strict=True))
             ]
-            kept = [json.dumps(r) + "\n" for r in rows if r is not None]
-            write_atomic(part, "".join(kept).encode())
+            lines = [json.dumps(r) + "\n" for r in rows if r is not None]
+            write_atomic(part, "".join(lines).encode())
             show(start + len(groups))
     data = b"".join(p.read_bytes() for p in parts)
     rows = [json.loads(line) for line in data.splitlines()]
@@ -134,7 +138,7 @@ def main(config: StepLabelsConfig) -> dict[str, Any]:
         )
     write_atomic(out / "steps.jsonl", data)
     labels = [x for r in rows for x in r["labels"]]
-    figures: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "solutions": len(rows),
         "steps": len(labels),
         "steps_correct": float(np.mean(labels)),
@@ -142,9 +146,9 @@ def main(config: StepLabelsConfig) -> dict[str, Any]:
         "truncated": float(np.mean([r["finish"] == "length" for r in rows])),
         "unlabelled": len(prompts) * config.solutions - len(rows),
     }
-    write_atomic(out / "summary.json", json.dumps(figures, indent=1).encode())
-    console.print(
-        f"[bold]step labels[/bold]: {figures['solutions']} solutions, {figures['steps']} steps, "
-        f"{figures['steps_correct']:.0%} correct -> {config.out}/steps.jsonl"
+    write_summary(out, summary)
+    log.info(
+        f"step labels: {summary['solutions']} solutions, {summary['steps']} steps, "
+        f"{summary['steps_correct']:.0%} correct -> {config.out}/steps.jsonl"
     )
-    return figures
+    return summary

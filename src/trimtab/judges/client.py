@@ -25,6 +25,7 @@ from trimtab.judges.call_error import MAX_WAIT, CallError, status_error
 from trimtab.judges.chat_completion import InvalidReplyError, Reply, parse_completion
 from trimtab.judges.judge_config import ClientSpec
 from trimtab.runs.redact import HIDDEN, redact
+from trimtab.types import Row
 
 if TYPE_CHECKING:
     # The SDK takes half a second to import: it is loaded with the first client.
@@ -243,12 +244,10 @@ class Client:
         """Remove the key, whatever its variable is called, and other secrets."""
         return str(redact(text.replace(self._key, HIDDEN) if self._key else text))
 
-    def _body(
-        self, messages: Sequence[Message], schema: type[BaseModel], invalid: int
-    ) -> dict[str, Any]:
+    def _body(self, messages: Sequence[Message], schema: type[BaseModel], invalid: int) -> Row:
         """The request after ``invalid`` replies that did not have the requested form."""
         s = self.spec
-        body: dict[str, Any] = {
+        body: Row = {
             "model": s.model,
             "messages": list(messages),
             # At temperature 0 the same invalid reply would come again.
@@ -267,7 +266,7 @@ class Client:
         body |= s.extra
         return {k: v for k, v in body.items() if v is not None}
 
-    def _cache_key(self, body: dict[str, Any], invalid: int) -> str:
+    def _cache_key(self, body: Row, invalid: int) -> str:
         """Hash of everything that the reply depends on."""
         text = json.dumps([self.identity, body, invalid], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -276,7 +275,7 @@ class Client:
         s = self.spec
         return (tokens_in * (s.price_in or 0.0) + tokens_out * (s.price_out or 0.0)) / 1e6
 
-    async def _book(self, body: dict[str, Any]) -> float | None:
+    async def _book(self, body: Row) -> float | None:
         """Book a call at the highest price it can have; None if a cap forbids the call."""
         # A token has at least one byte, so the bytes of a prompt bound its tokens from above.
         size = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
@@ -299,7 +298,7 @@ class Client:
             f"${account.dollars:.4f} spent (max_spend {self.spec.max_spend})"
         )
 
-    async def _booked_call(self, body: dict[str, Any], key: str, max_price: float) -> Reply:
+    async def _booked_call(self, body: Row, key: str, max_price: float) -> Reply:
         """Make a call that was booked at ``max_price``, correct its price, cache its reply."""
         price, reply = max_price, None
         try:
@@ -316,7 +315,7 @@ class Client:
                 self._in_flight -= 1
                 self._call_done.notify_all()
 
-    async def _call(self, body: dict[str, Any], max_price: float) -> Reply:
+    async def _call(self, body: Row, max_price: float) -> Reply:
         """One request; ``max_price`` is its price if the endpoint does not count tokens."""
         import httpx2
         import openai

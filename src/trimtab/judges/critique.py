@@ -38,11 +38,11 @@ def revise(rubric: Rubric, prompt: Sequence[Mapping[str, Any]], answer: str) -> 
     """Ask for a critique of ``answer`` and for a better one."""
     parts = {"conversation": spoken(prompt), "answer": answer}
     mark = mark_of(parts)
-    kept = rubric.principles or (rubric.instructions.strip(),)
-    principles = "Principles:\n" + "\n".join(f"- {p}" for p in kept)
-    told = "\n\n".join((_TASK, principles, _DATA.format(mark=mark), _REPLY))
+    principles_list = rubric.principles or (rubric.instructions.strip(),)
+    principles = "Principles:\n" + "\n".join(f"- {p}" for p in principles_list)
+    system = "\n\n".join((_TASK, principles, _DATA.format(mark=mark), _REPLY))
     messages = [
-        {"role": "system", "content": told},
+        {"role": "system", "content": system},
         {"role": "user", "content": fence(parts, mark)},
     ]
     return Question(messages, Revision)

@@ -1,10 +1,11 @@
-"""One judge and one item: asked in every order that is wanted, verdicts put together."""
+"""A judge with a rubric: the questions about one item, and the judgement from its verdicts."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.feedback.judgement import Item, Judgement
@@ -14,6 +15,7 @@ from trimtab.judges.judge_config import JudgeSpec
 from trimtab.judges.question import LETTERS, ask
 from trimtab.judges.reply import read, verdict_prob
 from trimtab.judges.rubric import Rubric, load_rubric
+from trimtab.types import Row
 
 TIE = 0.5
 _SHARE = {"A": 1.0, "B": 0.0, "tie": TIE}
@@ -32,6 +34,39 @@ def dense(worths: Sequence[float]) -> tuple[int, ...]:
 def turned(item: str, seed: int = 0) -> bool:
     """A fair coin that follows from the item: whether it is shown in reverse."""
     return hashlib.sha256(f"{seed}\0{item}".encode("utf-8", "surrogatepass")).digest()[0] % 2 == 1
+
+
+@dataclass(slots=True)
+class Verdict:
+    """One reply of the judge about the completions of an item."""
+
+    shown: list[int]
+    """Indices of the completions, in the order shown."""
+    reply: Reply
+    reason: str
+    ranks: list[int] | None = None
+    """Mode "rank": ranks in the order shown."""
+
+    def to_row(self) -> Row:
+        """The entry of ``detail.orders``."""
+        return {"shown": self.shown} | ({} if self.ranks is None else {"ranks": self.ranks})
+
+
+@dataclass(slots=True)
+class PairVerdict(Verdict):
+    """A reply about two completions i < j."""
+
+    share: float = TIE
+    """1 if i won, 0 if j won, 1/2 for a tie."""
+    prob: float | None = None
+    """P(i is better), if log-probs were requested and returned."""
+    dimensions: dict[str, float] = field(default_factory=dict[str, float])
+    """``share`` per dimension of the rubric."""
+
+    def to_row(self) -> Row:
+        """The entry of ``detail.orders``."""
+        shown: Row = {"shown": self.shown}
+        return shown | {"share": self.share, "prob": self.prob, "sides": self.dimensions}
 
 
 class Judge:
@@ -54,7 +89,7 @@ class Judge:
             self.name += f"+{spec.mode}"
 
     def orders(self, item: str, k: int) -> list[tuple[int, ...]]:
-        """In which orders the answers of an item are shown."""
+        """The orders in which the completions of an item are shown."""
         straight = tuple(range(k))
         if self.spec.order == "both" and k > 1:
             return [straight, straight[::-1]]
@@ -62,16 +97,14 @@ class Judge:
         return [straight[::-1] if turn else straight]
 
     async def __call__(self, item: Item) -> Judgement:
-        """What the judge says of ``item``; status "error" where it said nothing."""
+        """The judgement of ``item``; status "error" if a question failed."""
         if self.spec.mode == "score":
             return await self._score(item)
         if self.spec.mode == "rank":
             return await self._rank(item)
         return await self._pairs(item)
 
-    async def _asked(
-        self, item: Item, answers: Sequence[str]
-    ) -> ParsedReply[dict[str, Any]] | Failure:
+    async def _ask(self, item: Item, answers: Sequence[str]) -> ParsedReply[Row] | Failure:
         rubric: Rubric = self.rubric
         if self.spec.principles == "one":
             rubric = rubric.principle(item.id)
@@ -83,143 +116,129 @@ class Judge:
             question.messages, question.answer, lambda reply: read(reply, question.answer)
         )
 
-    async def compare(self, item: Item, i: int, j: int) -> list[dict[str, Any]] | Failure:
-        """Answers ``i`` and ``j`` in each order.
-
-        Returns:
-            For each order ``shown`` (i, j or j, i), ``share`` (1 where i won, 0 where j did, 1/2
-            for a tie), ``prob`` (P(i is better) or None), ``sides`` (share by dimension),
-            ``reason``, and ``reply``.
-        """
-        found: list[dict[str, Any]] = []
+    async def compare(self, item: Item, i: int, j: int) -> list[PairVerdict] | Failure:
+        """Compare completions ``i`` and ``j``: one verdict per order."""
+        verdicts: list[PairVerdict] = []
         for order in self.orders(f"{item.id}/{i}/{j}", 2):
-            shown = [(i, j)[k] for k in order]
-            got = await self._asked(item, [item.completions[k] for k in shown])
-            if isinstance(got, Failure):
-                return got
+            pair = [(i, j)[k] for k in order]
+            result = await self._ask(item, [item.completions[k] for k in pair])
+            if isinstance(result, Failure):
+                return result
             swap = order[0] == 1
-            said = {k: v for k, v in got.value.items() if k != "critique"}
-            shares = {k: 1 - _SHARE[v] if swap else _SHARE[v] for k, v in said.items()}
-            prob = verdict_prob(got.reply) if self.spec.probabilities else None
-            found.append(
-                {
-                    "shown": shown,
-                    "share": shares.pop("verdict"),
-                    "prob": None if prob is None else 1 - prob if swap else prob,
-                    "sides": shares,
-                    "reason": got.value.get("critique", ""),
-                    "reply": got.reply,
-                }
+            values = {k: v for k, v in result.value.items() if k != "critique"}
+            shares = {k: 1 - _SHARE[v] if swap else _SHARE[v] for k, v in values.items()}
+            prob = verdict_prob(result.reply) if self.spec.probabilities else None
+            verdicts.append(
+                PairVerdict(
+                    shown=pair,
+                    reply=result.reply,
+                    reason=result.value.get("critique", ""),
+                    share=shares.pop("verdict"),
+                    prob=None if prob is None else 1 - prob if swap else prob,
+                    dimensions=shares,
+                )
             )
-        return found
+        return verdicts
 
     async def _pairs(self, item: Item) -> Judgement:
         k = len(item.completions)
-        asked: list[dict[str, Any]] = []
+        verdicts: list[Verdict] = []
         wins = [0.0] * k
-        sides = {name: [0.0] * k for name in self._sides()}
+        sides = {name: [0.0] * k for name in self._dimensions()}
         prob: float | None = None
         for i, j in itertools.combinations(range(k), 2):
             if item.completions[i] == item.completions[j]:
-                # Two that say the same are a tie without a question.
-                for mine in (wins, *sides.values()):
-                    mine[i] += TIE
-                    mine[j] += TIE
+                # Equal completions are a tie without a question.
+                for scores in (wins, *sides.values()):
+                    scores[i] += TIE
+                    scores[j] += TIE
                 prob = TIE
                 continue
-            found = await self.compare(item, i, j)
-            if isinstance(found, Failure):
-                return self._failed(item, found, asked)
-            asked += found
-            for mine, said in [
-                (wins, [f["share"] for f in found]),
-                *[(sides[s], [f["sides"][s] for f in found]) for s in sides],
+            pair_verdicts = await self.compare(item, i, j)
+            if isinstance(pair_verdicts, Failure):
+                return self._failed(item, pair_verdicts, verdicts)
+            verdicts += pair_verdicts
+            for scores, votes in [
+                (wins, [f.share for f in pair_verdicts]),
+                *[(sides[s], [f.dimensions[s] for f in pair_verdicts]) for s in sides],
             ]:
-                share = settled(said)
-                mine[i] += share
-                mine[j] += 1 - share
-            probs = [f["prob"] for f in found]
-            prob = None if None in probs else sum(probs) / len(probs)
-        return self._said(
-            item, dense(wins), asked,
-            dimensions={s: dense(mine) for s, mine in sides.items()},
+                share = settled(votes)
+                scores[i] += share
+                scores[j] += 1 - share
+            probs = [v.prob for v in pair_verdicts if v.prob is not None]
+            prob = sum(probs) / len(probs) if len(probs) == len(pair_verdicts) else None
+        return self._judgement(
+            item, dense(wins), verdicts,
+            dimensions={s: dense(scores) for s, scores in sides.items()},
             prob=prob if k == 2 else None,
         )  # fmt: skip
 
     async def _rank(self, item: Item) -> Judgement:
         k = len(item.completions)
         places = [0.0] * k
-        asked: list[dict[str, Any]] = []
+        verdicts: list[Verdict] = []
         for order in self.orders(item.id, k):
-            got = await self._asked(item, [item.completions[a] for a in order])
-            if isinstance(got, Failure):
-                return self._failed(item, got, asked)
-            ranks = [got.value["ranks"][LETTERS[place]] for place in range(k)]
+            result = await self._ask(item, [item.completions[a] for a in order])
+            if isinstance(result, Failure):
+                return self._failed(item, result, verdicts)
+            ranks = [result.value["ranks"][LETTERS[place]] for place in range(k)]
             for a, rank in zip(order, ranks, strict=True):
                 places[a] += rank
-            asked.append(
-                {
-                    "shown": list(order),
-                    "ranks": ranks,
-                    "reason": got.value.get("critique", ""),
-                    "reply": got.reply,
-                }
-            )
-        return self._said(item, dense([-p for p in places]), asked)
+            reason = result.value.get("critique", "")
+            verdicts.append(Verdict(list(order), result.reply, reason, ranks))
+        return self._judgement(item, dense([-p for p in places]), verdicts)
 
     async def _score(self, item: Item) -> Judgement:
-        asked: list[dict[str, Any]] = []
+        verdicts: list[Verdict] = []
         scores: dict[str, list[float]] = {}
         for a, text in enumerate(item.completions):
-            got = await self._asked(item, [text])
-            if isinstance(got, Failure):
-                return self._failed(item, got, asked)
-            for name, value in got.value.items():
+            result = await self._ask(item, [text])
+            if isinstance(result, Failure):
+                return self._failed(item, result, verdicts)
+            for name, value in result.value.items():
                 if name != "critique":
                     scores.setdefault(name, []).append(float(value))
-            asked.append(
-                {"shown": [a], "reason": got.value.get("critique", ""), "reply": got.reply}
-            )
+            verdicts.append(Verdict([a], result.reply, result.value.get("critique", "")))
         overall = scores["verdict"]
-        return self._said(
-            item, dense(overall), asked,
+        return self._judgement(
+            item, dense(overall), verdicts,
             scores={("overall" if n == "verdict" else n): tuple(v) for n, v in scores.items()},
         )  # fmt: skip
 
-    def _sides(self) -> Mapping[str, str]:
+    def _dimensions(self) -> Mapping[str, str]:
         return self.rubric.dimensions if self.spec.dimensions else {}
 
-    def _detail(self, asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        replies: list[Reply] = [a["reply"] for a in asked]
+    def _detail(self, verdicts: Sequence[Verdict]) -> Row:
+        replies = [v.reply for v in verdicts]
         return {
             "rubric": self.rubric.fingerprint,
-            "orders": [{k: v for k, v in a.items() if k not in ("reply", "reason")} for a in asked],
+            "orders": [v.to_row() for v in verdicts],
             "dollars": sum(r.dollars for r in replies),
             "tokens_in": sum(r.tokens_in for r in replies),
             "tokens_out": sum(r.tokens_out for r in replies),
         }
 
-    def _said(
-        self, item: Item, ranks: tuple[int, ...], asked: Sequence[dict[str, Any]], **more: Any
+    def _judgement(
+        self, item: Item, ranks: tuple[int, ...], verdicts: Sequence[Verdict], **more: Any
     ) -> Judgement:
-        replies: list[Reply] = [a["reply"] for a in asked]
-        one = len(asked) == 1 and self.spec.mode != "score"
+        replies = [v.reply for v in verdicts]
+        one = len(verdicts) == 1 and self.spec.mode != "score"
         return Judgement(
             item=item.id,
             annotator=self.name,
             who="ai",
             ranks=ranks,
-            shown=tuple(asked[0]["shown"]) if one else None,
-            reason="\n".join(a["reason"] for a in asked if a["reason"]),
+            shown=tuple(verdicts[0].shown) if one else None,
+            reason="\n".join(v.reason for v in verdicts if v.reason),
             seconds=round(sum(r.seconds for r in replies), 4) if replies else None,
             at=max(r.at for r in replies) if replies else None,
             seed=self.spec.seed,
-            detail=self._detail(asked),
+            detail=self._detail(verdicts),
             **more,
         )
 
-    def _failed(self, item: Item, failure: Failure, asked: Sequence[dict[str, Any]]) -> Judgement:
-        detail = self._detail(asked) | {"failure": failure.status, "why": failure.detail}
+    def _failed(self, item: Item, failure: Failure, verdicts: Sequence[Verdict]) -> Judgement:
+        detail = self._detail(verdicts) | {"failure": failure.status, "why": failure.detail}
         return Judgement(
             item=item.id, annotator=self.name, who="ai", status="error",
             seed=self.spec.seed, detail=detail,
@@ -227,7 +246,7 @@ class Judge:
 
 
 def settled(shares: Sequence[float]) -> float:
-    """One verdict of the verdicts in each order: the winner where all agree, else a tie.
+    """Combine the verdicts of all orders: the winner if all agree, else a tie.
 
     >>> settled([1.0, 1.0]), settled([1.0, 0.0]), settled([1.0, 0.5])
     (1.0, 0.5, 0.5)
@@ -236,10 +255,10 @@ def settled(shares: Sequence[float]) -> float:
 
 
 def majority(judgements: Sequence[Judgement]) -> Judgement | None:
-    """What most judges of one item say, pair by pair; None where none of them said anything.
+    """The majority of several judges on one item, pair by pair; None if all of them failed.
 
-    Each pair of answers goes to the side that more judges prefer; as many on both sides are a tie.
-    Answers are ranked by the pairs they win.
+    Each pair goes to the completion that more judges prefer; equal numbers are a tie. Completions
+    are ranked by the pairs that they win.
     """
     ok = [j for j in judgements if j.ranks is not None]
     if not ok:

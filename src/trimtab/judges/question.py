@@ -80,17 +80,17 @@ def ask(
     else:
         parts |= {f"answer {LETTERS[i]}": text for i, text in enumerate(answers)}
     mark = mark_of(parts)
-    sides = rubric.dimensions if dimensions else {}
-    told = [rubric.instructions.strip()]
+    dimension_questions = rubric.dimensions if dimensions else {}
+    sections = [rubric.instructions.strip()]
     if rubric.principles:
-        told.append("Principles:\n" + "\n".join(f"- {p}" for p in rubric.principles))
-    told.append(_FENCE.format(mark=mark))
-    told.append(_form(mode, rubric, sides, len(answers), critique, ties))
+        sections.append("Principles:\n" + "\n".join(f"- {p}" for p in rubric.principles))
+    sections.append(_FENCE.format(mark=mark))
+    sections.append(_form(mode, rubric, dimension_questions, len(answers), critique, ties))
     messages = [
-        {"role": "system", "content": "\n\n".join(told)},
+        {"role": "system", "content": "\n\n".join(sections)},
         {"role": "user", "content": fence(parts, mark)},
     ]
-    return Question(messages, form(mode, rubric, sides, len(answers), critique, ties))
+    return Question(messages, form(mode, rubric, dimension_questions, len(answers), critique, ties))
 
 
 def _form(

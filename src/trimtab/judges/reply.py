@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from trimtab.judges.chat_completion import InvalidReplyError, Reply
+from trimtab.types import Row
 
 _THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.S)
 _BLOCK = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.S)
 
 
-def read(reply: Reply, answer: type[BaseModel]) -> dict[str, Any]:
+def read(reply: Reply, answer: type[BaseModel]) -> Row:
     """The reply as ``answer`` says it must be.
 
     It is one JSON object, in a code block or not, after a model's own thoughts or not, and nothing
@@ -27,8 +28,8 @@ def read(reply: Reply, answer: type[BaseModel]) -> dict[str, Any]:
     text = _THOUGHT.sub("", reply.content)
     block = _BLOCK.match(text)
     try:
-        found: Any = json.loads(block[1] if block else text)
-        return answer.model_validate(found).model_dump()
+        value: Any = json.loads(block[1] if block else text)
+        return answer.model_validate(value).model_dump()
     except RecursionError:
         raise InvalidReplyError("the reply is nested without end") from None
     except ValidationError as error:
@@ -55,20 +56,20 @@ def verdict_prob(reply: Reply) -> float | None:
     if not reply.tokens:
         return None
     text = "".join(t.text for t in reply.tokens)
-    found = list(re.finditer(r'"verdict"\s*:\s*"(A|B|tie)"', text))
-    if not found:
+    matches = list(re.finditer(r'"verdict"\s*:\s*"(A|B|tie)"', text))
+    if not matches:
         return None
-    start = found[-1].start(1)
+    start = matches[-1].start(1)
     at = 0
     for token in reply.tokens:
         if at <= start < at + len(token.text):
             before = token.text[: start - at]
             mass = {"A": 0.0, "B": 0.0, "t": 0.0}
             for other, logp in token.top:
-                said = other[len(before) : len(before) + 1]
-                if other.startswith(before) and said in mass:
-                    mass[said] += math.exp(min(logp, 0.0))
-            whole = sum(mass.values())
-            return (mass["A"] + mass["t"] / 2) / whole if whole > 0 else None
+                letter = other[len(before) : len(before) + 1]
+                if other.startswith(before) and letter in mass:
+                    mass[letter] += math.exp(min(logp, 0.0))
+            total = sum(mass.values())
+            return (mass["A"] + mass["t"] / 2) / total if total > 0 else None
         at += len(token.text)
     return None

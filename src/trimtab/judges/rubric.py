@@ -39,9 +39,11 @@ class Rubric(Config):
     def _sane(self) -> Rubric:
         if self.scale[0] >= self.scale[1]:
             raise ValueError(f"scale: {list(self.scale)} must rise")
-        taken = [d for d in self.dimensions if d in _RESERVED]
-        if taken:
-            raise ValueError(f"dimensions: {taken[0]!r} is a key of the reply; choose another name")
+        reserved = [d for d in self.dimensions if d in _RESERVED]
+        if reserved:
+            raise ValueError(
+                f"dimensions: {reserved[0]!r} is a key of the reply; choose another name"
+            )
         return self
 
     @property

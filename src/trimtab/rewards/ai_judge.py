@@ -25,20 +25,20 @@ class _Pairs:
         self, prompts: list[str], completions: Sequence[Sequence[str]], columns: Columns
     ) -> list[Score]:
         """P(the second is better) of each pair."""
-        asked = columns.get("messages") or [None] * len(prompts)
+        messages = columns.get("messages") or [None] * len(prompts)
         items = [
             Item.of(m or [{"role": "user", "content": text}], list(pair))
-            for text, m, pair in zip(prompts, asked, completions, strict=True)
+            for text, m, pair in zip(prompts, messages, completions, strict=True)
         ]
 
         async def work(item: Item) -> Score:
-            found = await self.judge.compare(item, 0, 1)
-            if isinstance(found, Failure):
-                return Score(None, _STATUS.get(found.status, "error"), found.detail)
-            probs = [f["prob"] for f in found]
-            if None not in probs:
+            verdicts = await self.judge.compare(item, 0, 1)
+            if isinstance(verdicts, Failure):
+                return Score(None, _STATUS.get(verdicts.status, "error"), verdicts.detail)
+            probs = [v.prob for v in verdicts if v.prob is not None]
+            if len(probs) == len(verdicts):
                 return Score(1.0 - sum(probs) / len(probs))
-            return Score(1.0 - settled([f["share"] for f in found]))
+            return Score(1.0 - settled([f.share for f in verdicts]))
 
         return self.judge.client.map(items, work)
 
@@ -80,20 +80,22 @@ class AIPart:
         ]
         if self.judge.spec.mode == "score":
             return {self.name: self._scores(items)}
-        said = self.judge.client.map(items, self.judge)
-        return {self.name: [s for j, i in zip(said, items, strict=True) for s in _places(j, i)]}
+        judgements = self.judge.client.map(items, self.judge)
+        return {
+            self.name: [s for j, i in zip(judgements, items, strict=True) for s in _places(j, i)]
+        }
 
     def _scores(self, items: Sequence[Item]) -> list[Score]:
         low, high = self.judge.rubric.scale
         # One question an answer, so that a failure takes nothing else with it.
         single = [Item.of(list(i.prompt), [a]) for i in items for a in i.completions]
-        found: list[Score] = []
+        scores: list[Score] = []
         for j in self.judge.client.map(single, self.judge):
             if j.ranks is None:
-                found.append(_failed(j))
+                scores.append(_failed(j))
             else:
-                found.append(Score((j.scores["overall"][0] - low) / (high - low)))
-        return found
+                scores.append(Score((j.scores["overall"][0] - low) / (high - low)))
+        return scores
 
 
 def _failed(j: Judgement) -> Score:

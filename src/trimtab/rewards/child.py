@@ -52,9 +52,9 @@ class Child:
     """
 
     def __init__(
-        self, serve: str, given: dict[str, Any], *, what: str, memory_gb: float | None = None
+        self, serve: str, arguments: dict[str, Any], *, what: str, memory_gb: float | None = None
     ) -> None:
-        self.first = {"serve": serve, "given": given, "memory_gb": memory_gb}
+        self.first = {"serve": serve, "given": arguments, "memory_gb": memory_gb}
         self.what = what
         self.starts = 0
         """How often it was started."""
@@ -69,18 +69,18 @@ class Child:
             ConfigError: it cannot be started: the factory raised, or gave no sign in time.
         """
         self.close()
-        mine, theirs = socket.socketpair()
+        parent_end, child_end = socket.socketpair()
         # The child finds what this process finds, also what was added to the path by hand.
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trimtab.rewards.worker", str(theirs.fileno())],
+            [sys.executable, "-m", "trimtab.rewards.worker", str(child_end.fileno())],
             env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[child_end.fileno()],
             start_new_session=True,
         )
-        theirs.close()
-        self._connection = Connection(mine.detach())
+        child_end.close()
+        self._connection = Connection(parent_end.detach())
         self._finalizer = weakref.finalize(self, _end, self._process, self._connection)
         self.starts += 1
         try:

@@ -45,12 +45,12 @@ def _call(
     except Exception as error:  # noqa: BLE001  a user's function may raise anything; it becomes a status
         why = f"{type(error).__name__}: {error}"
         return [Score(None, "error", why) for _ in range(count)]
-    given: Any = raw
-    if hasattr(given, "tolist"):
-        given = given.tolist()
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+    values_raw: Any = raw
+    if hasattr(values_raw, "tolist"):
+        values_raw = values_raw.tolist()
+    if isinstance(values_raw, str | bytes) or not isinstance(values_raw, Sequence):
         return type(raw).__name__
-    values = cast("Sequence[object]", given)
+    values = cast("Sequence[object]", values_raw)
     if len(values) != count:
         return f"{len(values)} values"
     return [number(x) for x in values]
@@ -117,8 +117,10 @@ class FunctionPart:
             self.function = import_function(path, key)
             self.parameters = _parameters(self.function)
         else:
-            given = {"path": path, "key": key, "options": options}
-            self.child = Child("trimtab.rewards.functions:serve", given, what=f"reward {name!r}")
+            arguments = {"path": path, "key": key, "options": options}
+            self.child = Child(
+                "trimtab.rewards.functions:serve", arguments, what=f"reward {name!r}"
+            )
             self.parameters = cast("list[str] | None", self.child.start())
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
@@ -139,15 +141,15 @@ class FunctionPart:
         if self.parameters is not None:
             columns = {k: v for k, v in columns.items() if k in self.parameters}
         if self.function is not None:
-            found = _call(self.function, columns, self.options, len(completions))
+            scores = _call(self.function, columns, self.options, len(completions))
         else:
-            found = self._remote(columns, len(completions))
-        if isinstance(found, str):
+            scores = self._remote(columns, len(completions))
+        if isinstance(scores, str):
             raise RewardError(
                 f"reward {self.name!r} ({self.path}) must return one number for each of the "
-                f"{len(completions)} {self.what}, but returned {found}"
+                f"{len(completions)} {self.what}, but returned {scores}"
             )
-        return found
+        return scores
 
     def _remote(self, columns: Columns, count: int) -> list[Score] | str:
         assert self.child is not None and self.timeout is not None

@@ -56,43 +56,44 @@ class JudgedPart:
         prompts: list[str] = []
         pairs: list[list[str]] = []
         columns: Columns = {k: [] for g in groups for k in g.extra}
-        asked: list[tuple[int, int]] = []
-        said: list[list[Score]] = []
-        place: list[list[Score]] = []
+        indices: list[tuple[int, int]] = []
+        outcomes: list[list[Score]] = []
+        first_outcomes: list[list[Score]] = []
         for g in groups:
-            start = len(said)
-            said += [[] for _ in g.completions]
-            place += [[] for _ in g.completions]
+            start = len(outcomes)
+            outcomes += [[] for _ in g.completions]
+            first_outcomes += [[] for _ in g.completions]
             for i, j in itertools.combinations(range(len(g.completions)), 2):
                 a, b = g.completions[i].text, g.completions[j].text
                 if a == b:
                     for one in (start + i, start + j):
-                        said[one].append(Score(TIE))
+                        outcomes[one].append(Score(TIE))
                     continue
                 swap = flipped(g.text, a, b)
                 prompts.append(g.text)
                 pairs.append([b, a] if swap else [a, b])
-                asked.append((start + j, start + i) if swap else (start + i, start + j))
+                indices.append((start + j, start + i) if swap else (start + i, start + j))
                 for key, column in columns.items():
                     column.append(g.extra.get(key))
         verdicts = self.judge.ask(prompts, pairs, columns) if pairs else []
-        for (first, second), verdict in zip(asked, verdicts, strict=True):
+        for (first, second), verdict in zip(indices, verdicts, strict=True):
             p = verdict.value
             if p is not None and not 0.0 <= p <= 1.0:
                 verdict = Score(None, "invalid", f"a verdict lies between 0 and 1, not {p!r}")
             if verdict.value is None:
                 for one in (first, second):
-                    said[one].append(verdict)
-                    place[one].append(verdict)
+                    outcomes[one].append(verdict)
+                    first_outcomes[one].append(verdict)
             else:
-                said[first].append(Score(1.0 - verdict.value))
-                said[second].append(Score(verdict.value))
+                outcomes[first].append(Score(1.0 - verdict.value))
+                outcomes[second].append(Score(verdict.value))
                 for one in (first, second):
-                    place[one].append(Score(1.0 - verdict.value))
+                    first_outcomes[one].append(Score(1.0 - verdict.value))
         return {
-            self.name: [_share(mine) for mine in said],
+            self.name: [_share(verdicts_of) for verdicts_of in outcomes],
             f"{self.name}/first": [
-                _share(mine, "no question: all answers are the same") for mine in place
+                _share(verdicts_of, "no question: all answers are the same")
+                for verdicts_of in first_outcomes
             ],
         }
 

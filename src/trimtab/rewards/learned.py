@@ -98,15 +98,15 @@ def average_weights(scorer: Scorer, paths: Sequence[str]) -> None:
                 f"{path!r} a {type(other).__name__}; use combine: mean"
             )
         state = other.state_dict()
-        for k, mine in total.items():
-            if k not in state or state[k].shape != mine.shape:
+        for k, weight in total.items():
+            if k not in state or state[k].shape != weight.shape:
                 has = list(state[k].shape) if k in state else "not there"
                 raise ModelError(
-                    f"combine: average needs equal shapes, but {k} is {list(mine.shape)} in "
+                    f"combine: average needs equal shapes, but {k} is {list(weight.shape)} in "
                     f"{paths[0]!r} and {has} in {path!r}; use combine: mean"
                 )
-            if mine.is_floating_point():
-                mine += state[k].float().to(mine.device)
+            if weight.is_floating_point():
+                weight += state[k].float().to(weight.device)
         means.append(float(getattr(other.config, "reward_mean", 0.0)))
         stds.append(float(getattr(other.config, "reward_std", 1.0)))
     scorer.model.load_state_dict(
@@ -162,8 +162,8 @@ class LearnedPart:
         ranked = any({"chosen", "completions"} & row.keys() for _, row in rows.rows)
         examples = (formats.comparisons if ranked else formats.demonstrations)(rows)
         renderer = Renderer(tokenizer, max_prompt=NO_LIMIT, max_tokens=NO_LIMIT)
-        made = [renderer.comparison(e) for e in examples]
-        groups = [g for g in made if g is not None]
+        rendered = [renderer.comparison(e) for e in examples]
+        groups = [g for g in rendered if g is not None]
         lengths = _lengths(groups)
         if len(lengths) < 2:
             raise DataError(f"{path}: a reference needs at least two completions")
@@ -187,22 +187,22 @@ class LearnedPart:
             [m.standardise(r) for m, r in zip(self.members, raw_KB, strict=True)]
         )
         combined = [number(v) for v in self._combine(scores_KB).tolist()]
-        told = {self.name: combined}
+        scores = {self.name: combined}
         if self.spec.residual_length:
-            told[self.name] = self._residual(combined, _lengths(groups))
-            told[f"{self.name}/with_length"] = combined
+            scores[self.name] = self._residual(combined, _lengths(groups))
+            scores[f"{self.name}/with_length"] = combined
         if len(self.members) > 1:
             for i, raw in enumerate(raw_KB.tolist()):
-                told[f"{self.name}/{i}"] = [number(v) for v in raw]
+                scores[f"{self.name}/{i}"] = [number(v) for v in raw]
             spread = scores_KB.std(0, correction=0)
-            told[f"{self.name}/disagreement"] = [number(v) for v in spread.tolist()]
-        return told
+            scores[f"{self.name}/disagreement"] = [number(v) for v in spread.tolist()]
+        return scores
 
     def _residual(self, scores: Sequence[Score], lengths: Sequence[float]) -> list[Score]:
         """score - slope * (length - mean length): as good as it is for its length."""
         if self.spec.reference is None:
-            known = [(x, s.value) for x, s in zip(lengths, scores, strict=True) if s.ok]
-            self.fit.add([x for x, _ in known], [cast(float, y) for _, y in known])
+            points = [(x, s.value) for x, s in zip(lengths, scores, strict=True) if s.ok]
+            self.fit.add([x for x, _ in points], [cast(float, y) for _, y in points])
         slope, centre = self.fit.slope, self.fit.mean_x
         return [
             number(cast(float, s.value) - slope * (x - centre)) if s.ok else s

@@ -36,12 +36,12 @@ def serve() -> tuple[str, Callable[[Any], Any]]:
         return tuple((parse(f"${text}$") if bare else []) or parse(text))
 
     def handle(pair: list[str]) -> bool | None:
-        given, gold = pair
+        answer, gold = pair
         want = parse_gold(gold)
         if not want:
             return None
         return math_verify.verify(
-            list(want), parse(given), timeout_seconds=None, raise_on_error=True
+            list(want), parse(answer), timeout_seconds=None, raise_on_error=True
         )
 
     return "ready", handle
@@ -70,10 +70,10 @@ class MathVerify:
         )
         self.child.start()
 
-    def check(self, given: str, gold: str) -> bool | Score | None:
+    def check(self, answer: str, gold: str) -> bool | Score | None:
         """Whether ``given`` equals ``gold``; a status where that was not found out."""
         try:
-            return self.child.call([given, gold], self.timeout)
+            return self.child.call([answer, gold], self.timeout)
         except ChildTimeoutError as error:
             return Score(None, "timeout", str(error))
         except ChildDiedError as error:

@@ -84,12 +84,12 @@ class RewardSpec(Config):
 
     @model_validator(mode="after")
     def _one(self) -> RewardSpec:
-        given = [k for k in _KINDS if getattr(self, k)]
-        if len(given) != 1:
+        kinds_set = [k for k in _KINDS if getattr(self, k)]
+        if len(kinds_set) != 1:
             raise ValueError(
-                f"give one of {', '.join(_KINDS)}, not {' and '.join(given) or 'none of them'}"
+                f"give one of {', '.join(_KINDS)}, not {' and '.join(kinds_set) or 'none of them'}"
             )
-        kind = given[0]
+        kind = kinds_set[0]
         for key, kinds in _ONLY.items():
             default = RewardSpec.model_fields[key].get_default(call_default_factory=True)
             if kind not in kinds and getattr(self, key) != default:

@@ -28,8 +28,8 @@ def search(pattern: str, text: str) -> regex.Match[str] | None:
         TimeoutError: it took longer than ``PATTERN_S``.
     """
     last = None
-    for found in regex.finditer(pattern, text, timeout=PATTERN_S, concurrent=True):
-        last = found
+    for match in regex.finditer(pattern, text, timeout=PATTERN_S, concurrent=True):
+        last = match
     return last
 
 
@@ -69,15 +69,15 @@ class Answer(Config):
         """
         if self.extract is None:
             return after_hashes(text)
-        found = search(self.extract, text)
-        if found is None:
+        match = search(self.extract, text)
+        if match is None:
             return None
-        return cast("str | None", found.group(1 if regex.compile(self.extract).groups else 0))
+        return cast("str | None", match.group(1 if regex.compile(self.extract).groups else 0))
 
     def gold(self, text: str) -> str:
         """The answer in the column, which may hold the way there too."""
-        found = self.given(text)
-        return after_hashes(text) if found is None else found
+        extracted = self.given(text)
+        return after_hashes(text) if extracted is None else extracted
 
 
 class Exact(Answer):
@@ -85,9 +85,9 @@ class Exact(Answer):
 
     ignore_case: bool = False
 
-    def right(self, given: str, gold: str) -> bool:
+    def right(self, answer: str, gold: str) -> bool:
         """Whether ``given`` is ``gold``."""
-        a, b = " ".join(given.split()), " ".join(gold.split())
+        a, b = " ".join(answer.split()), " ".join(gold.split())
         return a.casefold() == b.casefold() if self.ignore_case else a == b
 
 
@@ -97,9 +97,9 @@ class Numeric(Answer):
     tolerance: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     """Largest absolute difference that counts as equal."""
 
-    def right(self, given: str, gold: str) -> bool | None:
+    def right(self, answer: str, gold: str) -> bool | None:
         """Whether the last numbers of both are equal; None where ``gold`` has none."""
-        want, have = last_number(gold), last_number(given)
+        want, have = last_number(gold), last_number(answer)
         if want is None:
             return None
         return have is not None and abs(have - want) <= Fraction(self.tolerance)
@@ -168,13 +168,13 @@ def last_number(text: str) -> Fraction | None:
     >>> last_number("She pays $1,234.50."), last_number("so -3/4"), last_number("none")
     (Fraction(2469, 2), Fraction(-3, 4), None)
     """
-    found: Fraction | None = None
+    number: Fraction | None = None
     for m in _NUMBER.finditer(text.replace("{,}", ",")):
         if m["frac"] is None and m["whole"] is None and m["point"] is None:
             continue
         # int() of thousands of digits is slow by intent of whoever wrote them.
         if len(m[0]) > _LONGEST:
-            found = None
+            number = None
             continue
         if m["frac"] is not None:
             minus = m["frac"].lstrip()[0] in "-−"
@@ -184,8 +184,8 @@ def last_number(text: str) -> Fraction | None:
             digits = (m["whole"] or "0").replace(",", "") + (m["point"] or "") + (m["ten"] or "")
             top, under = Fraction(digits), int(m["over"] or 1)
         value = Fraction(top) / under if under else None
-        found = -value if minus and value is not None else value
-    return found
+        number = -value if minus and value is not None else value
+    return number
 
 
 def after_hashes(text: str) -> str:
@@ -235,8 +235,8 @@ class VerifierPart:
         if self.rule.column is None:
             assert isinstance(self.rule, Pattern) and self.rule.pattern is not None
             return [self.rule.pattern]
-        held: Any = group.extra.get(self.rule.column)
-        golds = cast("list[Any]", held) if isinstance(held, list) else [held]
+        value: Any = group.extra.get(self.rule.column)
+        golds = cast("list[Any]", value) if isinstance(value, list) else [value]
         if not golds or not all(type(x) in (str, int, float) and str(x).strip() for x in golds):
             return None
         return [str(x) for x in golds]
@@ -244,24 +244,24 @@ class VerifierPart:
     def _score(self, group: Group, text: str) -> Score:
         golds = self._golds(group)
         if golds is None:
-            held = group.extra.get(cast(str, self.rule.column))
-            return _invalid(group, f"{self.rule.column!r} holds {held!r:.100}")
+            value = group.extra.get(cast(str, self.rule.column))
+            return _invalid(group, f"{self.rule.column!r} holds {value!r:.100}")
         try:
             if isinstance(self.rule, Pattern):
-                given: str | None = text
+                answer: str | None = text
             else:
                 golds = [self.rule.gold(x) for x in golds]
-                given = self.rule.given(text)
-            if given is None:
+                answer = self.rule.given(text)
+            if answer is None:
                 return Score(0.0)
             for gold in golds:
-                found = self.check(given, gold)
-                if found is None:
+                result = self.check(answer, gold)
+                if result is None:
                     return _invalid(group, f"no answer can be read in {gold!r:.100}")
-                if isinstance(found, Score):
-                    if found.value != 0.0:
-                        return found
-                elif found:
+                if isinstance(result, Score):
+                    if result.value != 0.0:
+                        return result
+                elif result:
                     return Score(1.0)
         except TimeoutError:
             return Score(None, "timeout", f"the pattern ran longer than {PATTERN_S:g} s")

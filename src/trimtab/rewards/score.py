@@ -92,7 +92,7 @@ class Rewards:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from ``state``."""
-        for name, kept in state.items():
+        for name, part_state in state.items():
             part = self.parts[name]
             assert isinstance(part, LearnedPart), name
-            part.load(kept)
+            part.load(part_state)

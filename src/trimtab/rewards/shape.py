@@ -107,8 +107,8 @@ class Format(Config):
 
     def __call__(self, c: Completion, group: Group) -> float:
         """Raises TimeoutError where the pattern does not come to an end."""
-        found = regex.search(self.pattern, c.text, timeout=PATTERN_S, concurrent=True)
-        return self.bonus if found else -self.penalty
+        match = regex.search(self.pattern, c.text, timeout=PATTERN_S, concurrent=True)
+        return self.bonus if match else -self.penalty
 
 
 class ShapeSpec(Config):
@@ -140,8 +140,8 @@ class Shaper:
     def __init__(self, spec: ShapeSpec) -> None:
         self.spec = spec
         self.running = RunningFit()
-        found = [(name, getattr(spec, name)) for name in _PENALTIES]
-        self.penalties = [(name, p) for name, p in found if p is not None]
+        penalties = [(name, getattr(spec, name)) for name in _PENALTIES]
+        self.penalties = [(name, p) for name, p in penalties if p is not None]
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, float]:
         """Read ``Completion.reward``; fill ``raw_reward``, ``shaped_reward``, ``penalties`` and
@@ -167,16 +167,16 @@ class Shaper:
                 value = min(max(value, -bound), bound)
             c.raw_reward, c.shaped_reward = reward, value
             self._penalise(c, g)
-        kept = [c for c, _, _ in done if c.reward is not None]
-        if not kept:
+        scored = [c for c, _, _ in done if c.reward is not None]
+        if not scored:
             return {}
         metrics = {
-            "reward/raw": _mean([c.raw_reward for c in kept]),
-            "reward/shaped": _mean([c.shaped_reward for c in kept]),
-            "reward/final": _mean([c.reward for c in kept]),
+            "reward/raw": _mean([c.raw_reward for c in scored]),
+            "reward/shaped": _mean([c.shaped_reward for c in scored]),
+            "reward/final": _mean([c.reward for c in scored]),
         }
         for name, _ in self.penalties:
-            metrics[f"penalty/{name}"] = _mean([c.penalties[name] for c in kept])
+            metrics[f"penalty/{name}"] = _mean([c.penalties[name] for c in scored])
         if self.spec.clip is not None:
             metrics["reward/clipped"] = clipped / len(done)
         if self.spec.whiten:

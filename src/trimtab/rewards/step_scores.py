@@ -93,9 +93,9 @@ class ProcessReward:
         step is correct and "dense" its reward; all are 0 elsewhere. Where the steps could not be
         scored the score's status says so, and the columns are 0 throughout.
         """
-        found = self._function(groups) if self.function is not None else self._model(groups)
+        scores = self._function(groups) if self.function is not None else self._model(groups)
         flat = [c for g in groups for c in g.completions]
-        for c, p_S in zip(flat, found, strict=True):
+        for c, p_S in zip(flat, scores, strict=True):
             for column in ("dense", "step_end", "step_score"):
                 c.tokens[column] = np.zeros(len(c), dtype=np.float32)
             if isinstance(p_S, Score):
@@ -125,21 +125,21 @@ class ProcessReward:
                 answers.append(Completion(ids, mask))
             copies.append(Group(g.id, g.prompt, answers))
         where = {id(c): i for i, c in enumerate(c for g in copies for c in g.completions)}
-        found: list[Floats | Score] = [Score(None, "invalid")] * len(where)
+        scores: list[Floats | Score] = [Score(None, "invalid")] * len(where)
         for pack in packs(copies, self.budget, share=self.scorer.exact):
             p_C = torch.sigmoid(self.scorer.log_odds(pack.to(self.scorer.device))).cpu().numpy()
             flat = [c for g in pack.groups for c in g.completions]
             at = np.cumsum([c.trained for c in flat])[:-1]
             for c, p_S in zip(flat, np.split(p_C, at), strict=True):
-                found[where[id(c)]] = _checked(p_S.tolist(), c.trained)
-        return found
+                scores[where[id(c)]] = _checked(p_S.tolist(), c.trained)
+        return scores
 
     def _retokenised(self, foreign: Steps, group: Group, c: Completion) -> Group:
         prompt = group.extra.get("messages") or group.text
         texts = self.steps.texts(c.ids)
-        made = foreign.group(Example(group.id, prompt, list(texts)))
-        assert made is not None, "a renderer without limits drops nothing"
-        return made
+        retokenised = foreign.group(Example(group.id, prompt, list(texts)))
+        assert retokenised is not None, "a renderer without limits drops nothing"
+        return retokenised
 
     def _function(self, groups: Sequence[Group]) -> list[Floats | Score]:
         assert self.function is not None

@@ -37,10 +37,10 @@ def _serve(connection: Connection) -> None:
         message = json.loads(connection.recv_bytes())
         try:
             if handle is None:
-                said, handle = _begin(message)
+                result, handle = _begin(message)
             else:
-                said = handle(message)
-            answer = json.dumps({"answer": said})
+                result = handle(message)
+            answer = json.dumps({"answer": result})
         except Exception as error:  # noqa: BLE001  whatever is wrong is the parent's to tell
             answer = json.dumps({"error": f"{type(error).__name__}: {error}"})
         connection.send_bytes(answer.encode())
