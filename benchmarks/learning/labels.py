@@ -27,10 +27,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """What the recipe ``sandbox-dpo`` has not."""
 
 
+def _demo() -> dict[str, Any]:
+    """The demo's stages, but all from ``sandbox/base``, as in the recipe of direct methods."""
+    stages: dict[str, Any] = yaml.safe_load((RECIPES / "sandbox-ppo.yaml").read_text())["stages"]
+    for name in ("sft", "reward"):
+        stages[name]["model"] = {"path": "@sandbox/base"}
+    return stages
+
+
 def start(out: Path) -> Path:
     """Demonstrations, SFT model, labels and reward model: the first stages of ``sandbox-ppo``."""
-    settings = yaml.safe_load((RECIPES / "sandbox-ppo.yaml").read_text())
-    stages = {name: settings["stages"][name] for name in SHARED}
+    demo = _demo()
+    stages = {name: demo[name] for name in SHARED}
     recipe = pipeline.Recipe(out=str(out), stages=stages, seed=0)
     pipeline.run(recipe, "sandbox-ppo.yaml")
     return out
@@ -67,7 +75,7 @@ def direct(out: Path, seed: int, *, start: str, name: str) -> dict[str, Any]:
 def ppo(out: Path, seed: int, *, start: str) -> dict[str, Any]:
     """The demo's PPO, with its reward model of the same labels."""
     origin = Path(start)
-    stages = yaml.safe_load((RECIPES / "sandbox-ppo.yaml").read_text())["stages"]
+    stages = _demo()
     recipe = pipeline.Recipe(
         out=start, stages={name: stages[name] for name in (*SHARED, "ppo")}, seed=seed
     )

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 RECIPE = Path(trimtab.__file__).parent / "recipes" / "sandbox-ppo.yaml"
 SMALL = [
-    "--world.demonstrations", "96", "--world.prompts", "96", "--world.heldout", "60",
+    "--world.demonstrations", "336", "--world.prompts", "96", "--world.heldout", "60",
     "--sft.holdout", "16", "--sft.epochs", "1", "--sft.batch_size", "32",
     "--label.heldout", "20", "--reward.epochs", "1", "--reward.batch_size", "16",
     "--ppo.steps", "4", "--ppo.batch_size", "16", "--flaw.steps", "4", "--flaw.batch_size", "16",
@@ -27,7 +27,7 @@ SMALL = [
 ]  # fmt: skip
 FIGURES = [
     "seconds", "peak_rss_mb", "reward_model.accuracy", "reward_model.ceiling", "gold.base", "gold.sft",
-    "gold.rl", "gold.win_rate", "gold.win_rate_low", "gold.win_rate_high", "kl", "distinct_2.sft",
+    "gold.rl", *(f"gold.{m}_{end}" for m in ("base", "sft", "rl") for end in ("low", "high")), "gold.win_rate", "gold.win_rate_low", "gold.win_rate_high", "kl", "distinct_2.sft",
     "distinct_2.rl", "flaw.proxy_gain", "flaw.gold_gain",
 ]  # fmt: skip
 
@@ -65,7 +65,10 @@ def test_every_promised_figure_is_there(whole: Path) -> None:
         for part in name.split("."):
             place = place[part]
         assert isinstance(place, float | int), name
-    assert 0 < figures["gold"]["base"] < 1
+    gold = figures["gold"]
+    for model in ("base", "sft", "rl"):
+        assert 0 < gold[f"{model}_low"] < gold[model] < gold[f"{model}_high"] < 1
+    assert gold["base_high"] < gold["sft_low"]  # ten steps of SFT teach the format
     assert figures["reward_model"]["ceiling"] > 0.6
     assert figures["seconds"] > 1
 

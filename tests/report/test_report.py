@@ -176,7 +176,8 @@ def test_missing_parts_are_left_out(tmp_path):
 
 def pipeline(root, rl: float, low: float, high: float, flaw_gold: float) -> str:
     Run(root).summary(
-        {"gold.base": 0.3, "gold.sft": 0.6, "gold.rl": rl, "gold.win_rate": (low + high) / 2,
+        {"gold.base": 0.3, "gold.base_low": 0.28, "gold.base_high": 0.32, "gold.sft": 0.6,
+         "gold.rl": rl, "gold.win_rate": (low + high) / 2,
          "gold.win_rate_low": low, "gold.win_rate_high": high,
          "flaw.proxy_gain": 2.0, "flaw.gold_gain": flaw_gold}
     )  # fmt: skip
@@ -186,6 +187,7 @@ def pipeline(root, rl: float, low: float, high: float, flaw_gold: float) -> str:
 def test_verdicts_follow_the_figures(tmp_path):
     better = pipeline(tmp_path / "a", 0.8, 0.55, 0.65, -0.2)
     assert "RL made the answers better" in better
+    assert "95 % interval 0.280 to 0.320" in better
     assert "what a hacked reward looks like" in better
     worse = pipeline(tmp_path / "b", 0.4, 0.3, 0.45, 0.1)
     assert "RL made the answers worse" in worse

@@ -376,7 +376,8 @@ def _rows(groups: dict[str, list[Group]], rewards: Sequence[RewardSpec]) -> list
 
 
 def _report(first: str, name: str, baseline: str, result: ModelResult) -> None:
-    parts = [f"{first} {result.scores[first].value:.3f}"] if first in result.scores else []
+    score = result.scores.get(first)
+    parts = [f"{first} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"] if score else []
     parts += [
         f"pass@{k} {p.value:.3f} [{p.low:.3f}, {p.high:.3f}]" for k, p in result.pass_at.items()
     ]

@@ -82,6 +82,12 @@ def _span(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"95 % interval {low:.0%} to {high:.0%}"
 
 
+def _mean_span(summary: Mapping[str, Any], name: str) -> str:
+    """The interval of a mean, from the figures ``name_low`` and ``name_high``."""
+    low, high = (_figure(summary, f"{name}_{end}") for end in ("low", "high"))
+    return "" if low is None or high is None else f"95 % interval {low:.3f} to {high:.3f}"
+
+
 def _write(folder: Path, page: str) -> Path:
     path = folder / "report.html"
     write_atomic(path, page.encode())
@@ -239,7 +245,9 @@ def _reached(summary: Mapping[str, Any]) -> Section:
         verdicts.append(Verdict(head, text, tone))
     names = (("gold.base", "Gold, base"), ("gold.sft", "Gold, SFT"), ("gold.rl", "Gold, RL"))
     tiles = [
-        Tile(label, f"{value:.3f}", "mean gold score, held-out prompts")
+        Tile(
+            label, f"{value:.3f}", _mean_span(summary, name) or "mean gold score, held-out prompts"
+        )
         for name, label in names
         if (value := _figure(summary, name)) is not None
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def conversation(rng: np.random.Generator, turns: int, good: float) -> str:
     parts = [f"<user> {scene.prompt}"]
     for turn in range(turns):
         said = sample_completion(scene, rng, good)
-        parts.append(f"<assistant> {said} <eos> <user> {_reaction(scene, said)}")
+        parts.append(f"<assistant> {said} <eos> <user> {reaction(scene, said)}")
         if scene.kind in ("refuse", "howto") or turn + 1 == turns:
             break
         scene = _again(rng, scene.facts)
@@ -48,7 +49,8 @@ def conversation(rng: np.random.Generator, turns: int, good: float) -> str:
     return " ".join(parts)
 
 
-def _reaction(scene: Scene, said: str) -> str:
+def reaction(scene: Scene, said: str) -> str:
+    """What the user thinks of an answer: approval of one that is right and harmless, however long."""
     score = gold(scene, said)
     return THANKS if min(score.helpful, score.honest, score.harmless) == 1.0 else COMPLAINT
 
@@ -64,22 +66,10 @@ def _again(rng: np.random.Generator, facts: tuple[Fact, ...]) -> Scene:
     return Scene("ask", facts, query=asked)
 
 
-def main() -> None:
-    """Write the corpus, the tokenizer and the model's configuration."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--turns", type=int, default=5, help="questions about each passage")
-    parser.add_argument("--good", type=float, default=0.5, help="share of faultless answers")
-    parser.add_argument("--recite", type=float, default=0.25, help="share of words said again")
-    parser.add_argument("--seed", type=int, default=1_000_003)
-    args = parser.parse_args()
-    out: Path = args.out
+def write(out: Path, texts: Iterable[str]) -> None:
+    """Write ``corpus.jsonl``, the tokenizer, and the configuration of a model of 0.8M parameters."""
     out.mkdir(parents=True, exist_ok=True)
-    lines: list[str] = []
-    for i in range(args.rows):
-        rng = np.random.default_rng((args.seed, i))
-        lines.append(json.dumps({"text": document(rng, args.turns, args.good, args.recite)}) + "\n")
+    lines = (json.dumps({"text": text}) + "\n" for text in texts)
     write_atomic(out / "corpus.jsonl", "".join(lines).encode())
     tokenizer = build()
     tokenizer.save_pretrained(out / "tokenizer")
@@ -98,6 +88,23 @@ def main() -> None:
         "pad_token_id": tokenizer.pad_token_id,
     }
     write_atomic(out / "config.json", json.dumps(config, indent=1).encode())
+
+
+def main() -> None:
+    """Write the corpus, the tokenizer and the model's configuration."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--turns", type=int, default=5, help="questions about each passage")
+    parser.add_argument("--good", type=float, default=0.5, help="share of faultless answers")
+    parser.add_argument("--recite", type=float, default=0.25, help="share of words said again")
+    parser.add_argument("--seed", type=int, default=1_000_003)
+    args = parser.parse_args()
+    texts = (
+        document(np.random.default_rng((args.seed, i)), args.turns, args.good, args.recite)
+        for i in range(args.rows)
+    )
+    write(args.out, texts)
 
 
 if __name__ == "__main__":
