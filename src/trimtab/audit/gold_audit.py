@@ -205,12 +205,10 @@ class AuditSummary:
         plain: dict[str, object] = asdict(self)
         for name, fit in (("gold", self.gold), ("proxy", self.proxy)):
             if fit is not None:
-                peak, low, high = fit.peak
-                plain[name] = {
-                    "alpha": fit.curve.alpha, "beta": fit.curve.beta, "start": fit.start,
-                    "peak": peak, "peak_low": low, "peak_high": high, "r2": fit.r2,
-                    "reach": fit.reach,
-                }  # fmt: skip
+                keys = ("alpha", "beta", "start", "peak", "peak_low", "peak_high", "r2", "reach")
+                curve = fit.curve
+                values = (curve.alpha, curve.beta, fit.start, *fit.peak, fit.r2, fit.reach)
+                plain[name] = dict(zip(keys, values, strict=True))
         return plain
 
 

@@ -26,19 +26,29 @@ Source = Literal["trl", "wandb", "jsonl"]
 
 NAMES: dict[str, tuple[str, ...]] = {
     "reward/mean": (
-        "reward", "rewards/mean", "objective/scores", "env_reward_mean", "critic/rewards/mean",
+        "reward",
+        "rewards/mean",
+        "objective/scores",
+        "env_reward_mean",
+        "critic/rewards/mean",
         "critic/score/mean",
     ),
     "reward/std": ("reward_std", "rewards/std"),
     "objective/kl": ("kl", "objective/kl", "mean_kl", "actor/ppo_kl", "kl_div"),
     "objective/entropy": ("entropy", "policy/entropy_avg", "actor/entropy", "actor/entropy_loss"),
     "completion/length": (
-        "completions/mean_length", "completion_length", "response_length", "response_length/mean",
+        "completions/mean_length",
+        "completion_length",
+        "response_length",
+        "response_length/mean",
     ),
     "completion/truncated": ("completions/clipped_ratio", "response_length/clip_ratio"),
     "group/uniform": ("frac_reward_zero_std",),
     "policy/clip_fraction": (
-        "clip_ratio/region_mean", "clip_ratio", "policy/clipfrac_avg", "actor/pg_clipfrac",
+        "clip_ratio/region_mean",
+        "clip_ratio",
+        "policy/clipfrac_avg",
+        "actor/pg_clipfrac",
     ),
     "value/explained_variance": ("critic/vf_explained_var", "val/explained_variance"),
     "rewards/margins": ("rewards/margins",),
@@ -47,7 +57,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "nll": ("loss", "train/loss"),
     "grad_norm/policy": ("grad_norm", "train/grad_norm", "actor/grad_norm"),
     "lr/policy": ("learning_rate", "train/learning_rate", "actor/lr"),
-}  # fmt: skip
+}
 """Names in other libraries of the metrics that alarms read."""
 
 _OURS = {theirs: ours for ours, names in NAMES.items() for theirs in names}
@@ -56,9 +66,17 @@ _PROMPTS = ("prompt", "prompts", "input", "query")
 _COMPLETIONS = ("completion", "completions", "response", "output", "answer")
 _REWARDS = ("reward", "score")
 _NOT_SCORES = {
-    *_STEPS, *_PROMPTS, *_COMPLETIONS, *_REWARDS,
-    "advantage", "advantages", "id", "index", "finish", "tokens",
-}  # fmt: skip
+    *_STEPS,
+    *_PROMPTS,
+    *_COMPLETIONS,
+    *_REWARDS,
+    "advantage",
+    "advantages",
+    "id",
+    "index",
+    "finish",
+    "tokens",
+}
 
 
 @dataclass(slots=True)
@@ -176,9 +194,11 @@ def _add_shifts(lines: Sequence[Row]) -> None:
 
 def _read_trl(path: Path) -> Imported:
     folder = path.parent if path.is_file() else path
-    states = [path] if path.is_file() else [
-        folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")
-    ]  # fmt: skip
+    states = (
+        [path]
+        if path.is_file()
+        else [folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")]
+    )
     states = [s for s in states if s.is_file()]
     imported = Imported()
     if states:

@@ -71,10 +71,10 @@ def main(config: RemedyConfig) -> dict[str, object]:
     applicable = changes(run, values)
     if config.name is None:
         for remedy in of_alarm(config.alarm):
-            shown = to_yaml(applicable.get(remedy.name, {})) or remedy.command
-            if shown or config.alarm is not None:
-                indented = shown.replace("\n", "\n  ")
-                log.info("%s: %s%s", remedy.name, remedy.text, f"\n  {indented}" if shown else "")
+            details = to_yaml(applicable.get(remedy.name, {})) or remedy.command
+            if details or config.alarm is not None:
+                indented = details.replace("\n", "\n  ")
+                log.info("%s: %s%s", remedy.name, remedy.text, f"\n  {indented}" if details else "")
         return {"remedies": list(applicable)}
     if config.name not in applicable:
         reason = (

@@ -241,11 +241,12 @@ class Guard:
                 record["action"] = action = "stop"
         progress.actions += 1
         progress.since, self.summary = step, None
-        back = f"; returned to the policy of step {record['back_to']}" if saved else ""
+        back = ""
+        if "back_to" in record:
+            back = f"; returned to the policy of step {record['back_to']}"
         message = (
             f"step {step}: gold fell from {summary.gold_before:.3f} to {summary.gold_after:.3f} while "
-            f"the reward changed by {summary.proxy_gain:+.3f} (p {summary.p:.2g}): {action}"
-            f"{back if action != 'none' else ''}"
+            f"the reward changed by {summary.proxy_gain:+.3f} (p {summary.p:.2g}): {action}{back}"
         )
         if action == "stop":
             progress.ended = self.stage.steps = step
