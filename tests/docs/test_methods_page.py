@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 import trimtab
+from trimtab.objectives.kto import KTO
 from trimtab.objectives.methods import METHODS
+from trimtab.objectives.pairs import Direct
 from trimtab.objectives.policy import PolicyMethod
-from trimtab.objectives.preference import DIRECT, KTO, Direct
+from trimtab.objectives.preference import DIRECT
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -83,7 +85,7 @@ def test_the_example_is_the_file(tmp_path: Path) -> None:
             assert torch.equal(a(*given), b(*given))
             assert a(*given)[:, 0].tolist() == [0.0, -1.0, 4.0, 0.0]
         else:
-            from trimtab.objectives.preference import Pairs
+            from trimtab.objectives.pairs import Pairs
 
             x = torch.tensor([1.0, -2.0])
             p = Pairs(x, -x, x, x - 1, x * 0 + 3, x * 0 + 4)

@@ -16,9 +16,11 @@ from torch import Tensor
 from tests.support.oracles import GARBAGE, completion, f64, group, near, total
 from trimtab.data.pack import Output, build
 from trimtab.objectives import preference as pref
-from trimtab.objectives.preference import KTO, AnyPreference, Pairs, Preference
+from trimtab.objectives.kto import KTO, kto, mismatched
+from trimtab.objectives.pairs import Direct, Pairs
+from trimtab.objectives.preference import Preference
 
-MENU: TypeAdapter[AnyPreference] = TypeAdapter(Preference)
+MENU: TypeAdapter[Direct] = TypeAdapter(Preference)
 TYPES = (
     "dpo", "rpo", "cdpo", "robust", "ipo", "hinge", "slic", "dpo_norm", "simpo", "orpo", "kto",
 )  # fmt: skip
@@ -77,7 +79,7 @@ def test_O10a(settings: dict[str, Any], want: float) -> None:
 def test_O10a_log_odds_and_kto() -> None:
     near(pref.log_odds(f64(-2.0)) - pref.log_odds(f64(-3.5)), 1.614751)
     for z0, want in ((0.0, (0.475021, 0.450166)), (1.0, (0.5, 0.425557))):
-        both = pref.kto(f64(1.0, -2.0), torch.tensor([True, False]), z0, 0.1, 1.0, 1.0)
+        both = kto(f64(1.0, -2.0), torch.tensor([True, False]), z0, 0.1, 1.0, 1.0)
         near(both, want)
         value, _, _ = run(KTO().at(z0), -10.0, -14.0)
         near(value, sum(want) / 2, 2e-6)
@@ -125,7 +127,7 @@ def test_coincidences(a: float, b: float) -> None:
     near(of(type="simpo", gamma=0.0, beta=2.0),
          -torch.nn.functional.logsigmoid(2 * (p.W_P - p.L_P) / 5), 1e-9)  # fmt: skip
     # KTO: at z0 a good and a bad answer with the same ratio share 1.
-    ends = pref.kto(f64(a, a), torch.tensor([True, False]), b, 0.1, 1.0, 1.0)
+    ends = kto(f64(a, a), torch.tensor([True, False]), b, 0.1, 1.0, 1.0)
     near(ends.sum(), 1.0, 1e-9)
 
 
@@ -205,7 +207,7 @@ def test_mismatched_pairs_do_not_depend_on_the_order() -> None:
     groups = [one("a", 1, 10, 0), one("b", 1, 11, 1), one("c", 2, 12, 0)]
 
     def said(order: list[Any]) -> list[tuple[int, int]]:
-        return [(int(g.prompt[0]), int(g.completions[0].ids[0])) for g in pref.mismatched(order)]
+        return [(int(g.prompt[0]), int(g.completions[0].ids[0])) for g in mismatched(order)]
 
     assert said(groups) == [(1, 12), (1, 12), (2, 10)]
     assert said(groups[::-1]) == said(groups)

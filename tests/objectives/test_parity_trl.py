@@ -24,10 +24,12 @@ from tests.support.models import tiny
 from tests.support.oracles import f64, near
 from trimtab.data.pack import Output, Pack, build, packs, scatter
 from trimtab.models.load import LM, ModelSpec
+from trimtab.objectives.kto import KTO, mismatched
 from trimtab.objectives.methods import Method
+from trimtab.objectives.pairs import Direct, Pairs
+from trimtab.objectives.pairs import summed as sums_of
 from trimtab.objectives.policy import PolicyMethod
-from trimtab.objectives.preference import KTO, ORPO, AnyPreference, Pairs, Preference, mismatched
-from trimtab.objectives.preference import summed as sums_of
+from trimtab.objectives.preference import ORPO, Preference
 from trimtab.train.advantages import assign_advantages
 from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer
 from trimtab.types import Completion, Group
@@ -50,7 +52,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
 
 VALUE, GRADIENT = 1e-5, 2e-5
 MINE = Path(trimtab.__file__).parent / "recipes" / "custom_method.py"
-DIRECT: TypeAdapter[AnyPreference] = TypeAdapter(Preference)
+DIRECT: TypeAdapter[Direct] = TypeAdapter(Preference)
 ONLINE: TypeAdapter[PolicyMethod] = TypeAdapter(Method)
 
 PAIRS = [

@@ -35,10 +35,12 @@ from tests.train.test_step_invariance import (
 )
 from trimtab.data.pack import Output, Pack
 from trimtab.models.load import LM, ModelSpec
-from trimtab.objectives.preference import DIRECT, KTO, AnyPreference, Preference
+from trimtab.objectives.kto import KTO
+from trimtab.objectives.pairs import Direct
+from trimtab.objectives.preference import DIRECT, Preference
 from trimtab.types import Group
 
-MENU: TypeAdapter[AnyPreference] = TypeAdapter(Preference)
+MENU: TypeAdapter[Direct] = TypeAdapter(Preference)
 Z0 = 0.3
 some = settings(max_examples=8, deadline=None, derandomize=True)
 

@@ -1,7 +1,8 @@
-"""Losses of reward models on pairs and on K ranked answers, and what is read off their scores."""
+"""Losses of reward models on pairs and on K ranked completions; ensembles of scores."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from trimtab.config import Config
 from trimtab.data.pack import Output, Pack
-from trimtab.objectives.terms import Counts, Loss, Per, Term
+from trimtab.objectives.terms import Counts, Loss, Metrics, Term, detached
 
 
 def bradley_terry(delta: Tensor, q: Tensor | float = 1.0, margin: Tensor | float = 0.0) -> Tensor:
@@ -37,7 +38,7 @@ def ensemble(
 ) -> Tensor:
     """Scores of K members as one (2310.02743): mean, minimum, or mean - weight * variance.
 
-    Members must stand on a common scale: Bradley-Terry fixes scores only up to a constant.
+    Members must have a common scale: Bradley-Terry fixes scores only up to a constant.
     """
     if how == "mean":
         return scores_KB.mean(0)
@@ -49,27 +50,24 @@ def ensemble(
 def pair_indices(pack: Pack) -> list[list[tuple[int, int, float]]]:
     """For each group, the comparable pairs (winner, loser, margin) as completion indices.
 
-    A tie is a pair with margin NaN. Completions without a rank are compared with nothing.
+    A tie is a pair with margin NaN. Completions without a rank are not compared.
     """
     members: list[list[int]] = [[] for _ in pack.groups]
     for b, g in enumerate(pack.group_B.tolist()):
         members[g].append(b)
-    pairs: list[list[tuple[int, int, float]]] = []
-    for group, mine in zip(pack.groups, members, strict=True):
-        found: list[tuple[int, int, float]] = []
-        for i, a in enumerate(mine):
-            for j in range(i + 1, len(mine)):
-                x, y = group.completions[i], group.completions[j]
-                if x.rank is None or y.rank is None:
-                    continue
-                if x.rank == y.rank:
-                    found.append((a, mine[j], math.nan))
-                elif x.rank < y.rank:
-                    found.append((a, mine[j], x.margin))
-                else:
-                    found.append((mine[j], a, y.margin))
-        pairs.append(found)
-    return pairs
+    by_group: list[list[tuple[int, int, float]]] = []
+    for group, indices in zip(pack.groups, members, strict=True):
+        pairs: list[tuple[int, int, float]] = []
+        ranked = list(zip(indices, group.completions, strict=True))
+        for (a, x), (b, y) in itertools.combinations(ranked, 2):
+            if x.rank is None or y.rank is None:
+                continue
+            if x.rank == y.rank:
+                pairs.append((a, b, math.nan))
+            else:
+                pairs.append((a, b, x.margin) if x.rank < y.rank else (b, a, y.margin))
+        by_group.append(pairs)
+    return by_group
 
 
 class BradleyTerry(Config):
@@ -80,17 +78,17 @@ class BradleyTerry(Config):
 
     type: Literal["bradley_terry"] = "bradley_terry"
     loss: Literal["pairwise", "plackett_luce"] = "pairwise"
-    """"plackett_luce" takes each ranking whole; groups with ties fall back to pairs."""
+    """"plackett_luce" scores a ranking at once; groups with ties fall back to pairs."""
     smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Epsilon: the label says P(w > l) = 1 - epsilon."""
     centering: float = Field(default=0.0, ge=0.0)
-    """Weight of (r_w + r_l)^2 (2312.09244), which pins the free constant."""
+    """Weight of (r_w + r_l)^2 (2312.09244), which fixes the free constant of the scores."""
     margins: bool = True
     """Use the margins of the data where it has them."""
 
     def counts(self, pack: Pack) -> Counts:
         """Groups with at least one comparable pair."""
-        usable = sum(1.0 for found in pair_indices(pack) if found)
+        usable = sum(1.0 for pairs in pair_indices(pack) if pairs)
         return {
             "groups": usable,
             "completions": float(len(pack.last_B)),
@@ -100,56 +98,55 @@ class BradleyTerry(Config):
     def __call__(self, out: Output, pack: Pack) -> Loss:
         """Bradley-Terry or Plackett-Luce; needs ``score_B``."""
         assert out.score_B is not None
-        r = out.score_B
-        first: list[int] = []
-        second: list[int] = []
-        margin: list[float] = []
-        weight: list[float] = []
+        r_B = out.score_B
+        chosen: list[int] = []
+        rejected: list[int] = []
+        margins: list[float] = []
+        shares: list[float] = []
+        pairwise: list[bool] = []
         listwise: list[Tensor] = []
-        for group, found in zip(pack.groups, pair_indices(pack), strict=True):
-            if not found:
-                continue
-            for w, l, m in found:
-                first.append(w)
-                second.append(l)
-                margin.append(m)
-                weight.append(1.0 / len(found))
-            if self.loss == "plackett_luce" and not any(math.isnan(m) for *_, m in found):
-                base = min(min(w, l) for w, l, _ in found)
+        for group, pairs in zip(pack.groups, pair_indices(pack), strict=True):
+            ranking = self.loss == "plackett_luce" and not any(math.isnan(m) for *_, m in pairs)
+            for w, l, m in pairs:
+                chosen.append(w)
+                rejected.append(l)
+                margins.append(m)
+                shares.append(1.0 / len(pairs))
+                pairwise.append(not ranking)
+            if pairs and ranking:
                 ranked = [
                     (c.rank, i) for i, c in enumerate(group.completions) if c.rank is not None
                 ]
-                order = [base + i - ranked[0][1] for _, i in sorted(ranked)]
-                listwise.append(plackett_luce(r[torch.tensor(order, device=r.device)]))
-                weight[-len(found) :] = [0.0] * len(found)
-        if not first:
-            nothing = r.sum() * 0.0
-            return Loss({"loss": Term(nothing, "groups")})
-        m_P = torch.tensor(margin, device=r.device)
-        w_P = torch.tensor(weight, device=r.device)
-        tie = m_P.isnan()
-        delta = r[torch.tensor(first, device=r.device)] - r[torch.tensor(second, device=r.device)]
-        total = r[torch.tensor(first, device=r.device)] + r[torch.tensor(second, device=r.device)]
-        q = torch.where(
-            tie, torch.full_like(delta, 0.5), torch.full_like(delta, 1.0 - self.smoothing)
+                # The group's first ranked completion has the lowest index among its pairs.
+                offset = min(min(w, l) for w, l, _ in pairs) - ranked[0][1]
+                order = torch.tensor([offset + i for _, i in sorted(ranked)], device=r_B.device)
+                listwise.append(plackett_luce(r_B[order]))
+        if not chosen:
+            return Loss({"loss": Term(r_B.sum() * 0.0, "groups")})
+        w_P = torch.tensor(chosen, device=r_B.device)
+        l_P = torch.tensor(rejected, device=r_B.device)
+        margin_P = torch.tensor(margins, device=r_B.device)
+        share_P = torch.tensor(shares, device=r_B.device)
+        tie_P = margin_P.isnan()
+        delta_P = r_B[w_P] - r_B[l_P]
+
+        q_P = torch.where(
+            tie_P, torch.full_like(delta_P, 0.5), torch.full_like(delta_P, 1.0 - self.smoothing)
         )
-        gap = torch.where(tie | (not self.margins), torch.zeros_like(m_P), m_P)
-        losses = (w_P * bradley_terry(delta, q, gap)).sum()
+        margin_P = torch.where(tie_P | (not self.margins), torch.zeros_like(margin_P), margin_P)
+        weight_P = share_P * torch.tensor(pairwise, device=r_B.device)
+        loss = (weight_P * bradley_terry(delta_P, q_P, margin_P)).sum()
         if listwise:
-            losses = losses + torch.stack(listwise).sum()
-        share = torch.tensor([1.0 / n for n in _sizes(pack) for _ in range(n)], device=r.device)
-        right = torch.where(delta == 0, 0.5, (delta > 0).float())
-        right = torch.where(tie, 0.5, right)
-        metrics: dict[str, tuple[Tensor, Per]] = {
-            "accuracy": ((share * right).sum().detach(), "groups"),
-            "margin": ((share * delta).sum().detach(), "groups"),
-            "score": (r.detach().sum(), "completions"),
-        }
-        terms = {"loss": Term(losses, "groups")}
+            loss = loss + torch.stack(listwise).sum()
+        terms = {"loss": Term(loss, "groups")}
         if self.centering:
-            terms["centering"] = Term((share * total**2).sum(), "groups", self.centering)
+            squared_P = (r_B[w_P] + r_B[l_P]) ** 2
+            terms["centering"] = Term((share_P * squared_P).sum(), "groups", self.centering)
+
+        right_P = torch.where(tie_P | (delta_P == 0), 0.5, (delta_P > 0).float())
+        metrics: Metrics = {
+            "accuracy": (detached(share_P * right_P), "groups"),
+            "margin": (detached(share_P * delta_P), "groups"),
+            "score": (detached(r_B), "completions"),
+        }
         return Loss(terms, metrics)
-
-
-def _sizes(pack: Pack) -> list[int]:
-    return [len(found) for found in pair_indices(pack) if found]

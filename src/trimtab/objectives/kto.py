@@ -1,4 +1,4 @@
-"""KTO: good and bad answers by themselves (2402.01306)."""
+"""KTO: completions labelled good or bad, without pairs (2402.01306)."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from torch import Tensor
 
 from trimtab.data.pack import Output, Pack
 from trimtab.objectives.pairs import Scaled, ahead, summed
-from trimtab.objectives.terms import Counts, Loss, Per, Term, detached, zero_like
+from trimtab.objectives.terms import Counts, Loss, Metrics, Term, detached, zero_like
 from trimtab.types import Completion, Group
 
 
 def kto(ratio: Tensor, good: Tensor, z0: float, beta: float, d: float, u: float) -> Tensor:
-    """D (1 - s(beta (ratio - z0))) of good answers, U (1 - s(beta (z0 - ratio))) of bad ones."""
+    """D (1 - s(beta (ratio - z0))) of good completions, U (1 - s(beta (z0 - ratio))) of bad ones."""
     gain = beta * (ratio - z0)
     return torch.where(good, d * torch.sigmoid(-gain), u * torch.sigmoid(gain))
 
 
 class KTO(Scaled):
-    """Good and bad answers by themselves, their mean over all of the step (2402.01306).
+    """Completions labelled good or bad; the mean over all of an optimiser step (2402.01306).
 
-    The label is the rank: 0 is good, any other is bad. An answer alone in its group (a row with
-    ``label``) is taken at its word; in a group of several the best are good and the rest bad,
-    and one whose answers all tie is left out.
+    The label is the rank: 0 is good, any other is bad. A lone completion of a group (a row with
+    ``label``) keeps its own label; in a group of several the best are good and the others bad, and a
+    group whose completions all tie is left out.
     """
 
     type: Literal["kto"] = "kto"
     desirable: float = Field(default=1.0, ge=0.0)
-    """lambda_D, the weight of good answers."""
+    """lambda_D, the weight of good completions."""
     undesirable: float = Field(default=1.0, ge=0.0)
-    """lambda_U, the weight of bad ones."""
+    """lambda_U, the weight of bad completions."""
 
     @model_validator(mode="after")
     def _needs_reference(self) -> KTO:
@@ -49,22 +49,22 @@ class KTO(Scaled):
         return any(label is not None for label in labels(group))
 
     def counts(self, pack: Pack) -> Counts:
-        """Labelled answers: all, good, bad."""
-        found = [x for g in pack.groups for x in labels(g) if x is not None]
-        good = float(sum(found))
-        return {"completions": float(len(found)), "chosen": good, "rejected": len(found) - good}
+        """Labelled completions: all, good, bad."""
+        flat = [x for g in pack.groups for x in labels(g) if x is not None]
+        good = float(sum(flat))
+        return {"completions": float(len(flat)), "chosen": good, "rejected": len(flat) - good}
 
     def right(self, out: Output, pack: Pack) -> list[tuple[int, float]]:
-        """Pairs where there are any; of an answer alone, whether its reward has the right sign."""
-        found = super().right(out, pack)
+        """Pairs where there are any; of a lone completion, whether its reward has the right sign."""
+        hits = super().right(out, pack)
         _, ratios = summed(out, pack, True)
         owner = pack.group_B.tolist()
         flat = [x for g in pack.groups for x in labels(g)]
         for b, (label, ratio) in enumerate(zip(flat, ratios.tolist(), strict=True)):
             if label is not None and len(pack.groups[owner[b]].completions) == 1:
                 signed = ratio if label else -ratio
-                found.append((owner[b], 0.5 if signed == 0 else float(signed > 0)))
-        return found
+                hits.append((owner[b], 0.5 if signed == 0 else float(signed > 0)))
+        return hits
 
     def at(self, z0: float) -> KTOAt:
         """The loss of one step, whose z0 is known."""
@@ -73,7 +73,7 @@ class KTO(Scaled):
 
 @dataclass(frozen=True, slots=True)
 class KTOAt:
-    """KTO with the z0 of one whole optimiser step, so that no pack has to know the others."""
+    """KTO with the z0 of one optimiser step, so that no pack has to know the others."""
 
     config: KTO
     z0: float
@@ -91,60 +91,56 @@ class KTOAt:
         used = [b for b, label in enumerate(flat) if label is not None]
         if not used:
             return Loss({"loss": Term(zero_like(out.logp_C), "completions")})
-        sums, ratios = summed(out, pack, True)
-        at = torch.tensor(used, device=sums.device)
-        good = torch.tensor([bool(flat[b]) for b in used], device=sums.device)
-        W, ratio = sums[at], ratios[at]
-        each = kto(ratio, good, self.z0, c.beta, c.desirable, c.undesirable)
-        nll = -W / pack.trained_B.to(sums.dtype)[at]
-        each = each + torch.where(good, c.rpo_alpha * nll, torch.zeros_like(nll))
+        sums_B, ratios_B = summed(out, pack, True)
+        at = torch.tensor(used, device=sums_B.device)
+        good = torch.tensor([bool(flat[b]) for b in used], device=sums_B.device)
+        logp, ratio = sums_B[at], ratios_B[at]
+        loss = kto(ratio, good, self.z0, c.beta, c.desirable, c.undesirable)
+        nll = -logp / pack.trained_B.to(sums_B.dtype)[at]
+        loss = loss + torch.where(good, c.rpo_alpha * nll, torch.zeros_like(nll))
         signed = torch.where(good, ratio, -ratio)
-        metrics: dict[str, tuple[Tensor, Per]] = {
-            "rewards/accuracies": (detached(ahead(signed, -signed)), "completions")
-        }
-        sides: tuple[tuple[Literal["chosen", "rejected"], Tensor], ...] = (
-            ("chosen", good), ("rejected", ~good),
-        )  # fmt: skip
-        for side, on in sides:
+        metrics: Metrics = {"rewards/accuracies": (detached(ahead(signed, -signed)), "completions")}
+        sides: dict[Literal["chosen", "rejected"], Tensor] = {"chosen": good, "rejected": ~good}
+        for side, on in sides.items():
             if bool(on.any()):
                 metrics[f"rewards/{side}"] = (detached(c.beta * ratio[on]), side)
-                metrics[f"logps/{side}"] = (detached(W[on]), side)
+                metrics[f"logps/{side}"] = (detached(logp[on]), side)
                 metrics[f"logps/{side}_shift"] = (detached(ratio[on]), side)
         if bool(good.any()):
             metrics["nll"] = (detached(nll[good]), "chosen")
-        return Loss({"loss": Term(each.sum(), "completions")}, metrics)
+        return Loss({"loss": Term(loss.sum(), "completions")}, metrics)
 
 
 def labels(group: Group) -> list[bool | None]:
-    """For KTO: good, bad or unused, of each completion (see ``KTO``)."""
+    """Of each completion: good (True), bad (False) or unused (None); see ``KTO``."""
     ranks = [c.rank if c.trained else None for c in group.completions]
-    known = [r for r in ranks if r is not None]
+    used = [r for r in ranks if r is not None]
     if len(group.completions) == 1:
         return [None if r is None else r == 0 for r in ranks]
-    if len(set(known)) < 2:
+    if len(set(used)) < 2:
         return [None] * len(ranks)
-    return [None if r is None else r == min(known) for r in ranks]
+    return [None if r is None else r == min(used) for r in ranks]
 
 
 def mismatched(groups: Sequence[Group]) -> list[Group]:
-    """Each prompt with the labelled answers of another, for KTO's z0.
+    """Each prompt with the labelled completions of another, for KTO's z0.
 
-    Prompts stand in the order of their ids, so the order of ``groups`` does not matter; each takes
-    the answers of the next that differs. Empty when all prompts are equal.
+    Prompts are sorted by id, so the order of ``groups`` does not matter; each gets the completions of
+    the next different prompt. Empty when all prompts are equal.
     """
     order = sorted(groups, key=lambda g: g.id)
-    made: list[Group] = []
+    mixed: list[Group] = []
     for i, group in enumerate(order):
         for other in (*order[i + 1 :], *order[:i]):
             if other.prompt.tolist() != group.prompt.tolist():
                 break
         else:
             continue
-        answers = [
+        completions = [
             Completion(c.ids, c.mask)
             for c, label in zip(other.completions, labels(other), strict=True)
             if label is not None
         ]
-        if answers:
-            made.append(Group(f"{group.id} | {other.id}", group.prompt, answers))
-    return made
+        if completions:
+            mixed.append(Group(f"{group.id} | {other.id}", group.prompt, completions))
+    return mixed

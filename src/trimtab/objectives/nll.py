@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from trimtab.config import Config
 from trimtab.data.pack import Output, Pack
@@ -13,7 +12,7 @@ from trimtab.objectives.terms import (
     Aggregation,
     Counts,
     Loss,
-    Per,
+    Metrics,
     aggregate,
     default_counts,
     detached,
@@ -23,8 +22,8 @@ from trimtab.objectives.terms import (
 class SFT(Config):
     """L = -sum(logp) / N, N the trained tokens of the whole optimiser step.
 
-    ``aggregation`` "seq-mean-token-mean" is the other objective some libraries call by the same
-    name: it weights short answers up.
+    ``aggregation`` "seq-mean-token-mean" is what some libraries call the same: every completion
+    weighs the same, so tokens of short ones weigh more.
     """
 
     type: Literal["sft"] = "sft"
@@ -37,7 +36,7 @@ class SFT(Config):
     def __call__(self, out: Output, pack: Pack) -> Loss:
         """Negative log-likelihood; needs ``logp_C``."""
         assert out.logp_C is not None
-        metrics: dict[str, tuple[Tensor, Per]] = {"nll": (detached(-out.logp_C), "tokens")}
+        metrics: Metrics = {"nll": (detached(-out.logp_C), "tokens")}
         if out.entropy_C is not None:
             metrics["entropy"] = (detached(out.entropy_C), "tokens")
         right = out.logp_C.detach() > torch.log(torch.tensor(0.5))

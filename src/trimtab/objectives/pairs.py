@@ -1,9 +1,10 @@
-"""What the direct methods share: the pairs of a pack, sums of log-probs, the loss around a formula."""
+"""Base of the direct preference methods: the pairs of a pack, sums of log-probs, loss and metrics."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -13,36 +14,48 @@ from trimtab.config import Kind
 from trimtab.data.pack import Output, Pack
 from trimtab.objectives.bradley_terry import pair_indices
 from trimtab.objectives.tensors import segment_sum
-from trimtab.objectives.terms import Counts, Loss, Per, Term, detached, zero_like
+from trimtab.objectives.terms import Counts, Loss, Metrics, Term, detached, zero_like
 from trimtab.types import Group
 
 
 @dataclass(slots=True)
 class Pairs:
-    """P pairs of a chosen (w) and a rejected (l) answer; sums over trained tokens, nats."""
+    """P pairs of a chosen (w) and a rejected (l) completion; sums over trained tokens, nats."""
 
     W_P: Tensor
-    """Log-prob of the chosen answer."""
+    """Log-prob of the chosen completion."""
     L_P: Tensor
-    """Log-prob of the rejected answer."""
+    """Log-prob of the rejected completion."""
     a_P: Tensor
-    """W less the reference's; W itself without a reference."""
+    """W minus the reference's; W itself without a reference."""
     b_P: Tensor
-    """L less the reference's."""
+    """L minus the reference's; L itself without a reference."""
     nw_P: Tensor
-    """Trained tokens of the chosen answer."""
+    """Trained tokens of the chosen completion."""
     nl_P: Tensor
-    """Trained tokens of the rejected answer."""
+    """Trained tokens of the rejected completion."""
+
+
+class PackPairs(NamedTuple):
+    """The pairs of a pack and where they come from."""
+
+    pairs: Pairs
+    share_P: Tensor
+    """Weight of each pair: one over the number of pairs of its prompt."""
+    group_P: list[int]
+    """Index of each pair's group."""
+    chosen_P: Tensor
+    """Index of the chosen completion in the pack."""
+    rejected_P: Tensor
+    """Index of the rejected completion in the pack."""
 
 
 class Direct(Kind):
-    """What the methods share: which pairs there are, the mix of likelihood, the metrics.
+    """A direct preference method: a subclass defines ``loss`` and ``implicit`` on pairs.
 
-    A method on pairs says ``loss`` and ``implicit``; all else follows.
-
-    Each prompt counts once: the mean over its comparable pairs. A tie is no pair, nor is a
-    completion without a rank or without a trained token. The reference's log-probs are the
-    tokens' "ref_logp".
+    Each prompt counts once: the mean over its comparable pairs. Ties are left out, and so are
+    completions without a rank or without a trained token. The reference's log-probs are the tokens'
+    "ref_logp".
     """
 
     usual: ClassVar[str] = "dpo"
@@ -50,7 +63,7 @@ class Direct(Kind):
     rpo_alpha: float = Field(default=0.0, ge=0.0)
     """Weight of RPO's -W/n_w (published: 1)."""
     reference_free: bool = False
-    """Leave the reference out: a = W, b = L."""
+    """Train without a reference: a = W, b = L."""
     without: ClassVar[bool] = False
     """Whether the method is defined without a reference."""
 
@@ -68,15 +81,15 @@ class Direct(Kind):
 
     @property
     def nll(self) -> float:
-        """Weight of the chosen answer's mean negative log-likelihood in the loss."""
+        """Weight of the chosen completion's mean negative log-likelihood in the loss."""
         return self.rpo_alpha
 
     def loss(self, p: Pairs) -> Tensor:
-        """The formula, without the likelihood: [P]. Abstract: each method has its own."""
+        """The formula, without the likelihood: [P]. Abstract."""
         raise NotImplementedError
 
     def implicit(self, p: Pairs) -> tuple[Tensor, Tensor]:
-        """Implicit rewards of the chosen and the rejected answers, on the loss's own scale.
+        """Implicit rewards of the chosen and the rejected completions, on the loss's own scale.
         Abstract."""
         raise NotImplementedError
 
@@ -87,40 +100,48 @@ class Direct(Kind):
 
     def counts(self, pack: Pack) -> Counts:
         """Groups with at least one comparable pair."""
-        usable = sum(1.0 for found in strict_pairs(pack)[0] if found)
+        usable = sum(1.0 for pairs in strict_pairs(pack)[0] if pairs)
         return {"groups": usable, "tokens": float(pack.trained_B.sum())}
 
-    def pairs(self, out: Output, pack: Pack) -> tuple[Pairs, Tensor, list[int]] | None:
-        """The pack's pairs, each one's share of its prompt [P], and its group; None without any."""
-        found, _ = strict_pairs(pack)
-        flat = [(w, l, 1.0 / len(mine), g) for g, mine in enumerate(found) for w, l in mine]
+    def pairs(self, out: Output, pack: Pack) -> PackPairs | None:
+        """The pack's pairs; None when it has none."""
+        by_group, _ = strict_pairs(pack)
+        flat = [(w, l, 1.0 / len(pairs), g) for g, pairs in enumerate(by_group) for w, l in pairs]
         if not flat:
             return None
-        sums, ratios = summed(out, pack, self.referenced)
-        w = torch.tensor([f[0] for f in flat], device=sums.device)
-        l = torch.tensor([f[1] for f in flat], device=sums.device)
-        n = pack.trained_B.to(sums.dtype)
-        made = Pairs(sums[w], sums[l], ratios[w], ratios[l], n[w], n[l])
-        share = torch.tensor([f[2] for f in flat], dtype=sums.dtype, device=sums.device)
-        return made, share, [f[3] for f in flat]
+        sums_B, ratios_B = summed(out, pack, self.referenced)
+        w = torch.tensor([f[0] for f in flat], device=sums_B.device)
+        l = torch.tensor([f[1] for f in flat], device=sums_B.device)
+        n_B = pack.trained_B.to(sums_B.dtype)
+        pairs = Pairs(sums_B[w], sums_B[l], ratios_B[w], ratios_B[l], n_B[w], n_B[l])
+        share_P = torch.tensor([f[2] for f in flat], dtype=sums_B.dtype, device=sums_B.device)
+        return PackPairs(pairs, share_P, [f[3] for f in flat], w, l)
 
     def right(self, out: Output, pack: Pack) -> list[tuple[int, float]]:
         """(group, 1 / 0.5 / 0) of each comparison the implicit rewards get right, tie, get wrong."""
-        made = self.pairs(out, pack)
-        if made is None:
+        compared = self.pairs(out, pack)
+        if compared is None:
             return []
-        return list(zip(made[2], ahead(*self.implicit(made[0])).tolist(), strict=True))
+        right_P = ahead(*self.implicit(compared.pairs))
+        return list(zip(compared.group_P, right_P.tolist(), strict=True))
 
     def __call__(self, out: Output, pack: Pack) -> Loss:
         """Needs ``logp_C``, and the tokens' "ref_logp" unless reference-free."""
         assert out.logp_C is not None
-        made = self.pairs(out, pack)
-        if made is None:
+        compared = self.pairs(out, pack)
+        if compared is None:
             return Loss({"loss": Term(zero_like(out.logp_C), "groups")})
-        p, share, _ = made
-        each = self.loss(p)
+        p, share_P = compared.pairs, compared.share_P
+        loss_P = self.loss(p)
         if self.nll:
-            each = each - self.nll * p.W_P / p.nw_P
+            loss_P = loss_P - self.nll * p.W_P / p.nw_P
+        loss = Loss({"loss": Term((share_P * loss_P).sum(), "groups")})
+        loss.metrics.update(self._metrics(compared, out, pack))
+        return loss
+
+    def _metrics(self, compared: PackPairs, out: Output, pack: Pack) -> Metrics:
+        """Implicit rewards, log-probs, their change since the reference, ties."""
+        p, share_P = compared.pairs, compared.share_P
         reward_w, reward_l = self.implicit(p)
         values = {
             "rewards/chosen": reward_w,
@@ -132,25 +153,21 @@ class Direct(Kind):
             "nll": -p.W_P / p.nw_P,
         }
         if "ref_logp" in pack.tokens:
-            _, moved = summed(out, pack, True)
-            sums, _ = summed(out, pack, False)
-            start = sums - moved
-            w, l = _indices(pack, sums.device)
-            values["logps/chosen_shift"] = p.W_P - start[w]
-            values["logps/rejected_shift"] = p.L_P - start[l]
-        metrics: dict[str, tuple[Tensor, Per]] = {
-            k: (detached(share * v), "groups") for k, v in values.items()
-        }
+            sums_B, moved_B = summed(out, pack, True)
+            start_B = sums_B - moved_B
+            values["logps/chosen_shift"] = p.W_P - start_B[compared.chosen_P]
+            values["logps/rejected_shift"] = p.L_P - start_B[compared.rejected_P]
+        metrics: Metrics = {k: (detached(share_P * v), "groups") for k, v in values.items()}
         ties = strict_pairs(pack)[1]
-        metrics["ties"] = (torch.tensor(float(ties), device=share.device), "groups")
-        return Loss({"loss": Term((share * each).sum(), "groups")}, metrics)
+        metrics["ties"] = (torch.tensor(float(ties), device=share_P.device), "groups")
+        return metrics
 
 
 class Scaled(Direct):
     """Methods whose implicit reward is beta (logpi - logref)."""
 
     beta: float = Field(default=0.1, gt=0.0)
-    """How strongly the policy is held to the reference: higher stays nearer."""
+    """KL coefficient: a higher one keeps the policy nearer to the reference."""
 
     def z(self, p: Pairs) -> Tensor:
         """beta (a - b)."""
@@ -163,25 +180,19 @@ class Scaled(Direct):
 
 
 def strict_pairs(pack: Pack) -> tuple[list[list[tuple[int, int]]], int]:
-    """For each group its pairs (chosen, rejected) as completion indices; and the ties left out."""
+    """For each group its pairs (chosen, rejected) as completion indices; and the number of ties."""
     trained = pack.trained_B.tolist()
-    found: list[list[tuple[int, int]]] = []
+    by_group: list[list[tuple[int, int]]] = []
     ties = 0
-    for mine in pair_indices(pack):
-        real = [(w, l, m) for w, l, m in mine if trained[w] and trained[l]]
-        found.append([(w, l) for w, l, m in real if m == m])
-        ties += len(real) - len(found[-1])
-    return found, ties
-
-
-def _indices(pack: Pack, device: torch.device) -> tuple[Tensor, Tensor]:
-    flat = [pair for mine in strict_pairs(pack)[0] for pair in mine]
-    w, l = zip(*flat, strict=True)
-    return torch.tensor(w, device=device), torch.tensor(l, device=device)
+    for pairs in pair_indices(pack):
+        comparable = [(w, l, m) for w, l, m in pairs if trained[w] and trained[l]]
+        by_group.append([(w, l) for w, l, m in comparable if not math.isnan(m)])
+        ties += len(comparable) - len(by_group[-1])
+    return by_group, ties
 
 
 def summed(out: Output, pack: Pack, referenced: bool) -> tuple[Tensor, Tensor]:
-    """Log-probs of whole completions [B], and the same less the reference's where asked for."""
+    """Summed log-probs of completions [B], and the same minus the reference's where ``referenced``."""
     assert out.logp_C is not None
     count = len(pack.last_B)
     sums = segment_sum(out.logp_C, pack.owner_C, count)

@@ -157,15 +157,15 @@ class PolicyMethod(Kind):
         if isinstance(group, Config):
             kind = type(group)
             names = group.model_fields_set | {"type"} & set(kind.model_fields)
-            given = {name: getattr(group, name) for name in names}
+            changes = {name: getattr(group, name) for name in names}
             rest = default.model_dump(include=set(kind.model_fields))
-            return kind.model_validate(rest | given)
+            return kind.model_validate(rest | changes)
         if isinstance(group, dict):
             kind = type(default)
-            given = cast("dict[str, Any]", read_renamed(kind, group))
-            if isinstance(default, KLSpec) and "type" in given:
-                kind = KLSpec.named(str(given["type"]))  # has other keys than the default's
-            return default.model_dump(include=set(kind.model_fields)) | given
+            changes = cast("dict[str, Any]", read_renamed(kind, group))
+            if isinstance(default, KLSpec) and "type" in changes:
+                kind = KLSpec.named(str(changes["type"]))  # has other keys than the default's
+            return default.model_dump(include=set(kind.model_fields)) | changes
         return group
 
     @field_validator("group_size", mode="before")

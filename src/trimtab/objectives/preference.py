@@ -1,7 +1,7 @@
-"""Direct preference methods (ALGORITHMS section 10): each a formula over sums of log-probs.
+"""Direct preference methods (ALGORITHMS section 10): formulas over sums of log-probs.
 
-W, L are the summed log-probs of the chosen and the rejected answer under the policy; a, b the same
-less the reference's; n_w, n_l trained tokens; z = beta (a - b). Reference-free: a = W, b = L.
+W, L are the summed log-probs of the chosen and the rejected completion under the policy; a, b the
+same minus the reference's; n_w, n_l trained tokens; z = beta (a - b). Reference-free: a = W, b = L.
 
 | type     | paper      | loss of a pair                                        |
 |----------|------------|-------------------------------------------------------|
@@ -16,12 +16,11 @@ less the reference's; n_w, n_l trained tokens; z = beta (a - b). Reference-free:
 | orpo     | 2403.07691 | -W/n_w - lam log s(o(W/n_w) - o(L/n_l))               |
 | kto      | 2402.01306 | good: D (1 - s(beta (a - z0))), bad: U (1 - s(beta (z0 - b))) |
 
-To any of them ``rpo_alpha`` adds -alpha W/n_w, RPO's share of likelihood (2404.19733).
+``rpo_alpha`` adds -alpha W/n_w, RPO's likelihood term (2404.19733), to any of them.
 """
 
 from __future__ import annotations
 
-import typing
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -30,56 +29,27 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
 from trimtab.config import by_type
-from trimtab.objectives.kto import KTO, KTOAt, kto, labels, mismatched
-from trimtab.objectives.pairs import Direct, Pairs, Scaled, strict_pairs, summed
-
-__all__ = [
-    "CDPO",
-    "DIRECT",
-    "DPO",
-    "IPO",
-    "KTO",
-    "ORPO",
-    "AnyPreference",
-    "DPONorm",
-    "Direct",
-    "Hinge",
-    "KTOAt",
-    "Pairs",
-    "Preference",
-    "Robust",
-    "SLiC",
-    "Scaled",
-    "SimPO",
-    "ipo",
-    "kto",
-    "labels",
-    "log_odds",
-    "mismatched",
-    "robust",
-    "smoothed",
-    "strict_pairs",
-    "summed",
-]  # fmt: skip
+from trimtab.objectives.kto import KTO
+from trimtab.objectives.pairs import Direct, Pairs, Scaled
 
 
 def smoothed(z: Tensor, e: float) -> Tensor:
-    """-(1-e) log s(z) - e log s(-z): a share e of the labels is thought to be wrong."""
+    """-(1-e) log s(z) - e log s(-z): a share e of the labels is assumed wrong."""
     return -(1.0 - e) * logsigmoid(z) - e * logsigmoid(-z)
 
 
 def robust(z: Tensor, e: float) -> Tensor:
-    """[-(1-e) log s(z) + e log s(-z)] / (1-2e): without bias when a share e is flipped."""
+    """[-(1-e) log s(z) + e log s(-z)] / (1-2e): unbiased when a share e of the labels is flipped."""
     return (-(1.0 - e) * logsigmoid(z) + e * logsigmoid(-z)) / (1.0 - 2.0 * e)
 
 
 def ipo(difference: Tensor, beta: float) -> Tensor:
-    """(a - b - 1/(2 beta))^2: a target for the margin instead of no end to it."""
+    """(a - b - 1/(2 beta))^2: the margin has a target, so it does not grow without bound."""
     return (difference - 1.0 / (2.0 * beta)) ** 2
 
 
 def log_odds(s: Tensor) -> Tensor:
-    """s - log(1 - e^s) of mean log-probs s < 0; held finite where a model is certain (s = 0)."""
+    """s - log(1 - e^s) of mean log-probs s < 0; finite where a model is certain (s = 0)."""
     s = s.clamp(max=-1e-6)
     return s - torch.log(-torch.expm1(s))
 
@@ -95,11 +65,11 @@ class DPO(Scaled):
 
 
 class RPO(DPO):
-    """-log s(z) - rpo_alpha W/n_w (2404.19733): likelihood keeps the chosen answer from sinking."""
+    """-log s(z) - rpo_alpha W/n_w (2404.19733): keeps the chosen log-prob from falling."""
 
     type: Literal["rpo"] = "rpo"  # pyright: ignore[reportIncompatibleVariableOverride]
     rpo_alpha: float = Field(default=1.0, gt=0.0)
-    """Weight of the chosen answer's mean negative log-likelihood."""
+    """Weight of the chosen completion's mean negative log-likelihood."""
 
 
 class CDPO(Scaled):
@@ -107,12 +77,12 @@ class CDPO(Scaled):
 
     type: Literal["cdpo"] = "cdpo"
     smoothing: float = Field(default=0.1, ge=0.0)
-    """e: the share of labels thought to be wrong."""
+    """e: the share of labels assumed wrong."""
 
     @model_validator(mode="after")
     def _half(self) -> CDPO:
         if self.smoothing >= 0.5:
-            raise ValueError("smoothing must be below 0.5: from there on the labels mean nothing")
+            raise ValueError("smoothing must be below 0.5; at 0.5 the labels carry no information")
         return self
 
     def loss(self, p: Pairs) -> Tensor:
@@ -125,7 +95,7 @@ class Robust(Scaled):
 
     type: Literal["robust"] = "robust"
     smoothing: float = Field(default=0.1, ge=0.0)
-    """e: the share of labels thought to be flipped."""
+    """e: the share of labels assumed flipped."""
 
     @model_validator(mode="after")
     def _half(self) -> Robust:
@@ -143,10 +113,10 @@ class IPO(Scaled):
 
     type: Literal["ipo"] = "ipo"
     average: Literal["mean", "sum"] = "mean"
-    """The paper's experiments took means over tokens; its formula reads as sums."""
+    """The paper's experiments use means over tokens; its formula has sums."""
 
     def implicit(self, p: Pairs) -> tuple[Tensor, Tensor]:
-        """beta a, beta b, of the means where the loss takes means."""
+        """beta a, beta b; of the means where the loss uses means."""
         nw, nl = (p.nw_P, p.nl_P) if self.average == "mean" else (1.0, 1.0)
         return self.beta * p.a_P / nw, self.beta * p.b_P / nl
 
@@ -171,9 +141,9 @@ class SLiC(Direct):
     type: Literal["slic"] = "slic"
     without: ClassVar[bool] = True
     delta: float = Field(default=1.0, gt=0.0)
-    """Nats by which the chosen answer should be likelier."""
+    """Target of W - L, nats."""
     nll_weight: float = Field(default=0.5, ge=0.0)
-    """Weight of the likelihood that keeps the model near its start."""
+    """Weight of the likelihood term, which keeps the model near its start."""
 
     @property
     def nll(self) -> float:
@@ -211,7 +181,7 @@ class SimPO(Scaled):
     beta: float = Field(default=2.0, gt=0.0)
     """Scale of the mean log-probs; 2 to 10."""
     gamma: float = Field(default=0.5, ge=0.0)
-    """Margin to reach, as it is (not as a share of beta)."""
+    """Target margin, absolute (not a share of beta)."""
 
     def implicit(self, p: Pairs) -> tuple[Tensor, Tensor]:
         """beta W/n_w, beta L/n_l."""
@@ -228,7 +198,7 @@ class ORPO(Direct):
     type: Literal["orpo"] = "orpo"
     without: ClassVar[bool] = True
     lam: float = Field(default=0.1, gt=0.0)
-    """Weight of the odds ratio beside the likelihood."""
+    """Weight of the odds-ratio term."""
 
     @property
     def nll(self) -> float:
@@ -244,13 +214,11 @@ class ORPO(Direct):
         return -self.lam * logsigmoid(log_odds(p.W_P / p.nw_P) - log_odds(p.L_P / p.nl_P))
 
 
-AnyPreference = (
-    DPO | RPO | CDPO | Robust | IPO | Hinge | SLiC | DPONorm | SimPO | ORPO | KTO
-)  # the registry
-
 DIRECT: dict[str, type[Direct]] = {
-    m.model_fields["type"].default: m for m in typing.get_args(AnyPreference)
+    m.model_fields["type"].default: m
+    for m in (DPO, RPO, CDPO, Robust, IPO, Hinge, SLiC, DPONorm, SimPO, ORPO, KTO)
 }
+"""The methods by ``type``."""
 
 Preference = Annotated[SerializeAsAny[Direct], by_type(Direct, DIRECT)]
 """A direct method as a key of a configuration: ``{type: NAME, …}``, NAME perhaps an import path."""

@@ -1,4 +1,4 @@
-"""Process rewards: scores of steps, and how they become credit (ALGORITHMS section 4)."""
+"""Process rewards: scores of reasoning steps, and advantages from them (ALGORITHMS section 4)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StepLoss(Config):
     """Two-class cross-entropy at step ends: -y log p - (1-y) log(1-p) (2305.20050, 2312.08935).
 
     With a head of two logits p = sigmoid(z_1 - z_0), so soft labels y in [0, 1] need no other
-    form. "seq-mean-token-mean" weights every solution alike, however many steps it has.
+    form. "seq-mean-token-mean" weights every solution the same, however many steps it has.
     """
 
     type: Literal["steps"] = "steps"
@@ -59,7 +59,7 @@ def aggregate_steps(p_S: Tensor, how: Aggregate) -> Tensor:
 
 
 def step_differences(p_S: Tensor) -> Tensor:
-    """Dense rewards p_k - p_{k-1}, p_0 = 0: they telescope, so more steps do not pay."""
+    """Dense rewards p_k - p_{k-1}, p_0 = 0: they telescope, so more steps do not earn more."""
     return torch.diff(p_S, prepend=p_S.new_zeros(1))
 
 
@@ -96,20 +96,20 @@ def group_process_advantages(groups: Sequence[Group]) -> list[list[Floats]]:
     t. Reads the columns "step_end" and "step_score" that ``ProcessReward`` writes; a completion
     without a step end (its steps could not be scored) is left out of the statistics and gets 0.
     """
-    found: list[list[Floats]] = []
+    advantages: list[list[Floats]] = []
     for group in groups:
         ends = [np.flatnonzero(c.tokens["step_end"] > 0) for c in group.completions]
         parts = [
             c.tokens["step_score"][e].astype(np.float64)
             for c, e in zip(group.completions, ends, strict=True)
         ]
-        every = np.concatenate([np.zeros(0), *parts])
-        flat = every.size == 0 or every.max() == every.min()
-        mean, spread = (0.0, 1.0) if flat else (every.mean(), every.std(ddof=1) + 1e-6)
-        mine: list[Floats] = []
+        pooled = np.concatenate([np.zeros(0), *parts])
+        flat = pooled.size == 0 or pooled.max() == pooled.min()
+        mean, spread = (0.0, 1.0) if flat else (pooled.mean(), pooled.std(ddof=1) + 1e-6)
+        rows: list[Floats] = []
         for c, e, scores in zip(group.completions, ends, parts, strict=True):
             level = np.zeros_like(scores) if flat else (scores - mean) / spread
-            credit = step_advantages(torch.from_numpy(level), torch.from_numpy(e), len(c))
-            mine.append(credit.numpy().astype(np.float32))
-        found.append(mine)
-    return found
+            row = step_advantages(torch.from_numpy(level), torch.from_numpy(e), len(c))
+            rows.append(row.numpy().astype(np.float32))
+        advantages.append(rows)
+    return advantages

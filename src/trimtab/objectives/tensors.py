@@ -1,4 +1,4 @@
-"""Small tensor operations shared by every floor: masked statistics and ragged batches."""
+"""Small tensor operations: masked statistics and ragged batches."""
 
 from __future__ import annotations
 

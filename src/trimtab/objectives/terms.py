@@ -1,7 +1,7 @@
-"""What a loss returns: sums, and what each is to be divided by.
+"""What a loss returns: sums, and the count that divides each.
 
 A loss never divides by a count of its own pack. It names the count, and the loop divides by that
-count over the whole optimiser step, so the result does not depend on how the step was cut up.
+count over the whole optimiser step, so the result does not depend on micro-batches or packing.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from trimtab.data.pack import Pack
 
 Per = Literal["tokens", "completions", "groups", "chosen", "rejected"]
 """Trained tokens; completions with at least one; groups that carry a training signal; completions
-labelled good, and bad."""
+labelled good; completions labelled bad."""
 
 Counts = dict[Per, float]
 
 Metrics = dict[str, tuple[Tensor, Per]]
-"""Detached sums by name, and what divides each."""
+"""Detached sums by name, and the count that divides each."""
 
 Aggregation = Literal[
     "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
@@ -45,15 +45,15 @@ class Loss:
     """The terms of a loss and the metrics that go with it."""
 
     terms: dict[str, Term]
-    """By name; reported as they are, before ``coef``."""
+    """By name; logged before ``coef`` is applied."""
     metrics: Metrics = field(default_factory=dict[str, tuple[Tensor, Per]])
 
 
 class Objective(Protocol):
-    """What the loop asks of a loss."""
+    """What the training loop needs of a loss."""
 
     def counts(self, pack: Pack) -> Counts:
-        """What this pack adds to the counts of the optimiser step; no forward is needed."""
+        """What this pack adds to the counts of the optimiser step, without a forward."""
         ...
 
 

@@ -18,8 +18,9 @@ from trimtab.errors import DataError
 from trimtab.feedback.comparisons import read_comparisons
 from trimtab.models.frozen import load_reference
 from trimtab.models.load import LM, ModelSpec, disable_dropout
-from trimtab.objectives.kto import KTOAt
-from trimtab.objectives.preference import DPO, KTO, Preference, labels, mismatched, summed
+from trimtab.objectives.kto import KTO, KTOAt, labels, mismatched
+from trimtab.objectives.pairs import summed
+from trimtab.objectives.preference import DPO, Preference
 from trimtab.stats.uncertainty import bootstrap_mean
 from trimtab.train.loop import open_run, train
 from trimtab.train.reference import CachedReference

@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from trimtab.objectives.preference import DPO, KTO, Preference
+from trimtab.objectives.kto import KTO
+from trimtab.objectives.preference import DPO, Preference
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.train.dpo import with_margins
 from trimtab.train.loop import open_run, train
