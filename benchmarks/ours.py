@@ -45,7 +45,7 @@ class Job:
         return {
             "out": str(self.out), "optim": optim, "loop": loop,
             "model": {"path": spec["model"], "device": spec["device"], **spec.get("held", {})},
-            "data": {"path": spec["data"], "max_prompt": 8192, "max_completion": 8192},
+            "data": {"path": spec["data"], "max_prompt_length": 8192, "max_completion_length": 8192},
         }  # fmt: skip
 
     def versions(self) -> dict[str, str]:

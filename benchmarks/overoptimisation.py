@@ -107,7 +107,7 @@ def bon(
     """Best of n by each way of combining the members: reward and gold, on held-out prompts."""
     path = f"{start}/sft/model"
     tokenizer = load_tokenizer(path)
-    renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
+    renderer = Renderer(tokenizer)
     lm = LM.load(ModelSpec(path=path), train=False)
     rows = formats.prompts(sources.read(f"{start}/world/heldout.jsonl"))[
         seed * prompts : (seed + 1) * prompts

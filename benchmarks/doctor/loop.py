@@ -71,7 +71,7 @@ def overhead(out: Path, looks: int = 4) -> dict[str, Any]:
 
 def worth(path: str, task: str, seed: int) -> float:
     """Mean gold of a policy's sampled answers to ``ASKED`` prompts of the task that no run has seen."""
-    renderer = Renderer(load_tokenizer(path), max_prompt=512, max_tokens=64)
+    renderer = Renderer(load_tokenizer(path), max_prompt_length=512, max_completion_length=64)
     lm = LM.load(ModelSpec(path=path), train=False)
     sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
     unseen = scenes(kinds_of(task), ASKED, seed, 23)

@@ -229,7 +229,9 @@ def _probe(folder: Path, spec: Spec, config: rl.RLConfig) -> None:
     for of, path in (("policy", folder / "model"), ("reference", BASE)):
         model = ModelSpec(path=str(path), chat_template=config.model.chat_template)
         renderer = Renderer(
-            load_tokenizer(model.path, model.chat_template), max_prompt=512, max_tokens=64
+            load_tokenizer(model.path, model.chat_template),
+            max_prompt_length=512,
+            max_completion_length=64,
         )
         lm = LM.load(model, train=False)
         sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)

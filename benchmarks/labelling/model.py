@@ -90,7 +90,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.tokenizer = load_tokenizer(str(BASE), None)
-        self.renderer = Renderer(self.tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
+        self.renderer = Renderer(self.tokenizer)
 
     def group(
         self,

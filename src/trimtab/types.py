@@ -24,7 +24,7 @@ Row = dict[str, Any]
 """One row of a dataset, or one line of a JSON lines file: values by column."""
 
 Finish = Literal["stop", "length", "given"]
-"""Why a completion ended: a stop id or string, the token limit, or it was given as data."""
+"""Why a completion ended: a stop id or string, the token limit, or it came with the data."""
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Score:
     status: str = "ok"
     """"ok", "error", "timeout", "invalid" or "truncated"."""
     detail: str = ""
-    """What went wrong, in a sentence, when it did."""
+    """What went wrong, in a sentence; empty when nothing did."""
 
     @property
     def ok(self) -> bool:
@@ -52,7 +52,7 @@ class Score:
 
 @dataclass(slots=True)
 class Completion:
-    """One answer to a prompt, with its history.
+    """One completion of a prompt, with its history.
 
     >>> c = Completion(ids=np.array([5, 6, 2]), mask=np.array([True, True, True]), text="a b")
     >>> len(c)
@@ -68,11 +68,11 @@ class Completion:
     rank: int | None = None
     """Place among the group's completions: 0 is best, equal ranks tie; None when not compared."""
     margin: float = 0.0
-    """How much better than the next rank it was judged (Llama-2 margin), 0 when not given."""
+    """How much better than the next rank it was judged (Llama-2 margin), 0 when unknown."""
     finish: Finish = "given"
     """Why it ended."""
     version: int = -1
-    """Weight version (optimiser steps done) of the policy that sampled it; -1 for given data."""
+    """Weight version (optimiser steps done) of the policy that sampled it; -1 for data."""
     scores: dict[str, Score] = field(default_factory=dict[str, Score])
     """Reward parts by name, raw."""
     reward: float | None = None
@@ -112,15 +112,15 @@ class Group:
     """
 
     id: str
-    """Stable identity of the prompt within its data set."""
+    """Stable id of the prompt within its dataset."""
     prompt: Ints
     """Prompt token ids [P], P >= 1 (the beginning-of-sequence token or the template's header)."""
     completions: list[Completion]
-    """The answers; their order carries no meaning, ``Completion.rank`` does."""
+    """Their order has no meaning, ``Completion.rank`` does."""
     text: str = ""
     """The prompt as a person reads it."""
-    extra: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Other columns of the row, handed to reward functions by name."""
+    extra: Row = field(default_factory=dict[str, Any])
+    """Other columns of the row, passed to reward functions by name."""
 
     @property
     def cost(self) -> int:

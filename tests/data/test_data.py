@@ -88,7 +88,7 @@ def one(make: Any, row: dict[str, Any]) -> Example:
 def test_demonstrations(row: dict[str, Any], prompt: Any, answer: Any) -> None:
     made = one(formats.demonstrations, row)
     assert made.prompt == prompt
-    assert made.answers == [answer]
+    assert made.completions == [answer]
 
 
 HH = "\n\nHuman: hi\n\nAssistant: yes ?\n\nHuman: why ?\n\nAssistant: "
@@ -110,7 +110,7 @@ HELLO = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ye
 def test_comparisons(row: dict[str, Any], prompt: Any, answers: Any, ranks: list[int]) -> None:
     made = one(formats.comparisons, {**row, "scene": "kept"})
     assert made.prompt == prompt
-    assert made.answers == answers
+    assert made.completions == answers
     assert made.ranks == ranks
     assert made.extra == {"scene": "kept"}
 
@@ -160,10 +160,10 @@ def test_a_bad_row_is_named(row: dict[str, Any], why: str) -> None:
         ("a.jsonl", b'{"text": "x"}\n{"te\0xt": 1}\n', "row 2: holds a NUL"),
         ("a.json", b'{"text": "x"}', "list of rows"),
         ("a.json", b'[{"text": \n]', "line 2: not valid JSON"),
-        ("a.csv", b"text,b\nx,1\ny\n", "row 2: has another number of fields"),
+        ("a.csv", b"text,b\nx,1\ny\n", "row 2: has a different number of fields"),
         ("a.csv", b"text\nx\n\xff\n", "row 2: not UTF-8"),
-        ("a.parquet", b"PAR1 no", "not a whole parquet file"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9], "not a whole gzip"),
+        ("a.parquet", b"PAR1 no", "incomplete or invalid parquet"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9], "incomplete gzip"),
         ("a.jsonl", b"\n", "holds no rows"),
         ("a.xml", b"<a/>", "is not read"),
     ],
@@ -206,7 +206,7 @@ def test_tokenizers(adds: bool, pad: str | None, tmp_path: Path) -> None:
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert tokenizer.pad_token_id is not None
     assert len(tokenizer) == 16
-    renderer = Renderer(tokenizer, max_prompt=99, max_tokens=99)
+    renderer = Renderer(tokenizer, max_prompt_length=99, max_completion_length=99)
     group = renderer.demonstration(Example("", Q, [A]))
     assert group is not None
     done = group.completions[0]
@@ -221,7 +221,9 @@ def test_tokenizers(adds: bool, pad: str | None, tmp_path: Path) -> None:
 
 
 def test_no_bos_invents_none(tmp_path: Path) -> None:
-    renderer = Renderer(load_tokenizer(made(tmp_path, bos=False)), max_prompt=99, max_tokens=99)
+    renderer = Renderer(
+        load_tokenizer(made(tmp_path, bos=False)), max_prompt_length=99, max_completion_length=99
+    )
     group = renderer.demonstration(Example("", Q, [A]))
     assert group is not None
     assert renderer.tokenizer.convert_ids_to_tokens(group.prompt) == [
@@ -236,18 +238,25 @@ def test_no_eos_and_no_template(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="end-of-sequence"):
         load_tokenizer(made(tmp_path / "a", eos=None))
     renderer = Renderer(
-        load_tokenizer(made(tmp_path / "b", template=None)), max_prompt=9, max_tokens=9
+        load_tokenizer(made(tmp_path / "b", template=None)),
+        max_prompt_length=9,
+        max_completion_length=9,
     )
     with pytest.raises(ModelError, match=r"model\.chat_template"):
         renderer.prompt(Example("", Q, []))
     given = load_tokenizer(str(tmp_path / "b"), "plain")
-    assert Renderer(given, max_prompt=9, max_tokens=9).prompt(Example("", Q, [])) is not None
+    assert (
+        Renderer(given, max_prompt_length=9, max_completion_length=9).prompt(Example("", Q, []))
+        is not None
+    )
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> None:
     template = "{{ messages | length }}{% for m in messages %} {{ m['content'] }}{% endfor %}"
     renderer = Renderer(
-        load_tokenizer(made(tmp_path, template=template)), max_prompt=9, max_tokens=9
+        load_tokenizer(made(tmp_path, template=template)),
+        max_prompt_length=9,
+        max_completion_length=9,
     )
     with pytest.raises(ModelError, match="rewrites earlier turns"):
         renderer.demonstration(Example("", Q, [A]))
@@ -255,7 +264,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> No
 
 def test_only_the_assistant_is_trained_on() -> None:
     tokenizer = folders.tokenizer()
-    renderer = Renderer(tokenizer, max_prompt=99, max_tokens=99)
+    renderer = Renderer(tokenizer, max_prompt_length=99, max_completion_length=99)
     turns = [
         {"role": "user", "content": "what ?"}, {"role": "assistant", "content": "red cat"},
         {"role": "user", "content": "where ?"}, {"role": "assistant", "content": "here"},
@@ -275,7 +284,7 @@ def test_only_the_assistant_is_trained_on() -> None:
 
 
 def test_long_rows_are_told() -> None:
-    renderer = Renderer(folders.tokenizer(), max_prompt=4, max_tokens=3)
+    renderer = Renderer(folders.tokenizer(), max_prompt_length=4, max_completion_length=3)
     assert renderer.prompt(Example("", "cat " * 9, [], row=3)) is None
     assert renderer.dropped == ["row 3: prompt has 9 tokens, over 4"]
     cut = renderer.demonstration(Example("", "cat", ["dog " * 9], row=5))
@@ -294,7 +303,7 @@ def test_every_real_pair_is_read_and_rendered() -> None:
     assert len(made) > 2250
     for e in made:
         assert e.prompt[-1]["role"] == "user"  # pyright: ignore[reportArgumentType]
-        assert all(a[0]["role"] == "assistant" for a in e.answers)  # pyright: ignore[reportArgumentType]
+        assert all(a[0]["role"] == "assistant" for a in e.completions)  # pyright: ignore[reportArgumentType]
 
 
 @st.composite

@@ -348,7 +348,7 @@ def test_a_reference_takes_the_place_of_saved_statistics(
     from trimtab.data import formats, sources
     from trimtab.data.render import Renderer
 
-    render = Renderer(tokenizer(), max_prompt=99, max_tokens=99)
+    render = Renderer(tokenizer(), max_prompt_length=99, max_completion_length=99)
     groups = [
         g
         for e in formats.demonstrations(sources.read(path))

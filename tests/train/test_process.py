@@ -52,7 +52,9 @@ ROWS = [
 
 
 def renderer(limit: int = 1 << 20, **more: Any) -> Renderer:
-    return Renderer(folders.tokenizer(), max_prompt=limit, max_tokens=limit, **more)
+    return Renderer(
+        folders.tokenizer(), max_prompt_length=limit, max_completion_length=limit, **more
+    )
 
 
 def ids(text: str) -> np.ndarray:
@@ -125,7 +127,7 @@ def test_long_solutions_are_cut_at_a_step() -> None:
     assert np.flatnonzero(group.completions[0].mask).tolist() == [1, 4]
     assert short.cut == ["row 1: steps have 7 tokens, over 5"]
     assert Steps(renderer(1), ".").group(example) is None
-    with pytest.raises(DataError, match=r"row 1.*max_completion"):
+    with pytest.raises(DataError, match=r"row 1.*max_completion_length"):
         Steps(renderer(5, on_long="error"), ".").group(example)
 
 

@@ -158,7 +158,7 @@ def score(samples: Sequence[Row], run: Path, config: AuditConfig) -> list[Audite
     gold = config.gold
     assert gold is not None
     tokenizer = load_tokenizer(gold.model or str(BASE))
-    renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
+    renderer = Renderer(tokenizer)
     columns = prompt_columns(run)
     examples = [
         Example(

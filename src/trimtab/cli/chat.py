@@ -27,7 +27,7 @@ class ChatConfig(Config):
 def main(config: ChatConfig) -> None:
     """One answer, or a conversation until an empty line or end of input."""
     tokenizer = load_tokenizer(config.model, config.chat_template)
-    renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
+    renderer = Renderer(tokenizer)
     lm = LM.load(ModelSpec(path=config.model), train=False)
     sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
     turns: list[dict[str, str]] = []

@@ -1,35 +1,42 @@
-"""Datasets: where rows come from, and rows as groups."""
+"""Datasets: where rows come from, and loading them as groups."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from trimtab.config import Config
 from trimtab.data import formats, sources
 from trimtab.errors import DataError
-from trimtab.runs.console import console
 from trimtab.types import Group
+
+log = logging.getLogger(__name__)
 
 
 class DataSpec(Config):
     """Where rows come from."""
 
+    renamed: ClassVar[dict[str, str]] = {
+        "max_prompt": "max_prompt_length",
+        "max_completion": "max_completion_length",
+    }
+
     path: str
     """A local jsonl, json, parquet, csv or txt file (gz too), or a hub id."""
     split: str | None = None
-    """Of a hub data set."""
+    """Split of a hub dataset."""
     limit: int | None = Field(default=None, gt=0)
     """Use the first rows only."""
     strict: bool = True
-    """False drops bad rows, counts them and says so."""
-    max_prompt: int = Field(default=512, gt=0)
-    """Longer prompts (tokens) are left out and counted."""
-    max_completion: int = Field(default=512, gt=0)
-    """Longer completions (tokens) are cut."""
+    """False drops bad rows and logs their number."""
+    max_prompt_length: int = Field(default=512, gt=0)
+    """Longer prompts (tokens) are dropped and counted."""
+    max_completion_length: int = Field(default=512, gt=0)
+    """Longer completions (tokens) are truncated."""
 
     @model_validator(mode="before")
     @classmethod
@@ -43,7 +50,7 @@ def load_groups(
     render: Callable[[formats.Example], Group | None],
     read: Callable[..., sources.Rows] = sources.read,
 ) -> list[Group]:
-    """The rows of ``spec`` read by ``make`` and tokenised by ``render``; says what was left out.
+    """The rows of ``spec`` read by ``make`` and tokenised by ``render``; logs what was dropped.
 
     Args:
         spec: Where rows come from.
@@ -55,25 +62,28 @@ def load_groups(
         DataError: a row cannot be used (strict), or nothing is left.
     """
     rows = read(spec.path, split=spec.split, limit=spec.limit, strict=spec.strict)
-    made = make(rows)
+    examples = make(rows)
     if rows.dropped:
-        console.print(
-            f"{rows.name}: {len(rows.dropped)} bad rows dropped, first: {rows.dropped[0]}"
+        log.info(
+            "%s: %d bad rows dropped, first: %s", rows.name, len(rows.dropped), rows.dropped[0]
         )
-    kept = [g for g in map(render, made) if g is not None]
-    if len(kept) < len(made):
-        console.print(
-            f"{rows.name}: {len(made) - len(kept)} of {len(made)} prompts over max_prompt, left out"
-        )
-    if not kept:
+    groups = [g for g in map(render, examples) if g is not None]
+    if len(groups) < len(examples):
+        log.info(
+            "%s: %d of %d prompts dropped: longer than max_prompt_length",
+            rows.name, len(examples) - len(groups), len(examples),
+        )  # fmt: skip
+    if not groups:
         raise DataError(
-            f"{rows.name}: no row is left to train on; raise max_prompt, or look at the data"
+            f"{rows.name}: no row is left to train on; raise max_prompt_length, or look at the data"
         )
-    return kept
+    return groups
 
 
 def split(groups: list[Group], count: int, name: str) -> tuple[list[Group], list[Group]]:
-    """The last ``count`` held out."""
+    """``groups`` without the last ``count``, and those, held out."""
     if count >= len(groups):
-        raise DataError(f"{name}: holdout {count} leaves none of {len(groups)} rows to train on")
+        raise DataError(
+            f"{name}: holdout {count} leaves none of the {len(groups)} rows to train on"
+        )
     return (groups[:-count], groups[-count:]) if count else (groups, [])

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from trimtab.data.sources import Row, Rows
+from trimtab.data.sources import Rows
 from trimtab.errors import DataError
+from trimtab.types import Row
 
 Message = dict[str, str]
 Text = str | list[Message]
@@ -18,27 +19,27 @@ COLUMNS = frozenset(
     ("id", "prompt", "messages", "text", "completion", "completions", "chosen", "rejected",
      "ranks", "margin", "tie", "label", "labels", "probs")
 )  # fmt: skip
-"""Names with a meaning of their own; rows made from others must not carry them along."""
+"""Columns that the readers interpret; rows derived from other rows must not copy them."""
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 @dataclass(slots=True)
 class Example:
-    """A row as text: a prompt with its answers."""
+    """A row as text: a prompt with its completions."""
 
     id: str
     prompt: Text
-    """Plain text or messages. Empty text: the answer stands alone (language modelling)."""
-    answers: list[Text]
+    """Plain text or messages; empty text for plain language modelling."""
+    completions: list[Text]
     """Same kind as the prompt; none for prompt-only rows."""
     ranks: list[int] | None = None
-    """One for each answer: 0 best, equal ranks tie."""
+    """One per completion: 0 is best, equal ranks tie."""
     margins: list[float] | None = None
-    """One for each answer: how much better than the next it was judged."""
+    """One per completion: how much better than the next it was judged."""
     labels: list[float] | None = None
-    """Of a solution whose answers are its steps: how correct each step is, in [0, 1]."""
-    extra: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Where the completions are the steps of one solution: how correct each is, in [0, 1]."""
+    extra: Row = field(default_factory=dict[str, Any])
     """The row's other columns."""
     row: int = 1
     """Row number from 1."""
@@ -70,8 +71,8 @@ def _text(value: object, name: str) -> Text:
     if isinstance(value, list) and value:
         messages: list[Message] = []
         for m in cast(list[Any], value):
-            said = cast(dict[str, Any], m) if isinstance(m, dict) else {}
-            role, content = said.get("role"), said.get("content")
+            message = cast(Row, m) if isinstance(m, dict) else {}
+            role, content = message.get("role"), message.get("content")
             if not isinstance(role, str) or not isinstance(content, str):
                 raise _BadRowError(f"{name!r} must hold messages with a text 'role' and 'content'")
             messages.append({"role": role, "content": _clean(content, name)})
@@ -94,13 +95,13 @@ def transcript(text: str) -> list[Message]:
     parts = _TURN.split(text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
-        {"role": roles[who], "content": said.strip()}
-        for who, said in zip(parts[::2], parts[1::2], strict=True)
+        {"role": roles[who], "content": content.strip()}
+        for who, content in zip(parts[::2], parts[1::2], strict=True)
     ]
 
 
 def _pair(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
-    """Prompt and answers of two texts that share their beginning."""
+    """Prompt and completions of two texts that share their beginning."""
     if isinstance(chosen, str) and isinstance(rejected, str):
         a, b = transcript(chosen), transcript(rejected)
         if not a or not b:
@@ -115,7 +116,7 @@ def _pair(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
         if x != y:
             break
         shared += 1
-    # The answer must be the assistant's: go back to the last turn of the user.
+    # A completion begins with the assistant: step back to the last turn of the user.
     shared = min(shared, len(chosen) - 1, len(rejected) - 1)
     while shared and chosen[shared - 1]["role"] != "user":
         shared -= 1
@@ -128,21 +129,21 @@ def _pair(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
 def _prompt(value: object) -> Text:
     prompt = _text(value, "prompt")
     if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
-        raise _BadRowError("'prompt' ends with the assistant; it must end with what is answered")
+        raise _BadRowError("'prompt' ends with the assistant; it must end with a turn to answer")
     return prompt
 
 
 def _spoken(turns: list[Message], name: str) -> list[Message]:
-    """Turns that begin and end with the assistant, who says something in each of its own."""
+    """Turns that begin and end with the assistant, none of whose turns is empty."""
     if turns[0]["role"] != "assistant" or turns[-1]["role"] != "assistant":
-        raise _BadRowError(f"{name!r} does not begin and end with an answer of the assistant")
+        raise _BadRowError(f"{name!r} does not begin and end with a turn of the assistant")
     if any(m["role"] == "assistant" and not m["content"].strip() for m in turns):
-        raise _BadRowError(f"{name!r} has an empty answer of the assistant")
+        raise _BadRowError(f"{name!r} has an empty turn of the assistant")
     return turns
 
 
 def _answer(value: Text, prompt: Text, name: str) -> Text:
-    """An answer of the prompt's kind: plain text after messages is an assistant's turn."""
+    """A completion of the prompt's kind: plain text after messages is an assistant's turn."""
     if isinstance(prompt, str):
         if isinstance(value, list):
             raise _BadRowError(f"'prompt' is text but {name!r} is messages; give both as messages")
@@ -150,23 +151,23 @@ def _answer(value: Text, prompt: Text, name: str) -> Text:
     if isinstance(value, str):
         return [{"role": "assistant", "content": value}]
     if len(value) > len(prompt) and value[: len(prompt)] == prompt:
-        # The whole conversation beside its prompt, as some data sets have it.
+        # Some datasets repeat the prompt in the completion.
         value = value[len(prompt) :]
     return _spoken(value, name)
 
 
 def _split(messages: list[Message]) -> tuple[list[Message], list[Message]]:
-    """What comes before the assistant's first turn, and from there to its last."""
+    """The turns before the assistant's first, and from there to its last."""
     spoke = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     if not spoke:
         raise _BadRowError("has no turn of the assistant")
     if spoke[0] == 0 or not messages[spoke[0] - 1]["content"].strip():
-        raise _BadRowError("has nothing for the assistant's first turn to answer")
+        raise _BadRowError("has no turn before the assistant's first")
     return messages[: spoke[0]], _spoken(messages[spoke[0] : spoke[-1] + 1], "messages")
 
 
 def _number(value: object, name: str) -> float:
-    """A margin; csv gives it as text."""
+    """A margin >= 0; csv gives it as text."""
     try:
         number = 0.0 if value is None or value == "" else float(cast(Any, value))
     except (TypeError, ValueError):
@@ -176,23 +177,27 @@ def _number(value: object, name: str) -> float:
     return number
 
 
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+"""Spellings in lower case; csv gives values as text."""
+
+
 def _tie(value: object) -> bool:
-    known = {"": False, "none": False, "false": False, "0": False, "true": True, "1": True}
+    spellings = {**_BOOLEANS, "": False, "none": False}
     key = str(value).lower()
-    if key not in known:
+    if key not in spellings:
         raise _BadRowError(f"'tie' must be true or false, got {value!r}")
-    return known[key]
+    return spellings[key]
 
 
 def _columns(
-    rows: Rows, wanted: list[set[str]], task: str, way_out: str = "rename the columns"
+    rows: Rows, wanted: list[set[str]], task: str, advice: str = "rename the columns"
 ) -> None:
     if not any(w <= row.keys() for _, row in rows.rows for w in wanted):
-        found = sorted({name for _, row in rows.rows for name in row})
+        columns = sorted({name for _, row in rows.rows for name in row})
         options = "; or ".join("+".join(sorted(w)) for w in wanted)
         raise DataError(
-            f"{rows.name}: columns {', '.join(found)} do not fit {task}, which needs {options}; "
-            f"{way_out}"
+            f"{rows.name}: columns {', '.join(columns)} do not fit {task}, which needs {options}; "
+            f"{advice}"
         )
 
 
@@ -203,7 +208,7 @@ def _need(row: Row, name: str) -> Any:
 
 
 def _all(rows: Rows, make: Callable[[Row], Example], used: set[str]) -> list[Example]:
-    made: list[Example] = []
+    examples: list[Example] = []
     seen: dict[str, int] = {}
     for number, row in rows.rows:
         try:
@@ -219,10 +224,10 @@ def _all(rows: Rows, make: Callable[[Row], Example], used: set[str]) -> list[Exa
         seen[key] = number
         example.id, example.row, example.source = key, number, rows.name
         example.extra = {k: v for k, v in row.items() if k not in used}
-        made.append(example)
-    if not made:
+        examples.append(example)
+    if not examples:
         raise DataError(f"{rows.name}: no usable row; first: {rows.dropped[0]}")
-    return made
+    return examples
 
 
 def demonstrations(rows: Rows) -> list[Example]:
@@ -256,8 +261,8 @@ def demonstrations(rows: Rows) -> list[Example]:
     return _all(rows, make, {"id", "messages", "prompt", "completion", "text"})
 
 
-def _beside(prompt: object, chosen: Text, rejected: Text) -> bool:
-    """Whole conversations that end their shared part with the text of ``prompt``."""
+def _contain(prompt: object, chosen: Text, rejected: Text) -> bool:
+    """Whether both are conversations that share a user turn with the text of ``prompt``."""
     if not isinstance(prompt, str) or isinstance(chosen, str) or isinstance(rejected, str):
         return False
     return any(
@@ -268,11 +273,11 @@ def _beside(prompt: object, chosen: Text, rejected: Text) -> bool:
 
 def _ranked(row: Row) -> Example:
     prompt = _prompt(_need(row, "prompt"))
-    given: Any = row["completions"]
-    if not isinstance(given, list) or len(cast(list[Any], given)) < 2:
-        raise _BadRowError("'completions' must list at least two answers")
+    listed: Any = row["completions"]
+    if not isinstance(listed, list) or len(cast(list[Any], listed)) < 2:
+        raise _BadRowError("'completions' must list at least two completions")
     answers: list[Text] = []
-    for i, value in enumerate(cast(list[Any], given)):
+    for i, value in enumerate(cast(list[Any], listed)):
         name = f"completions[{i}]"
         answers.append(_answer(_text(value, name), prompt, name))
     raw: Any = _need(row, "ranks")
@@ -292,10 +297,10 @@ def _ranked(row: Row) -> Example:
             )
     margins: list[float] | None = None
     if row.get("margin") is not None:
-        listed: Any = row["margin"]
-        if not isinstance(listed, list) or len(cast(list[Any], listed)) != len(answers):
+        margin: Any = row["margin"]
+        if not isinstance(margin, list) or len(cast(list[Any], margin)) != len(answers):
             raise _BadRowError(f"'margin' must be a list of {len(answers)} numbers >= 0")
-        margins = [_number(m, "margin") for m in cast(list[Any], listed)]
+        margins = [_number(m, "margin") for m in cast(list[Any], margin)]
     return Example("", prompt, answers, ranks, margins)
 
 
@@ -308,8 +313,8 @@ def comparisons(rows: Rows) -> list[Example]:
     """
     wanted = [{"chosen", "rejected"}, {"prompt", "completions", "ranks"}]
     labelled = any({"completion", "label"} <= row.keys() for _, row in rows.rows)
-    way_out = "labelled answers are for type: kto" if labelled else "rename the columns"
-    _columns(rows, wanted, "comparisons", way_out)
+    advice = "labelled completions are for type: kto" if labelled else "rename the columns"
+    _columns(rows, wanted, "comparisons", advice)
 
     def make(row: Row) -> Example:
         if "completions" in row:
@@ -317,7 +322,7 @@ def comparisons(rows: Rows) -> list[Example]:
         chosen = _text(_need(row, "chosen"), "chosen")
         rejected = _text(_need(row, "rejected"), "rejected")
         tie = _tie(row.get("tie"))
-        if row.get("prompt") is None or _beside(row["prompt"], chosen, rejected):
+        if row.get("prompt") is None or _contain(row["prompt"], chosen, rejected):
             prompt, a, b = _pair(chosen, rejected)
         else:
             prompt = _prompt(row["prompt"])
@@ -334,17 +339,16 @@ def comparisons(rows: Rows) -> list[Example]:
 
 
 def _label(value: object) -> bool:
-    """Whether an answer is good; csv gives it as text."""
-    known = {"true": True, "1": True, "false": False, "0": False}
+    """Whether a completion is good."""
     key = str(value).lower()
-    if key not in known:
+    if key not in _BOOLEANS:
         raise _BadRowError(f"'label' must be true (good) or false (bad), got {value!r}")
-    return known[key]
+    return _BOOLEANS[key]
 
 
 def unpaired(rows: Rows) -> list[Example]:
-    """``prompt``+``completion``+``label`` rows, label true for a good answer, as one answer of
-    rank 0 (good) or 1 (bad); or comparisons, as they are.
+    """``prompt``+``completion``+``label`` rows, label true for a good completion, as one completion
+    of rank 0 (good) or 1 (bad); or comparisons, as they are.
 
     Raises:
         DataError: the columns fit neither, or (strict) a row cannot be used.
@@ -352,7 +356,7 @@ def unpaired(rows: Rows) -> list[Example]:
     wanted = {"prompt", "completion", "label"}
     if any({"chosen", "rejected"} <= row.keys() or "ranks" in row for _, row in rows.rows):
         return comparisons(rows)
-    _columns(rows, [wanted, {"chosen", "rejected"}], "labelled answers")
+    _columns(rows, [wanted, {"chosen", "rejected"}], "labelled completions")
 
     def make(row: Row) -> Example:
         prompt = _prompt(_need(row, "prompt"))
@@ -415,17 +419,17 @@ def steps(rows: Rows) -> list[Example]:
 
     def make(row: Row) -> Example:
         prompt = _prompt(_need(row, "prompt"))
-        given, labels = _need(row, "completions"), _need(row, "labels")
-        if not isinstance(given, list) or not given:
+        listed, labels = _need(row, "completions"), _need(row, "labels")
+        if not isinstance(listed, list) or not listed:
             raise _BadRowError("'completions' must list the steps of one solution as texts")
         texts: list[Text] = []
-        for i, value in enumerate(cast(list[Any], given)):
+        for i, value in enumerate(cast(list[Any], listed)):
             if not isinstance(value, str):
                 raise _BadRowError(f"'completions[{i}]' must be text, got {type(value).__name__}")
             texts.append(_text(value, f"completions[{i}]"))
         if not isinstance(labels, list) or len(cast(list[Any], labels)) != len(texts):
-            raise _BadRowError(f"'labels' must list {len(texts)} labels, one for each step")
-        known = [_step_label(x, f"'labels[{i}]'") for i, x in enumerate(cast(list[Any], labels))]
-        return Example("", prompt, texts, labels=known)
+            raise _BadRowError(f"'labels' must list {len(texts)} labels, one per step")
+        values = [_step_label(x, f"'labels[{i}]'") for i, x in enumerate(cast(list[Any], labels))]
+        return Example("", prompt, texts, labels=values)
 
     return _all(rows, make, {"id", "prompt", "completions", "labels"})

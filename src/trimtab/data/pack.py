@@ -1,7 +1,7 @@
 """Packs: a flat run of tokens, each prompt once, then its completions.
 
 A pack is a forest of depth two. Every completion attends to its prompt and to itself, and its
-positions go on from the prompt's end, so the model sees exactly what it would see if the prompt
+positions continue from the prompt's end, so the model sees exactly what it would see if the prompt
 and the completion stood alone; the prompt is computed once however many completions it has.
 """
 
@@ -36,9 +36,9 @@ _TENSORS = (
 
 @dataclass(slots=True, eq=False)
 class Pack:
-    """What one forward computes. N tokens, B completions, C trained completion tokens.
+    """The input of one forward. N tokens, B completions, C trained completion tokens.
 
-    A pack equals itself alone, so plans made for it can be kept by it.
+    Packs compare by identity, so that plans can be cached by pack.
     """
 
     groups: list[Group]
@@ -79,7 +79,7 @@ class Pack:
 
 @dataclass(slots=True)
 class Output:
-    """What a forward of a pack gives; what was not asked for is None."""
+    """The output of a forward; parts that were not computed are None."""
 
     logp_C: Tensor | None = None
     """Log-probs of the trained tokens, nats."""
@@ -97,7 +97,7 @@ def build(groups: Sequence[Group], *, share: bool = True) -> Pack:
     """One pack of all ``groups``.
 
     A lone completion and its prompt are one segment. With ``share`` False the prompt is repeated
-    before each completion, so that every sequence is: the layout for architectures on which
+    before each completion, so that every sequence stands alone: the layout for architectures on which
     sharing is not exact.
     """
     ids: list[np.ndarray] = []
@@ -171,9 +171,9 @@ def build(groups: Sequence[Group], *, share: bool = True) -> Pack:
 def plan(groups: Sequence[Group], budget: int, *, share: bool = True) -> list[list[Group]]:
     """Divide ``groups`` into lists that fit ``budget`` tokens each, none cut in two.
 
-    First-fit on groups sorted by cost, largest first, says how many; they then go to the emptiest
-    one each, since a small last pack costs more than even ones. A group larger than the budget
-    stands alone. The division never changes a result (law 3).
+    First-fit on groups sorted by cost, largest first, gives the number of packs; then each group goes
+    to the emptiest pack, since even packs are faster than a small last one. A group larger than the
+    budget stands alone. The division never changes a result (invariant 3).
     """
 
     def cost(g: Group) -> int:

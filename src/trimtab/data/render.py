@@ -11,6 +11,8 @@ from trimtab.data.formats import Example, Message, Text
 from trimtab.errors import DataError, ModelError
 from trimtab.types import Completion, Finish, Group, Ints
 
+NO_LIMIT = 1 << 20
+
 PLAIN = (
     "{{ bos_token if bos_token else '' }}"
     "{% for m in messages %}"
@@ -19,7 +21,7 @@ PLAIN = (
     "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\n\\nAssistant: ' }}{% endif %}"
 )
-"""The built-in template "plain": the transcripts of hh-rlhf, each answer ended by EOS."""
+"""The built-in template "plain": the transcripts of hh-rlhf, each turn of the assistant ended by EOS."""
 
 
 def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
@@ -59,15 +61,15 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
 
 def _special(tokenizer: Any) -> dict[str, int]:
     """Special tokens, those that have no role of their own (as <|eot_id|>) included."""
-    found = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    found.update({str(t): i for i, t in tokenizer.added_tokens_decoder.items() if t.special})
-    return cast(dict[str, int], found)
+    tokens = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    tokens.update({str(t): i for i, t in tokenizer.added_tokens_decoder.items() if t.special})
+    return cast(dict[str, int], tokens)
 
 
 def _pad(tokenizer: Any) -> str:
     """A token of the vocabulary to pad with: masks never read it, saved classifiers do.
 
-    It becomes special, so decoding leaves it out: it must be one that text never holds.
+    It becomes special, so decoding drops it: it must be one that text never contains.
     """
     used = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     template = tokenizer.chat_template or ""
@@ -76,7 +78,7 @@ def _pad(tokenizer: Any) -> str:
         for token in spare:
             if sign in token.lower():
                 return token
-    # The byte 0xFF, in the spelling of byte-fallback and of byte-level vocabularies: in no UTF-8.
+    # The byte 0xFF, as byte-fallback and byte-level vocabularies spell it, is in no UTF-8 text.
     for token in ("<0xFF>", "\u00ff"):
         at = tokenizer.get_vocab().get(token)
         if at is not None and tokenizer.decode([at]) == "\ufffd":
@@ -94,27 +96,27 @@ class Renderer:
 
     Args:
         tokenizer: With an EOS (see ``load_tokenizer``).
-        max_prompt: Tokens; a longer prompt gives None.
-        max_tokens: Tokens; a longer completion is cut, without a false EOS.
-        on_long: "error" makes either a DataError that names the row.
+        max_prompt_length: Tokens; a longer prompt gives None.
+        max_completion_length: Tokens; a longer completion is truncated, without a false EOS.
+        on_long: "error" raises a DataError that names the row in either case.
     """
 
     def __init__(
         self,
         tokenizer: Any,
         *,
-        max_prompt: int,
-        max_tokens: int,
+        max_prompt_length: int = NO_LIMIT,
+        max_completion_length: int = NO_LIMIT,
         on_long: Literal["drop", "error"] = "drop",
     ) -> None:
         self.tokenizer = tokenizer
-        self.max_prompt = max_prompt
-        self.max_tokens = max_tokens
+        self.max_prompt_length = max_prompt_length
+        self.max_completion_length = max_completion_length
         self.on_long = on_long
         self.dropped: list[str] = []
-        """ "row N: why" of each prompt left out."""
+        """ "row N: why" of each dropped prompt."""
         self.cut: list[str] = []
-        """ "row N: why" of each completion cut."""
+        """ "row N: why" of each truncated completion."""
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token; set eos_token"
@@ -129,15 +131,15 @@ class Renderer:
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def _stop_ids(self) -> tuple[int, ...]:
-        """EOS, and the token that ends a turn of the template when that is another."""
-        found = {self.eos}
+        """EOS, and the token that ends a turn of the chat template where that is another one."""
+        ids = {self.eos}
         if self.tokenizer.chat_template:
-            asked: list[Message] = [{"role": "user", "content": "a"}]
-            before = self._template(asked, True)
-            after = self._template([*asked, {"role": "assistant", "content": "a"}], False)
+            messages: list[Message] = [{"role": "user", "content": "a"}]
+            before = self._template(messages, True)
+            after = self._template([*messages, {"role": "assistant", "content": "a"}], False)
             ends = [i for i in self._raw(after.removeprefix(before)) if i in self.special]
-            found.update(ends[-1:])
-        return tuple(sorted(found))
+            ids.update(ends[-1:])
+        return tuple(sorted(ids))
 
     def _template(self, messages: list[Message], generate: bool) -> str:
         if not self.tokenizer.chat_template:
@@ -158,7 +160,7 @@ class Renderer:
             raise ModelError(f"the chat template refuses a conversation: {error}") from None
 
     def _once(self, ids: list[int]) -> list[int]:
-        """Exactly one BOS in front, where the tokenizer has that habit."""
+        """Exactly one BOS in front, where the tokenizer adds one."""
         if self.bos is None:
             return ids
         while ids[:2] == [self.bos, self.bos]:
@@ -172,17 +174,17 @@ class Renderer:
             ids = self._once(self._raw(prompt))
         else:
             ids = []
-        # Never without a token: the first of the answer needs one to be predicted from.
+        # Never empty: the first token of the completion is predicted from the last of the prompt.
         return ids or [self.bos if self.bos is not None else self.eos]
 
     def _long(self, example: Example, what: str, length: int, limit: int, key: str) -> str:
         why = f"row {example.row}: {what} has {length} tokens, over {limit}"
         if self.on_long == "error":
             name = example.source or "data"
-            raise DataError(f"{name}: {why}; shorten it, raise {key}, or leave long rows out")
+            raise DataError(f"{name}: {why}; shorten it, raise {key}, or remove long rows")
         return why
 
-    def _answer_ids(self, prompt: Text, answer: Text) -> tuple[list[int], list[bool]]:
+    def _completion_ids(self, prompt: Text, answer: Text) -> tuple[list[int], list[bool]]:
         ids: list[int] = []
         mask: list[bool] = []
         if isinstance(answer, str) or isinstance(prompt, str):
@@ -202,14 +204,14 @@ class Renderer:
                 if not after.startswith(before):
                     raise ModelError(
                         "the chat template rewrites earlier turns when later ones are added, so the tokens of "
-                        "an answer cannot be told from its context; use another model.chat_template"
+                        "a completion cannot be separated from its context; use another model.chat_template"
                     )
                 part = self._raw(after[len(before) :])
-                mine = message["role"] == "assistant"
-                if mine:
+                spoken = message["role"] == "assistant"
+                if spoken:
                     ends = [i for i, x in enumerate(part) if x in self.stop_ids]
                     if ends:
-                        # What the template puts after the end token is context, not something said.
+                        # What the template puts after the end token is context, not trained on.
                         cut = ends[-1] + 1
                         ids += part[:cut]
                         mask += [True] * cut
@@ -227,15 +229,17 @@ class Renderer:
         return ids, mask
 
     def prompt(self, example: Example) -> Group | None:
-        """A group without completions; None when the prompt is over ``max_prompt``.
+        """A group without completions; None when the prompt is over ``max_prompt_length``.
 
         Raises:
             DataError: it is, and ``on_long`` is "error".
             ModelError: the chat template is missing or refuses the conversation.
         """
         ids = np.array(self._prompt_ids(example.prompt), dtype=np.int64)
-        if len(ids) > self.max_prompt:
-            why = self._long(example, "prompt", len(ids), self.max_prompt, "max_prompt")
+        if len(ids) > self.max_prompt_length:
+            why = self._long(
+                example, "prompt", len(ids), self.max_prompt_length, "max_prompt_length"
+            )
             self.dropped.append(why)
             return None
         extra = dict(example.extra)
@@ -244,18 +248,18 @@ class Renderer:
         return Group(example.id, ids, [], readable(example.prompt), extra)
 
     def comparison(self, example: Example) -> Group | None:
-        """A group with every answer, ranked where the example is."""
+        """A group with every completion, ranked where the example is."""
         group = self.prompt(example)
         if group is None:
             return None
-        for i, answer in enumerate(example.answers):
-            all_ids, all_mask = self._answer_ids(example.prompt, answer)
-            ids = np.array(all_ids[: self.max_tokens], dtype=np.int64)
-            mask = np.array(all_mask[: self.max_tokens], dtype=bool)
-            if len(all_ids) > self.max_tokens:
-                key = "max_completion"
+        for i, answer in enumerate(example.completions):
+            all_ids, all_mask = self._completion_ids(example.prompt, answer)
+            ids = np.array(all_ids[: self.max_completion_length], dtype=np.int64)
+            mask = np.array(all_mask[: self.max_completion_length], dtype=bool)
+            if len(all_ids) > self.max_completion_length:
+                key = "max_completion_length"
                 self.cut.append(
-                    self._long(example, "completion", len(all_ids), self.max_tokens, key)
+                    self._long(example, "completion", len(all_ids), self.max_completion_length, key)
                 )
             group.completions.append(
                 Completion(
@@ -269,11 +273,11 @@ class Renderer:
         return group
 
     def demonstration(self, example: Example) -> Group | None:
-        """A group with its one answer."""
+        """A group with its one completion."""
         return self.comparison(example)
 
     def completion(self, ids: Ints, finish: Finish) -> Completion:
-        """What a sampler emitted, as it is."""
+        """What a sampler emitted, unchanged."""
         text = cast(str, self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
         return Completion(ids, np.ones(len(ids), dtype=bool), text.strip(), finish=finish)
 
@@ -285,9 +289,9 @@ class Renderer:
             [{"role": "assistant", "content": c.text}] if messages else c.text
             for c in group.completions
         ]
-        made = self.comparison(Example(group.id, prompt, answers))
-        assert made is not None, "retokenise needs a renderer without limits"
-        return made
+        rendered = self.comparison(Example(group.id, prompt, answers))
+        assert rendered is not None, "retokenise needs a renderer without limits"
+        return rendered
 
 
 def readable(text: Text) -> str:

@@ -1,31 +1,29 @@
-"""Rows to write: a prompt with a completion as a demonstration, with two as a comparison."""
+"""Rows to write: a prompt with one completion as a demonstration, with two as a comparison."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from trimtab.types import Group
+from trimtab.types import Group, Row
 
 
-def demonstration(group: Group, text: str) -> dict[str, Any]:
-    """A row for SFT: messages, or prompt and completion where only the answer is to be learnt."""
-    asked: list[dict[str, str]] | None = group.extra.get("messages")
-    if asked is None:
+def demonstration(group: Group, text: str) -> Row:
+    """A row for SFT: messages, or prompt and completion where only the completion is trained on."""
+    messages: list[dict[str, str]] | None = group.extra.get("messages")
+    if messages is None:
         return {"prompt": group.text, "completion": text}
-    answer = {"role": "assistant", "content": text}
-    if any(m["role"] == "assistant" for m in asked):
-        # As messages, the earlier answers would be trained on too.
-        return {"prompt": asked, "completion": [answer]}
-    return {"messages": [*asked, answer]}
+    turn = {"role": "assistant", "content": text}
+    if any(m["role"] == "assistant" for m in messages):
+        # As messages, the earlier turns of the assistant would be trained on too.
+        return {"prompt": messages, "completion": [turn]}
+    return {"messages": [*messages, turn]}
 
 
-def comparison(group: Group, chosen: str, rejected: str) -> dict[str, Any]:
+def comparison(group: Group, chosen: str, rejected: str) -> Row:
     """A row in TRL's columns, conversational where the prompt is."""
-    asked: list[dict[str, str]] | None = group.extra.get("messages")
-    if asked is None:
+    messages: list[dict[str, str]] | None = group.extra.get("messages")
+    if messages is None:
         return {"prompt": group.text, "chosen": chosen, "rejected": rejected}
     return {
-        "prompt": asked,
+        "prompt": messages,
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
     }

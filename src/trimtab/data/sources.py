@@ -1,4 +1,4 @@
-"""Reading rows: local files of the usual kinds, gz too, or a hub data set."""
+"""Readers of rows: local jsonl, json, parquet, csv and txt files (also .gz), or a hub dataset."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trimtab.errors import DataError
-
-Row = dict[str, Any]
+from trimtab.types import Row
 
 
 @dataclass(slots=True)
 class Rows:
-    """Rows with their place in the file, for error messages."""
+    """Rows with their numbers in the file, for error messages."""
 
     name: str
-    """What the user called it."""
+    """The path or id as the user wrote it."""
     rows: list[tuple[int, Row]]
     """(row number from 1, columns)."""
     strict: bool = True
-    """False: a bad row is dropped and told, not an error."""
+    """False: a bad row is dropped and reported, not an error."""
     dropped: list[str] = field(default_factory=list[str])
     """ "row N: why" of each row dropped."""
 
     def bad(self, number: int, why: str) -> None:
-        """A row that cannot be used: raises when strict, else remembers it.
+        """Record a row that cannot be used; an error when strict.
 
         Raises:
             DataError: naming file and row, when strict.
@@ -74,7 +73,7 @@ def read(
             data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(
-                f"{path}: not a whole gzip file ({error}); fetch or pack it again"
+                f"{path}: incomplete gzip file ({error}); download or compress it again"
             ) from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
@@ -90,7 +89,7 @@ def read(
 
 
 def _lines(data: bytes, rows: Rows) -> list[tuple[int, str]]:
-    found: list[tuple[int, str]] = []
+    lines: list[tuple[int, str]] = []
     for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
             continue
@@ -98,10 +97,10 @@ def _lines(data: bytes, rows: Rows) -> list[tuple[int, str]]:
             rows.bad(number, "holds a NUL byte; the file is damaged or not text")
             continue
         try:
-            found.append((number, line.decode("utf-8").rstrip("\r")))
+            lines.append((number, line.decode("utf-8").rstrip("\r")))
         except UnicodeDecodeError as error:
             rows.bad(number, f"not UTF-8 at byte {error.start} of the line; save the file as UTF-8")
-    return found
+    return lines
 
 
 def _jsonl(data: bytes, rows: Rows) -> None:
@@ -123,7 +122,7 @@ def _text(data: bytes, rows: Rows) -> None:
 
 def _json(data: bytes, rows: Rows) -> None:
     try:
-        whole: Any = json.loads(data.decode("utf-8"))
+        values: Any = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(
@@ -133,9 +132,9 @@ def _json(data: bytes, rows: Rows) -> None:
         raise DataError(f"{rows.name}: line {error.lineno}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{rows.name}: not valid JSON: {error}") from None
-    if not isinstance(whole, list):
-        raise DataError(f"{rows.name}: expected a list of rows (one object a line is .jsonl)")
-    for number, row in enumerate(cast(list[Any], whole), 1):
+    if not isinstance(values, list):
+        raise DataError(f"{rows.name}: expected a list of rows (one object per line is .jsonl)")
+    for number, row in enumerate(cast(list[Any], values), 1):
         if isinstance(row, dict):
             rows.rows.append((number, cast(Row, row)))
         else:
@@ -143,14 +142,14 @@ def _json(data: bytes, rows: Rows) -> None:
 
 
 def _csv(data: bytes, rows: Rows) -> None:
-    # The csv module's own limit on a field is 131,072 characters; an answer may be longer.
+    # The csv module's own limit on a field is 131,072 characters; a completion may be longer.
     csv.field_size_limit(max(csv.field_size_limit(), len(data)))
     # Bytes that are not UTF-8 are kept, so that the row that holds them can be named.
     text = data.decode("utf-8", "surrogateescape")
     try:
         for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
             if None in row or any(v is None for v in row.values()):
-                rows.bad(number, "has another number of fields than the header")
+                rows.bad(number, "has a different number of fields than the header")
             elif why := _damage(row):
                 rows.bad(number, why)
             else:
@@ -174,11 +173,11 @@ def _parquet(data: bytes, rows: Rows) -> None:
     try:
         table = pq.read_table(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{rows.name}: not a whole parquet file: {error}") from None
+        raise DataError(f"{rows.name}: incomplete or invalid parquet file: {error}") from None
     try:
         rows.rows = list(enumerate(cast(list[Row], table.to_pylist()), 1))
     except UnicodeDecodeError:
-        # Slow, but it finds the rows at fault.
+        # Slow, but it finds the rows that are not UTF-8.
         for i in range(table.num_rows):
             try:
                 rows.rows.append((i + 1, cast(Row, table.slice(i, 1).to_pylist()[0])))
@@ -191,15 +190,15 @@ def _hub(name: str, split: str | None, limit: int | None) -> list[tuple[int, Row
     from datasets.exceptions import DatasetsError
 
     try:
-        found: Any = load_dataset(name, split=split or "train")
+        dataset: Any = load_dataset(name, split=split or "train")
     except (OSError, ValueError, DatasetsError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
             f"{name}: neither a local file nor a hub data set that can be reached ({why})"
         ) from None
     if limit is not None:
-        found = found.select(range(min(limit, len(found))))
-    return [(i, dict(row)) for i, row in enumerate(found, 1)]
+        dataset = dataset.select(range(min(limit, len(dataset))))
+    return [(i, dict(row)) for i, row in enumerate(dataset, 1)]
 
 
 READERS: dict[str, Callable[[bytes, Rows], None]] = {

@@ -1,4 +1,4 @@
-"""Facts of tokenised data that decide how training goes, counted before the first step."""
+"""Statistics of tokenised data that predict training problems, computed before the first step."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _NOT_WORDS = re.compile(r"\W+")
 def token_facts(
     groups: Sequence[Group], bos: int | None, stops: Collection[int]
 ) -> dict[str, float]:
-    """Beginnings and ends: "prompts", the share with two BOS in front ("double_bos"), "answers", and
-    of those not ended by the length limit the share whose last trained token is no stop token
+    """Beginnings and ends: number of "prompts", share with two BOS in front ("double_bos"), number of
+    completions ("answers"), and share of completions whose last trained token is no stop token
     ("without_end"): a model trained on them never learns to stop.
 
     Args:
-        groups: Prompts, with answers or without.
+        groups: Prompts, with completions or without.
         bos: The beginning-of-sequence token, if there is one.
-        stops: Tokens that end an answer.
+        stops: Tokens that end a completion.
     """
     done = [c for g in groups for c in g.completions]
     doubled = sum(bos is not None and g.prompt[:2].tolist() == [bos, bos] for g in groups)
@@ -41,7 +41,7 @@ def _ends(c: Completion, stops: Collection[int]) -> bool:
 
 
 def normal(text: str) -> str:
-    """Lower case, words alone: what two near-duplicates have in common.
+    """Lower-case words without punctuation: equal for near-duplicates.
 
     >>> normal("It is  here, is it?")
     'it is here is it'
@@ -50,19 +50,19 @@ def normal(text: str) -> str:
 
 
 def pair_facts(groups: Sequence[Group]) -> dict[str, float]:
-    """What is odd about comparisons.
+    """Inconsistencies and biases of comparisons.
 
     Returns:
         "pairs" (ranked apart), "ties" (share of all compared), "contradicted" (share of pairs whose
-        opposite is there too), "repeated" (share judged more than once, alike or not),
+        opposite is there too), "repeated" (share judged more than once, with any outcome),
         "chosen_longer" and "chosen_first" (shares, of pairs that differ in length or carry the order
-        shown in the column "shown"; 1/2 is fair), "same" (share whose two answers say the same).
+        shown in the column "shown"; 1/2 is fair), "same" (share whose two completions are the same).
     """
-    said: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    orders: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     pairs = ties = same = longer = sized = first = placed = 0
     for g in groups:
         prompt = normal(g.text)
-        shown = g.extra.get("shown")
+        positions = g.extra.get("shown")
         for i, a in enumerate(g.completions):
             for j in range(i + 1, len(g.completions)):
                 b = g.completions[j]
@@ -75,19 +75,19 @@ def pair_facts(groups: Sequence[Group]) -> dict[str, float]:
                 won, lost = (i, j) if a.rank < b.rank else (j, i)
                 x, y = normal(g.completions[won].text), normal(g.completions[lost].text)
                 same += x == y
-                said[(prompt, min(x, y), max(x, y))].append(1 if x <= y else -1)
+                orders[(prompt, min(x, y), max(x, y))].append(1 if x <= y else -1)
                 gap = len(g.completions[won]) - len(g.completions[lost])
                 sized += gap != 0
                 longer += gap > 0
-                if isinstance(shown, list):
+                if isinstance(positions, list):
                     placed += 1
-                    first += shown.index(won) < shown.index(lost)
-    against = sum(2 * min(v.count(1), v.count(-1)) for (_, a, b), v in said.items() if a != b)
+                    first += positions.index(won) < positions.index(lost)
+    against = sum(2 * min(v.count(1), v.count(-1)) for (_, a, b), v in orders.items() if a != b)
     facts = {
         "pairs": float(pairs),
         "ties": ties / max(1, pairs + ties),
         "contradicted": against / max(1, pairs),
-        "repeated": sum(len(v) for v in said.values() if len(v) > 1) / max(1, pairs),
+        "repeated": sum(len(v) for v in orders.values() if len(v) > 1) / max(1, pairs),
         "same": same / max(1, pairs),
     }
     if sized:
@@ -97,21 +97,21 @@ def pair_facts(groups: Sequence[Group]) -> dict[str, float]:
     return facts
 
 
-def leaked(train: Sequence[Group], held: Sequence[Group]) -> float:
-    """Share of held-out groups whose prompt with all its answers is also trained on, but for case,
+def leaked(train: Sequence[Group], held_out: Sequence[Group]) -> float:
+    """Share of held-out groups whose prompt and completions are also trained on, ignoring case,
     punctuation and white space."""
 
     def key(g: Group) -> tuple[str, ...]:
         return (normal(g.text), *sorted({normal(c.text) for c in g.completions}))
 
-    known = {key(g) for g in train}
-    return sum(key(g) in known for g in held) / len(held) if held else 0.0
+    trained = {key(g) for g in train}
+    return sum(key(g) in trained for g in held_out) / len(held_out) if held_out else 0.0
 
 
 def odd_pairs(groups: Sequence[Group], most: int = 5) -> list[dict[str, str]]:
-    """Contradicted pairs to show: prompt, and both answers, each chosen once."""
-    said: dict[tuple[str, str, str], set[bool]] = defaultdict(set)
-    found: list[dict[str, str]] = []
+    """Examples of contradicted pairs: the prompt, and two completions that were each chosen once."""
+    orders: dict[tuple[str, str, str], set[bool]] = defaultdict(set)
+    pairs: list[dict[str, str]] = []
     for g in groups:
         ranked = [c for c in g.completions if c.rank is not None]
         for i, a in enumerate(ranked):
@@ -122,8 +122,8 @@ def odd_pairs(groups: Sequence[Group], most: int = 5) -> list[dict[str, str]]:
                 up = a.text if a.rank < b.rank else b.text
                 x, y = sorted((a.text, b.text), key=normal)
                 key = (normal(g.text), normal(x), normal(y))
-                said[key].add(up == x)
-                if len(said[key]) == 2 and len(found) < most:
-                    found.append({"prompt": g.text, "answer": f"{x}\n--- against ---\n{y}"})
-                    said[key].clear()
-    return found
+                orders[key].add(up == x)
+                if len(orders[key]) == 2 and len(pairs) < most:
+                    pairs.append({"prompt": g.text, "answer": f"{x}\n--- against ---\n{y}"})
+                    orders[key].clear()
+    return pairs

@@ -160,7 +160,7 @@ def _writers(config: LabelConfig) -> list[Writer]:
     for i, path in enumerate(config.model):
         model = ModelSpec(path=path, chat_template=config.chat_template)
         tokenizer = load_tokenizer(path, config.chat_template)
-        renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
+        renderer = Renderer(tokenizer)
         samplers.append(Writer.load(model, renderer, sampling, many + (i < rest), cut=True))
     return samplers
 

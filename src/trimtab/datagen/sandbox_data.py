@@ -109,7 +109,7 @@ def label(config: LabelConfig) -> Row:
     tokenizer = load_tokenizer(
         config.model.tokenizer or config.model.path, config.model.chat_template
     )
-    renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
+    renderer = Renderer(tokenizer)
     lm = LM.load(config.model, train=False)
     prompts = [g for g in (renderer.prompt(e) for e in examples) if g is not None]
     sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)

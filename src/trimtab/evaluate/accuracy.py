@@ -35,7 +35,7 @@ class AccuracyConfig(Config):
     data: dict[Name, DataSpec] = Field(min_length=1)
     """Held-out comparisons by name."""
     tokenizer: str
-    """Folder or hub id: the tokens that ``max_prompt`` and ``max_completion`` count."""
+    """Folder or hub id: the tokens that ``max_prompt_length`` and ``max_completion_length`` count."""
     token_budget: int = Field(default=8192, gt=0)
     device: str = "auto"
 
@@ -54,7 +54,11 @@ def main(config: AccuracyConfig) -> dict[str, dict[str, dict[str, float]]]:
     tokenizer = load_tokenizer(c.tokenizer)
     sets: dict[str, list[Group]] = {}
     for name, spec in c.data.items():
-        renderer = Renderer(tokenizer, max_prompt=spec.max_prompt, max_tokens=spec.max_completion)
+        renderer = Renderer(
+            tokenizer,
+            max_prompt_length=spec.max_prompt_length,
+            max_completion_length=spec.max_completion_length,
+        )
         sets[name] = load_groups(spec, formats.comparisons, renderer.comparison, read_comparisons)
     rewards = Rewards(c.rewards, tokenizer, c.token_budget, c.device)
     results: dict[str, dict[str, dict[str, float]]] = {r.name: {} for r in c.rewards}

@@ -232,7 +232,7 @@ def _complete(
     """One candidate's completions of all prompts, scored by every reward that needs no rival."""
     spec = candidate.spec
     tokenizer = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template)
-    renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
+    renderer = Renderer(tokenizer)
     prompts = [g for g in map(renderer.prompt, examples) if g is not None]
     sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
     with bar(candidate.name) as progress:

@@ -148,13 +148,13 @@ def _foreign(rows: sources.Rows, number: int, row: Row, records: Records) -> Non
     """A row of another tool."""
     for example in formats.comparisons(sources.Rows(rows.name, [(number, row)], rows.strict)):
         if example.ranks is None or any(
-            not isinstance(a, str) and len(a) > 1 for a in example.answers
+            not isinstance(a, str) and len(a) > 1 for a in example.completions
         ):
             raise DataError(
                 f"{rows.name}: row {number}: has a completion of several turns; an item's completion "
                 "is one text"
             )
-        texts = [_content(a) for a in example.answers]
+        texts = [_content(a) for a in example.completions]
         order = shared.order_by_text(texts) if len(texts) == 2 else list(range(len(texts)))
         fields: Row = {
             "prompt": messages(example.prompt),

@@ -54,7 +54,7 @@ def _ranked(where: str, row: Row) -> Item:
 
 
 def _pair(example: formats.Example) -> Item:
-    texts = [_last_turn(a) for a in example.answers]
+    texts = [_last_turn(a) for a in example.completions]
     ranked = sorted(zip(texts, example.ranks or [0, 0], strict=True))
     return Item(
         id=example.id,
@@ -150,7 +150,7 @@ def _without_ranks(row: Row) -> Row:
 def _entry(
     example: formats.Example, counts: Entries, rows: sources.Rows, marks: bool, gold: bool
 ) -> Entry | None:
-    texts = [full_text(a) for a in example.answers]
+    texts = [full_text(a) for a in example.completions]
     unique = [i for i, t in enumerate(texts) if t not in texts[:i]]
     counts.merged += len(texts) - len(unique)
     if len(unique) < 2 and not marks:

@@ -9,7 +9,6 @@ from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import ModelError
 from trimtab.models.load import LM, ModelSpec
 
-NO_LIMIT = 1 << 20
 """A length limit, in tokens, that no text reaches."""
 
 
@@ -46,7 +45,7 @@ def load_frozen(kind: type[M], spec: ModelSpec, policy_tokenizer: Any) -> Frozen
     tokenizer = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template)
     if tokenizer.get_vocab() == policy_tokenizer.get_vocab():
         return Frozen(model, tokenizer, None)
-    renderer = Renderer(tokenizer, max_prompt=NO_LIMIT, max_tokens=NO_LIMIT)
+    renderer = Renderer(tokenizer)
     return Frozen(model, tokenizer, renderer)
 
 

@@ -406,4 +406,8 @@ def save_model(model: nn.Module, folder: Path, tokenizer: Any, plain: str = "sdp
 def renderer_for(model: ModelSpec, data: DataSpec) -> Renderer:
     """A renderer with the tokenizer and template of ``model`` and the length limits of ``data``."""
     tokenizer = load_tokenizer(model.tokenizer or model.path, model.chat_template)
-    return Renderer(tokenizer, max_prompt=data.max_prompt, max_tokens=data.max_completion)
+    return Renderer(
+        tokenizer,
+        max_prompt_length=data.max_prompt_length,
+        max_completion_length=data.max_completion_length,
+    )

@@ -196,8 +196,8 @@ def data_bases(examples: Sequence[Example]) -> list[Base]:
     for e in examples:
         ranks = e.ranks
         assert ranks is not None
-        order = sorted(range(len(e.answers)), key=ranks.__getitem__)
-        good, bad = (readable(e.answers[k]) for k in (order[0], order[-1]))
+        order = sorted(range(len(e.completions)), key=ranks.__getitem__)
+        good, bad = (readable(e.completions[k]) for k in (order[0], order[-1]))
         if ranks[order[0]] < ranks[order[-1]] and e.prompt:
             answerable = bool(REFUSES.match(bad)) and not REFUSES.match(good)
             bases.append(Base("data", e.prompt, good, bad, answerable, e.extra))

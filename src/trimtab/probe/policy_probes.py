@@ -34,7 +34,7 @@ def sample_completions(
 ) -> tuple[list[Group], Any]:
     """``n`` completions of each prompt, and the policy's tokenizer."""
     tokenizer = load_tokenizer(model.tokenizer or model.path, model.chat_template)
-    renderer = Renderer(tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
+    renderer = Renderer(tokenizer)
     lm = LM.load(model, train=False)
     prompts = [g for g in map(renderer.prompt, examples) if g is not None]
     sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)

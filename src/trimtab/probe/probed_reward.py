@@ -38,7 +38,7 @@ class ProbedReward:
         self.spec = spec
         own = spec.model or (spec.models[0] if spec.models else None)
         self.tokenizer = load_tokenizer(tokenizer or own or str(BASE), chat_template)
-        self.renderer = Renderer(self.tokenizer, max_prompt=1 << 20, max_tokens=1 << 20)
+        self.renderer = Renderer(self.tokenizer)
         self.rewards = Rewards([spec], self.tokenizer, token_budget, device)
 
     def phrases(self, language: Literal["auto", "english", "sandbox"]) -> Phrases:

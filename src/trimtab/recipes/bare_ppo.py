@@ -32,7 +32,7 @@ def main(steps: int) -> None:
     """Train the sandbox's base model for ``steps`` iterations and print each one's scores."""
     base = ModelSpec(path=str(Path(trimtab.__file__).parent / "sandbox" / "base"))
     tokenizer = load_tokenizer(base.path)
-    renderer = Renderer(tokenizer, max_prompt=512, max_tokens=64)
+    renderer = Renderer(tokenizer, max_prompt_length=512, max_completion_length=64)
     prompts = prompt_groups(make_scenes(2000, 0), renderer)
 
     actor = LM.load(base)

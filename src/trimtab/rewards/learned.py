@@ -14,7 +14,7 @@ from trimtab.data import formats, sources
 from trimtab.data.pack import packs
 from trimtab.data.render import Renderer
 from trimtab.errors import DataError, ModelError
-from trimtab.models.frozen import NO_LIMIT, Frozen, load_frozen, require_vocabulary
+from trimtab.models.frozen import Frozen, load_frozen, require_vocabulary
 from trimtab.models.heads import Scorer
 from trimtab.models.load import ModelSpec, base_of, load_pretrained
 from trimtab.objectives.bradley_terry import ensemble
@@ -161,7 +161,7 @@ class LearnedPart:
         rows = sources.read(path)
         ranked = any({"chosen", "completions"} & row.keys() for _, row in rows.rows)
         examples = (formats.comparisons if ranked else formats.demonstrations)(rows)
-        renderer = Renderer(tokenizer, max_prompt=NO_LIMIT, max_tokens=NO_LIMIT)
+        renderer = Renderer(tokenizer)
         rendered = [renderer.comparison(e) for e in examples]
         groups = [g for g in rendered if g is not None]
         lengths = _lengths(groups)

@@ -42,7 +42,11 @@ def template_facts(
     own = load_tokenizer(spec.path) if not spec.path.endswith(".json") else None
     if own is None or not own.chat_template or own.get_vocab() != renderer.tokenizer.get_vocab():
         return {"template": "unknown"}
-    theirs = Renderer(own, max_prompt=renderer.max_prompt, max_tokens=renderer.max_tokens)
+    theirs = Renderer(
+        own,
+        max_prompt_length=renderer.max_prompt_length,
+        max_completion_length=renderer.max_completion_length,
+    )
     shown = [g for g in prompts if g.extra.get("messages")][:_SHOWN]
     twins = [replace(theirs.retokenise(g), text=g.text) for g in shown]
     moved = sum(a.prompt.tolist() != b.prompt.tolist() for a, b in zip(shown, twins, strict=True))
