@@ -55,7 +55,7 @@ def test_another_kl_controller_keeps_place_estimator_and_beta() -> None:
 
 
 def test_flags_of_the_command_line_merge_too() -> None:
-    _, values, _ = parse(["--method.type", "gspo", "--method.clip.low", "1e-3"])
+    values = parse(["--method.type", "gspo", "--method.clip.low", "1e-3"]).values
     method = build(RLConfig, rl(**values)).method
     assert (method.clip.low, method.clip.high) == (1e-3, 4e-4)
 
