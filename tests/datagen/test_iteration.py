@@ -241,15 +241,15 @@ def refreshed(base: Path, out: Path, **evals: str) -> dict[str, float]:
 
 
 def test_held_out_sets_are_told_by_name(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     half = tmp_path / "half.jsonl"
     other = rows(base / "pairs.jsonl")[:20]
     folders.write(half, [{**r, "prompt": f"{r['prompt']} sun sun moon"} for r in other])
     figures = refreshed(base, tmp_path / "rm", old=str(base / "pairs.jsonl"), new=str(half))
-    said = " ".join(capsys.readouterr().out.split())
-    assert "old: 48 of 48 held-out prompts are trained on too" in said
-    assert "new:" not in said
+    messages = " ".join(caplog.messages)
+    assert "old: 48 of 48 held-out prompts are also in the training data" in messages
+    assert "new: " not in messages
     assert (figures["eval/old/pairs"], figures["eval/new/pairs"]) == (48, 20)
     assert "eval/accuracy" not in figures
     assert json.loads((tmp_path / "rm" / "calibration.json").read_text())["evals"]["new"]["bins"]
@@ -268,7 +268,7 @@ def test_held_out_sets_are_told_by_name(
 
 
 def test_the_name_of_a_figure_is_no_name_of_a_set(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ece is the name of a figure"):
+    with pytest.raises(ConfigError, match="ece is the name of a metric"):
         refreshed(base, tmp_path, ece="x.jsonl")
     with pytest.raises(ConfigError, match="evals"):
         refreshed(base, tmp_path, **{"a/b": "x.jsonl"})

@@ -40,7 +40,7 @@ def turned(item: str, seed: int = 0) -> bool:
 class Verdict:
     """One reply of the judge about the completions of an item."""
 
-    shown: list[int]
+    order: list[int]
     """Indices of the completions, in the order shown."""
     reply: Reply
     reason: str
@@ -49,7 +49,7 @@ class Verdict:
 
     def to_row(self) -> Row:
         """The entry of ``detail.orders``."""
-        return {"shown": self.shown} | ({} if self.ranks is None else {"ranks": self.ranks})
+        return {"shown": self.order} | ({} if self.ranks is None else {"ranks": self.ranks})
 
 
 @dataclass(slots=True)
@@ -65,8 +65,8 @@ class PairVerdict(Verdict):
 
     def to_row(self) -> Row:
         """The entry of ``detail.orders``."""
-        shown: Row = {"shown": self.shown}
-        return shown | {"share": self.share, "prob": self.prob, "sides": self.dimensions}
+        row: Row = {"shown": self.order}
+        return row | {"share": self.share, "prob": self.prob, "sides": self.dimensions}
 
 
 class Judge:
@@ -130,7 +130,7 @@ class Judge:
             prob = verdict_prob(result.reply) if self.spec.probabilities else None
             verdicts.append(
                 PairVerdict(
-                    shown=pair,
+                    order=pair,
                     reply=result.reply,
                     reason=result.value.get("critique", ""),
                     share=shares.pop("verdict"),
@@ -228,7 +228,7 @@ class Judge:
             annotator=self.name,
             who="ai",
             ranks=ranks,
-            shown=tuple(verdicts[0].shown) if one else None,
+            shown=tuple(verdicts[0].order) if one else None,
             reason="\n".join(v.reason for v in verdicts if v.reason),
             seconds=round(sum(r.seconds for r in replies), 4) if replies else None,
             at=max(r.at for r in replies) if replies else None,
