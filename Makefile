@@ -56,10 +56,10 @@ check: lint types layers test
 # The wheel alone, in an empty environment and an empty folder, finds its recipes and the sandbox.
 wheel-check:
 	rm -rf build/wheel && mkdir -p build/wheel/empty
-	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
-	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
-	cd build/wheel/empty && ../venv/bin/trimtab run sandbox-ppo --dry-run > /dev/null && test -z "$$(ls)"
+	env -u PYTHONPATH $(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	env -u PYTHONPATH $(PYTHON) -m venv build/wheel/venv
+	env -u PYTHONPATH build/wheel/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
+	cd build/wheel/empty && env -u PYTHONPATH ../venv/bin/trimtab run sandbox-ppo --dry-run > /dev/null && test -z "$$(ls)"
 
 # Every online method on real training, three seeds; a stopped run goes on.
 learning: setup

@@ -76,8 +76,9 @@ def test_every_promised_figure_is_there(whole: Path) -> None:
 def test_the_report_shows_every_part(whole: Path) -> None:
     page = (whole / "report.html").read_text()
     for title in (
-        "Is the reward real?", "What got better", "The reward model", "Answers side by side",
-        "Calibration", "Ceiling", "Entropy", "Answer length", "Value function", "Flawed RL",
+        "Is the reward real?", "What each stage reaches", "The reward model",
+        "Completions side by side", "Calibration", "Ceiling", "Entropy", "Completion length",
+        "Value function", "Flawed RL", "Gold by part", "Diversity and length",
     ):  # fmt: skip
         assert title in page, title
     assert "<script" not in page

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import Field
 
 import trimtab
@@ -18,7 +19,7 @@ from trimtab.config import Config, build
 from trimtab.errors import ConfigError
 from trimtab.launch.commands import Command, find_stage_type
 from trimtab.launch.plan import peak_mb
-from trimtab.report.run_report import report_pipeline
+from trimtab.report.recipe_report import RECIPE_FILE, AnyChart, report_recipe
 from trimtab.runs import Run, read_object, read_summary, write_atomic
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Recipe(Config):
     start of a text is the folder of an earlier stage or an input, "@sandbox" the package's own."""
     figures: dict[str, str] = Field(default_factory=dict[str, str])
     """``summary.json``: dotted name -> "stage.dotted.name" of a stage's own summary."""
+    charts: tuple[AnyChart, ...] = ()
+    """Sections of ``report.html``, in order; without them curves of every stage."""
     expect: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Figures to expect, for the reader."""
     next: tuple[str, ...] = ()
@@ -187,7 +190,10 @@ def finish(recipe: Recipe, out: Path, seconds: float) -> dict[str, Any]:
             raise ConfigError(f"figures.{name}: {out / stage}/summary.json has no {dotted!r}")
         figures[name] = value
     Run(str(out)).summary(figures)
-    page = report_pipeline(out)
+    declared = recipe.model_dump(mode="json", include={"about", "charts"})
+    text = yaml.safe_dump(declared, sort_keys=False, allow_unicode=True)
+    write_atomic(out / RECIPE_FILE, text.encode())
+    page = report_recipe(out)
     for name, value in figures.items():
         log.info(
             f"  {name:<28}{value:>10.3f}" if isinstance(value, float) else f"  {name:<28}{value}"

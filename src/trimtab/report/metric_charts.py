@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,29 +13,29 @@ STEP = "Optimiser steps"
 
 def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float | None]]:
     """Steps and values of a metric, where it was recorded."""
-    held = [r for r in rows if isinstance(r.get(name), (int, float))]
-    return [float(r["step"]) for r in held], [float(r[name]) for r in held]
+    recorded = [r for r in rows if isinstance(r.get(name), (int, float))]
+    return [float(r["step"]) for r in recorded], [float(r[name]) for r in recorded]
 
 
 KNOWN: tuple[tuple[tuple[tuple[str, str], ...], str, str, str], ...] = (
     (
         (("reward/mean", "Proxy reward"), ("reward/gold", "Gold score")),
-        "Reward", "Mean score of sampled answers",
+        "Reward", "Mean score of sampled completions",
         "Both lines should rise together; proxy up while gold falls is a hacked reward.",
     ),
     (
         (("objective/kl", "KL to the start"),),
-        "Distance from the starting policy", "KL (nats per answer)",
-        "Grows while the policy learns, then levels off; a line that runs away means the KL hold is too weak.",
+        "Distance from the starting policy", "KL (nats per completion)",
+        "Grows while the policy learns, then levels off; a line that runs away means the KL penalty is too weak.",
     ),
     (
         (("objective/entropy", "Entropy"),),
         "Entropy", "Entropy (nats per token)",
-        "Should fall slowly; a sudden drop to zero means that the policy collapsed to one answer.",
+        "Should fall slowly; a sudden drop to zero means that the policy collapsed to one completion.",
     ),
     (
         (("completion/length", "Length"),),
-        "Answer length", "Length (tokens)",
+        "Completion length", "Length (tokens)",
         "A steady climb that the task does not ask for is the commonest sign of a reward paid for length.",
     ),
     (
@@ -45,7 +46,7 @@ KNOWN: tuple[tuple[tuple[tuple[str, str], ...], str, str, str], ...] = (
     (
         (("value/loss", "Value loss"),),
         "Value loss", "Loss (reward units squared)",
-        "Falls as the value function learns what answers are worth.",
+        "Falls as the value function learns what completions are worth.",
     ),
     (
         (("policy/clip_fraction", "Clipped"),),
@@ -64,17 +65,41 @@ def curves(
     rows: Sequence[Mapping[str, Any]], *, rest: bool, skip: Sequence[str] = ()
 ) -> list[Chart]:
     """Charts of the known metrics, and with ``rest`` of every other one."""
-    found: list[Chart | None] = []
+    charts: list[Chart | None] = []
     used = {"step", "time", *skip}
     for names, title, unit, see in KNOWN:
         lines = [Line(label, *series(rows, name)) for name, label in names if name not in used]
         used.update(name for name, _ in names)
-        found.append(line_chart(title, lines, STEP, unit, see))
+        charts.append(line_chart(title, lines, STEP, unit, see))
     if rest:
         others = sorted({name for row in rows for name in row} - used)
         for name in others[:24]:
             see = f"{name} as recorded, in its own unit, over the run."
             x, y = series(rows, name)
             if any(value != y[0] for value in y):
-                found.append(line_chart(name, [Line(name, x, y)], STEP, name, see))
-    return [chart for chart in found if chart is not None]
+                charts.append(line_chart(name, [Line(name, x, y)], STEP, name, see))
+    return [chart for chart in charts if chart is not None]
+
+
+def change(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Steps, and a metric's change since its start, the mean of its first twentieth."""
+    steps, recorded = series(rows, name)
+    values = [v for v in recorded if v is not None]
+    head = values[: max(1, len(values) // 20)]
+    start = sum(head) / len(head) if head else 0.0
+    return steps, [v - start for v in values]
+
+
+def tail_mean(values: Sequence[float]) -> float | None:
+    """Mean of the last tenth."""
+    tail = values[-max(1, len(values) // 10) :]
+    return sum(tail) / len(tail) if len(values) >= 2 else None
+
+
+def tail_noise(values: Sequence[float]) -> float:
+    """Two standard errors of a tail's mean, from the jitter of neighbouring steps."""
+    gaps = [b - a for a, b in itertools.pairwise(values)]
+    if not gaps:
+        return 0.0
+    deviation = (sum(g * g for g in gaps) / len(gaps) / 2) ** 0.5
+    return 2 * deviation * (2 / max(1, len(values) // 10)) ** 0.5
