@@ -32,7 +32,7 @@ class Need:
     name: str
     trained: int
     """Parameters with a gradient."""
-    held: int
+    parameters: int
     """All parameters of the trained modules."""
     steps: int
     """Of the run."""
@@ -54,7 +54,7 @@ class Need:
         where = "on the GPU" if self.device == "cuda" else "resident, libraries included"
         return "\n".join(
             (
-                f"{self.name}: {self.trained:,} of {self.held:,} parameters are trained, on {self.device}",
+                f"{self.name}: {self.trained:,} of {self.parameters:,} parameters are trained, on {self.device}",
                 f"  a step     {self.seconds:.3g} s, {self.tokens:,.0f} tokens ({self.tokens / self.seconds:,.0f} a "
                 f"second) in forwards of at most {self.budget:,}",
                 f"  the run    {self.steps:,} steps, {_clock(total)}, of which {self.start:.0f} s to get ready; "
@@ -128,9 +128,9 @@ def plan(make: Callable[[Any], Stage], config: Any) -> Need:
 def _order(groups: Sequence[Group], steps: int, batch: int, seed: int) -> list[int]:
     """The step with the most tokens, twice, and those in the middle."""
     costs = np.array([g.cost for g in groups])
-    found = [
+    step_costs = [
         costs[batch_indices(len(costs), batch, i, seed)].sum() for i in range(min(steps, 2000))
     ]
-    by_cost = [int(i) for i in np.argsort(found)]
+    by_cost = [int(i) for i in np.argsort(step_costs)]
     low = max(0, (len(by_cost) - STEPS + 1) // 2)
     return [by_cost[-1], by_cost[-1], *by_cost[low : low + STEPS - 1]]

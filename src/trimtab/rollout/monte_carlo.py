@@ -64,21 +64,21 @@ def monte_carlo_values(
     Returns:
         For each group, the values of each completion.
     """
-    found: list[list[StateValues]] = []
+    values: list[list[StateValues]] = []
     requests: list[Request] = []
-    asked: list[tuple[Group, Ints, list[float]]] = []
+    pending: list[tuple[Group, Ints, list[float]]] = []
     judged: list[tuple[Group, list[Completion], list[float]]] = []
 
     def ask(group: Group, prefix: Ints, key: tuple[int, ...], into: list[float]) -> None:
         prompt = np.concatenate([group.prompt, prefix])
         requests.append(Request(prompt, key, k, sampling.max_new_tokens - len(prefix)))
-        asked.append((group, prefix, into))
+        pending.append((group, prefix, into))
 
     for i, group in enumerate(groups):
         start: list[float] = []
         if group.completions:
             ask(group, np.zeros(0, np.int64), (*key, i, 0, 0), start)
-        mine: list[StateValues] = []
+        group_values: list[StateValues] = []
         for j, c in enumerate(group.completions):
             at = ends(c.ids)
             returns = [start, *([] for _ in at)]
@@ -93,15 +93,17 @@ def monte_carlo_values(
                     judged.append((group, [replace(c, scores={}, reward=None)], returns[s]))
                 else:
                     ask(group, prefix, (*key, i, j, s), returns[s])
-            mine.append(StateValues(at, returns))
-        found.append(mine)
+            group_values.append(StateValues(at, returns))
+        values.append(group_values)
     for (group, prefix, into), answers in zip(
-        asked, sampler(requests, sampling, on_progress), strict=True
+        pending, sampler(requests, sampling, on_progress), strict=True
     ):
-        whole = [renderer.completion(np.concatenate([prefix, a.ids]), a.finish) for a in answers]
-        judged.append((group, whole, into))
-    scored = [replace(group, completions=whole) for group, whole, _ in judged]
+        completions = [
+            renderer.completion(np.concatenate([prefix, a.ids]), a.finish) for a in answers
+        ]
+        judged.append((group, completions, into))
+    scored = [replace(group, completions=completions) for group, completions, _ in judged]
     rewards(scored)
     for group, (_, _, into) in zip(scored, judged, strict=True):
         into += [c.reward for c in group.completions if c.reward is not None]
-    return found
+    return values

@@ -5,137 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from trimtab.audit.gold_audit import AuditSpec
-from trimtab.config import Config
 from trimtab.data import formats
-from trimtab.data.dataset import DataSpec, load_groups
+from trimtab.data.dataset import load_groups
 from trimtab.data.pack import Output, Pack, packs, scatter
 from trimtab.errors import DataError
 from trimtab.models.heads import Scorer
-from trimtab.models.load import ModelSpec
 from trimtab.objectives.kl import KLController
-from trimtab.objectives.methods import Method
-from trimtab.objectives.methods.ppo import PPO
 from trimtab.objectives.nll import SFT
 from trimtab.objectives.policy import PolicyMethod
-from trimtab.rewards.implicit import ImplicitSpec
-from trimtab.rewards.score import RewardSpec
 from trimtab.rewards.scoring import Scoring
 from trimtab.rewards.shape import Overlong, ShapeSpec, Truncated
-from trimtab.rewards.step_scores import ProcessSpec
 from trimtab.train.advantages import assign_advantages
-from trimtab.train.guard import Guard, check_action, warn_if_short
+from trimtab.train.guard import Guard, warn_if_short
 from trimtab.train.loop import open_run, train
-from trimtab.train.rollouts import RolloutConfig, RolloutStage, nothing_scored, rollout_metrics
+from trimtab.train.rl_config import RLConfig
+from trimtab.train.rollouts import RolloutStage, nothing_scored, rollout_metrics
 from trimtab.train.stage import Metrics
-from trimtab.train.state_values import MonteCarloSpec, MonteCarloValues
-from trimtab.train.trainer import OptimSpec, Part, Trainer, batch_indices
+from trimtab.train.state_values import MonteCarloValues
+from trimtab.train.trainer import Part, Trainer, batch_indices
 from trimtab.types import Completion, Group
-
-
-class CriticSpec(Config):
-    """Where values come from."""
-
-    renamed: ClassVar[dict[str, str]] = {"kind": "type"}
-    type: Literal["separate", "shared"] = "separate"
-    """A model of its own, or a linear head on the policy's trunk."""
-    model: ModelSpec | None = None
-    """What a separate critic starts from; the policy's own start when not given."""
-    optim: OptimSpec = OptimSpec(lr=1e-5)
-
-
-class PtxSpec(Config):
-    """PPO-ptx: a share of likelihood on given text in every update (2203.02155)."""
-
-    renamed: ClassVar[dict[str, str]] = {"batch": "batch_size"}
-    data: DataSpec
-    coef: float = Field(default=0.1, gt=0.0)
-    """Weight of the token-mean negative log-likelihood."""
-    batch_size: int = Field(default=16, gt=0)
-
-
-class RLConfig(RolloutConfig):
-    """Configuration of ``trimtab rl``."""
-
-    renamed: ClassVar[dict[str, str]] = {"prompts": "batch_size", "group": "method.group_size"}
-
-    stage: Literal["rl"] = "rl"
-    out: str = "runs/rl"
-    method: Method = PPO()
-    """``type: NAME`` is the published method; every other key of it overrides a part."""
-    rewards: tuple[RewardSpec, ...] = ()
-    """Parts of the sequence reward, which comes at the last token."""
-    process: ProcessSpec | None = None
-    """Scores of steps, as rewards at their ends."""
-    implicit: ImplicitSpec | None = None
-    """A preference-trained policy as a reward on every token."""
-    monte_carlo: MonteCarloSpec = MonteCarloSpec()
-    """Continuations behind ``method.advantage.values: monte-carlo``."""
-    critic: CriticSpec = CriticSpec()
-    ptx: PtxSpec | None = None
-    audit: AuditSpec | None = None
-    """A gold audit of a share of the rollouts, and what is done when gold falls: ``act: stop`` hands
-    over the best audited policy in place of a worse last one."""
-    steps: int = Field(default=100, gt=0)
-    """Iterations: each samples a batch of rollouts and trains on it."""
-    batch_size: int = Field(default=64, gt=0)
-    """Prompts per iteration, each with ``method.group_size`` completions."""
-    optim: OptimSpec = OptimSpec(lr=1e-6)
-
-    @model_validator(mode="after")
-    def _sane(self) -> RLConfig:
-        if self.sampling.temperature <= 0:
-            raise ValueError(
-                "sampling.temperature must be above 0 for RL: a greedy policy has no log-probs to train on"
-            )
-        if self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0:
-            raise ValueError(
-                "top_p, top_k and min_p cut the distribution that importance ratios are taken over; "
-                "for RL leave them at 1.0, 0 and 0"
-            )
-        method = self.method
-        if method.group_size * self.batch_size < method.updates.minibatches:
-            raise ValueError(
-                f"method.updates.minibatches: {method.updates.minibatches} is more than the "
-                f"{method.group_size * self.batch_size} completions of an iteration"
-            )
-        if method.group_size < 2 and any(r.compares for r in self.rewards):
-            raise ValueError(
-                "a judge compares completions of one prompt: set method.group_size to 2 or more"
-            )
-        if self.critic != CriticSpec() and not method.needs_critic:
-            raise ValueError(f"{method.name} has no critic; remove the key critic")
-        if self.process is not None and self.implicit is not None:
-            raise ValueError("process and implicit both write dense rewards; give one of them")
-        dense = self.process or self.implicit
-        if dense is None and not self.rewards:
-            raise ValueError("there is no reward: give rewards, process or implicit")
-        if all(r.weight == 0 for r in (*self.rewards, *([dense] if dense else []))):
-            raise ValueError("every reward has weight 0: there is nothing to train on")
-        if method.advantage.estimator == "process" and self.process is None:
-            raise ValueError(
-                "method.advantage.estimator: process needs the scores of steps; give process"
-            )
-        monte_carlo = method.advantage.values == "monte-carlo"
-        if monte_carlo and (dense is not None or all(r.weight == 0 for r in self.rewards)):
-            raise ValueError(
-                "method.advantage.values: monte-carlo estimates the sequence reward from each step; give "
-                "rewards, and neither process nor implicit"
-            )
-        if self.monte_carlo != MonteCarloSpec() and not monte_carlo:
-            raise ValueError(
-                "monte_carlo belongs to method.advantage.values: monte-carlo; remove the key"
-            )
-        if self.audit is not None:
-            check_action(self.audit, self.rewards)
-        return self
 
 
 class RLStage(RolloutStage[RLConfig]):

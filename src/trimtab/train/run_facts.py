@@ -47,21 +47,23 @@ def template_facts(
         max_prompt_length=renderer.max_prompt_length,
         max_completion_length=renderer.max_completion_length,
     )
-    shown = [g for g in prompts if g.extra.get("messages")][:_SHOWN]
-    twins = [replace(theirs.retokenise(g), text=g.text) for g in shown]
-    moved = sum(a.prompt.tolist() != b.prompt.tolist() for a, b in zip(shown, twins, strict=True))
-    facts: Row = {"template": "other", "prompts_changed": moved / max(1, len(shown))}
+    conversations = [g for g in prompts if g.extra.get("messages")][:_SHOWN]
+    twins = [replace(theirs.retokenise(g), text=g.text) for g in conversations]
+    moved = sum(
+        a.prompt.tolist() != b.prompt.tolist() for a, b in zip(conversations, twins, strict=True)
+    )
+    facts: Row = {"template": "other", "prompts_changed": moved / max(1, len(conversations))}
     if not moved:
         return facts
     sampler = Sampler(lm.plain_attention(), own, stop_ids=theirs.stop_ids)
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=48)
-    said = sampler([Request(g.prompt, (0, i)) for i, g in enumerate(twins)], greedy)
-    answers = [theirs.completion(s[0].ids, s[0].finish) for s in said]
+    sampled = sampler([Request(g.prompt, (0, i)) for i, g in enumerate(twins)], greedy)
+    answers = [theirs.completion(s[0].ids, s[0].finish) for s in sampled]
     nll = [
         _nll(
             lm, [replace(g, completions=[c]) for g, c in zip(groups, answers, strict=True)], budget
         )
-        for groups in (shown, twins)
+        for groups in (conversations, twins)
     ]
     facts["nll_gap"] = nll[0] - nll[1]
     facts["template_examples"] = [
@@ -69,7 +71,7 @@ def template_facts(
             "prompt": renderer.tokenizer.decode(a.prompt.tolist()),
             "answer": own.decode(b.prompt.tolist()),
         }
-        for a, b in list(zip(shown, twins, strict=True))[:5]
+        for a, b in list(zip(conversations, twins, strict=True))[:5]
     ]
     return facts
 

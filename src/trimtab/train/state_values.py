@@ -63,13 +63,13 @@ class MonteCarloValues:
 
     def __call__(self, groups: Sequence[Group], index: int) -> dict[str, float]:
         """Fill the column "state_advantage"; a step between states without a value gets 0."""
-        found = monte_carlo_values(
+        state_values = monte_carlo_values(
             self.sampler, self.renderer, groups, self.rewards, self.sampling,
             self.steps.ends, self.spec.k, (self.seed, index, _STREAM),
         )  # fmt: skip
         starts: list[float] = []
         drawn = 0
-        for group, values in zip(groups, found, strict=True):
+        for group, values in zip(groups, state_values, strict=True):
             for c, v in zip(group.completions, values, strict=True):
                 gains = state_advantages(
                     torch.from_numpy(v.values), torch.from_numpy(v.ends), len(c)

@@ -270,27 +270,27 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, float] = {}
         for part in parts:
-            made = packs(part.groups, self.budget, share=part.share)
+            packed = packs(part.groups, self.budget, share=part.share)
             counts: Counts = {}
-            for pack in made:
+            for pack in packed:
                 for key, value in part.objective.counts(pack).items():
                     counts[key] = counts.get(key, 0.0) + value
             sums: dict[str, Tensor] = {}
-            for made_pack in made:
-                pack = made_pack.to(device)
+            for cpu_pack in packed:
+                pack = cpu_pack.to(device)
                 loss = part.objective(part.forward(pack), pack)
-                whole = torch.zeros((), device=device)
+                total = torch.zeros((), device=device)
                 for name, term in loss.terms.items():
                     scaled = term.sum / max(counts[term.per], 1.0)
-                    whole = whole + part.weight * term.coef * scaled
+                    total = total + part.weight * term.coef * scaled
                     key = part.prefix + name
                     sums[key] = sums.get(key, torch.zeros((), device=device)) + scaled.detach()
                 for name, (value, per) in loss.metrics.items():
                     key = part.prefix + name
                     share = value / max(counts[per], 1.0)
                     sums[key] = sums.get(key, torch.zeros((), device=device)) + share
-                if whole.requires_grad:
-                    whole.backward()
+                if total.requires_grad:
+                    total.backward()
             metrics.update({k: float(v) for k, v in sums.items()})
         return metrics
 
