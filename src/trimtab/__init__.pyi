@@ -40,7 +40,7 @@ from trimtab.objectives.preference import SimPO as SimPO
 from trimtab.objectives.preference import SLiC as SLiC
 from trimtab.rewards.reward_config import RewardSpec
 from trimtab.sample.sampler import SamplingConfig
-from trimtab.train.rl import CriticSpec
+from trimtab.train.rl_config import CriticSpec
 from trimtab.train.trainer import LoopSpec, OptimSpec
 
 __version__: str
