@@ -249,7 +249,7 @@ def test_held_out_sets_are_told_by_name(
     figures = refreshed(base, tmp_path / "rm", old=str(base / "pairs.jsonl"), new=str(half))
     messages = " ".join(caplog.messages)
     assert "old: 48 of 48 held-out prompts are also in the training data" in messages
-    assert "new: " not in messages
+    assert "new:" not in messages
     assert (figures["eval/old/pairs"], figures["eval/new/pairs"]) == (48, 20)
     assert "eval/accuracy" not in figures
     assert json.loads((tmp_path / "rm" / "calibration.json").read_text())["evals"]["new"]["bins"]
