@@ -51,7 +51,7 @@ def names() -> list[str]:
 
 def _recipe() -> dict[str, dict[str, Any]]:
     stages = yaml.safe_load((RECIPES / "sandbox-dpo.yaml").read_text())["stages"]
-    recipe = {n: s for n, s in stages.items() if s["kind"] == "dpo"}
+    recipe = {n: s for n, s in stages.items() if s["type"] == "dpo"}
     named = {s["objective"]["type"] for s in (*recipe.values(), *SETTINGS.values())}
     assert named == set(DIRECT), named ^ set(DIRECT)
     return recipe
@@ -61,7 +61,7 @@ def direct(out: Path, seed: int, *, start: str, name: str) -> dict[str, Any]:
     """Train on the labels, compare with SFT by gold on 600 held-out prompts."""
     recipe = _recipe()
     settings = {**recipe["dpo"], **(recipe.get(name) or SETTINGS[name])}
-    del settings["kind"]
+    del settings["type"]
     origin = Path(start)
     values = {
         **settings, "out": str(out / "run"), "model": {"path": str(origin / "sft" / "model")},

@@ -45,7 +45,7 @@ def test_a_sweep_as_a_command(base: Path, tmp_path: Path, capsys: Any) -> None:
     assert len(runs) == 2 and all(len(read_metrics(r)) == 3 for r in runs)
     capsys.readouterr()
     cli(command)
-    assert "2 whole" in capsys.readouterr().out
+    assert "2 finished" in capsys.readouterr().out
 
 
 def test_a_point_that_cannot_be_is_refused_before_any_runs(base: Path, tmp_path: Path) -> None:
@@ -58,11 +58,10 @@ def test_a_point_that_cannot_be_is_refused_before_any_runs(base: Path, tmp_path:
 
 
 def test_the_recommendation_is_what_cannot_be_told_from_the_best() -> None:
-    points = [
-        {"b": 0.0, "gold": 0.5, "reward": 3.0, "error": 0.01},
-        {"b": 0.1, "gold": 0.79, "reward": 2.0, "error": 0.01},
-        {"b": 0.2, "gold": 0.8, "reward": 1.0, "error": 0.01},
-    ]
-    assert sweep.recommend(points, ["b"]) == {"b": [0.1, 0.2]}
-    blind = [{**p, "gold": None} for p in points]
-    assert sweep.recommend(blind, ["b"])["b"] == [0.0]
+    def point(b: float, gold: float | None, reward: float) -> sweep.Point:
+        return sweep.Point(f"b {b}", {"b": b}, 1, 0.1, reward, gold, 8.0, 1.0, 0.01, [])
+
+    figures = [(0.0, 0.5, 3.0), (0.1, 0.79, 2.0), (0.2, 0.8, 1.0)]
+    assert sweep.recommend([point(*f) for f in figures], ["b"]) == {"b": [0.1, 0.2]}
+    without_gold = [point(b, None, reward) for b, _, reward in figures]
+    assert sweep.recommend(without_gold, ["b"])["b"] == [0.0]

@@ -7,7 +7,6 @@ from trimtab.data.formats import Example
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import DataError
 from trimtab.models.load import LM, ModelSpec
-from trimtab.runs.console import console
 from trimtab.sample.sampler import Request, Sampler, SamplingConfig
 
 
@@ -17,7 +16,7 @@ class ChatConfig(Config):
     model: str
     """A model folder or hub id."""
     prompt: str | None = None
-    """Answer this and stop, instead of asking."""
+    """Complete this and stop, instead of holding a conversation."""
     chat_template: str | None = None
     """For a tokenizer without one: a file, or "plain"."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=256, temperature=0.7)
@@ -25,7 +24,11 @@ class ChatConfig(Config):
 
 
 def main(config: ChatConfig) -> None:
-    """One answer, or a conversation until an empty line or end of input."""
+    """Print one completion of ``prompt``, or hold a conversation until an empty line.
+
+    Raises:
+        DataError: the conversation is longer than the model can read.
+    """
     tokenizer = load_tokenizer(config.model, config.chat_template)
     renderer = Renderer(tokenizer)
     lm = LM.load(ModelSpec(path=config.model), train=False)
@@ -33,22 +36,19 @@ def main(config: ChatConfig) -> None:
     turns: list[dict[str, str]] = []
     while True:
         try:
-            said = (
-                config.prompt if config.prompt is not None else console.input("[bold]you[/bold]: ")
-            )
+            user = config.prompt if config.prompt is not None else input("you: ")
         except EOFError:
             return
-        if not said.strip():
+        if not user.strip():
             return
-        turns.append({"role": "user", "content": said})
-        asked: str | list[dict[str, str]] = turns if tokenizer.chat_template else said
-        group = renderer.prompt(Example("chat", asked, []))
+        turns.append({"role": "user", "content": user})
+        group = renderer.prompt(Example("chat", turns if tokenizer.chat_template else user, []))
         if group is None:
-            raise DataError("the conversation has grown beyond what the model can read; start anew")
-        answer = sampler([Request(group.prompt, (config.seed, len(turns)))], config.sampling)[0][0]
-        text = renderer.completion(answer.ids, answer.finish).text
-        # Model text is data: no markup is read from it.
-        console.print(text, markup=False)
+            raise DataError("the conversation is longer than the model can read; start a new one")
+        request = Request(group.prompt, (config.seed, len(turns)))
+        sampled = sampler([request], config.sampling)[0][0]
+        text = renderer.completion(sampled.ids, sampled.finish).text
+        print(text)
         if config.prompt is not None:
             return
         turns.append({"role": "assistant", "content": text})

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +25,9 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.report.charts import Chart, Line, line_chart, number
 from trimtab.report.sections import Section, Table, Tile, Verdict, render
 from trimtab.runs import read_metrics, read_summary, to_json, write_atomic
-from trimtab.runs.console import console
 from trimtab.train.rl import RLConfig
+
+log = logging.getLogger(__name__)
 
 
 class SweepConfig(Config):
@@ -51,12 +55,64 @@ class SweepConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, values: Any) -> Any:
-        """A configuration of ``trimtab rl`` with a grid beside it says enough."""
+        """A configuration of ``trimtab rl`` with the keys of a sweep added to it is enough."""
         if not isinstance(values, dict) or "rl" in values:
             return values
-        given = cast("dict[str, Any]", values)
-        mine = {k: v for k, v in given.items() if k in cls.model_fields}
-        return {**mine, "rl": {k: v for k, v in given.items() if k not in cls.model_fields}}
+        values = cast("dict[str, Any]", values)
+        own = {k: v for k, v in values.items() if k in cls.model_fields}
+        return {**own, "rl": {k: v for k, v in values.items() if k not in cls.model_fields}}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One run of the sweep."""
+
+    label: str
+    """Of its point: the values that are varied."""
+    values: dict[str, Any]
+    """Value by dotted key."""
+    seed: int
+    folder: Path
+    config: dict[str, Any]
+    """The configuration of ``trimtab rl``."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """Means over a run's last steps, and the path it took."""
+
+    kl: float | None
+    reward: float | None
+    gold: float | None
+    gold_error: float | None
+    """Standard error of ``gold`` over the last steps."""
+    length: float | None
+    entropy: float | None
+    path: list[tuple[float | None, float | None, float | None]]
+    """KL, reward and gold of each step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Means over the seeds of one point of the grid."""
+
+    label: str
+    values: dict[str, Any]
+    seeds: int
+    kl: float | None
+    reward: float | None
+    gold: float | None
+    length: float | None
+    entropy: float | None
+    error: float | None
+    """Standard error of ``gold``."""
+    path: list[tuple[float | None, float | None, float | None]]
+    """Of the first seed."""
+
+    def as_row(self) -> dict[str, Any]:
+        """As written in sweep.json: the values beside the figures."""
+        figures = asdict(self)
+        return {"label": figures.pop("label"), **figures.pop("values"), **figures}
 
 
 def flatten(grid: dict[str, Any], path: str = "") -> dict[str, list[Any]]:
@@ -68,121 +124,130 @@ def flatten(grid: dict[str, Any], path: str = "") -> dict[str, list[Any]]:
     >>> flatten({"method": {"kl": {"beta": [0, 1]}}})
     {'method.kl.beta': [0, 1]}
     """
-    found: dict[str, list[Any]] = {}
+    lists: dict[str, list[Any]] = {}
     for key, value in grid.items():
         name = f"{path}.{key}" if path else key
         if isinstance(value, dict):
-            found |= flatten(cast("dict[str, Any]", value), name)
+            lists |= flatten(cast("dict[str, Any]", value), name)
         elif isinstance(value, list) and value:
-            found[name] = cast("list[Any]", value)
+            lists[name] = cast("list[Any]", value)
         else:
             raise ConfigError(f"grid.{name}: give a list of values, as [0.01, 0.1]")
-    return found
+    return lists
 
 
-def plan(config: SweepConfig) -> list[tuple[str, dict[str, Any], Path, dict[str, Any]]]:
-    """(label, point, folder, configuration) of each run, every one checked before any starts.
+def plan(config: SweepConfig) -> list[PlannedRun]:
+    """Every run, checked before any starts.
 
     Raises:
         ConfigError: a value is refused; the point is named.
     """
     keys = flatten(config.grid)
-    made: list[tuple[str, dict[str, Any], Path, dict[str, Any]]] = []
+    runs: list[PlannedRun] = []
     for values in itertools.product(*keys.values()):
         point = dict(zip(keys, values, strict=True))
         label = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in point.items())
         for seed in config.seeds:
-            over: dict[str, Any] = {}
+            over: dict[str, Any] = {"loop": {"seed": seed}}
             for key, value in point.items():
                 set_path(over, key, value)
-            given = merge(config.rl, over)
-            given = merge(given, {"loop": {"seed": seed}})
+            settings = merge(config.rl, over)
             if config.steps is not None:
-                given["steps"] = config.steps
-            text = json.dumps(given, sort_keys=True, default=str)
-            name = hashlib.sha256(text.encode()).hexdigest()[:10]
-            given["out"] = str(Path(config.out) / name)
-            build(RLConfig, given, f"sweep: {label}, seed {seed}")
-            made.append((label, {**point, "seed": seed}, Path(given["out"]), given))
-    return made
+                settings["steps"] = config.steps
+            text = json.dumps(settings, sort_keys=True, default=str)
+            folder = Path(config.out) / hashlib.sha256(text.encode()).hexdigest()[:10]
+            settings["out"] = str(folder)
+            build(RLConfig, settings, f"sweep: {label}, seed {seed}")
+            runs.append(PlannedRun(label, point, seed, folder, settings))
+    return runs
 
 
-def _run(
-    config: SweepConfig, planned: list[tuple[str, dict[str, Any], Path, dict[str, Any]]]
-) -> None:
-    """Start what is not whole; raises DataError where a run failed, after the others are done."""
+def _run(config: SweepConfig, runs: list[PlannedRun]) -> None:
+    """Start the runs that are not finished.
+
+    Raises:
+        DataError: every run failed.
+    """
     workers = config.workers or max(1, (os.cpu_count() or 2) // 2)
-    waiting = [p for p in planned if "seconds" not in read_summary(p[2])]
-    console.print(
-        f"sweep: {len(planned)} runs, {len(planned) - len(waiting)} whole, {workers} at once"
+    waiting = [r for r in runs if "seconds" not in read_summary(r.folder)]
+    log.info(
+        "sweep: %d runs, %d finished, %d at once", len(runs), len(runs) - len(waiting), workers
     )
-    going: list[tuple[str, Path, subprocess.Popen[bytes]]] = []
+    running: list[tuple[str, Path, subprocess.Popen[bytes]]] = []
     failed: list[str] = []
     try:
-        while waiting or going:
-            while waiting and len(going) < workers:
-                label, point, folder, given = waiting.pop(0)
-                folder.mkdir(parents=True, exist_ok=True)
-                file = folder / "sweep.yaml"
-                write_atomic(file, yaml.safe_dump(given, sort_keys=False).encode())
-                with open(folder / "log", "wb") as log:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                run = waiting.pop(0)
+                run.folder.mkdir(parents=True, exist_ok=True)
+                file = run.folder / "sweep.yaml"
+                write_atomic(file, yaml.safe_dump(run.config, sort_keys=False).encode())
+                with open(run.folder / "log", "wb") as output:
                     env = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
                     command = [sys.executable, "-m", "trimtab", "rl", str(file)]
                     process = subprocess.Popen(
-                        command, stdout=log, stderr=subprocess.STDOUT, env=env
+                        command, stdout=output, stderr=subprocess.STDOUT, env=env
                     )
-                going.append((f"{label}, seed {point['seed']}", folder, process))
+                running.append((f"{run.label}, seed {run.seed}", run.folder, process))
             time.sleep(0.2)
-            for one in list(going):
-                label, folder, process = one
+            for entry in list(running):
+                label, folder, process = entry
                 if process.poll() is None:
                     continue
-                going.remove(one)
+                running.remove(entry)
                 if process.returncode:
                     failed.append(f"{label}: exit {process.returncode}, see {folder / 'log'}")
-                console.print(f"  {label}: {'done' if not process.returncode else 'FAILED'}")
+                log.info("  %s: %s", label, "FAILED" if process.returncode else "done")
     finally:
-        for _, _, process in going:
+        for _, _, process in running:
             process.terminate()
-    if len(failed) == len(planned):
+    if len(failed) == len(runs):
         raise DataError(f"every run of the sweep failed, the first: {failed[0]}")
     for line in failed:
-        console.print(f"[bold]failed[/bold] {line}", markup=True)
+        log.warning("failed: %s", line)
 
 
-def figures(config: SweepConfig, folder: Path) -> dict[str, Any] | None:
-    """Means over a run's last steps, and the path it took; None for a run without metrics."""
+def read_end(config: SweepConfig, folder: Path) -> RunEnd | None:
+    """The end of a run; None for one without metrics."""
     rows = read_metrics(folder)
     if not rows:
         return None
-    end = rows[-config.tail :]
 
-    def mean(name: str) -> float | None:
-        values = [float(r[name]) for r in end if isinstance(r.get(name), (int, float))]
-        return float(np.mean(values)) if values else None
+    def values_of(name: str) -> list[float]:
+        last = rows[-config.tail :]
+        return [float(r[name]) for r in last if isinstance(r.get(name), (int, float))]
 
     gold = f"reward/{config.gold}"
-    path = [[r.get("objective/kl"), r.get("reward/mean"), r.get(gold)] for r in rows]
-    spread = [float(r[gold]) for r in end if isinstance(r.get(gold), (int, float))]
-    return {
-        "kl": mean("objective/kl"), "reward": mean("reward/mean"), "gold": mean(gold),
-        "gold_error": float(np.std(spread) / math.sqrt(len(spread))) if len(spread) > 1 else None,
-        "length": mean("completion/length"), "entropy": mean("objective/entropy"), "path": path,
-    }  # fmt: skip
+    golds = values_of(gold)
+    return RunEnd(
+        kl=_mean(values_of("objective/kl")),
+        reward=_mean(values_of("reward/mean")),
+        gold=_mean(golds),
+        gold_error=float(np.std(golds) / math.sqrt(len(golds))) if len(golds) > 1 else None,
+        length=_mean(values_of("completion/length")),
+        entropy=_mean(values_of("objective/entropy")),
+        path=[(r.get("objective/kl"), r.get("reward/mean"), r.get(gold)) for r in rows],
+    )
 
 
-def recommend(points: list[dict[str, Any]], keys: list[str]) -> dict[str, list[Any]]:
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of the values that are there."""
+    present = [v for v in values if v is not None]
+    return float(np.mean(present)) if present else None
+
+
+def recommend(points: list[Point], keys: list[str]) -> dict[str, list[Any]]:
     """For each key the values of the points whose gold is within two standard errors of the best;
     by the reward where there is no gold."""
-    by = "gold" if all(p.get("gold") is not None for p in points) else "reward"
-    best = max(points, key=lambda p: p[by])
+    by = "gold" if all(p.gold is not None for p in points) else "reward"
+    best = max(points, key=lambda p: getattr(p, by))
 
-    def near(p: dict[str, Any]) -> bool:
-        error = math.hypot(best.get("error") or 0.0, p.get("error") or 0.0)
-        return p[by] >= best[by] - 2 * error
+    def is_near(p: Point) -> bool:
+        error = math.hypot(best.error or 0.0, p.error or 0.0)
+        return getattr(p, by) >= getattr(best, by) - 2 * error
 
-    good = [p for p in points if near(p)]
-    return {k: sorted({p[k] for p in good}, key=lambda v: (str(type(v)), v)) for k in keys}
+    good = [p for p in points if is_near(p)]
+    return {k: sorted({p.values[k] for p in good}, key=lambda v: (str(type(v)), v)) for k in keys}
 
 
 def main(config: SweepConfig) -> dict[str, Any]:
@@ -197,47 +262,53 @@ def main(config: SweepConfig) -> dict[str, Any]:
     """
     if (Path(config.out) / "metrics.jsonl").exists():
         raise ConfigError(f"out: {config.out} is a run of its own; give the sweep another --out")
-    planned = plan(config)
-    _run(config, planned)
-    keys = list(flatten(config.grid))
-    grouped: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
-    for label, point, folder, _ in planned:
-        found = figures(config, folder)
-        if found is not None:
-            grouped.setdefault(label, []).append((point, found))
-    points = [_point(label, runs, keys) for label, runs in grouped.items()]
-    told: dict[str, Any] = {"points": points, "recommended": recommend(points, keys)}
+    runs = plan(config)
+    _run(config, runs)
+    by_label: dict[str, list[tuple[PlannedRun, RunEnd]]] = {}
+    for run in runs:
+        end = read_end(config, run.folder)
+        if end is not None:
+            by_label.setdefault(run.label, []).append((run, end))
+    points = [_point(label, ends) for label, ends in by_label.items()]
+    advice = recommend(points, list(flatten(config.grid)))
+    summary = {"points": [p.as_row() for p in points], "recommended": advice}
     out = Path(config.out)
-    write_atomic(out / "sweep.json", to_json(told, indent=1).encode())
-    page = _page(out, config, points, told["recommended"])
+    write_atomic(out / "sweep.json", to_json(summary, indent=1).encode())
+    page = _page(out, config, points, advice)
     for p in points:
-        console.print(
-            f"  {p['label']:<28} KL {_said(p['kl'])}  reward {_said(p['reward'])}  gold {_said(p['gold'])}"
+        log.info(
+            "  %-28s KL %s  reward %s  gold %s",
+            p.label,
+            _text(p.kl),
+            _text(p.reward),
+            _text(p.gold),
         )
-    advice = "; ".join(f"{k}: {_range(v)}" for k, v in told["recommended"].items())
-    console.print(f"[bold]sweep[/bold]: recommended {advice} -> {page}", markup=True)
-    return told
+    values = "; ".join(f"{k}: {_range(v)}" for k, v in advice.items())
+    log.info("sweep: recommended %s -> %s", values, page)
+    return summary
 
 
-def _point(
-    label: str, runs: list[tuple[dict[str, Any], dict[str, Any]]], keys: list[str]
-) -> dict[str, Any]:
-    made: dict[str, Any] = {"label": label, **{k: runs[0][0][k] for k in keys}, "seeds": len(runs)}
-    for name in ("kl", "reward", "gold", "length", "entropy"):
-        values = [f[name] for _, f in runs if f[name] is not None]
-        made[name] = float(np.mean(values)) if values else None
-    golds = [f["gold"] for _, f in runs if f["gold"] is not None]
-    # Between seeds where there are several; else between the last steps of the one.
-    made["error"] = (
-        float(np.std(golds, ddof=1) / math.sqrt(len(golds)))
+def _point(label: str, ends: list[tuple[PlannedRun, RunEnd]]) -> Point:
+    first_run, first = ends[0]
+    golds = [end.gold for _, end in ends if end.gold is not None]
+    return Point(
+        label,
+        first_run.values,
+        len(ends),
+        kl=_mean([end.kl for _, end in ends]),
+        reward=_mean([end.reward for _, end in ends]),
+        gold=_mean(golds),
+        length=_mean([end.length for _, end in ends]),
+        entropy=_mean([end.entropy for _, end in ends]),
+        # Between seeds where there are several; else between the last steps of the one.
+        error=float(np.std(golds, ddof=1) / math.sqrt(len(golds)))
         if len(golds) > 1
-        else runs[0][1]["gold_error"]
+        else first.gold_error,
+        path=first.path,
     )
-    made["path"] = runs[0][1]["path"]
-    return made
 
 
-def _said(value: float | None) -> str:
+def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
@@ -246,81 +317,79 @@ def _range(values: list[Any]) -> str:
 
 
 def _page(
-    out: Path, config: SweepConfig, points: list[dict[str, Any]], advice: dict[str, list[Any]]
+    out: Path, config: SweepConfig, points: list[Point], advice: dict[str, list[Any]]
 ) -> Path:
-    by = "gold" if points[0]["gold"] is not None else "reward"
-    best = max(points, key=lambda p: p[by] if p[by] is not None else -math.inf)
-    said = "; ".join(f"{k} {_range(v)}" for k, v in advice.items())
+    by = "gold" if points[0].gold is not None else "reward"
+    best = max(points, key=lambda p: -math.inf if getattr(p, by) is None else getattr(p, by))
+    recommended = "; ".join(f"{k} {_range(v)}" for k, v in advice.items())
     text = (
-        f"Best at the end: {best['label']}, {by} {_said(best[by])} at a KL of {_said(best['kl'])} nats. "
-        "Values whose interval reaches the best are recommended alike; between them take the one "
-        "with the smaller KL."
+        f"Best at the end: {best.label}, {by} {_text(getattr(best, by))} at a KL of "
+        f"{_text(best.kl)} nats. Values whose interval reaches the best are recommended alike; "
+        "between them take the one with the smaller KL."
     )
     charts = [
-        _frontier(points, 2, "Gold", "The higher and the further left the better; a path that bends down has gone too far."),
-        _frontier(points, 1, "Reward", "Rises with distance for every value: it cannot tell which is best."),
-        _ends(points, advice),
-    ]  # fmt: skip
+        _frontier(
+            points,
+            2,
+            "Gold",
+            "Higher and further left is better; a path that bends down has gone too far.",
+        ),
+        _frontier(
+            points,
+            1,
+            "Reward",
+            "Rises with distance for every value: it cannot tell which is best.",
+        ),
+        _gold_by_value(points, advice),
+    ]
     rows = [
-        (
-            p["label"],
-            str(p["seeds"]),
-            *(_said(p[k]) for k in ("kl", "reward", "gold", "length", "entropy")),
-        )
+        (p.label, str(p.seeds), *map(_text, (p.kl, p.reward, p.gold, p.length, p.entropy)))
         for p in points
     ]
     head = ("Values", "Seeds", "KL (nats)", "Reward", "Gold", "Length (tokens)", "Entropy (nats)")
     tiles = [Tile(k, _range(v), "recommended") for k, v in advice.items()]
+    lead = "Each line is one run's path from the start outwards."
+    means = f"Means over the last {config.tail} steps."
     html = render(
         [
-            Section("", "", [Verdict(f"Recommended: {said}", text, "good")], tiles),
-            Section(
-                "The frontier", "Each line is one run's path from the start outwards.",
-                charts=[c for c in charts if c],
-            ),
-            Section("Every point", f"Means over the last {config.tail} steps.", tables=[Table(head, rows)]),
+            Section("", "", [Verdict(f"Recommended: {recommended}", text, "good")], tiles),
+            Section("The frontier", lead, charts=[c for c in charts if c]),
+            Section("Every point", means, tables=[Table(head, rows)]),
         ],
         "Sweep",
         f"{len(points)} points",
-    )  # fmt: skip
+    )
     write_atomic(out / "sweep.html", html.encode())
     return out / "sweep.html"
 
 
-def _frontier(points: list[dict[str, Any]], at: int, what: str, see: str) -> Chart | None:
+def _frontier(points: list[Point], column: int, name: str, see: str) -> Chart | None:
+    """A column of the paths against the square root of the KL, in at most a dozen means a run."""
     lines: list[Line] = []
     for p in points[:6]:
-        held = [r for r in p["path"] if r[0] is not None and r[at] is not None]
-        size = max(1, len(held) // 12)
-        parts = [held[i : i + size] for i in range(0, len(held), size)]
-        x = [math.sqrt(max(0.0, float(np.mean([r[0] for r in part])))) for part in parts]
-        y = [float(np.mean([r[at] for r in part])) for part in parts]
-        lines.append(Line(p["label"], x, y))
-    return line_chart(f"{what} by distance", lines, "√KL (√nats)", f"Mean {what.lower()}", see)
+        steps = [(r[0], r[column]) for r in p.path if r[0] is not None and r[column] is not None]
+        size = max(1, len(steps) // 12)
+        parts = [np.array(steps[i : i + size]) for i in range(0, len(steps), size)]
+        x = [math.sqrt(max(0.0, float(part[:, 0].mean()))) for part in parts]
+        lines.append(Line(p.label, x, [float(part[:, 1].mean()) for part in parts]))
+    return line_chart(f"{name} by distance", lines, "√KL (√nats)", f"Mean {name.lower()}", see)
 
 
-def _ends(points: list[dict[str, Any]], advice: dict[str, list[Any]]) -> Chart | None:
+def _gold_by_value(points: list[Point], advice: dict[str, list[Any]]) -> Chart | None:
     """Gold at the end over the first numeric key."""
-    key = next((k for k in advice if all(isinstance(p[k], (int, float)) for p in points)), None)
+    numeric = (k for k in advice if all(isinstance(p.values[k], (int, float)) for p in points))
+    key = next(numeric, None)
     if key is None:
         return None
-    ordered = sorted(points, key=lambda p: p[key])
-    x = [float(p[key]) for p in ordered]
-    log = min(x) > 0 and max(x) / min(x) > 20
-    lines = [
-        Line(
-            "Gold at the end",
-            [math.log10(v) if log else v for v in x],
-            [p["gold"] for p in ordered],
-            0,
-        )
-    ]
-    title = f"Gold by {key.rpartition('.')[2]}"
-    axis = f"{'log10 of ' if log else ''}{key}"
+    ordered = sorted(points, key=lambda p: p.values[key])
+    x = [float(p.values[key]) for p in ordered]
+    is_log = min(x) > 0 and max(x) / min(x) > 20
+    golds = [p.gold for p in ordered]
+    line = Line("Gold at the end", [math.log10(v) if is_log else v for v in x], golds, 0)
     return line_chart(
-        title,
-        lines,
-        axis,
+        f"Gold by {key.rpartition('.')[2]}",
+        [line],
+        f"{'log10 of ' if is_log else ''}{key}",
         "Mean gold",
         f"The top is where {key} is best; {number(len(points))} points.",
     )

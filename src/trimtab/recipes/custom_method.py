@@ -36,6 +36,6 @@ def median(rewards_BT: Tensor, mask_BT: Tensor, final_B: Tensor, group_B: Tensor
     """
     out_B = torch.zeros_like(final_B)
     for group in group_B.unique():
-        mine = group_B == group
-        out_B[mine] = final_B[mine] - final_B[mine].quantile(0.5)
+        in_group = group_B == group
+        out_B[in_group] = final_B[in_group] - final_B[in_group].quantile(0.5)
     return out_B[:, None].expand(rewards_BT.shape)

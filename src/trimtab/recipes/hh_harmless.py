@@ -17,25 +17,25 @@ from trimtab.data.sources import read
 from trimtab.runs import write_atomic
 
 
-def prepare(out: Path, data: str, held: int = 312, seed: int = 0) -> dict[str, float]:
+def prepare(out: Path, data: str, holdout: int = 312, seed: int = 0) -> dict[str, float]:
     """Write texts.jsonl, pairs.jsonl, judge.jsonl, prompts.jsonl and heldout.jsonl.
 
     Args:
         out: Folder.
         data: Folder with the file.
-        held: Pairs that neither reward model sees; their prompts are those of the comparison.
+        holdout: Pairs that neither reward model sees; their prompts are those of the comparison.
         seed: Of the split.
     """
     rows = read(f"{data}/hh-harmless-pairs.jsonl.gz", strict=False)
     usable = {e.row for e in comparisons(rows)}
-    found = [row for number, row in rows.rows if number in usable]
-    found = [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
-    kept, rest = found[:held], found[held:]
+    shuffled = [row for number, row in rows.rows if number in usable]
+    shuffled = [shuffled[i] for i in np.random.default_rng(seed).permutation(len(shuffled))]
+    unseen, rest = shuffled[:holdout], shuffled[holdout:]
 
-    def write(name: str, made: list[dict[str, Any]]) -> None:
-        write_atomic(out / name, "".join(json.dumps(r) + "\n" for r in made).encode())
+    def write(name: str, rows_to_write: list[dict[str, Any]]) -> None:
+        write_atomic(out / name, "".join(json.dumps(r) + "\n" for r in rows_to_write).encode())
 
-    def asked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def prompt_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Prompts; a few transcripts end with the person, and leave nothing to answer."""
         turns = [transcript(r["chosen"])[:-1] for r in rows]
         return [{"prompt": t} for t in turns if t and t[-1]["role"] == "user"]
@@ -44,7 +44,11 @@ def prepare(out: Path, data: str, held: int = 312, seed: int = 0) -> dict[str, f
     write("texts.jsonl", [{"messages": transcript(r["chosen"])} for r in rest])
     write("pairs.jsonl", rest[:half])
     write("judge.jsonl", rest[half:])
-    write("prompts.jsonl", asked(rest[:half]))
-    write("heldout.jsonl", kept)
-    write("questions.jsonl", asked(kept))
-    return {"pairs": len(found), "dropped": len(rows.rows) - len(found), "held_out": len(kept)}
+    write("prompts.jsonl", prompt_rows(rest[:half]))
+    write("heldout.jsonl", unseen)
+    write("questions.jsonl", prompt_rows(unseen))
+    return {
+        "pairs": len(shuffled),
+        "dropped": len(rows.rows) - len(shuffled),
+        "held_out": len(unseen),
+    }

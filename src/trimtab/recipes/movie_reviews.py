@@ -50,8 +50,8 @@ def prepare(
     parts = rows(data, seed)
     rng = np.random.default_rng(seed)
 
-    def write(name: str, made: list[dict[str, Any]]) -> None:
-        shuffled = [made[i] for i in rng.permutation(len(made))]
+    def write(name: str, rows_to_write: list[dict[str, Any]]) -> None:
+        shuffled = [rows_to_write[i] for i in rng.permutation(len(rows_to_write))]
         write_atomic(out / name, "".join(json.dumps(r) + "\n" for r in shuffled).encode())
 
     def openings(texts: list[str]) -> list[dict[str, Any]]:
@@ -66,19 +66,19 @@ def prepare(
     ]
     write("pairs.jsonl", ranked)
     write("prompts.jsonl", openings(good + bad))
-    held = parts["held"]
+    unseen_texts = parts["held"]
     # No sentence of these is in a training pair, and none comes twice: each is a draw of its own.
     unseen = [
         {"prompt": START, "chosen": f" {a}", "rejected": f" {b}"}
-        for a, b in zip(*held, strict=True)
+        for a, b in zip(*unseen_texts, strict=True)
     ]
     write("heldpairs.jsonl", unseen)
-    write("heldout.jsonl", openings(held[0] + held[1]))
-    said = judge(data, seed).predict_proba(held[0] + held[1])[:, 1] > 0.5
+    write("heldout.jsonl", openings(unseen_texts[0] + unseen_texts[1]))
+    predicted = judge(data, seed).predict_proba(unseen_texts[0] + unseen_texts[1])[:, 1] > 0.5
     truth = np.arange(2 * HELD) < HELD
     return {
         "sentences": len(good + bad), "pairs": len(ranked),
-        "judge_accuracy": float((said == truth).mean()),
+        "judge_accuracy": float((predicted == truth).mean()),
     }  # fmt: skip
 
 

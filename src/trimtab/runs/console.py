@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: lines, and a bar with the time left."""
+"""The progress bar in the terminal."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(highlight=False, soft_wrap=True)
-
 
 @contextmanager
 def bar(name: str, total: int | None = None, done: int = 0) -> Generator[Callable[..., None]]:
-    """A bar, on terminals only; the function takes what is done, the total, and a note.
+    """A bar, on terminals only; the function takes the count done, the total, and a note.
 
     Args:
         name: Shown before it.
-        total: None until the function is told.
+        total: None if it is not known yet.
         done: Where it starts.
     """
+    console = Console(highlight=False, soft_wrap=True)
     progress = Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(bar_width=24),

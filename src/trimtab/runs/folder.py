@@ -70,13 +70,13 @@ class Run:
         self.path = Path(path)
         for folder in (self.path, self.samples_path, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
-        shown = redact(_plain(config or {}))
+        redacted = redact(_plain(config or {}))
         if config is not None:
-            text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(redacted, sort_keys=False, allow_unicode=True)
             write_atomic(self.path / "config.yaml", _encode(text))
         for name in ("metrics.jsonl", "findings.jsonl"):
             _mend(self.path / name)
-        self._tracker = make_tracker(tracker, project, self.path, shown)
+        self._tracker = make_tracker(tracker, project, self.path, redacted)
         self._metrics: BinaryIO | None = None
 
     @property
@@ -121,15 +121,15 @@ class Run:
 
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Merge figures named with dots into ``summary.json``, nested by name."""
-        held = read_summary(self.path)
+        figures_so_far = read_summary(self.path)
         for name, value in figures.items():
             *parents, last = name.split(".")
-            place = held
+            place = figures_so_far
             for parent in parents:
                 inner = place.get(parent)
                 place[parent] = place = inner if isinstance(inner, dict) else {}
             place[last] = value
-        write_atomic(self.path / "summary.json", _encode(to_json(held, indent=2) + "\n"))
+        write_atomic(self.path / "summary.json", _encode(to_json(figures_so_far, indent=2) + "\n"))
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded after ``step``, before going on from its checkpoint."""
@@ -218,12 +218,12 @@ def read_object(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        held = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except ValueError as error:
         raise DataError(f"{file}: not JSON ({error}); remove it and run again") from error
-    if not isinstance(held, dict):
+    if not isinstance(content, dict):
         raise DataError(f"{file}: not a JSON object; remove it and run again")
-    return cast(dict[str, Any], held)
+    return cast(dict[str, Any], content)
 
 
 def read_samples(path: str | Path, steps: Iterable[int] | None = None) -> list[dict[str, Any]]:

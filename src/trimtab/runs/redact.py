@@ -32,8 +32,8 @@ def redact(value: Any, key: str = "") -> Any:
         return value
     if value and _SECRET.search(key):
         return HIDDEN
-    for name, held in os.environ.items():
-        if len(held) >= 8 and _SECRET.search(name):
-            value = value.replace(held, HIDDEN)
+    for name, secret in os.environ.items():
+        if len(secret) >= 8 and _SECRET.search(name):
+            value = value.replace(secret, HIDDEN)
     value = _IN_URL.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, value))
     return _IN_QUERY.sub(rf"\1{HIDDEN}", value)

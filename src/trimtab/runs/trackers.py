@@ -88,8 +88,8 @@ def make_tracker(name: str, project: str, path: Path, config: dict[str, Any]) ->
     if name == "none":
         return _Nowhere()
     if name not in _TRACKERS:
-        known = ", ".join(["none", *_TRACKERS])
-        raise ConfigError(f"tracker: {name!r} is unknown; choose one of {known}")
+        names = ", ".join(["none", *_TRACKERS])
+        raise ConfigError(f"tracker: {name!r} is unknown; choose one of {names}")
     module, kind = _TRACKERS[name]
     try:
         package = importlib.import_module(module)
