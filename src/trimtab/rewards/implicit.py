@@ -11,8 +11,8 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.data.pack import Pack, packs
 from trimtab.data.render import Renderer
-from trimtab.models.frozen import load_reference
 from trimtab.models.load import LM, ModelSpec
+from trimtab.models.load_frozen import load_reference
 from trimtab.objectives.advantage import implicit_rewards
 from trimtab.types import Group, Score
 

@@ -14,9 +14,9 @@ from trimtab.data import formats, sources
 from trimtab.data.pack import packs
 from trimtab.data.render import Renderer
 from trimtab.errors import DataError, ModelError
-from trimtab.models.frozen import Frozen, load_frozen, require_vocabulary
 from trimtab.models.heads import Scorer
 from trimtab.models.load import ModelSpec, base_of, load_pretrained
+from trimtab.models.load_frozen import Frozen, load_frozen, require_vocabulary
 from trimtab.objectives.bradley_terry import ensemble
 from trimtab.rewards.functions import number
 from trimtab.rewards.reward_config import RewardSpec

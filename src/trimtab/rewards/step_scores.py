@@ -17,8 +17,8 @@ from trimtab.data.pack import packs
 from trimtab.data.render import Renderer
 from trimtab.data.steps import Steps
 from trimtab.errors import RewardError
-from trimtab.models.frozen import load_frozen
 from trimtab.models.load import ModelSpec
+from trimtab.models.load_frozen import load_frozen
 from trimtab.models.step_scorer import StepScorer
 from trimtab.objectives.process_reward import Aggregate, aggregate_steps, step_differences
 from trimtab.types import Completion, Floats, Group, Score

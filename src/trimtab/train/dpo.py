@@ -16,8 +16,8 @@ from trimtab.data.dataset import DataSpec, load_groups
 from trimtab.data.pack import Output, Pack
 from trimtab.errors import DataError
 from trimtab.feedback.comparisons import read_comparisons
-from trimtab.models.frozen import load_reference
 from trimtab.models.load import LM, ModelSpec, disable_dropout
+from trimtab.models.load_frozen import load_reference
 from trimtab.objectives.kto import KTO, KTOAt, labels, mismatched
 from trimtab.objectives.pairs import summed
 from trimtab.objectives.preference import DPO, Preference

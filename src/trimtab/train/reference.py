@@ -24,8 +24,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from trimtab.data.pack import Pack, packs, scatter
-from trimtab.models.frozen import load_reference
 from trimtab.models.load import LM, ModelSpec, base_of
+from trimtab.models.load_frozen import load_reference
 from trimtab.runs import write_atomic
 from trimtab.types import Group
 
