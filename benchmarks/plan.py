@@ -90,7 +90,7 @@ def check(name: str, command: str, values: dict[str, Any], folder: Path) -> dict
     record = (folder / config.stem / "metrics.jsonl").read_text().splitlines()
     measured = [json.loads(line)["time/step"] for line in record][1:]
     one: dict[str, Any] = {
-        "name": name, "seconds_planned": number(r"a step +([\d.e+-]+) s", plan),
+        "name": name, "seconds_planned": number(r"per step +([\d.e+-]+) s", plan),
         "seconds": float(np.mean(measured)),
         "mb_planned": number(r"memory +([\d,]+) MB", plan), "mb": peak,
     }  # fmt: skip

@@ -198,7 +198,7 @@ def test_too_short_a_run_says_so(
     base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = trained({**rl(base, tmp_path / "short", share=0.01), "steps": 2})
-    assert "not two blocks of 32" in actions(out)[0]["why"]
+    assert "fewer than two blocks of 32" in actions(out)[0]["why"]
     assert "fewer than two blocks of 32" in caplog.text
 
 

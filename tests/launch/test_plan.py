@@ -56,7 +56,7 @@ def test_a_plan_says_what_the_run_then_takes(
     said = capsys.readouterr().out
     assert not out.exists(), "a plan leaves nothing behind"
     steps = int(re.findall(r"([\d,]+) steps", said)[0].replace(",", ""))
-    assert re.search(r"a step +[\d.e-]+ s, [\d,]+ tokens", said)
+    assert re.search(r"per step +[\d.e-]+ s, [\d,]+ tokens", said)
     assert re.search(r"memory +[\d,]+ MB", said)
     main(given)
     rows = read_metrics(out)

@@ -41,7 +41,7 @@ ITEMS = "audit-items.jsonl"
 
 
 class AuditConfig(Config):
-    """Configuration of ``trimtab audit RUN``. Without gold, items or judgements it only reads."""
+    """Configuration of ``trimtab audit RUN``; without gold, items and judgements it only tests."""
 
     renamed: ClassVar[dict[str, str]] = {"block": "block_size"}
 
@@ -56,11 +56,11 @@ class AuditConfig(Config):
     rubric: str = "gold"
     """The absolute score in those judgements; without one, "bad" counts as 0 and the rest as 1."""
     share: float = Field(default=0.01, gt=0.0, le=1.0)
-    """Share of all rollouts of the run to audit, as far as they were logged."""
+    """Share of all rollouts of the run to audit, limited to the logged ones."""
     low: float = 0.0
     """Lowest possible gold score ..."""
     high: float = 1.0
-    """... and the highest; with ``gold`` its own bounds count."""
+    """... and the highest; ``gold`` has bounds of its own."""
     block_size: int = Field(default=32, ge=4)
     """Audited rollouts per block; policies are compared by the mean gold of a block."""
     alpha: float = Field(default=ALPHA, gt=0.0, lt=1.0)
@@ -70,7 +70,7 @@ class AuditConfig(Config):
 
 
 def count_rollouts(settings: RunSettings, logged: Sequence[Row]) -> int:
-    """How many rollouts the run generates; at least those logged.
+    """The number of rollouts that the run generates; at least those logged.
 
     Where an older configuration does not state the group size, it is the largest number of logged
     completions of one prompt in one iteration.
@@ -150,7 +150,7 @@ def recorded_kl(run: Path) -> dict[int, float]:
 
 
 def score(samples: Sequence[Row], run: Path, config: AuditConfig) -> list[AuditedRollout]:
-    """The selected rollouts with their gold; those that could not be scored are left out.
+    """The selected rollouts with their gold; those that could not be scored are dropped.
 
     Raises:
         DataError: none could be scored.
@@ -203,7 +203,7 @@ def export(samples: Sequence[Row], run: Path, path: Path, seed: int) -> int:
     return len(items)
 
 
-def read_judged(path: Path, run: Path, rubric: str) -> list[AuditedRollout]:
+def read_judgements(path: Path, run: Path, rubric: str) -> list[AuditedRollout]:
     """Gold of the exported rollouts from people's judgements: the mean over annotators.
 
     Raises:
@@ -255,7 +255,7 @@ def main(config: AuditConfig) -> dict[str, object]:
     if c.items is not None:
         n = export(draw(run, c.share, c.seed), run, Path(c.items), c.seed)
         log.info(
-            "audit: %d rollouts to be judged -> %s; then run: trimtab audit %s --judgements FILE",
+            "audit: %d rollouts to judge -> %s; then run: trimtab audit %s --judgements FILE",
             n,
             c.items,
             run,
@@ -265,8 +265,8 @@ def main(config: AuditConfig) -> dict[str, object]:
         append_audit(run, score(draw(run, c.share, c.seed), run, c))
     elif c.judgements is not None:
         done = {r.key for r in read_audit(run)}
-        judged = read_judged(Path(c.judgements), run, c.rubric)
-        append_audit(run, [r for r in judged if r.key not in done])
+        human_rollouts = read_judgements(Path(c.judgements), run, c.rubric)
+        append_audit(run, [r for r in human_rollouts if r.key not in done])
     audited = read_audit(run)
     if not audited:
         raise DataError(

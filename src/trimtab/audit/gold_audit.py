@@ -51,20 +51,20 @@ class AuditedRollout(BaseModel):
     gold: float
     """The ground-truth score."""
     kl: float | None = None
-    """Nats from the reference, of this rollout."""
+    """KL of this rollout to the reference, nats."""
     kl_mean: float | None = None
-    """Nats per completion, mean over its batch."""
+    """Mean KL of its batch to the reference, nats per completion."""
     source: str = ""
-    """Who scored it."""
+    """What or who scored it."""
 
     @property
     def key(self) -> tuple[int, str, int]:
-        """What no two audited rollouts share."""
+        """Identifies an audited rollout within its run."""
         return self.step, self.prompt_id, self.index
 
 
 class GoldSpec(Config):
-    """Who gives the gold score: a function or a stronger reward model. People: ``trimtab audit``."""
+    """What gives the gold score: a function or a stronger reward model (people: ``trimtab audit``)."""
 
     function: str | None = None
     """ "package.module:name" or "file.py:name", called as a reward function; None means no score."""
@@ -147,14 +147,14 @@ class AuditSpec(Config):
     block_size: int = Field(default=32, ge=4)
     """Audited rollouts per block; policies are compared by the mean gold of a block."""
     alpha: float = Field(default=ALPHA, gt=0.0, lt=1.0)
-    """Probability of a false alarm over the whole run, however long it is."""
+    """Probability of a false alarm during the run, at any length of the run."""
     max_actions: int = Field(default=3, ge=1)
     """After this many actions the next one is "stop"."""
 
     @model_validator(mode="after")
     def _consistent(self) -> AuditSpec:
         if (self.act == "refresh") != (self.refresh is not None):
-            raise ValueError("act: refresh needs the key refresh, and no other action takes it")
+            raise ValueError("act: refresh needs the key refresh, and no other action has it")
         if self.final_alpha != FINAL_ALPHA and self.act != "stop":
             raise ValueError(
                 f"final_alpha belongs to act: stop, and act is {self.act}; remove the key final_alpha"
@@ -197,7 +197,7 @@ class AuditSummary:
     """Gao's form fitted to gold over sqrt(KL); None without KL or with too few rollouts."""
     proxy: Fit | None
     past_peak: bool
-    """The policy is beyond the whole confidence interval of the fitted peak."""
+    """The policy is beyond the confidence interval of the fitted peak."""
     best: Block | None
 
     def to_json(self) -> dict[str, object]:
@@ -213,7 +213,7 @@ class AuditSummary:
 
 
 def blocks(rollouts: Sequence[AuditedRollout], size: int) -> list[Block]:
-    """Complete blocks in order of step; fewer than ``size`` rollouts at the end are left out."""
+    """Complete blocks in order of step; an incomplete block at the end is dropped."""
     return [
         Block(
             first=part[0].step,
@@ -341,7 +341,7 @@ def choose_policy(
 
 
 def read_audit(run: str | Path) -> list[AuditedRollout]:
-    """``audit.jsonl`` of a run folder; empty without the file. A torn last line is left out.
+    """``audit.jsonl`` of a run folder; empty without the file. An incomplete last line is skipped.
 
     Raises:
         DataError: a line cannot be used; the message names it.

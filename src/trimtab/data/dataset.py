@@ -71,8 +71,10 @@ def load_groups(
     if len(groups) < len(examples):
         log.info(
             "%s: %d of %d prompts dropped: longer than max_prompt_length",
-            rows.name, len(examples) - len(groups), len(examples),
-        )  # fmt: skip
+            rows.name,
+            len(examples) - len(groups),
+            len(examples),
+        )
     if not groups:
         raise DataError(
             f"{rows.name}: no row is left to train on; raise max_prompt_length, or look at the data"

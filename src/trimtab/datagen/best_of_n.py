@@ -74,9 +74,15 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
     sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
     with bar("best of n") as show:
         groups = collect(
-            sampler, renderer, prompts, c.sampling,
-            n=c.n, key=(c.seed,), version=0, on_progress=show,
-        )  # fmt: skip
+            sampler,
+            renderer,
+            prompts,
+            c.sampling,
+            n=c.n,
+            key=(c.seed,),
+            version=0,
+            on_progress=show,
+        )
     rewards(groups)
     done = [x for g in groups for x in g.completions]
     if all(x.reward is None for x in done):

@@ -115,9 +115,15 @@ def label(config: LabelConfig) -> Row:
     sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
     with bar("label") as show:
         groups = collect(
-            sampler, renderer, prompts, config.sampling,
-            n=config.answers, key=(config.seed,), version=0, on_progress=show,
-        )  # fmt: skip
+            sampler,
+            renderer,
+            prompts,
+            config.sampling,
+            n=config.answers,
+            key=(config.seed,),
+            version=0,
+            on_progress=show,
+        )
     people = annotators.panel()
     rows: list[Row] = []
     for i, group in enumerate(groups):

@@ -77,9 +77,12 @@ def scratch(config: ScratchConfig) -> dict[str, Any]:
     )  # pyright: ignore[reportCallIssue]
     inner.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>",
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
     tokenizer.chat_template = PLAIN
     out = Path(config.out)
     tokenizer.save_pretrained(out / "tokenizer")

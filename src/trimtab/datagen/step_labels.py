@@ -114,13 +114,24 @@ def main(config: StepLabelsConfig) -> dict[str, Any]:
             if part.is_file():
                 continue
             groups = collect(
-                sampler, renderer, prompts[start : start + config.chunk], config.sampling,
-                n=config.solutions, key=(config.seed, start, 0), version=0,
-            )  # fmt: skip
+                sampler,
+                renderer,
+                prompts[start : start + config.chunk],
+                config.sampling,
+                n=config.solutions,
+                key=(config.seed, start, 0),
+                version=0,
+            )
             values = monte_carlo_values(
-                sampler, renderer, groups, rewards, config.sampling, cutter.ends,
-                config.continuations, (config.seed, start, 1),
-            )  # fmt: skip
+                sampler,
+                renderer,
+                groups,
+                rewards,
+                config.sampling,
+                cutter.ends,
+                config.continuations,
+                (config.seed, start, 1),
+            )
             rows = [
                 _row(config, cutter, g, j, c, v)
                 for g, group_values in zip(groups, values, strict=True)

@@ -1,4 +1,4 @@
-"""What the figures of ``trimtab agreement`` mean, in plain words, and what to do about it."""
+"""The findings of ``trimtab agreement`` in words, each with advice."""
 
 from __future__ import annotations
 

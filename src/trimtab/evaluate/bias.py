@@ -32,12 +32,16 @@ FLATTERY = (
 )
 """Phrases that please the reader instead of answering."""
 FORMAT = (
-    r"^\s{0,3}#{1,6}\s", r"^\s*(?:[-*+]|\d+[.)])\s+\S", r"\*\*[^*\n]+\*\*", r"^\s*```", r"^\s*\|.*\|\s*$",
+    r"^\s{0,3}#{1,6}\s",
+    r"^\s*(?:[-*+]|\d+[.)])\s+\S",
+    r"\*\*[^*\n]+\*\*",
+    r"^\s*```",
+    r"^\s*\|.*\|\s*$",
     r"^(?:well|of course|sure|certainly|good question|let me see|as you said)\b",
     r"\bthank you for (?:this|that|asking|your)\b",
     r"\b(?:i hope (?:this|that) helps|have a (?:nice|great|good) day|let me know if|please ask me)\b",
     r"\bthat is all for now\b",
-)  # fmt: skip
+)
 """Markup and stock openings and closings."""
 PATTERNS: dict[str, tuple[str, ...]] = {"flattery": FLATTERY, "format": FORMAT}
 MIN_ROWS = 20

@@ -126,7 +126,7 @@ class ModelResult:
     scores: dict[str, Estimate]
     """Mean of each reward over the completions that it scored."""
     failed: dict[str, int]
-    """Completions without a score, or without a verdict, by reward; the statistics leave them out."""
+    """Completions without a score or verdict, by reward; the statistics exclude them."""
     kl: float | None
     """KL to the baseline, nats per completion; None for the baseline and for other decoding."""
     win_rate: Estimate
@@ -229,7 +229,7 @@ def _candidates(c: CompareConfig) -> list[Candidate]:
 def _complete(
     c: CompareConfig, candidate: Candidate, lm: LM, examples: Sequence[Example]
 ) -> list[Group]:
-    """One candidate's completions of all prompts, scored by every reward that needs no rival."""
+    """One candidate's completions of all prompts, scored by every reward that needs no second model."""
     spec = candidate.spec
     tokenizer = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template)
     renderer = Renderer(tokenizer)
@@ -238,9 +238,15 @@ def _complete(
     with bar(candidate.name) as progress:
         # The key is the same for all models, so that differences are not due to the random stream.
         groups = collect(
-            sampler, renderer, prompts, candidate.sampling,
-            n=c.num_completions, key=(c.seed,), version=0, on_progress=progress,
-        )  # fmt: skip
+            sampler,
+            renderer,
+            prompts,
+            candidate.sampling,
+            n=c.num_completions,
+            key=(c.seed,),
+            version=0,
+            on_progress=progress,
+        )
     scoring = [r for r in c.rewards if not r.compares]
     if scoring:
         Rewards(scoring, tokenizer, c.token_budget, c.device)(groups)
@@ -332,8 +338,7 @@ def _mean_score(groups: Sequence[Group], reward: str, model: str) -> Estimate:
 
 
 def _wins(groups: Sequence[Group], base: Sequence[Group], first: RewardSpec) -> list[float | None]:
-    """1, 0.5 or 0 for each completion that wins, ties or loses against the baseline's; None where
-    a score or the verdict failed."""
+    """1, 0.5 or 0 for each completion that wins, ties or loses; None if a score or verdict failed."""
     pairs = [
         Group(b.id, b.prompt, [x, y], b.text, b.extra)
         for g, b in zip(groups, base, strict=True)

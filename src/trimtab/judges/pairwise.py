@@ -109,9 +109,14 @@ class Judge:
         if self.spec.principles == "one":
             rubric = rubric.principle(item.id)
         question = ask(
-            self.spec.mode, rubric, item.prompt, answers,
-            critique=self.critique, dimensions=self.spec.dimensions, ties=self.spec.ties,
-        )  # fmt: skip
+            self.spec.mode,
+            rubric,
+            item.prompt,
+            answers,
+            critique=self.critique,
+            dimensions=self.spec.dimensions,
+            ties=self.spec.ties,
+        )
         return await self.client.ask(
             question.messages, question.answer, lambda reply: read(reply, question.answer)
         )
@@ -168,10 +173,12 @@ class Judge:
             probs = [v.prob for v in pair_verdicts if v.prob is not None]
             prob = sum(probs) / len(probs) if len(probs) == len(pair_verdicts) else None
         return self._judgement(
-            item, dense(wins), verdicts,
+            item,
+            dense(wins),
+            verdicts,
             dimensions={s: dense(scores) for s, scores in sides.items()},
             prob=prob if k == 2 else None,
-        )  # fmt: skip
+        )
 
     async def _rank(self, item: Item) -> Judgement:
         k = len(item.completions)
@@ -201,9 +208,11 @@ class Judge:
             verdicts.append(Verdict([a], result.reply, result.value.get("critique", "")))
         overall = scores["verdict"]
         return self._judgement(
-            item, dense(overall), verdicts,
+            item,
+            dense(overall),
+            verdicts,
             scores={("overall" if n == "verdict" else n): tuple(v) for n, v in scores.items()},
-        )  # fmt: skip
+        )
 
     def _dimensions(self) -> Mapping[str, str]:
         return self.rubric.dimensions if self.spec.dimensions else {}
@@ -240,9 +249,13 @@ class Judge:
     def _failed(self, item: Item, failure: Failure, verdicts: Sequence[Verdict]) -> Judgement:
         detail = self._detail(verdicts) | {"failure": failure.status, "why": failure.detail}
         return Judgement(
-            item=item.id, annotator=self.name, who="ai", status="error",
-            seed=self.spec.seed, detail=detail,
-        )  # fmt: skip
+            item=item.id,
+            annotator=self.name,
+            who="ai",
+            status="error",
+            seed=self.spec.seed,
+            detail=detail,
+        )
 
 
 def settled(shares: Sequence[float]) -> float:

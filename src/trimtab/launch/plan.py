@@ -1,7 +1,7 @@
-"""What a run will need, from a few of its own steps taken beforehand: ``trimtab sft … --plan``.
+"""Time and memory of a run, measured on a few of its steps: ``trimtab sft … --plan``.
 
-The steps are real ones on the real data, and everything they changed is thrown away: no model of the
-machine that could be wrong.
+The steps are real ones on the run's data; their changes are discarded. Measuring needs no model of the
+machine, which could be wrong.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from trimtab.train.trainer import batch_indices
 from trimtab.types import Group
 
 STEPS = 4
-"""Measured after the one that allocates the optimiser's state."""
+"""Measured steps, after a first one that allocates the optimiser's state."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """A prediction, and what it rests on."""
+    """The predicted time and memory of a run, and the measurements behind them."""
 
     name: str
     trained: int
@@ -35,30 +35,30 @@ class Need:
     parameters: int
     """All parameters of the trained modules."""
     steps: int
-    """Of the run."""
+    """Optimiser steps of the run; iterations for an online method."""
     tokens: float
-    """Trained on in a mean step, prompts once."""
+    """Trained on in an average step; a shared prompt counts once."""
     seconds: float
-    """Of a mean step."""
+    """Duration of an average step."""
     start: float
-    """Seconds until the first step: imports left out."""
+    """Seconds until the first step, without imports."""
     budget: int
-    """Tokens of a forward, lowered already where one did not fit."""
+    """Largest number of tokens per forward, after any reduction because of memory."""
     peak_mb: float
-    """Of the process, or of the allocator on CUDA."""
+    """Peak memory of the process, or of the allocator on CUDA, MB."""
     device: str
 
     def text(self) -> str:
-        """For a terminal."""
+        """The prediction as text for a terminal."""
         total = self.start + self.steps * self.seconds
         where = "on the GPU" if self.device == "cuda" else "resident, libraries included"
         return "\n".join(
             (
                 f"{self.name}: {self.trained:,} of {self.parameters:,} parameters are trained, on {self.device}",
-                f"  a step     {self.seconds:.3g} s, {self.tokens:,.0f} tokens ({self.tokens / self.seconds:,.0f} a "
+                f"  per step   {self.seconds:.3g} s, {self.tokens:,.0f} tokens ({self.tokens / self.seconds:,.0f} per "
                 f"second) in forwards of at most {self.budget:,}",
-                f"  the run    {self.steps:,} steps, {_clock(total)}, of which {self.start:.0f} s to get ready; "
-                "evaluations and checkpoints not counted",
+                f"  the run    {self.steps:,} steps, {_clock(total)}, of which {self.start:.0f} s of start-up; "
+                "without evaluations and checkpoints",
                 f"  memory     {self.peak_mb:,.0f} MB at most, {where}",
             )
         )
@@ -74,19 +74,19 @@ def peak_mb(device: str) -> float:
     """Largest memory so far, MB: the allocator's on CUDA, else the process's."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 2**20 if sys.platform == "darwin" else most / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
 def plan(make: Callable[[Any], Stage], config: Any) -> Need:
-    """Build the stage of ``config``, take the costliest step and ordinary ones, scale up.
+    """Build the stage of ``config``, time the largest step and average ones, and scale to the run.
 
-    Steps of fixed data are scaled by tokens to the mean step; those of online methods are the
-    first ones, whose answers may grow longer or shorter later.
+    With a fixed dataset, times are scaled by tokens to the average step. Online methods are timed on
+    their first iterations, and their completions may become longer or shorter later.
 
     Args:
         make: The stage's class.
-        config: The run's; its folder is not touched.
+        config: The configuration of the run; its folder is not touched.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="trimtab-plan-") as folder:
@@ -119,14 +119,21 @@ def plan(make: Callable[[Any], Stage], config: Any) -> Need:
     parameters = [p for m in trainer.modules.values() for p in m.parameters()]
     device = parameters[0].device.type
     return Need(
-        stage.name, sum(p.numel() for p in parameters if p.requires_grad),
-        sum(p.numel() for p in parameters), stage.steps, mean, seconds, start, trainer.budget,
-        peak_mb(device), device,
-    )  # fmt: skip
+        name=stage.name,
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        parameters=sum(p.numel() for p in parameters),
+        steps=stage.steps,
+        tokens=mean,
+        seconds=seconds,
+        start=start,
+        budget=trainer.budget,
+        peak_mb=peak_mb(device),
+        device=device,
+    )
 
 
 def _order(groups: Sequence[Group], steps: int, batch: int, seed: int) -> list[int]:
-    """The step with the most tokens, twice, and those in the middle."""
+    """The step with the most tokens twice, then steps with a median number of tokens."""
     costs = np.array([g.cost for g in groups])
     step_costs = [
         costs[batch_indices(len(costs), batch, i, seed)].sum() for i in range(min(steps, 2000))

@@ -77,9 +77,10 @@ def prepare(
     predicted = judge(data, seed).predict_proba(unseen_texts[0] + unseen_texts[1])[:, 1] > 0.5
     truth = np.arange(2 * HELD) < HELD
     return {
-        "sentences": len(good + bad), "pairs": len(ranked),
+        "sentences": len(good + bad),
+        "pairs": len(ranked),
         "judge_accuracy": float((predicted == truth).mean()),
-    }  # fmt: skip
+    }
 
 
 @lru_cache

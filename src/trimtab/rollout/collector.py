@@ -1,4 +1,4 @@
-"""Prompts to scored groups."""
+"""Sampling completions of prompts."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def collect(
     """Sample ``n`` completions for each prompt.
 
     Args:
-        sampler: Over the live weights.
+        sampler: Samples from the current weights.
         renderer: Turns ids back into completions.
         prompts: Groups without completions; they are not changed.
         sampling: How to sample.
-        n: Completions a prompt.
-        key: Start of each stream's key; the prompt's place is appended, so that one prompt drawn
-            twice in a batch is not answered twice alike.
-        version: Optimiser steps behind the weights.
-        on_progress: Told how many of how many completions are done.
+        n: Completions per prompt.
+        key: Start of each random stream's key. The prompt's index is appended, so that a prompt that
+            occurs twice in a batch gets different completions.
+        version: Number of optimiser steps of the weights.
+        on_progress: Called with the number of finished completions and their total.
 
     Returns:
-        New groups whose completions carry the sampler's ids, log-probs and finish reason.
+        New groups whose completions have the sampler's ids, log-probs and finish reason.
     """
     requests = [Request(g.prompt, (*key, i), n) for i, g in enumerate(prompts)]
     groups: list[Group] = []
-    for prompt, answers in zip(prompts, sampler(requests, sampling, on_progress), strict=True):
-        completions = [renderer.completion(a.ids, a.finish) for a in answers]
-        for c, a in zip(completions, answers, strict=True):
+    for prompt, samples in zip(prompts, sampler(requests, sampling, on_progress), strict=True):
+        completions = [renderer.completion(a.ids, a.finish) for a in samples]
+        for c, a in zip(completions, samples, strict=True):
             c.version = version
             c.tokens["sampler_logp"] = a.logp
         groups.append(replace(prompt, completions=completions))

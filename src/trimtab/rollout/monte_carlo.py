@@ -1,4 +1,4 @@
-"""Monte-Carlo values: what a policy reaches from a state, by going on from it K times."""
+"""Monte-Carlo state values: the mean reward of K continuations sampled from a state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trimtab.types import Completion, Floats, Group, Ints
 
 @dataclass(slots=True)
 class StateValues:
-    """Rewards reached from each state of a completion of S steps.
+    """Rewards reached from each state of a completion of S reasoning steps.
 
     >>> StateValues(np.array([2, 5]), [[0.0, 1.0], [1.0, 1.0], [1.0]]).values.tolist()
     [0.5, 1.0, 1.0]
@@ -43,23 +43,23 @@ def monte_carlo_values(
     key: tuple[int, ...],
     on_progress: Progress | None = None,
 ) -> list[list[StateValues]]:
-    """V(s) = mean reward of ``k`` continuations from s, at every step end (2410.01679).
+    """V(s) = mean reward of ``k`` continuations from s, at the end of every reasoning step (2410.01679).
 
-    The state after a step is the prompt's ids followed by the completion's up to there, exactly
-    as sampled. A continuation may use only the tokens that the completion has left of
-    ``max_new_tokens``, and is judged whole, with what it continues. The value of the prompt is
-    shared by the completions of a group.
+    The state after a reasoning step is the prompt's ids followed by the completion's ids up to the
+    end of the step, exactly as sampled. A continuation may use only the tokens that the completion
+    has left of ``max_new_tokens``. It is scored together with the part that it continues. The value
+    of the prompt is shared by the completions of a group.
 
     Args:
-        sampler: Over the policy whose values these are.
+        sampler: Samples from the policy whose values are estimated.
         renderer: Turns ids back into completions.
         groups: Prompts with sampled completions; not changed.
         rewards: Fills ``Completion.reward`` of groups, None where one could not be scored.
-        sampling: As for the completions themselves; ``max_new_tokens`` bounds the whole answer.
-        ends: The last token of each step of a completion's ids, as ``Steps.ends``.
-        k: Continuations a state.
-        key: Starts every stream's key; the group, completion and state follow.
-        on_progress: Told how many of how many continuations are done.
+        sampling: As for the completions; ``max_new_tokens`` includes the part that is continued.
+        ends: Index of the last token of each reasoning step of a completion, as ``Steps.ends``.
+        k: Continuations per state.
+        key: Start of each random stream's key; the group, completion and state are appended.
+        on_progress: Called with the number of finished continuations and their total.
 
     Returns:
         For each group, the values of each completion.
@@ -67,9 +67,9 @@ def monte_carlo_values(
     values: list[list[StateValues]] = []
     requests: list[Request] = []
     pending: list[tuple[Group, Ints, list[float]]] = []
-    judged: list[tuple[Group, list[Completion], list[float]]] = []
+    to_score: list[tuple[Group, list[Completion], list[float]]] = []
 
-    def ask(group: Group, prefix: Ints, key: tuple[int, ...], into: list[float]) -> None:
+    def request(group: Group, prefix: Ints, key: tuple[int, ...], into: list[float]) -> None:
         prompt = np.concatenate([group.prompt, prefix])
         requests.append(Request(prompt, key, k, sampling.max_new_tokens - len(prefix)))
         pending.append((group, prefix, into))
@@ -77,7 +77,7 @@ def monte_carlo_values(
     for i, group in enumerate(groups):
         start: list[float] = []
         if group.completions:
-            ask(group, np.zeros(0, np.int64), (*key, i, 0, 0), start)
+            request(group, np.zeros(0, np.int64), (*key, i, 0, 0), start)
         group_values: list[StateValues] = []
         for j, c in enumerate(group.completions):
             at = ends(c.ids)
@@ -90,20 +90,20 @@ def monte_carlo_values(
                     or int(prefix[-1]) in sampler.stop_ids
                     or (end + 1 == len(c) and c.finish == "stop")
                 ):
-                    judged.append((group, [replace(c, scores={}, reward=None)], returns[s]))
+                    to_score.append((group, [replace(c, scores={}, reward=None)], returns[s]))
                 else:
-                    ask(group, prefix, (*key, i, j, s), returns[s])
+                    request(group, prefix, (*key, i, j, s), returns[s])
             group_values.append(StateValues(at, returns))
         values.append(group_values)
-    for (group, prefix, into), answers in zip(
+    for (group, prefix, into), samples in zip(
         pending, sampler(requests, sampling, on_progress), strict=True
     ):
         completions = [
-            renderer.completion(np.concatenate([prefix, a.ids]), a.finish) for a in answers
+            renderer.completion(np.concatenate([prefix, a.ids]), a.finish) for a in samples
         ]
-        judged.append((group, completions, into))
-    scored = [replace(group, completions=completions) for group, completions, _ in judged]
+        to_score.append((group, completions, into))
+    scored = [replace(group, completions=completions) for group, completions, _ in to_score]
     rewards(scored)
-    for group, (_, _, into) in zip(scored, judged, strict=True):
+    for group, (_, _, into) in zip(scored, to_score, strict=True):
         into += [c.reward for c in group.completions if c.reward is not None]
     return values

@@ -73,9 +73,15 @@ def _welch(low: npt.ArrayLike, high: npt.ArrayLike) -> tuple[float, float]:
         return 0.0, 1.0
     # From moments, because ttest_ind warns about series that do not vary.
     t, p = ttest_ind_from_stats(
-        y.mean(), y.std(ddof=1), len(y), x.mean(), x.std(ddof=1), len(x),
-        equal_var=False, alternative="greater",
-    )  # fmt: skip
+        y.mean(),
+        y.std(ddof=1),
+        len(y),
+        x.mean(),
+        x.std(ddof=1),
+        len(x),
+        equal_var=False,
+        alternative="greater",
+    )
     return (0.0, 1.0) if math.isnan(t) else (float(t), float(p))
 
 

@@ -81,8 +81,10 @@ class PreferenceStage(DatasetStage[PreferenceConfig, LM]):
         if len(usable) < len(groups):
             log.info(
                 "%s: dropped %d of %d prompts that have only ties",
-                spec.path, len(groups) - len(usable), len(groups),
-            )  # fmt: skip
+                spec.path,
+                len(groups) - len(usable),
+                len(groups),
+            )
         if not usable:
             raise DataError(f"{spec.path}: every comparison is a tie; nothing can be learnt")
         return usable
@@ -108,7 +110,7 @@ class PreferenceStage(DatasetStage[PreferenceConfig, LM]):
         return lm
 
     def annotate(self, lm: LM) -> int:
-        """Put log-probs of the reference on all data; how many completions were not in the cache."""
+        """Put log-probs of the reference on all data; the number of completions not in the cache."""
         c = self.config
         folder = Path(c.reference_cache) if c.reference_cache else Path(c.out) / "reference"
         reference = CachedReference(lm, self.renderer.tokenizer, folder, c.loop.token_budget)
@@ -213,9 +215,13 @@ def check_labels(groups: Sequence[Group], objective: KTO, source: str) -> None:
         log.warning(
             "%s: %d good completions of weight %g and %d bad ones of weight %g; for balance set "
             "objective.undesirable to %.2g",
-            source, good, objective.desirable, bad, objective.undesirable,
+            source,
+            good,
+            objective.desirable,
+            bad,
+            objective.undesirable,
             objective.desirable * good / bad,
-        )  # fmt: skip
+        )
 
 
 def with_margins(metrics: Metrics) -> Metrics:

@@ -1,8 +1,8 @@
 """The gold audit of a run in training, and what it does when the reward is hacked.
 
 By default it only reports. An action is opt-in (``audit.act``), is written to ``actions.jsonl``, and can
-be undone: the policy before it is saved in ``undo/step-N``. A run that exports another policy than its
-last one does so at the export; its checkpoint has the last one.
+be undone: the policy before it is saved in ``undo/step-N``. Which policy a run exports is decided at the
+export; the run's last checkpoint always has the last policy.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ACTIONS = "actions.jsonl"
 
 
 def check_action(spec: AuditSpec, rewards: Sequence[RewardSpec]) -> None:
-    """Refuse an action that the rewards of a run do not allow.
+    """Check that the rewards of a run allow the action.
 
     Raises:
         ValueError: there is no ensemble to switch, or no single model to refresh.
@@ -56,14 +56,16 @@ def check_action(spec: AuditSpec, rewards: Sequence[RewardSpec]) -> None:
 
 
 def warn_if_short(spec: AuditSpec, rollouts: int) -> None:
-    """Warn where a run of so many rollouts is too short for ``act: stop`` to choose a policy."""
+    """Warn if a run with this number of rollouts is too short for ``act: stop`` to choose a policy."""
     audited = round(spec.share * rollouts)
     if spec.act == "stop" and audited < 2 * spec.block_size:
         log.warning(
             "audit: about %d of %d rollouts are audited, fewer than two blocks of %d: too few to "
             "compare policies; raise audit.share or lower audit.block_size",
-            audited, rollouts, spec.block_size,
-        )  # fmt: skip
+            audited,
+            rollouts,
+            spec.block_size,
+        )
 
 
 @dataclass
@@ -187,15 +189,21 @@ class Guard:
             self.gold(copies)
         return [
             AuditedRollout(
-                step=step, prompt_id=g.id, index=i, proxy=cast(float, c.reward), gold=gold,
-                kl=log_ratio(c), kl_mean=kl_mean, source=self.spec.gold.source,
+                step=step,
+                prompt_id=g.id,
+                index=i,
+                proxy=cast(float, c.reward),
+                gold=gold,
+                kl=log_ratio(c),
+                kl_mean=kl_mean,
+                source=self.spec.gold.source,
             )
             for (g, i, c), copy in zip(picked, copies, strict=True)
             if (gold := copy.completions[0].scores["gold"].value) is not None
-        ]  # fmt: skip
+        ]
 
     def _save_best(self, step: int, gold: float) -> None:
-        """Save the policy in ``best``, in place of the one there."""
+        """Save the policy in ``best``, replacing the one there."""
         params = {n: p.detach() for n, p in self.stage.trainer.params["policy"]}
         state = {"step": step, "gold": gold}
         checkpoint.save(self.out / "best", step, {"params.policy": params}, state, keep=1)
@@ -217,17 +225,22 @@ class Guard:
         return self._choose(step) if step == self.stage.steps else {}
 
     def _act(self, step: int, summary: AuditSummary) -> None:
-        """Take the configured action, or stop where it has been taken often enough."""
+        """Take the configured action, or stop after ``max_actions`` of them."""
         progress = self.progress
         saved = checkpoint.latest(self.out / "best")
         action = self.spec.act if progress.actions < self.spec.max_actions else "stop"
         if action != "none" and saved is None:
             return  # no block is complete yet, so there is no policy to return to
         record: Row = {
-            "step": step, "action": action, "p": summary.p, "since": summary.since,
-            "gold_before": summary.gold_before, "gold_after": summary.gold_after,
-            "proxy_gain": summary.proxy_gain, "hacked": summary.hacked,
-        }  # fmt: skip
+            "step": step,
+            "action": action,
+            "p": summary.p,
+            "since": summary.since,
+            "gold_before": summary.gold_before,
+            "gold_after": summary.gold_after,
+            "proxy_gain": summary.proxy_gain,
+            "hacked": summary.hacked,
+        }
         if saved is not None and action != "none":
             record |= self._export_undo(step, saved)
             if action != "stop":
@@ -255,7 +268,7 @@ class Guard:
         self._record(record, message)
 
     def _export_undo(self, step: int, saved: checkpoint.Checkpoint) -> Row:
-        """Export the current policy, so that the action can be undone; what the record says of it."""
+        """Export the current policy, so that the action can be undone; its part of the record."""
         undo = self.out / "undo" / f"step-{step:08d}"
         self.stage.export(undo)
         return {"back_to": saved.step, "gold_there": saved.state["gold"], "undo": str(undo)}
@@ -269,8 +282,8 @@ class Guard:
         best = choice.best
         if best is None or choice.blocks < 2:
             why = (
-                f"The last policy is exported: {len(audited)} audited rollouts are not two blocks of "
-                f"{size} (audit.share, audit.block_size), so no policy can be compared with it."
+                f"The last policy is exported: {len(audited)} audited rollouts are fewer than two "
+                f"blocks of {size} (audit.share, audit.block_size), so no policy can be compared with it."
             )
         else:
             record |= {"gold_best": best.gold, "gold_last": choice.last}
@@ -288,10 +301,8 @@ class Guard:
                 why = f"The policy of step {saved.step} is exported: {evidence}."
         self.progress.why = record["why"] = why
         self._record(record, why)
-        metrics = {
-            "audit/handed_over": float(self.progress.handed or 0),
-            "audit/p_final": choice.p,
-        }
+        handed = float(self.progress.handed or 0)
+        metrics = {"audit/handed_over": handed, "audit/p_final": choice.p}
         return metrics | {
             f"audit/{k}": float(record[k]) for k in ("gold_best", "gold_last") if k in record
         }
@@ -303,10 +314,10 @@ class Guard:
         log.warning("audit: %s", message)
 
     def restore_choice(self) -> None:
-        """Load the weights of the chosen policy, for the export; nothing where it is the last one.
+        """Load the weights of the chosen policy for the export, unless it is the last one.
 
         Raises:
-            CheckpointError: its weights are gone.
+            CheckpointError: its weights are missing.
         """
         step = self.progress.handed
         if step is None:
@@ -314,7 +325,7 @@ class Guard:
         saved = checkpoint.latest(self.out / "best")
         if saved is None or saved.step != step:
             raise CheckpointError(
-                f"{self.out / 'best'}: the policy of step {step}, which the audit chose, is gone; the "
+                f"{self.out / 'best'}: the policy of step {step}, which the audit chose, is missing; the "
                 f"last policy is exported in {self.out / 'undo'}"
             )
         self._restore(saved)
@@ -325,11 +336,11 @@ class Guard:
         tensors = saved.tensors("params.policy")
         for name, p in self.stage.trainer.params["policy"]:
             p.copy_(tensors[name])
-            # The optimiser's moments are of other weights.
+            # The optimiser's moments belong to other weights.
             self.stage.trainer.optimizer.state.pop(p, None)
 
     def _switch(self) -> None:
-        """Let ensembles combine their members as the action says."""
+        """Set how ensembles combine their members, as the action says."""
         for part in self.rewards.parts.values():
             if isinstance(part, LearnedPart) and len(part.members) > 1:
                 part.spec = part.spec.model_copy(update={"combine": self.progress.combine})
@@ -339,7 +350,7 @@ class Guard:
         return next(r for r in self.specs if r.model is not None and r.weight != 0)
 
     def _refresh(self, step: int) -> Row:
-        """Retrain the reward model with new comparisons; what the record says of it."""
+        """Retrain the reward model with new comparisons; its part of the record."""
         spec = self.spec.refresh
         assert spec is not None
         rows = comparisons_by_gold(self.stage, spec, self.gold, (self.loop.seed, step, 37))
@@ -351,8 +362,10 @@ class Guard:
         self.progress.model = str(folder / "model")
         self._load_model()
         return {
-            "new_pairs": len(rows), "old_rows": old_rows, "reward_model": self.progress.model,
-        }  # fmt: skip
+            "new_pairs": len(rows),
+            "old_rows": old_rows,
+            "reward_model": self.progress.model,
+        }
 
     def _load_model(self) -> None:
         """Score with the retrained reward model from now on."""

@@ -29,12 +29,12 @@ def comparisons_by_gold(
     """Comparisons that contradict an exploited reward.
 
     Per prompt of the last batch, the completion with the highest reward is compared with the best of
-    several completions of the policy as it now is, by their gold scores. Ties and empty completions
+    several new completions of the current policy, by their gold scores. Ties and empty completions
     give no row.
 
     Args:
         stage: The policy, with the groups of the last batch.
-        spec: How many prompts and completions.
+        spec: The number of prompts, and of completions per prompt.
         gold: The gold score.
         key: Start of the random streams.
     """
@@ -45,9 +45,14 @@ def comparisons_by_gold(
             top = max(completions, key=lambda c: cast(float, c.reward))
             exploited.append(replace(g, completions=[top]))
     resampled = collect(
-        stage.sampler, stage.renderer, exploited, stage.config.sampling,
-        n=spec.num_completions, key=key, version=stage.trainer.updates,
-    )  # fmt: skip
+        stage.sampler,
+        stage.renderer,
+        exploited,
+        stage.config.sampling,
+        n=spec.num_completions,
+        key=key,
+        version=stage.trainer.updates,
+    )
     groups: list[Group] = []
     for g, other in zip(exploited, resampled, strict=True):
         completions = [*g.completions, *(c for c in other.completions if c.text.strip())]

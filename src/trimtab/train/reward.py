@@ -71,8 +71,10 @@ class RewardStage(DatasetStage[RewardConfig, Scorer]):
             if leaked:
                 log.warning(
                     "%s: %d of %d held-out prompts are also in the training data",
-                    name, leaked, len(groups),
-                )  # fmt: skip
+                    name,
+                    leaked,
+                    len(groups),
+                )
 
     def loss(self, index: int) -> BradleyTerry:
         """The Bradley-Terry loss."""

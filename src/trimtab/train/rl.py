@@ -1,4 +1,4 @@
-"""Online methods: sample, score, credit, update; every point of ``objectives.policy`` runs here."""
+"""Online RL: sample, score, assign advantages, update, for every ``objectives.policy`` method."""
 
 from __future__ import annotations
 
@@ -45,9 +45,13 @@ class RLStage(RolloutStage[RLConfig]):
         self.state_values: MonteCarloValues | None = None
         if method.advantage.values == "monte-carlo":
             self.state_values = MonteCarloValues(
-                config.monte_carlo, self.sampler, self.renderer, self.scoring.outcome,
-                config.sampling, config.loop.seed,
-            )  # fmt: skip
+                config.monte_carlo,
+                self.sampler,
+                self.renderer,
+                self.scoring.outcome,
+                config.sampling,
+                config.loop.seed,
+            )
         modules: dict[str, nn.Module] = {"policy": self.lm.model}
         self.critic: Scorer | None = None
         self.value_head: nn.Linear | None = None
@@ -140,8 +144,8 @@ class RLStage(RolloutStage[RLConfig]):
     def _annotate(self, groups: Sequence[Group]) -> dict[str, float]:
         """Put what the method needs on every token: old and reference log-probs, values.
 
-        With one update a batch and no KL in the reward, the training forward gives the old
-        log-probs, and nothing is computed here but the reference's.
+        With one update per batch and no KL in the reward, the training forward gives the old
+        log-probs, and only the reference's are computed here.
         """
         method = self.method
         own = method.updates.steps > 1 or method.needs_critic or method.kl.in_reward

@@ -26,14 +26,14 @@ class CriticSpec(Config):
 
     renamed: ClassVar[dict[str, str]] = {"kind": "type"}
     type: Literal["separate", "shared"] = "separate"
-    """A model of its own, or a linear head on the policy's trunk."""
+    """A separate model, or a linear head on the policy's trunk."""
     model: ModelSpec | None = None
     """What a separate critic starts from; the policy's own start when not given."""
     optim: OptimSpec = OptimSpec(lr=1e-5)
 
 
 class PtxSpec(Config):
-    """PPO-ptx: a share of likelihood on given text in every update (2203.02155)."""
+    """PPO-ptx: the likelihood of pretraining text is added to every update (2203.02155)."""
 
     renamed: ClassVar[dict[str, str]] = {"batch": "batch_size"}
     data: DataSpec
@@ -54,16 +54,16 @@ class RLConfig(RolloutConfig):
     rewards: tuple[RewardSpec, ...] = ()
     """Parts of the sequence reward, which comes at the last token."""
     process: ProcessSpec | None = None
-    """Scores of steps, as rewards at their ends."""
+    """Scores of reasoning steps, as rewards at the last token of each step."""
     implicit: ImplicitSpec | None = None
     """A preference-trained policy as a reward on every token."""
     monte_carlo: MonteCarloSpec = MonteCarloSpec()
-    """Continuations behind ``method.advantage.values: monte-carlo``."""
+    """How ``method.advantage.values: monte-carlo`` samples continuations."""
     critic: CriticSpec = CriticSpec()
     ptx: PtxSpec | None = None
     audit: AuditSpec | None = None
-    """A gold audit of a share of the rollouts, and what is done when gold falls: ``act: stop`` hands
-    over the best audited policy in place of a worse last one."""
+    """A gold audit of a share of the rollouts, and what is done when gold falls: ``act: stop`` exports
+    the best audited policy instead of a worse last one."""
     steps: int = Field(default=100, gt=0)
     """Iterations: each samples a batch of rollouts and trains on it."""
     batch_size: int = Field(default=64, gt=0)
@@ -94,21 +94,21 @@ class RLConfig(RolloutConfig):
         if self.critic != CriticSpec() and not method.needs_critic:
             raise ValueError(f"{method.name} has no critic; remove the key critic")
         if self.process is not None and self.implicit is not None:
-            raise ValueError("process and implicit both write dense rewards; give one of them")
+            raise ValueError("process and implicit both write dense rewards; set one of them")
         dense = self.process or self.implicit
         if dense is None and not self.rewards:
-            raise ValueError("there is no reward: give rewards, process or implicit")
+            raise ValueError("there is no reward: set rewards, process or implicit")
         if all(r.weight == 0 for r in (*self.rewards, *([dense] if dense else []))):
             raise ValueError("every reward has weight 0: there is nothing to train on")
         if method.advantage.estimator == "process" and self.process is None:
             raise ValueError(
-                "method.advantage.estimator: process needs the scores of steps; give process"
+                "method.advantage.estimator: process needs scores of reasoning steps; set process"
             )
         monte_carlo = method.advantage.values == "monte-carlo"
         if monte_carlo and (dense is not None or all(r.weight == 0 for r in self.rewards)):
             raise ValueError(
-                "method.advantage.values: monte-carlo estimates the sequence reward from each step; give "
-                "rewards, and neither process nor implicit"
+                "method.advantage.values: monte-carlo estimates the sequence reward from each reasoning "
+                "step; set rewards, and neither process nor implicit"
             )
         if self.monte_carlo != MonteCarloSpec() and not monte_carlo:
             raise ValueError(

@@ -48,7 +48,7 @@ class RolloutStage(Stage[C, LM]):
         lm: The policy.
         rewards: Scores completions in place.
         reference: The frozen reference, where the stage needs one.
-        last: The groups of the last step.
+        last: The groups of the last iteration.
     """
 
     def __init__(self, config: C) -> None:
@@ -63,9 +63,11 @@ class RolloutStage(Stage[C, LM]):
             self.reference = Reference(self.lm, config.reference, self.renderer.tokenizer)
         self.shaper = Shaper(self.shape())
         self.sampler = Sampler(
-            self.lm.plain_attention(), self.renderer.tokenizer, stop_ids=self.renderer.stop_ids,
+            self.lm.plain_attention(),
+            self.renderer.tokenizer,
+            stop_ids=self.renderer.stop_ids,
             mixed=self.lm.mixed,
-        )  # fmt: skip
+        )
         self.last: list[Group] = []
 
     @abstractmethod
@@ -92,25 +94,30 @@ class RolloutStage(Stage[C, LM]):
         return template_facts(self.lm, self.renderer, c.model, self.prompts, c.loop.token_budget)
 
     def sample(self, index: int, count: int, n: int, attempt: int = 0) -> list[Group]:
-        """``count`` prompts of step ``index`` with ``n`` scored completions each.
+        """``count`` prompts of iteration ``index`` with ``n`` scored completions each.
 
-        The prompts and every random draw follow from seed, step and attempt, so a resumed run
+        The prompts and every random draw follow from seed, iteration and attempt, so a resumed run
         samples what an uninterrupted one would.
 
         Args:
-            index: The step.
+            index: The iteration.
             count: Number of prompts.
             n: Completions per prompt.
             attempt: 0 for the first draw, n for the n-th resampling of other prompts.
         """
         seed = self.config.loop.seed
-        # Resampling takes other passes over the prompts, so they follow from the step too.
+        # Other passes over the prompts, which also depend on the iteration alone.
         picked = batch_indices(len(self.prompts), count, index, seed + 7919 * attempt)
         key = (seed, index, attempt) if attempt else (seed, index)
         groups = collect(
-            self.sampler, self.renderer, [self.prompts[i] for i in picked], self.config.sampling,
-            n=n, key=key, version=self.trainer.updates,
-        )  # fmt: skip
+            self.sampler,
+            self.renderer,
+            [self.prompts[i] for i in picked],
+            self.config.sampling,
+            n=n,
+            key=key,
+            version=self.trainer.updates,
+        )
         self.rewards(groups)
         return groups
 
@@ -119,7 +126,7 @@ class RolloutStage(Stage[C, LM]):
         return Output(logp_C=self.lm.logps(self.lm.states(pack), pack, entropy=False)[0])
 
     def samples(self) -> list[Row]:
-        """Prompts, completions and scores of the last step."""
+        """Prompts, completions and scores of the last iteration."""
         return sample_rows(self.last)
 
     def state(self) -> dict[str, Any]:
@@ -133,7 +140,7 @@ class RolloutStage(Stage[C, LM]):
 
 
 def nothing_scored(where: str, done: Sequence[Completion]) -> DataError:
-    """The error of a step in which no completion has a reward."""
+    """The error to raise when no completion of an iteration has a reward."""
     failed = next(s for c in done for s in c.scores.values() if not s.ok)
     return DataError(
         f"{where}: no completion could be scored; the first failure was "
@@ -142,8 +149,10 @@ def nothing_scored(where: str, done: Sequence[Completion]) -> DataError:
 
 
 def best_and_worst(completions: Sequence[Completion]) -> tuple[Completion, Completion] | None:
-    """The best and the worst of the scored completions of one prompt, of equal ones the first; None
-    where these two have equal rewards or equal tokens."""
+    """The best and the worst of one prompt's scored completions, the first of equal ones.
+
+    None if the two have equal rewards or equal tokens.
+    """
     rewards = [cast(float, c.reward) for c in completions]
     best, worst = completions[pick(rewards)], completions[pick([-r for r in rewards])]
     same = best.reward == worst.reward or np.array_equal(best.ids, worst.ids)

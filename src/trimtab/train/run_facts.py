@@ -14,7 +14,7 @@ from trimtab.models.load import LM, ModelSpec
 from trimtab.sample.sampler import Request, Sampler, SamplingConfig
 from trimtab.types import Group, Row
 
-_SHOWN = 16
+_TEMPLATE_PROMPTS = 16
 """Prompts on which two templates are compared."""
 
 
@@ -32,38 +32,49 @@ def data_facts(renderer: Renderer, train: Sequence[Group], held_out: Sequence[Gr
 def template_facts(
     lm: LM, renderer: Renderer, spec: ModelSpec, prompts: Sequence[Group], budget: int
 ) -> Row:
-    """Whether prompts are written as the model knows them.
+    """Whether the chat template in use formats prompts as the model's own template does.
 
-    Where the template in use gives other tokens than the model's own, the model answers under its
-    own, greedily, and "nll_gap" is how many nats a token those answers lose under the one in use.
+    If the two give different tokens, the model completes some prompts greedily under its own
+    template. "nll_gap" is the mean NLL of these completions under the template in use minus that
+    under its own, nats per token.
+
+    Args:
+        lm: The model.
+        renderer: Applies the template in use.
+        spec: Where the model, its tokenizer and the template come from.
+        prompts: Prompts of the run; the first with messages are compared.
+        budget: Tokens per forward.
     """
     if spec.chat_template is None and spec.tokenizer is None:
         return {"template": "own"}
     own = load_tokenizer(spec.path) if not spec.path.endswith(".json") else None
     if own is None or not own.chat_template or own.get_vocab() != renderer.tokenizer.get_vocab():
         return {"template": "unknown"}
-    theirs = Renderer(
+    own_renderer = Renderer(
         own,
         max_prompt_length=renderer.max_prompt_length,
         max_completion_length=renderer.max_completion_length,
     )
-    conversations = [g for g in prompts if g.extra.get("messages")][:_SHOWN]
-    twins = [replace(theirs.retokenise(g), text=g.text) for g in conversations]
-    moved = sum(
-        a.prompt.tolist() != b.prompt.tolist() for a, b in zip(conversations, twins, strict=True)
+    conversations = [g for g in prompts if g.extra.get("messages")][:_TEMPLATE_PROMPTS]
+    own_groups = [replace(own_renderer.retokenise(g), text=g.text) for g in conversations]
+    changed = sum(
+        a.prompt.tolist() != b.prompt.tolist()
+        for a, b in zip(conversations, own_groups, strict=True)
     )
-    facts: Row = {"template": "other", "prompts_changed": moved / max(1, len(conversations))}
-    if not moved:
+    facts: Row = {"template": "other", "prompts_changed": changed / max(1, len(conversations))}
+    if not changed:
         return facts
-    sampler = Sampler(lm.plain_attention(), own, stop_ids=theirs.stop_ids)
+    sampler = Sampler(lm.plain_attention(), own, stop_ids=own_renderer.stop_ids)
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=48)
-    sampled = sampler([Request(g.prompt, (0, i)) for i, g in enumerate(twins)], greedy)
-    answers = [theirs.completion(s[0].ids, s[0].finish) for s in sampled]
+    sampled = sampler([Request(g.prompt, (0, i)) for i, g in enumerate(own_groups)], greedy)
+    completions = [own_renderer.completion(s[0].ids, s[0].finish) for s in sampled]
     nll = [
         _nll(
-            lm, [replace(g, completions=[c]) for g, c in zip(groups, answers, strict=True)], budget
+            lm,
+            [replace(g, completions=[c]) for g, c in zip(groups, completions, strict=True)],
+            budget,
         )
-        for groups in (conversations, twins)
+        for groups in (conversations, own_groups)
     ]
     facts["nll_gap"] = nll[0] - nll[1]
     facts["template_examples"] = [
@@ -71,12 +82,13 @@ def template_facts(
             "prompt": renderer.tokenizer.decode(a.prompt.tolist()),
             "answer": own.decode(b.prompt.tolist()),
         }
-        for a, b in list(zip(conversations, twins, strict=True))[:5]
+        for a, b in list(zip(conversations, own_groups, strict=True))[:5]
     ]
     return facts
 
 
 def _nll(lm: LM, groups: Sequence[Group], budget: int) -> float:
+    """Mean negative log-likelihood of the trained tokens, nats per token."""
     total = count = 0.0
     for pack in packs(groups, budget, share=lm.exact):
         on = pack.to(lm.device)

@@ -17,28 +17,28 @@ from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.types import Group
 
 _STREAM = 1_000_003
-"""Sets these random streams apart from those of the rollouts."""
+"""Separates these random streams from those of the rollouts."""
 
 
 class MonteCarloSpec(Config):
     """How state values are estimated."""
 
     k: int = Field(default=9, gt=0)
-    """Continuations from the end of each step."""
+    """Continuations from the end of each reasoning step."""
     separator: str = "\n"
-    """Ends a step."""
+    """Text that ends a reasoning step."""
 
 
 class MonteCarloValues:
-    """Puts V(after the step) - V(before it) on every token of a step.
+    """Computes the advantage of every reasoning step: V(after the step) - V(before it).
 
     Args:
-        spec: Continuations and separator.
-        sampler: Over the live policy.
-        renderer: The policy's.
+        spec: Number of continuations, and the separator of steps.
+        sampler: Samples from the policy.
+        renderer: The policy's renderer.
         rewards: Fills ``Completion.reward``.
-        sampling: The rollouts' own.
-        seed: Starts every stream.
+        sampling: How the rollouts are sampled.
+        seed: First part of every random stream's key.
 
     Raises:
         ConfigError: the separator has no token.
@@ -62,13 +62,25 @@ class MonteCarloValues:
         self.steps = Steps(renderer, spec.separator)
 
     def __call__(self, groups: Sequence[Group], index: int) -> dict[str, float]:
-        """Fill the column "state_advantage"; a step between states without a value gets 0."""
+        """Put a reasoning step's advantage on its tokens, as the column "state_advantage".
+
+        It is 0 where the state before or after the step has no value.
+
+        Returns:
+            The mean value of the prompts and the number of scored continuations.
+        """
         state_values = monte_carlo_values(
-            self.sampler, self.renderer, groups, self.rewards, self.sampling,
-            self.steps.ends, self.spec.k, (self.seed, index, _STREAM),
-        )  # fmt: skip
+            self.sampler,
+            self.renderer,
+            groups,
+            self.rewards,
+            self.sampling,
+            self.steps.ends,
+            self.spec.k,
+            (self.seed, index, _STREAM),
+        )
         starts: list[float] = []
-        drawn = 0
+        num_continuations = 0
         for group, values in zip(groups, state_values, strict=True):
             for c, v in zip(group.completions, values, strict=True):
                 gains = state_advantages(
@@ -76,9 +88,9 @@ class MonteCarloValues:
                 )
                 c.tokens["state_advantage"] = torch.nan_to_num(gains, nan=0.0).numpy()
                 starts.append(float(v.values[0]))
-                drawn += sum(len(r) for r in v.returns[1:])
-            drawn += len(values[0].returns[0]) if values else 0
+                num_continuations += sum(len(r) for r in v.returns[1:])
+            num_continuations += len(values[0].returns[0]) if values else 0
         return {
             "value/mean": float(np.nanmean(starts)) if starts else 0.0,
-            "value/continuations": float(drawn),
+            "value/continuations": float(num_continuations),
         }

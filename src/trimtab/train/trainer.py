@@ -1,6 +1,6 @@
 """The one optimiser loop: accumulate, clip, step, record, save, resume.
 
-It knows nothing of algorithms. A ``Stage`` says what a step trains on; the ``Trainer`` turns
+It is independent of the algorithm. A ``Stage`` says what a step trains on; the ``Trainer`` turns
 groups and an objective into one optimiser step whose result does not depend on how the step was
 cut into packs.
 """
@@ -73,7 +73,7 @@ class LoopSpec(Config):
     """Orders the data and starts every random stream."""
     token_budget: int = Field(default_factory=default_token_budget, gt=0)
     """Tokens per forward; changes memory and speed, never the result. Default: 2,048 on CPU and
-    8,192 on CUDA. It is halved when a step does not fit into memory."""
+    8,192 on CUDA. It is halved when an optimiser step does not fit into memory."""
     save_steps: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0 saves at the end only."""
     save_total_limit: int = Field(default=2, gt=0)
@@ -126,7 +126,7 @@ class LossFn(Protocol):
 
 @dataclass(slots=True)
 class Part:
-    """One objective over some groups; a step may have several (PPO and a pretraining mix)."""
+    """One objective over some groups; an optimiser step may have several (PPO and a pretraining mix)."""
 
     groups: Sequence[Group]
     """What is trained on."""
@@ -147,11 +147,11 @@ class NonFiniteError(UserError):
 
 
 class MemoryLimitError(UserError):
-    """Not even the smallest pack of a step fits into memory."""
+    """Not even the smallest pack of an optimiser step fits into memory."""
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocator, of CUDA or of the CPU, refused."""
+    """Whether the error is a failed allocation, on CUDA or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -161,8 +161,8 @@ class Trainer:
     Args:
         modules: Trainable modules by name; each is a parameter group with its own clipping.
         optim: Settings by module name.
-        total: Optimiser steps of the whole run, for the schedule.
-        loop: Token budget and guard.
+        total: Optimiser steps of the run, for the learning-rate schedule.
+        loop: Token budget, and the limit on skipped steps.
     """
 
     def __init__(
@@ -198,8 +198,8 @@ class Trainer:
     def update(self, parts: Sequence[Part]) -> dict[str, float]:
         """One optimiser step over all ``parts``.
 
-        Counts of the whole step are known before the first backward, so every pack's sums are
-        divided by the same numbers. A step whose loss or gradient is not finite is skipped.
+        The counts of the step are known before the first backward, so the sums of every pack are
+        divided by the same counts. A step whose loss or gradient is not finite is skipped.
 
         Returns:
             Metrics averaged over the step, the gradient norms and the learning rates.
@@ -238,12 +238,12 @@ class Trainer:
         return metrics
 
     def _gradients(self, parts: Sequence[Part]) -> dict[str, float]:
-        """Accumulate the gradients of a whole step, in smaller packs where memory runs out.
+        """Accumulate the gradients of an optimiser step, in smaller packs if memory runs out.
 
-        Counts are of the step, so the gradients are the same however it is cut.
+        The counts are those of the step, so the gradients do not depend on the packs.
 
         Raises:
-            MemoryLimitError: it does not fit with every prompt in a pack of its own.
+            MemoryLimitError: it does not fit with one prompt per pack.
         """
         while True:
             try:
@@ -266,6 +266,10 @@ class Trainer:
             log.warning("out of memory: packs have at most %d tokens from now on", self.budget)
 
     def _accumulate(self, parts: Sequence[Part]) -> dict[str, float]:
+        """Run every pack forward and backward; the metrics, averaged over the step.
+
+        A loss term or metric is the sum over all packs, divided by the step's count of its unit.
+        """
         device = next(iter(self.params.values()))[0][1].device
         self.optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, float] = {}
@@ -306,7 +310,7 @@ class Trainer:
         return saved
 
     def state(self) -> dict[str, Any]:
-        """The rest, as JSON; call after ``tensors``."""
+        """Everything else that a checkpoint must hold, as JSON; call after ``tensors``."""
         return {
             "updates": self.updates,
             "skips": self.skips,
@@ -315,7 +319,7 @@ class Trainer:
         }
 
     def load(self, saved: checkpoint.Checkpoint) -> None:
-        """Back to exactly where ``saved`` was made."""
+        """Restore weights, optimiser, counters and random states from a checkpoint."""
         for name, params in self.params.items():
             stored = saved.tensors(f"params.{name}")
             with torch.no_grad():
@@ -326,15 +330,15 @@ class Trainer:
             checkpoint.unflatten_optimizer(saved.tensors("optimizer"), meta["optimizer"])
         )
         self.updates, self.skips = int(meta["updates"]), int(meta["skips"])
-        # The cut of a step orders its sums: resumed, it is the same to the bit.
+        # The packs fix the order of the sums, so a resumed run has the same bits.
         self.budget = int(meta.get("budget", self.budget))
         checkpoint.restore_rng(saved.tensors("random"))
 
 
 def batch_indices(count: int, batch: int, step: int, seed: int) -> list[int]:
-    """Items of step ``step``: an endless run of shuffled passes, cut into batches.
+    """Items of step ``step``: an endless sequence of shuffled passes, split into batches.
 
-    Depends on nothing but its arguments, so the data position is the step itself.
+    It depends only on its arguments, so a checkpoint needs no data position but the step.
     """
     wanted = range(step * batch, (step + 1) * batch)
     orders: dict[int, Any] = {}
