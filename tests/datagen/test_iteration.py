@@ -55,7 +55,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampled(base: Path, out: Path, **more: Any) -> dict[str, Any]:
     settings = {
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
-        "data": {"path": str(base / "prompts.jsonl")}, "rewards": [WORDY, LENGTH], "n": 6,
+        "data": {"path": str(base / "prompts.jsonl")}, "rewards": [WORDY, LENGTH], "num_completions": 6,
         "sampling": {"max_new_tokens": 24, "temperature": 2.0}, **more,
     }  # fmt: skip
     return best_of_n.main(build(best_of_n.BestOfNConfig, settings))

@@ -86,7 +86,7 @@ def test_the_way_from_a_model_and_prompts_to_policies(tmp_path: Path) -> None:
         return main(build(kind, {"out": str(tmp_path / name), **over}))
 
     told = go(sample.SampleConfig, sample.main, "sample", model=model, data=prompts,
-              answers=3, sampling={"max_new_tokens": 48}, tries=8)  # fmt: skip
+              num_completions=3, sampling={"max_new_tokens": 48}, tries=8)  # fmt: skip
     assert told["items"] > 8
     found = str(tmp_path / "sample" / "items.jsonl")
     ai = {"endpoint": SERVE, "serve": {"length_bias": 1.0}, "model": "m", "concurrency": 16}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from pydantic import Field
@@ -29,7 +29,9 @@ log = logging.getLogger(__name__)
 
 
 class BestOfNConfig(Config):
-    """Configuration of ``trimtab best_of_n``."""
+    """Configuration of ``trimtab best-of-n``."""
+
+    renamed: ClassVar[dict[str, str]] = {"n": "num_completions"}
 
     out: str = "runs/best_of_n"
     """Gets best.jsonl, pairs.jsonl, samples/ and summary.json."""
@@ -39,8 +41,8 @@ class BestOfNConfig(Config):
     """Prompts; other columns go to the rewards, and along into the rows."""
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
     """Their weighted sum picks; one of weight 0 is told for the picks and has no say in them."""
-    n: int = Field(default=8, ge=2)
-    """Answers a prompt."""
+    num_completions: int = Field(default=8, ge=2)
+    """Completions per prompt."""
     threshold: float | None = Field(default=None, allow_inf_nan=False)
     """A best answer with a lower reward is left out of best.jsonl."""
     sampling: SamplingConfig = SamplingConfig()
@@ -78,7 +80,7 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
             renderer,
             prompts,
             c.sampling,
-            n=c.n,
+            n=c.num_completions,
             key=(c.seed,),
             version=0,
             on_progress=show,
@@ -122,7 +124,7 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
     run.samples(0, sample_rows(groups))
     summary: dict[str, Any] = {
         "prompts": len(groups),
-        "n": c.n,
+        "n": c.num_completions,
         "best": len(best),
         "below": below,
         "pairs": len(pairs),
@@ -132,7 +134,7 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
         "empty": sum(not x.text.strip() for x in done),
         "truncated": sum(x.finish == "length" for x in done),
         "length": float(np.mean([len(x) for x in done])),
-        "best_of": curve(groups, [r.name for r in c.rewards], c.n),
+        "best_of": curve(groups, [r.name for r in c.rewards], c.num_completions),
     }
     write_summary(run.path, summary)
     one, last = summary["best_of"]["1"], list(summary["best_of"].items())[-1]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 class SampleConfig(Config):
     """Configuration of ``trimtab sample``."""
 
+    renamed: ClassVar[dict[str, str]] = {"answers": "num_completions"}
+
     out: str = "runs/sample"
     """Gets items.jsonl and summary.json."""
     model: ModelSpec
@@ -42,8 +44,8 @@ class SampleConfig(Config):
     """Prompts; other columns go along as ``extra``."""
     skip: int = Field(default=0, ge=0)
     """Prompts passed over first."""
-    answers: int = Field(default=2, ge=1, le=9)
-    """Different ones a prompt; prompts with fewer give no item."""
+    num_completions: int = Field(default=2, ge=1, le=9)
+    """Different completions per prompt; prompts with fewer give no item."""
     tries: int = Field(default=4, gt=0)
     """Completions sampled for each answer wanted."""
     sampling: SamplingConfig = SamplingConfig()
@@ -115,13 +117,13 @@ def main(config: SampleConfig) -> dict[str, Any]:
     c = config
     renderer = renderer_for(c.model, c.data)
     prompts = load_groups(c.data, formats.prompts, renderer.prompt)[c.skip :]
-    writer = Writer.load(c.model, renderer, c.sampling, c.answers, cut=False)
+    writer = Writer.load(c.model, renderer, c.sampling, c.num_completions, cut=False)
     keys = [(c.seed, i) for i in range(len(prompts))]
     with bar("sample") as show:
         texts = writer(prompts, keys, c.tries, show)
     items: list[Item] = []
     for g, completions in zip(prompts, texts, strict=True):
-        if len(completions) == c.answers:
+        if len(completions) == c.num_completions:
             messages = g.extra.get("messages") or [{"role": "user", "content": g.text}]
             extra = {k: v for k, v in g.extra.items() if k != "messages"}
             items.append(
@@ -129,7 +131,7 @@ def main(config: SampleConfig) -> dict[str, Any]:
             )
     if not items:
         raise DataError(
-            f"{c.data.path}: no prompt has {c.answers} different answers; raise "
+            f"{c.data.path}: no prompt has {c.num_completions} different answers; raise "
             "sampling.temperature, sampling.max_new_tokens or tries"
         )
     out = Path(c.out)
@@ -138,7 +140,7 @@ def main(config: SampleConfig) -> dict[str, Any]:
     summary = {"items": len(items), "prompts": len(prompts)}
     write_summary(out, summary)
     log.info(
-        f"sample: {len(items)} items of {c.answers} answers from {len(prompts)} "
+        f"sample: {len(items)} items of {c.num_completions} answers from {len(prompts)} "
         f"prompts -> {c.out}/items.jsonl"
     )
     return summary

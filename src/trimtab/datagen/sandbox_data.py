@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -76,6 +77,8 @@ def world(config: WorldConfig) -> Row:
 class LabelConfig(Config):
     """Configuration of simulated labelling."""
 
+    renamed: ClassVar[dict[str, str]] = {"answers": "num_completions"}
+
     out: str = "runs/label"
     model: ModelSpec
     """Whose answers are ranked."""
@@ -85,8 +88,8 @@ class LabelConfig(Config):
     """Prompts passed over first: those that an earlier round has labelled."""
     limit: int | None = Field(default=None, gt=0)
     """Prompts to label, after ``skip``."""
-    answers: int = Field(default=4, ge=2, le=9)
-    """Sampled for each prompt."""
+    num_completions: int = Field(default=4, ge=2, le=9)
+    """Completions sampled per prompt."""
     heldout: int = Field(default=200, gt=0)
     """Prompts whose comparisons are kept for evaluation."""
     sampling: SamplingConfig = SamplingConfig()
@@ -119,7 +122,7 @@ def label(config: LabelConfig) -> Row:
             renderer,
             prompts,
             config.sampling,
-            n=config.answers,
+            n=config.num_completions,
             key=(config.seed,),
             version=0,
             on_progress=show,
