@@ -154,8 +154,8 @@ def test_columns_with_a_meaning_stay_behind(base: Path, tmp_path: Path) -> None:
 
 def test_rejection_sampling_as_commands(base: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "best")
-    cli(["best_of_n", "--model.path", str(base / "model"), "--data.path",
-         str(base / "prompts.jsonl"), "--out", out, "--n", "4", "--rewards",
+    cli(["best-of-n", "--model.path", str(base / "model"), "--data.path",
+         str(base / "prompts.jsonl"), "--out", out, "--num-completions", "4", "--rewards",
          "[{name: wordy, function: 'tests.support.folders:wordy'}]"])  # fmt: skip
     cli(["sft", "--model.path", str(base / "model"), "--data.path", f"{out}/best.jsonl", "--out",
          str(tmp_path / "sft"), "--batch_size", "4"])  # fmt: skip
