@@ -1,7 +1,7 @@
-"""A direct method and an advantage of one's own, in a file: what ``custom-method.yaml`` trains with.
+"""A custom direct method and a custom advantage; ``custom-method.yaml`` trains with them.
 
-Nothing is registered: the recipe names them by path, ``type: trimtab.recipes.custom_method:APOZero`` and
-``advantage: "trimtab.recipes.custom_method:median"``. ``docs/methods.md`` goes through it line by line.
+Neither is registered. The recipe names them by import path: ``type: trimtab.recipes.custom_method:APOZero``
+and ``advantage: {estimator: "trimtab.recipes.custom_method:median"}``. ``docs/methods.md`` explains them.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from trimtab.objectives.pairs import Pairs, Scaled
 class APOZero(Scaled):
     """1 - s(beta a) + s(beta b): APO-zero (2408.06266), a and b the log-ratios to the reference.
 
-    DPO asks for a distance between two answers, and often gets it by making both less likely.
-    Here the chosen answer must rise and the rejected one fall, each by itself.
+    DPO increases the difference between two log-ratios, often by making both completions less likely.
+    Here the chosen completion must become more likely and the rejected one less likely.
     """
 
     def loss(self, p: Pairs) -> Tensor:
-        """[P], a loss for each pair."""
+        """[P], the loss of each pair."""
         up, down = self.implicit(p)  # beta a, beta b
         return 1.0 - torch.sigmoid(up) + torch.sigmoid(down)
 
 
 def median(rewards_BT: Tensor, mask_BT: Tensor, final_B: Tensor, group_B: Tensor) -> Tensor:
-    """A = R - median of its group, on every token: one answer far off moves no other's advantage.
+    """A = R - median of its group, on every token: an outlier does not move the other advantages.
 
     Args:
         rewards_BT: Token rewards: any KL, step rewards, and ``final_B`` at the last token.
         mask_BT: True on trained tokens.
-        final_B: The reward of each answer, less the method's own baseline.
-        group_B: Which prompt it answers.
+        final_B: The reward of each completion after the method's baseline and scale.
+        group_B: The index of each completion's prompt.
     """
     out_B = torch.zeros_like(final_B)
     for group in group_B.unique():

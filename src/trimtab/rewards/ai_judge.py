@@ -1,4 +1,4 @@
-"""An AI judge as a part of the reward, asked while the policy learns."""
+"""An LLM judge as a part of the reward: it judges completions during training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STATUS = {"timeout": "timeout", "invalid": "invalid"}
 
 
 class _Pairs:
-    """What a pairwise judge says of pairs, as ``JudgedPart`` asks for it."""
+    """Adapts a pairwise judge to the interface of ``JudgedPart``."""
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
@@ -24,7 +24,7 @@ class _Pairs:
     def ask(
         self, prompts: list[str], completions: Sequence[Sequence[str]], columns: Columns
     ) -> list[Score]:
-        """P(the second is better) of each pair."""
+        """P(second is better) for each pair, or a status."""
         messages = columns.get("messages") or [None] * len(prompts)
         items = [
             Item.of(m or [{"role": "user", "content": text}], list(pair))
@@ -44,18 +44,18 @@ class _Pairs:
 
 
 class AIPart:
-    """A judge behind an endpoint as a part of the reward.
+    """An LLM judge behind an endpoint as a part of the reward.
 
-    Modes "pairwise" and "rank" give an answer the share of comparisons that it won against the
-    other answers to its prompt; "score" gives it the rubric's number by itself, scaled to [0, 1].
-    What the judge did not say has a status, and no number.
+    In the modes "pairwise" and "rank", the score is the share of comparisons that a completion won
+    against the other completions of its prompt. In the mode "score", it is the rubric's score of
+    the completion alone, scaled to [0, 1]. A missing or failed verdict becomes a status.
 
     Args:
         name: The part's name.
         spec: The judge.
 
     Raises:
-        ConfigError: the rubric, the cache or the server's function cannot be used.
+        ConfigError: the rubric, the cache or the function that starts the server is not valid.
     """
 
     def __init__(self, name: str, spec: JudgeSpec) -> None:
@@ -67,7 +67,7 @@ class AIPart:
         """A score for each completion, in order.
 
         Raises:
-            JudgeError: the endpoint cannot be used at all.
+            JudgeError: the endpoint does not work at all.
         """
         if self.judge.spec.mode == "pairwise":
             return self.pairs(groups)
@@ -87,7 +87,7 @@ class AIPart:
 
     def _scores(self, items: Sequence[Item]) -> list[Score]:
         low, high = self.judge.rubric.scale
-        # One question an answer, so that a failure takes nothing else with it.
+        # One call per completion, so that a failure affects only this completion.
         single = [Item.of(list(i.prompt), [a]) for i in items for a in i.completions]
         scores: list[Score] = []
         for j in self.judge.client.map(single, self.judge):
@@ -104,7 +104,7 @@ def _failed(j: Judgement) -> Score:
 
 
 def _places(j: Judgement, item: Item) -> list[Score]:
-    """The share of the others that each answer was put above, ties half."""
+    """The share of the other completions that each one is ranked above; a tie counts half."""
     if j.ranks is None:
         return [_failed(j) for _ in item.completions]
     others = max(1, len(j.ranks) - 1)

@@ -1,7 +1,7 @@
-"""A process that can be killed: work under a deadline, told and answered in JSON.
+"""A child process that is killed at a deadline; requests and replies are JSON.
 
-It is started by name, not forked and not by importing the caller's script again, so it holds
-neither the caller's memory nor its threads, and a script needs no ``__main__`` guard.
+It runs ``python -m trimtab.rewards.worker``. It is not forked and does not import the caller's script,
+so it shares neither memory nor threads with the caller, and a script needs no ``__main__`` guard.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from trimtab.errors import ConfigError
 
 START_S = 120.0
-"""Seconds to start and import: a library as large as torch takes many on a busy machine."""
+"""Seconds to start and import: importing a library as large as torch is slow on a busy machine."""
 
 
 class ChildTimeoutError(Exception):
@@ -29,11 +29,11 @@ class ChildTimeoutError(Exception):
 
 
 class ChildDiedError(Exception):
-    """The process ended by itself, or its work raised."""
+    """The process ended by itself, or its function raised an exception."""
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
-    """Kill it with all it started, and reap it."""
+    """Kill the process and all its children, and reap it."""
     connection.close()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -41,14 +41,14 @@ def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
 
 
 class Child:
-    """A process kept for many calls; killed at a deadline and started anew at the next call.
+    """A process for many calls. It is killed at a deadline and restarted by the next call.
 
     Args:
-        serve: "module:factory"; there ``factory(**given)`` returns what it has to say at the
-            start, and a handler of calls. Both speak JSON.
-        given: The factory's arguments.
-        what: Whose it is, for messages.
-        memory_gb: Address space it may take; None for no bound.
+        serve: "module:factory". ``factory(**arguments)`` returns a value for ``start`` and a function
+            that handles a call. Both values and calls must be JSON.
+        arguments: The factory's arguments.
+        what: The owner, for error messages.
+        memory_gb: Limit of the address space in GiB; None for no limit.
     """
 
     def __init__(
@@ -57,20 +57,21 @@ class Child:
         self.first = {"serve": serve, "given": arguments, "memory_gb": memory_gb}
         self.what = what
         self.starts = 0
-        """How often it was started."""
+        """Number of starts."""
         self._connection: Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
 
     def start(self) -> Any:
-        """Start it if it is not running; what its factory has to say.
+        """Start the process, after killing one that runs, and return the factory's first value.
 
         Raises:
-            ConfigError: it cannot be started: the factory raised, or gave no sign in time.
+            ConfigError: the process did not start: the factory raised an exception, or the start
+                took longer than ``START_S``.
         """
         self.close()
         parent_end, child_end = socket.socketpair()
-        # The child finds what this process finds, also what was added to the path by hand.
+        # The child gets this process's import path, including entries added at run time.
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "trimtab.rewards.worker", str(child_end.fileno())],
@@ -90,11 +91,11 @@ class Child:
             raise ConfigError(f"{self.what}: its process could not start: {error}") from None
 
     def call(self, message: Any, timeout: float) -> Any:
-        """The handler's answer to ``message``.
+        """The handler's reply to ``message``; the process is started first if it does not run.
 
         Raises:
-            ChildTimeoutError: ``timeout`` seconds passed; the process is dead.
-            ChildDiedError: the process ended, or the handler raised.
+            ChildTimeoutError: there was no reply in ``timeout`` seconds; the process was killed.
+            ChildDiedError: the process ended, or the handler raised an exception.
         """
         if self._connection is None:
             self.start()
@@ -108,7 +109,7 @@ class Child:
             if not self._connection.poll(timeout):
                 self.close()
                 raise ChildTimeoutError(
-                    f"no answer in {timeout:g} s (killed after {time.monotonic() - begun:.1f} s)"
+                    f"no reply in {timeout:g} s (killed after {time.monotonic() - begun:.1f} s)"
                 )
             answer = json.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
@@ -122,7 +123,7 @@ class Child:
         return answer["answer"]
 
     def close(self) -> None:
-        """Kill it if it runs."""
+        """Kill the process if it runs."""
         if self._finalizer is not None:
             self._finalizer()
         self._connection = self._process = self._finalizer = None

@@ -1,4 +1,4 @@
-"""Python functions as rewards: in this process, or under a deadline in one that can be killed."""
+"""Python functions as rewards: in this process, or in a child process with a deadline."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Columns = dict[str, list[Any]]
 
 
 def number(x: object) -> Score:
-    """A finite number as a score; all else is "invalid"."""
+    """A finite number as a score; any other value has the status "invalid"."""
     if isinstance(x, bool | Real) and math.isfinite(cast(float, x)):
         return Score(float(cast(float, x)))
     return Score(None, "invalid", f"not a finite number: {x!r:.200}")
 
 
 def _parameters(function: RewardFunction) -> list[str] | None:
-    """Names of the parameters of ``function``; None when it has ``**kwargs``."""
+    """The parameter names of ``function``; None if it has ``**kwargs``."""
     parameters = inspect.signature(function).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return None
@@ -36,9 +36,9 @@ def _parameters(function: RewardFunction) -> list[str] | None:
 def _call(
     function: RewardFunction, columns: Columns, options: dict[str, Any], count: int
 ) -> list[Score] | str:
-    """Scores of the ``count`` items, or how the function broke its contract.
+    """The scores of ``count`` items, or a description of a return value that is not ``count`` values.
 
-    Every argument is passed by name, as TRL does: a function declares those it needs.
+    Every argument is passed by name, as in TRL: a function declares those it needs.
     """
     try:
         raw = function(**columns, **options)
@@ -70,7 +70,7 @@ def _texts(groups: Sequence[Group]) -> tuple[list[str], list[str], Columns]:
 
 
 def serve(path: str, key: str, options: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-    """The child's side: the names of the function's parameters, and a handler of calls."""
+    """In the child process: the parameter names of the function, and the handler of calls."""
     function = import_function(path, key)
 
     def handle(call: dict[str, Any]) -> Any:
@@ -87,13 +87,13 @@ class FunctionPart:
 
     Args:
         name: The part's name.
-        path: Where the function is (see ``import_function``).
-        options: Its keyword arguments.
-        timeout: Seconds for one call. Without it the function runs here, and hangs this process
-            when it hangs. With it the call travels as JSON to a child that is killed at the
-            deadline.
-        kind: The key that names the function.
-        what: What it gives a number to; the name of that argument.
+        path: Import path of the function (see ``import_function``).
+        options: Keyword arguments of the function.
+        timeout: Seconds per call. With a timeout, the arguments are sent as JSON to a child process
+            that is killed at the deadline. Without it, the function runs in this process, and
+            blocks it if the function hangs.
+        kind: The configuration key of the function, for error messages.
+        what: The name of the argument with the scored items.
 
     Raises:
         ConfigError: the function cannot be imported.
@@ -127,15 +127,15 @@ class FunctionPart:
         """A score for each completion, in order.
 
         Raises:
-            RewardError: the function returned something other than one value a completion.
+            RewardError: the function returned something other than one value per completion.
         """
         return {self.name: self.ask(*_texts(groups))}
 
     def ask(self, prompts: list[str], completions: Sequence[Any], columns: Columns) -> list[Score]:
-        """What the function says of each completion, or of whatever stands in its place.
+        """A score for each completion, or for each of the items passed as ``completions``.
 
         Raises:
-            RewardError: as for the call.
+            RewardError: the function returned something other than one value per item.
         """
         columns = {**columns, "prompts": prompts, self.what: list(completions)}
         if self.parameters is not None:
@@ -158,13 +158,13 @@ class FunctionPart:
                 json.dumps(column)
             except (TypeError, ValueError) as error:
                 raise RewardError(
-                    f"reward {self.name!r} has a timeout, so columns travel to it as JSON, and "
-                    f"{key!r} cannot: {error}; turn the column into text or numbers"
+                    f"reward {self.name!r} has a timeout, so its columns must be sent as JSON, but "
+                    f"column {key!r} cannot: {error}; convert it to text or numbers"
                 ) from None
         try:
-            answer = self.child.call({"columns": columns, "count": count}, self.timeout)
+            reply = self.child.call({"columns": columns, "count": count}, self.timeout)
         except ChildTimeoutError as error:
             return [Score(None, "timeout", str(error)) for _ in range(count)]
         except ChildDiedError as error:
             return [Score(None, "error", str(error)) for _ in range(count)]
-        return answer if isinstance(answer, str) else [Score(*s) for s in answer]
+        return reply if isinstance(reply, str) else [Score(*s) for s in reply]

@@ -1,4 +1,4 @@
-"""DPO's implicit token reward: a preference-trained policy read as a reward for every token."""
+"""DPO's implicit token reward: the log-ratio of a preference-trained policy to its reference."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ class ImplicitSpec(Config):
     """r_t = beta (log pi_dpo - log pi_ref) on every token (2404.12358)."""
 
     name: str = Field(default="implicit", min_length=1)
-    """Its name in metrics and samples: there, the sum over the completion."""
+    """Name of the part in metrics and samples, which have the sum over the completion."""
     model: str
     """Folder or hub id of the policy that was trained on preferences."""
     reference: str
-    """What it was trained against."""
+    """Folder or hub id of its reference model."""
     beta: float = Field(default=0.1, gt=0.0)
-    """The beta it was trained with."""
+    """The beta that it was trained with."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
-    """Multiplies the rewards; 0 watches them without training on them."""
+    """Factor of the rewards; 0 records them without training on them."""
 
 
 class ImplicitReward:
-    """Writes the column "dense" [T] and the sequence's sum.
+    """Writes the reward of every token to the column "dense" [T], and the sum as a score.
 
     Args:
         spec: The two models.
-        renderer: The policy's; both models must read its token ids.
-        token_budget: Tokens of one forward.
-        device: Where the models are held.
+        renderer: The policy's; both models must have its vocabulary.
+        token_budget: Tokens per forward pass.
+        device: The device of the models.
 
     Raises:
         ModelError: a model cannot be loaded, or has another vocabulary.
@@ -60,7 +60,7 @@ class ImplicitReward:
 
     @torch.no_grad()
     def __call__(self, groups: Sequence[Group]) -> None:
-        """Fill ``scores[name]`` with the sum, and the column "dense"."""
+        """Fill ``scores[name]`` with the sum over tokens, and the column "dense"."""
         share = self.trained.exact and self.reference.exact
         for pack in packs(groups, self.budget, share=share):
             pair = [self._logps(lm, pack) for lm in (self.trained, self.reference)]

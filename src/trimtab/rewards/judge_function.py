@@ -1,4 +1,4 @@
-"""Judges as a part of the reward: a function compares answers to one prompt, two at a time."""
+"""Judges as a part of the reward: they compare the completions of one prompt in pairs."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ TIE = 0.5
 
 
 def flipped(prompt: str, first: str, second: str) -> bool:
-    """Whether the second answer is shown first: a fair coin that depends on the texts alone, so
-    that a resumed run asks the same questions."""
+    """Whether the second completion is shown first: a fair coin toss computed from the texts, so that
+    a resumed run makes the same comparisons."""
     text = "\0".join((prompt, first, second))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[0] % 2 == 1
 
 
 class Asked(Protocol):
-    """What compares pairs: a function, or a model behind an endpoint."""
+    """Compares pairs: a function, or a model behind an endpoint."""
 
     def ask(
         self, prompts: list[str], completions: Sequence[Sequence[str]], columns: Columns
     ) -> list[Score]:
-        """P(second is better) of each pair, or a status."""
+        """P(second is better) for each pair, or a status."""
         ...
 
 
 class JudgedPart:
     """A pairwise judge as a part of the reward.
 
-    Every two answers to a prompt are compared once, in an order drawn by ``flipped``; two that say
-    the same are a tie without a question. An answer's score is the mean of its verdicts, 1 won and
-    0 lost. Comparisons that failed are left out of it; an answer without a verdict has the status
-    of its first failure. Beside it stands "NAME/first", the share of the questions about the answer
-    in which whatever was shown first won: orders are drawn by a coin, so a fair judge has 1/2.
+    Every two completions of a prompt are compared once, in the order that ``flipped`` gives. Equal
+    texts tie without a call of the judge. The score of a completion is the mean of its verdicts: 1
+    for a win, 0 for a loss. Failed comparisons are not counted; a completion without any verdict has
+    the status of its first failure. "NAME/first" records the share of a completion's comparisons
+    that the one shown first won. The order is random, so it is 1/2 for a judge without position bias.
 
     Args:
         name: The part's name.
@@ -51,7 +51,7 @@ class JudgedPart:
         """A score for each completion, in order.
 
         Raises:
-            RewardError: the function returned something other than one value a pair.
+            RewardError: the function returned something other than one value per pair.
         """
         prompts: list[str] = []
         pairs: list[list[str]] = []
@@ -79,7 +79,7 @@ class JudgedPart:
         for (first, second), verdict in zip(indices, verdicts, strict=True):
             p = verdict.value
             if p is not None and not 0.0 <= p <= 1.0:
-                verdict = Score(None, "invalid", f"a verdict lies between 0 and 1, not {p!r}")
+                verdict = Score(None, "invalid", f"a verdict must lie between 0 and 1, not {p!r}")
             if verdict.value is None:
                 for one in (first, second):
                     outcomes[one].append(verdict)
@@ -92,16 +92,16 @@ class JudgedPart:
         return {
             self.name: [_share(verdicts_of) for verdicts_of in outcomes],
             f"{self.name}/first": [
-                _share(verdicts_of, "no question: all answers are the same")
+                _share(verdicts_of, "no comparison: all completions of the prompt are equal")
                 for verdicts_of in first_outcomes
             ],
         }
 
 
 def _share(
-    verdicts: Sequence[Score], none: str = "alone: a judge needs two or more answers to a prompt"
+    verdicts: Sequence[Score], none: str = "a judge needs two or more completions per prompt"
 ) -> Score:
-    """The mean of the verdicts there are."""
+    """The mean of the verdicts; without any, the first failure, or "invalid" with the reason ``none``."""
     won = [s.value for s in verdicts if s.value is not None]
     if won:
         return Score(sum(won) / len(won))

@@ -1,4 +1,4 @@
-"""Reward models as parts of the reward: one, an ensemble, an average of weights."""
+"""Reward models as parts of the reward: one model, an ensemble, or an average of weights."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from trimtab.types import Group, Score
 
 
 class Member:
-    """One reward model, and how its scores are put on the common scale.
+    """One reward model and the standardisation of its scores.
 
     Attributes:
-        mean, std: What ``standardise`` subtracts and divides by: the statistics saved with the
-            model, until ``refer`` sets others.
+        mean, std: The statistics that ``standardise`` uses: those saved with the model, until
+            ``refer`` replaces them.
     """
 
     def __init__(self, path: str, frozen: Frozen[Scorer], budget: int) -> None:
@@ -39,7 +39,7 @@ class Member:
 
     @property
     def has_statistics(self) -> bool:
-        """Whether its training saved a mean and a spread with it."""
+        """Whether a mean and a standard deviation were saved with the model."""
         return hasattr(base_of(self.scorer.model).config, "reward_std")
 
     @torch.no_grad()
@@ -57,16 +57,16 @@ class Member:
         return values
 
     def refer(self, scores: Tensor) -> None:
-        """Standardise from now on by the mean and spread of these raw scores [R].
+        """Use the mean and standard deviation of these raw scores [R] to standardise.
 
         Raises:
-            ModelError: they are all equal, or not all finite.
+            ModelError: the scores are all equal, or not all finite.
         """
         self.mean, self.std = float(scores.mean()), float(scores.std(correction=0))
         if not (math.isfinite(self.std) and self.std > 0):
             raise ModelError(
-                f"reward model {self.path!r} gives every row of the reference the same score, or "
-                "one that is no number; take other rows, or leave the model out"
+                f"reward model {self.path!r}: its scores of the rows of the reference are all equal, "
+                "or not all finite; use other rows, or remove the model"
             )
 
     def standardise(self, scores: Tensor) -> Tensor:
@@ -75,13 +75,13 @@ class Member:
 
 
 def average_weights(scorer: Scorer, paths: Sequence[str]) -> None:
-    """Give ``scorer`` the mean of the weights of all models at ``paths`` (WARM, 2401.12187).
+    """Set the weights of ``scorer`` to the mean over all models at ``paths`` (WARM, 2401.12187).
 
-    ``scorer`` was loaded from the first. Sums are in fp32. The normalisation becomes the mean of
-    the members', which holds as far as the average's scores are the members' average.
+    ``scorer`` was loaded from the first path. Sums are in fp32. The normalisation becomes the mean
+    over the members, which is exact if the averaged model's scores are the mean of the members'.
 
     Raises:
-        ModelError: a member is of another architecture or shape.
+        ModelError: a member has another architecture or shape.
     """
     total = {
         k: v.detach().float().clone() if v.is_floating_point() else v.clone()
@@ -100,7 +100,7 @@ def average_weights(scorer: Scorer, paths: Sequence[str]) -> None:
         state = other.state_dict()
         for k, weight in total.items():
             if k not in state or state[k].shape != weight.shape:
-                has = list(state[k].shape) if k in state else "not there"
+                has = list(state[k].shape) if k in state else "missing"
                 raise ModelError(
                     f"combine: average needs equal shapes, but {k} is {list(weight.shape)} in "
                     f"{paths[0]!r} and {has} in {path!r}; use combine: mean"
@@ -118,20 +118,20 @@ def average_weights(scorer: Scorer, paths: Sequence[str]) -> None:
 class LearnedPart:
     """A reward model, or an ensemble of them, as a part of the reward.
 
-    Beside the score under its own name it tells, watched with weight 0: "name/0", "name/1"... the
-    raw score of each member; "name/disagreement" the standard deviation of the standardised ones;
-    "name/with_length" the score before its slope on length is taken out.
+    Besides the score under its own name it records, without effect on the reward: "name/0",
+    "name/1", ..., the raw score of each member; "name/disagreement", the standard deviation of the
+    standardised scores; "name/with_length", the score before ``residual_length``.
 
     Args:
-        spec: With ``model`` or ``models``.
-        tokenizer: The policy's; a model with the same vocabulary scores its token ids as they
-            are, another one scores the text in its own tokens.
-        budget: Tokens of one forward.
-        device: Where models are held.
+        spec: A part with ``model`` or ``models``.
+        tokenizer: The policy's. A model with the same vocabulary scores its token ids unchanged,
+            another one scores the text in its own tokens.
+        budget: Tokens per forward pass.
+        device: The device of the models.
 
     Raises:
-        ModelError: a model cannot be loaded, or members have no common scale.
-        DataError: the reference cannot be read.
+        ModelError: a model cannot be loaded, or the members have no common scale.
+        DataError: the reference data cannot be read.
     """
 
     def __init__(self, spec: RewardSpec, tokenizer: Any, budget: int, device: str) -> None:
@@ -152,9 +152,9 @@ class LearnedPart:
             for m in self.members:
                 if not m.has_statistics:
                     raise ModelError(
-                        f"reward {self.name!r}: {m.path!r} has no reward_mean and reward_std saved "
-                        "with it, and raw scores of two models have no common scale; train it with "
-                        "normalise: standard, or give 'reference', data to standardise on"
+                        f"reward {self.name!r}: {m.path!r} has no reward_mean and reward_std, and "
+                        "raw scores of two models have no common scale; train it with normalise: "
+                        "standard, or set 'reference' to data to standardise on"
                     )
 
     def _refer(self, path: str, tokenizer: Any) -> None:
@@ -181,7 +181,7 @@ class LearnedPart:
         return ensemble(scores_KB.double(), how, self.spec.uncertainty_weight)
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
-        """Scores by name, each in the order of the completions."""
+        """Lists of scores by name, each in the order of the completions."""
         raw_KB = torch.stack([m.scores(groups) for m in self.members])
         scores_KB = torch.stack(
             [m.standardise(r) for m, r in zip(self.members, raw_KB, strict=True)]
@@ -199,7 +199,7 @@ class LearnedPart:
         return scores
 
     def _residual(self, scores: Sequence[Score], lengths: Sequence[float]) -> list[Score]:
-        """score - slope * (length - mean length): as good as it is for its length."""
+        """score - slope * (length - mean length), so that it does not depend linearly on length."""
         if self.spec.reference is None:
             points = [(x, s.value) for x, s in zip(lengths, scores, strict=True) if s.ok]
             self.fit.add([x for x, _ in points], [cast(float, y) for _, y in points])
@@ -210,11 +210,11 @@ class LearnedPart:
         ]
 
     def state(self) -> dict[str, float]:
-        """The running fit on length."""
+        """The running fit of the score on length."""
         return self.fit.state()
 
     def load(self, state: dict[str, float]) -> None:
-        """Go on from ``state``."""
+        """Restore ``state``."""
         self.fit = RunningFit.load(state)
 
 

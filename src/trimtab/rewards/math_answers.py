@@ -1,7 +1,7 @@
-"""Equality of mathematical answers through math-verify, which can hang, so under a deadline.
+"""Equality of mathematical answers by math-verify, in a child process because it can hang.
 
-Its own time limit is an alarm signal, which works in the main thread alone; here it is turned off
-and the whole process is killed instead.
+Its own time limit is an alarm signal, which works only in the main thread. It is turned off here,
+and the process is killed at a deadline instead.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from trimtab.rewards.child import Child, ChildDiedError, ChildTimeoutError
 from trimtab.types import Score
 
 MEMORY_GB = 4.0
-"""What one answer may take: 9**9**9 is short to write."""
+"""Limit of the child's memory: evaluating a short text such as 9**9**9 needs any amount."""
 
 
 def serve() -> tuple[str, Callable[[Any], Any]]:
-    """The child's side: (given, gold) -> whether they are equal, None where gold has no meaning."""
+    """In the child process: (answer, gold) -> whether they are equal; None if gold cannot be parsed."""
     import math_verify
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
@@ -31,7 +31,7 @@ def serve() -> tuple[str, Callable[[Any], Any]]:
 
     @lru_cache(maxsize=4096)
     def parse_gold(text: str) -> tuple[Any, ...]:
-        # A bare formula is only read as one between dollar signs.
+        # math-verify reads a formula only between dollar signs.
         bare = not any(sign in text for sign in ("$", "\\boxed", "\\(", "\\["))
         return tuple((parse(f"${text}$") if bare else []) or parse(text))
 
@@ -48,11 +48,11 @@ def serve() -> tuple[str, Callable[[Any], Any]]:
 
 
 class MathVerify:
-    """The parent's side, with one process for many answers.
+    """Compares answers, all in one child process.
 
     Args:
         name: The reward's name.
-        timeout: Seconds for one answer.
+        timeout: Seconds per answer.
 
     Raises:
         ConfigError: math-verify is not installed.
@@ -71,7 +71,7 @@ class MathVerify:
         self.child.start()
 
     def check(self, answer: str, gold: str) -> bool | Score | None:
-        """Whether ``given`` equals ``gold``; a status where that was not found out."""
+        """Whether ``answer`` equals ``gold``; None if gold cannot be parsed; a status after a failure."""
         try:
             return self.child.call([answer, gold], self.timeout)
         except ChildTimeoutError as error:

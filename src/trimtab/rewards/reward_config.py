@@ -1,4 +1,4 @@
-"""What a list of rewards may hold, as it is written under ``rewards:``."""
+"""Configuration of one part of the reward, an entry under ``rewards:``."""
 
 from __future__ import annotations
 
@@ -25,51 +25,52 @@ _ONLY: dict[str, tuple[str, ...]] = {
 
 class RewardSpec(Config):
     """One part of the reward: a model, an ensemble of models, a function, a judge (a function or
-    an AI) or a verifier."""
+    an LLM) or a verifier."""
 
     name: str = Field(default="", pattern=r"^[^/]+$")
-    """Its name in metrics and samples; its details are recorded as "name/part". By default the name
-    of the function or verifier, or else the key below that is set ("model")."""
+    """Name in metrics and samples; details are recorded as "name/detail". The default is the name of
+    the function or verifier, or else the key below that is set ("model")."""
     model: str | None = None
     """Folder or hub id of a sequence classification model with one label."""
     models: tuple[str, ...] = ()
-    """Two or more of them, taken together as ``combine`` says."""
+    """Two or more such models, combined by ``combine``."""
     function: FunctionPath | None = None
-    """ "package.module:name" or "file.py:name", called by argument name as in TRL:
-    ``f(prompts, completions, **columns) -> list of floats``, of which it declares what it needs;
-    None marks "no score"."""
+    """ "package.module:name" or "file.py:name": ``f(prompts, completions, **columns) -> list of
+    floats``. Every argument is passed by name, as in TRL; the function declares those it needs. None
+    means "no score"."""
     judge: FunctionPath | None = None
-    """A function that compares two answers to one prompt, called by argument name:
-    ``f(prompts, pairs, **columns) -> list``, 0 where the first of a pair is better, 1 where the
-    second is, between them P(second is better), None for "no verdict". An answer's score is the
-    share of its comparisons that it won, so it takes two or more answers a prompt."""
+    """A function that compares two completions of one prompt, called by argument name:
+    ``f(prompts, pairs, **columns) -> list``. 0: the first of the pair is better; 1: the second is;
+    in between: P(second is better); None: no verdict. A completion's score is the share of its
+    comparisons that it won, so this needs two or more completions per prompt."""
     ai: JudgeSpec | None = None
-    """A model behind an OpenAI-compatible endpoint, with a rubric. An answer's score is the share
-    of its comparisons that it won; with ``mode: score`` the rubric's number, scaled to [0, 1]."""
+    """An LLM behind an OpenAI-compatible endpoint, with a rubric. A completion's score is the share of
+    its comparisons that it won; with ``mode: score`` the rubric's score, scaled to [0, 1]."""
     verifier: VerifierName | None = None
-    """1 where the completion holds the answer of the row, 0 where it does not."""
+    """A rule that gives 1 if the completion has the right answer of its row, else 0."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
-    """Its share of the sum; 0 watches it without training on it."""
+    """Factor in the sum; 0 records the score without training on it."""
     combine: Combine = "mean"
-    """How members make one score (2310.02743): their mean, the worst, or the mean less their
-    variance; "average" averages the weights instead (WARM, 2401.12187) and costs one model."""
+    """How the members' scores become one (2310.02743): their mean, the worst, or the mean minus
+    lambda * variance. "average" averages the weights instead (WARM, 2401.12187), which costs as much
+    as one model."""
     uncertainty_weight: float = Field(default=0.1, ge=0.0)
     """Lambda of "uncertainty": mean - lambda * variance."""
     reference: str | None = None
-    """Data with prompts and completions on which each member is standardised, in place of the
-    statistics saved with it."""
+    """Data with prompts and completions. Each model is standardised by its scores of this data,
+    instead of by the statistics saved with it."""
     residual_length: bool = False
-    """Take the slope of the score on the completion's length out of it."""
+    """Subtract the linear dependence of the score on the completion's length."""
     timeout: float | None = Field(default=None, gt=0.0)
-    """Seconds for one call of the function, which then runs in a process that can be killed; for
-    "math" seconds for one completion (5 when not given)."""
+    """Seconds per call of the function, which then runs in a child process that is killed at the
+    deadline. For "math": seconds per completion (default 5)."""
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """Keyword arguments of the function, or the verifier's keys."""
+    """Keyword arguments of the function, or keys of the verifier."""
 
     @model_validator(mode="before")
     @classmethod
     def _named(cls, values: Any) -> Any:
-        """A function alone is a reward, and a reward without a name is called after what it is."""
+        """Accept a function alone as a reward, and set the default name."""
         if callable(values):
             values = {"function": values}
         if not isinstance(values, dict):
@@ -95,16 +96,20 @@ class RewardSpec(Config):
             if kind not in kinds and getattr(self, key) != default:
                 raise ValueError(f"{key!r} belongs to {' or '.join(kinds)}, not to {kind}")
         if kind == "models" and len(self.models) < 2:
-            raise ValueError("'models' is an ensemble of two or more; for one, give 'model'")
+            raise ValueError(
+                "'models' has one model, but an ensemble needs two or more; use 'model' for one"
+            )
         if len(set(self.models)) != len(self.models):
-            raise ValueError("'models' names a folder twice: it would only be weighted double")
+            raise ValueError("'models' has the same model twice; remove one of them")
         if self.verifier is not None:
             verifier_options(self.verifier, self.options)
             if self.timeout is not None and self.verifier != "math":
-                raise ValueError(f"'timeout' is for \"math\" and functions; {self.verifier!r} ends")
+                raise ValueError(
+                    f"'timeout' is for \"math\" and functions; remove it for {self.verifier!r}"
+                )
         return self
 
     @property
     def compares(self) -> bool:
-        """Whether it compares answers to one prompt, and so needs two or more of them."""
+        """Whether it compares completions of one prompt, and so needs two or more of them."""
         return self.judge is not None or (self.ai is not None and self.ai.mode != "score")

@@ -1,4 +1,4 @@
-"""Verifiers: rewards of 0 and 1 from a rule, without a model and without running any code."""
+"""Verifiers: rewards of 0 and 1 from a rule, without a model and without running code."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from trimtab.types import Group, Score
 VerifierName = Literal["exact", "regex", "numeric", "math"]
 
 PATTERN_S = 1.0
-"""Seconds one pattern may search one completion: some patterns never end on some texts."""
+"""Seconds per search of a pattern in a completion: some patterns take exponential time."""
 
 
 def search(pattern: str, text: str) -> regex.Match[str] | None:
-    """The last match of ``pattern`` in ``text``.
+    """The last match of ``pattern`` in ``text``, or None.
 
     Raises:
-        TimeoutError: it took longer than ``PATTERN_S``.
+        TimeoutError: the search took longer than ``PATTERN_S``.
     """
     last = None
     for match in regex.finditer(pattern, text, timeout=PATTERN_S, concurrent=True):
@@ -34,7 +34,7 @@ def search(pattern: str, text: str) -> regex.Match[str] | None:
 
 
 def check_pattern(pattern: str) -> str:
-    """The pattern, when it is one.
+    """``pattern`` itself, if it is a regular expression.
 
     Raises:
         ValueError: it is not.
@@ -47,14 +47,14 @@ def check_pattern(pattern: str) -> str:
 
 
 class Answer(Config):
-    """Where the right answer is, and how an answer is found in a text."""
+    """Where the right answer is, and how the final answer is extracted from a text."""
 
     column: str = "answer"
-    """Column of the row with the right answer; a list holds several right ones."""
+    """Column with the right answer, or a list of several right answers."""
     extract: str | None = None
-    """A pattern whose last match (its first group, where it has one) is the answer. A completion
-    without a match is wrong. Without a pattern: what follows the last "####" as in GSM8K, else
-    the whole text."""
+    """Pattern whose last match (its first group, if it has groups) is the answer. A completion
+    without a match is wrong. By default the answer is the text after the last "####" as in GSM8K,
+    else the whole text."""
 
     @field_validator("extract")
     @classmethod
@@ -62,10 +62,10 @@ class Answer(Config):
         return None if value is None else check_pattern(value)
 
     def given(self, text: str) -> str | None:
-        """The answer a completion gives; None where ``extract`` does not match.
+        """The answer of a completion; None if ``extract`` does not match.
 
         Raises:
-            TimeoutError: the pattern took too long.
+            TimeoutError: the search took longer than ``PATTERN_S``.
         """
         if self.extract is None:
             return after_hashes(text)
@@ -75,18 +75,18 @@ class Answer(Config):
         return cast("str | None", match.group(1 if regex.compile(self.extract).groups else 0))
 
     def gold(self, text: str) -> str:
-        """The answer in the column, which may hold the way there too."""
+        """The answer in the column, whose text may include the reasoning."""
         extracted = self.given(text)
         return after_hashes(text) if extracted is None else extracted
 
 
 class Exact(Answer):
-    """Equal texts, runs of white space counting as one space."""
+    """Equal texts; any white space counts as one space."""
 
     ignore_case: bool = False
 
     def right(self, answer: str, gold: str) -> bool:
-        """Whether ``given`` is ``gold``."""
+        """Whether ``answer`` is ``gold``."""
         a, b = " ".join(answer.split()), " ".join(gold.split())
         return a.casefold() == b.casefold() if self.ignore_case else a == b
 
@@ -95,10 +95,10 @@ class Numeric(Answer):
     """Equal numbers, exactly or within ``tolerance``."""
 
     tolerance: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    """Largest absolute difference that counts as equal."""
+    """Largest absolute difference between equal numbers."""
 
     def right(self, answer: str, gold: str) -> bool | None:
-        """Whether the last numbers of both are equal; None where ``gold`` has none."""
+        """Whether the last numbers of both are equal; None if ``gold`` has no number."""
         want, have = last_number(gold), last_number(answer)
         if want is None:
             return None
@@ -106,31 +106,31 @@ class Numeric(Answer):
 
 
 class Pattern(Config):
-    """A pattern found in the completion."""
+    """A regular expression that the completion must match."""
 
     pattern: str | None = None
-    """Searched in every completion, as the ``regex`` package reads it."""
+    """Pattern for all rows, in the syntax of the ``regex`` package."""
     column: str | None = None
-    """In its place: the column of the row that holds the pattern."""
+    """Column with the pattern of each row, instead of ``pattern``."""
     full: bool = False
-    """The whole completion must match."""
+    """Whether the whole completion must match, not only a part of it."""
 
     @model_validator(mode="after")
     def _one(self) -> Pattern:
         if (self.pattern is None) == (self.column is None):
-            raise ValueError("give 'pattern', or the 'column' of the row that holds it")
+            raise ValueError("give 'pattern', or 'column' for a pattern in each row, not both")
         if self.pattern is not None:
             check_pattern(self.pattern)
         return self
 
     def right(self, text: str, pattern: str) -> bool:
-        """Whether it is there."""
+        """Whether the text matches."""
         find = regex.fullmatch if self.full else regex.search
         return find(pattern, text, timeout=PATTERN_S, concurrent=True) is not None
 
 
 class Maths(Answer):
-    """Equal as mathematics, through math-verify in a process under a deadline."""
+    """Mathematically equal according to math-verify, in a child process with a deadline."""
 
 
 _OPTIONS: dict[str, type[Exact | Numeric | Pattern | Maths]] = {
@@ -144,10 +144,10 @@ _OPTIONS: dict[str, type[Exact | Numeric | Pattern | Maths]] = {
 def verifier_options(
     verifier: VerifierName, options: dict[str, Any]
 ) -> Exact | Numeric | Pattern | Maths:
-    """The verifier's keys, checked.
+    """The validated keys of a verifier.
 
     Raises:
-        ConfigError: one is unknown or wrong.
+        ConfigError: a key is unknown or has a wrong value.
     """
     return build(_OPTIONS[verifier], options, f"options of {verifier!r}")
 
@@ -163,7 +163,7 @@ _LONGEST = 300
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in ``text``, exactly: signs, 1,234.5, 3/4, \\frac{3}{4}, 1e3; None without.
+    """The last number in ``text``, exactly, or None: signs, 1,234.5, 3/4, \\frac{3}{4}, 1e3.
 
     >>> last_number("She pays $1,234.50."), last_number("so -3/4"), last_number("none")
     (Fraction(2469, 2), Fraction(-3, 4), None)
@@ -172,7 +172,7 @@ def last_number(text: str) -> Fraction | None:
     for m in _NUMBER.finditer(text.replace("{,}", ",")):
         if m["frac"] is None and m["whole"] is None and m["point"] is None:
             continue
-        # int() of thousands of digits is slow by intent of whoever wrote them.
+        # int() of thousands of digits is slow, and a policy could learn to write them.
         if len(m[0]) > _LONGEST:
             number = None
             continue
@@ -189,7 +189,7 @@ def last_number(text: str) -> Fraction | None:
 
 
 def after_hashes(text: str) -> str:
-    """What stands on the line after the last "####"; all of it where there is none.
+    """The rest of the line after the last "####"; the whole text if there is none.
 
     >>> after_hashes("6 times 7 is 42\\n#### 42")
     '42'
@@ -199,10 +199,10 @@ def after_hashes(text: str) -> str:
 
 
 class VerifierPart:
-    """A verifier as a part of the reward: 1 right, 0 wrong.
+    """A verifier as a part of the reward: 1 for a right completion, 0 for a wrong one.
 
-    A completion in which no answer can be read is not a right answer: 0. A row whose right answer
-    is missing or cannot be read says nothing about the completion: "invalid".
+    A completion without an answer is wrong: 0. If the row's right answer is missing or cannot be
+    parsed, the score has the status "invalid".
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class VerifierPart:
             have = ", ".join(sorted(groups[0].extra)) or "none"
             raise DataError(
                 f"reward {self.name!r} needs the right answer in column {column!r}, but the rows' "
-                f"columns beside the prompt are: {have}; name it with options.column"
+                f"columns besides the prompt are: {have}; set options.column to the right one"
             )
         return {self.name: [self._score(g, c.text) for g in groups for c in g.completions]}
 

@@ -1,7 +1,7 @@
-"""Rewards of completions: models, ensembles, functions, judges and verifiers, in a weighted list.
+"""Rewards of completions: a weighted list of models, ensembles, functions, judges and verifiers.
 
-Every part is kept raw under its name. A part that failed leaves a status, and the completion is
-then without a reward: it is never turned into a number.
+The raw score of every part is recorded under its name. A part that failed has a status instead, and
+the completion has no reward: a failure is never turned into a number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RewardPart(Protocol):
     """One part of the reward."""
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
-        """Scores in the order of the completions: its own under its name, and what it watches."""
+        """Lists of scores by name, in the order of the completions: the part's own and its details."""
         ...
 
 
@@ -48,13 +48,13 @@ class Rewards:
 
     Args:
         specs: The parts.
-        tokenizer: The policy's; a reward model with the same vocabulary scores its token ids as
-            they are, another one scores the text in its own tokens.
-        token_budget: Tokens of one forward.
-        device: Where reward models are held.
+        tokenizer: The policy's. A reward model with the same vocabulary scores its token ids
+            unchanged, another one scores the text in its own tokens.
+        token_budget: Tokens per forward pass.
+        device: The device of reward models.
 
     Raises:
-        ConfigError: names repeat, or a function cannot be imported.
+        ConfigError: two parts have the same name, or a function cannot be imported.
         ModelError: a reward model cannot be loaded.
     """
 
@@ -63,23 +63,25 @@ class Rewards:
     ) -> None:
         names = [s.name for s in specs]
         if len(set(names)) != len(names):
-            raise ConfigError(f"rewards: names repeat: {', '.join(names)}")
+            raise ConfigError(
+                f"rewards: two parts have the same name, in: {', '.join(names)}; rename one of them"
+            )
         self.specs = list(specs)
         self.parts = {s.name: make_part(s, tokenizer, token_budget, device) for s in specs}
 
     def __call__(self, groups: Sequence[Group]) -> None:
-        """Fill ``Completion.scores`` and ``Completion.reward`` (None where a part failed).
+        """Fill ``Completion.scores`` and ``Completion.reward`` (None if a part failed).
 
         Raises:
             RewardError: a function did not return one value for each completion.
             DataError: no row has the column that a verifier compares with.
         """
-        done = [c for g in groups for c in g.completions]
+        completions = [c for g in groups for c in g.completions]
         for part in self.parts.values():
             for name, scores in part(groups).items():
-                for c, score in zip(done, scores, strict=True):
+                for c, score in zip(completions, scores, strict=True):
                     c.scores[name] = score
-        for c in done:
+        for c in completions:
             parts = [(s.weight, c.scores[s.name]) for s in self.specs if s.weight != 0.0]
             if all(p.ok for _, p in parts):
                 c.reward = sum((w * cast(float, p.value) for w, p in parts), 0.0)
@@ -87,11 +89,11 @@ class Rewards:
                 c.reward = None
 
     def state(self) -> dict[str, Any]:
-        """What scoring has learned on the way and a resumed run needs: fits on length, by name."""
+        """The state that a resumed run needs: the fit on length of each reward model, by name."""
         return {k: p.state() for k, p in self.parts.items() if isinstance(p, LearnedPart)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Restore ``state``."""
         for name, part_state in state.items():
             part = self.parts[name]
             assert isinstance(part, LearnedPart), name

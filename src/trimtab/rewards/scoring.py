@@ -1,4 +1,4 @@
-"""All that scores a rollout: the list of rewards, and rewards for steps or tokens beside it."""
+"""All scores of a rollout: the list of rewards, and rewards for steps or tokens."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from trimtab.types import Group
 
 
 class Scoring:
-    """Fills scores and rewards of completions, and the column "dense" where there is one.
+    """Fills scores and rewards of completions, and the column "dense" of dense rewards.
 
     Args:
-        rewards: The parts of the sequence reward; may be empty beside a dense reward.
-        process: Scores of steps, or None.
+        rewards: The parts of the sequence reward; may be empty if there is a dense reward.
+        process: Scores of reasoning steps, or None.
         implicit: A preference-trained policy as token reward, or None.
         renderer: The policy's.
-        token_budget: Tokens of one forward.
-        device: Where reward models are held.
+        token_budget: Tokens per forward pass.
+        device: The device of reward models.
 
     Raises:
-        ConfigError: names repeat, or a function cannot be imported.
-        ModelError: a model cannot be loaded, or does not fit.
+        ConfigError: two parts have the same name, or a function cannot be imported.
+        ModelError: a model cannot be loaded, or has another vocabulary or no suitable head.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Scoring:
         for key, spec in (("process", process), ("implicit", implicit)):
             if spec is not None and spec.name in {r.name for r in rewards}:
                 raise ConfigError(
-                    f"{key}.name: {spec.name!r} is the name of a reward; give another"
+                    f"{key}.name: {spec.name!r} is the name of a reward too; choose another name"
                 )
         self.rewards = Rewards(rewards, renderer.tokenizer, token_budget, device)
         self.dense: ProcessReward | ImplicitReward | None = None
@@ -51,14 +51,14 @@ class Scoring:
             self.dense = ImplicitReward(implicit, renderer, token_budget, device)
 
     def outcome(self, groups: Sequence[Group]) -> None:
-        """The sequence reward alone, as the list of rewards gives it."""
+        """Compute the sequence reward only."""
         self.rewards(groups)
 
     def __call__(self, groups: Sequence[Group]) -> None:
-        """Both; a completion whose steps could not be scored is left without a reward.
+        """Compute the sequence reward and the dense reward, whose weight is applied to "dense".
 
-        The column "dense" is multiplied by its weight here. With ``dense: none`` a process
-        reward adds its weighted aggregate to the sequence reward instead.
+        A completion whose dense reward failed has no reward. With ``dense: none``, the weighted
+        aggregate of a process reward is added to the sequence reward instead.
         """
         self.rewards(groups)
         if self.dense is None:
@@ -75,9 +75,9 @@ class Scoring:
                 c.reward += spec.weight * (score.value or 0.0)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
         return self.rewards.state()
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Restore ``state``."""
         self.rewards.load(state)

@@ -1,7 +1,7 @@
-"""From the weighted sum of the parts to the reward that is trained on (ALGORITHMS section 12).
+"""Shaping: from the weighted sum of the parts to the reward that is trained on (ALGORITHMS section 12).
 
-The order is fixed: running whitening, clip, additive penalties. There is no penalty that multiplies:
-a factor below 1 on a negative reward raises it, and so pays for being cut off.
+The order is fixed: running whitening, clip, additive penalties. No penalty multiplies: a factor
+below 1 raises a negative reward, and so would reward completions that are cut off.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from trimtab.types import Completion, Group, Ints, Score
 
 
 class Repetition(Config):
-    """-weight * (1 - different / all n-grams) of the completion's tokens."""
+    """-weight * (1 - distinct n-grams / all n-grams) of the completion's tokens."""
 
     weight: float = Field(default=1.0, gt=0.0)
     n: int = Field(default=3, gt=0)
 
     def __call__(self, c: Completion, group: Group) -> float:
-        """0 without an n-gram."""
+        """The penalty; 0 if the completion has fewer than ``n`` tokens."""
         grams = n_grams(c.ids[c.mask], self.n)
         return -self.weight * (1.0 - len(set(grams)) / len(grams)) if grams else 0.0
 
 
 class Copying(Config):
-    """-weight * max(0, share of the completion's n-grams that are in the prompt - threshold)."""
+    """-weight * max(0, share of the completion's n-grams that occur in the prompt - threshold)."""
 
     weight: float = Field(default=1.0, gt=0.0)
     n: int = Field(default=3, gt=0)
     threshold: float = Field(default=0.5, ge=0.0, le=1.0)
 
     def __call__(self, c: Completion, group: Group) -> float:
-        """0 without an n-gram."""
+        """The penalty; 0 if the completion has fewer than ``n`` tokens."""
         grams = n_grams(c.ids[c.mask], self.n)
         if not grams:
             return 0.0
@@ -54,21 +54,21 @@ class Length(Config):
 
     weight: float = Field(default=1.0, gt=0.0)
     target: int = Field(gt=0)
-    """Tokens that are free."""
+    """Number of tokens without a penalty."""
 
     def __call__(self, c: Completion, group: Group) -> float:
-        """0 up to the target."""
+        """The penalty; 0 up to the target."""
         return -self.weight * max(0.0, len(c) / self.target - 1.0)
 
 
 class Overlong(Config):
-    """DAPO's soft punishment (2503.14476): from 0 at max_length - cache down to -1 at max_length."""
+    """DAPO's soft overlong penalty (2503.14476): 0 at max_length - cache tokens, -weight at max_length."""
 
     weight: float = Field(default=1.0, gt=0.0)
     max_length: int = Field(gt=0)
-    """Tokens at which the whole punishment is reached; it does not grow beyond."""
+    """Number of tokens from which the penalty is -weight."""
     cache: int = Field(gt=0)
-    """Tokens before it over which the punishment grows."""
+    """Number of tokens before ``max_length`` over which the penalty grows."""
 
     @model_validator(mode="after")
     def _fits(self) -> Overlong:
@@ -77,26 +77,26 @@ class Overlong(Config):
         return self
 
     def __call__(self, c: Completion, group: Group) -> float:
-        """Between -weight and 0."""
+        """The penalty, between -weight and 0."""
         over = len(c) - (self.max_length - self.cache)
         return -self.weight * min(1.0, max(0.0, over / self.cache))
 
 
 class Truncated(Config):
-    """-weight where the completion ran into the token limit and has no end of its own."""
+    """-weight if the completion was cut at the token limit."""
 
     weight: float = Field(default=1.0, gt=0.0)
 
     def __call__(self, c: Completion, group: Group) -> float:
-        """-weight or 0."""
+        """The penalty: -weight or 0."""
         return -self.weight if c.finish == "length" else 0.0
 
 
 class Format(Config):
-    """``bonus`` where the pattern is found in the text, -``penalty`` where it is not."""
+    """``bonus`` if the pattern is found in the text, else -``penalty``."""
 
     pattern: str
-    """As the ``regex`` package reads it; write ^ and $ to bind it, (?s) for . to match newlines."""
+    """In the syntax of the ``regex`` package: ^ and $ anchor it, (?s) lets . match newlines."""
     bonus: float = Field(default=1.0, ge=0.0)
     penalty: float = Field(default=0.0, ge=0.0)
 
@@ -106,18 +106,18 @@ class Format(Config):
         return check_pattern(value)
 
     def __call__(self, c: Completion, group: Group) -> float:
-        """Raises TimeoutError where the pattern does not come to an end."""
+        """The bonus or the penalty; raises TimeoutError if the search takes too long."""
         match = regex.search(self.pattern, c.text, timeout=PATTERN_S, concurrent=True)
         return self.bonus if match else -self.penalty
 
 
 class ShapeSpec(Config):
-    """What is done to the weighted sum of the rewards, from top to bottom. Nothing by default."""
+    """Changes to the weighted sum of the rewards, applied from top to bottom. None by default."""
 
     whiten: bool = False
-    """(R - mean) / std with running statistics, which are saved with the run."""
+    """Standardise the reward, (R - mean) / std, by running statistics, which are saved with the run."""
     clip: float | None = Field(default=None, gt=0.0)
-    """Bounds to +-clip, before penalties; 5 is usual with ``whiten``."""
+    """Limit the reward to [-clip, clip], before penalties; 5 is usual with ``whiten``."""
     repetition: Repetition | None = None
     copying: Copying | None = None
     length: Length | None = None
@@ -130,11 +130,11 @@ _PENALTIES = ("repetition", "copying", "length", "overlong", "truncated", "forma
 
 
 class Shaper:
-    """Shapes the rewards of groups in place and keeps what whitening needs.
+    """Shapes the rewards of groups in place, and keeps the running statistics of whitening.
 
-    Call it once for each batch of fresh rollouts, after ``Rewards`` and before any mask is
-    changed. Filters on variance or correctness read ``Completion.raw_reward``, which shaping does
-    not touch: a length penalty must not make equal answers look different.
+    Call it once per batch of new rollouts, after ``Rewards`` and before any mask is changed. Filters
+    on variance or correctness read ``Completion.raw_reward``, which has no shaping or penalties:
+    completions that score the same must not differ because of a length penalty.
     """
 
     def __init__(self, spec: ShapeSpec) -> None:
@@ -145,12 +145,12 @@ class Shaper:
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, float]:
         """Read ``Completion.reward``; fill ``raw_reward``, ``shaped_reward``, ``penalties`` and
-        ``reward``. Completions without a reward stay without.
+        ``reward``. Completions without a reward are skipped.
 
         Returns:
             Means over the scored completions: "reward/raw", "reward/shaped", "reward/final",
             "reward/clipped" (share), "penalty/NAME"; with ``whiten`` the running mean and std.
-            Empty where nothing was scored.
+            Empty if no completion was scored.
         """
         done = [(c, g, c.reward) for g in groups for c in g.completions if c.reward is not None]
         if self.spec.whiten:
@@ -189,22 +189,24 @@ class Shaper:
         try:
             c.penalties = {name: p(c, group) for name, p in self.penalties}
         except TimeoutError:
-            c.scores["format"] = Score(None, "timeout", f"pattern ran over {PATTERN_S:g} s")
+            c.scores["format"] = Score(
+                None, "timeout", f"the pattern ran longer than {PATTERN_S:g} s"
+            )
             c.reward = None
             return
         c.reward = math.fsum([c.shaped_reward, *c.penalties.values()])
 
     def state(self) -> dict[str, Any]:
-        """Running statistics, for JSON."""
+        """The running statistics, as JSON."""
         return self.running.state()
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``, to the last bit."""
+        """Restore ``state`` exactly."""
         self.running = RunningFit.load(state)
 
 
 def n_grams(ids: Ints, n: int) -> list[tuple[int, ...]]:
-    """All runs of ``n`` tokens, in order; none when there are fewer tokens."""
+    """All sequences of ``n`` consecutive tokens, in order; empty if there are fewer tokens."""
     flat = ids.tolist()
     return [tuple(flat[i : i + n]) for i in range(len(flat) - n + 1)]
 

@@ -1,4 +1,4 @@
-"""Process rewards: scores of the steps of sampled completions, as dense and sequence rewards."""
+"""Process rewards: scores of the reasoning steps of completions, as dense or sequence rewards."""
 
 from __future__ import annotations
 
@@ -25,44 +25,45 @@ from trimtab.types import Completion, Floats, Group, Score
 
 
 class ProcessSpec(Config):
-    """Where the scores of steps come from, and what they become."""
+    """The source of step scores, and the rewards computed from them."""
 
     name: str = Field(default="process", min_length=1)
-    """Its name in metrics and samples."""
+    """Name in metrics and samples."""
     model: str | None = None
     """Folder or hub id of a token classification model with two labels (``trimtab process``)."""
     function: str | None = None
     """ "package.module:name" or "file.py:name", called as ``f(prompts, completions_steps,
-    **columns)``; for each completion (a list of step texts) it returns a list with the
-    probability that each step is correct, or None for "no score"."""
+    **columns)``. For each completion (a list of step texts) it returns a list with the probability
+    that each step is correct, or None for "no score"."""
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Keyword arguments of the function."""
     separator: str = "\n"
-    """Ends a step; must be the one that the model was trained with."""
+    """Text that ends a step; must be the one that the model was trained with."""
     aggregate: Aggregate = "product"
-    """How the steps make one sequence score."""
+    """How the scores of the steps become one score of the completion."""
     dense: Literal["difference", "raw", "none"] = "difference"
-    """Reward at the end of step k: p_k - p_(k-1), which adds up to the last p, or p_k itself,
-    which pays for more steps. "none": the aggregate joins the sequence reward instead."""
+    """Reward at the end of step k, whose score is p_k. "difference": p_k - p_(k-1), whose sum is the
+    last p. "raw": p_k, which rewards a larger number of steps. "none": no dense reward; the
+    aggregate is added to the sequence reward instead."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
-    """Multiplies what it pays; 0 watches it without training on it."""
+    """Factor of the reward; 0 records the scores without training on them."""
 
     @model_validator(mode="after")
     def _one(self) -> ProcessSpec:
         if (self.model is None) == (self.function is None):
-            raise ValueError("give either 'model' or 'function', not both and not neither")
+            raise ValueError("give one of 'model' and 'function'")
         return self
 
 
 class ProcessReward:
-    """Scores the steps of completions in place.
+    """Scores the reasoning steps of completions in place.
 
     Args:
-        spec: The source and its use.
-        renderer: The policy's; a model with the same vocabulary reads its token ids as they are,
+        spec: The source of the scores and their use.
+        renderer: The policy's. A model with the same vocabulary reads its token ids unchanged,
             another one reads the texts of the steps in its own tokens.
-        token_budget: Tokens of one forward.
-        device: Where the model is held.
+        token_budget: Tokens per forward pass.
+        device: The device of the model.
 
     Raises:
         ConfigError: the function cannot be imported, or the separator has no token.
@@ -89,9 +90,9 @@ class ProcessReward:
     def __call__(self, groups: Sequence[Group]) -> None:
         """Fill ``scores[name]`` and the columns "dense", "step_end" and "step_score", each [T].
 
-        "step_end" is 1 on each step's last token, where "step_score" has the probability that the
-        step is correct and "dense" its reward; all are 0 elsewhere. Where the steps could not be
-        scored the score's status says so, and the columns are 0 throughout.
+        On the last token of each step, "step_end" is 1, "step_score" is the probability that the step
+        is correct and "dense" is its reward. All other entries are 0. If the steps could not be
+        scored, the score has a status and the columns are all 0.
         """
         scores = self._function(groups) if self.function is not None else self._model(groups)
         flat = [c for g in groups for c in g.completions]
@@ -117,13 +118,13 @@ class ProcessReward:
             if self.foreign is not None:
                 copies += [self._retokenised(self.foreign, g, c) for c in g.completions]
                 continue
-            answers: list[Completion] = []
+            copied: list[Completion] = []
             for c in g.completions:
                 ids, reads = self.steps.closed(c.ids)
                 mask = np.zeros(len(ids), dtype=bool)
                 mask[reads] = True
-                answers.append(Completion(ids, mask))
-            copies.append(Group(g.id, g.prompt, answers))
+                copied.append(Completion(ids, mask))
+            copies.append(Group(g.id, g.prompt, copied))
         where = {id(c): i for i, c in enumerate(c for g in copies for c in g.completions)}
         scores: list[Floats | Score] = [Score(None, "invalid")] * len(where)
         for pack in packs(copies, self.budget, share=self.scorer.exact):
@@ -164,7 +165,7 @@ class ProcessReward:
 
 
 def _checked(raw: Any, count: int) -> Floats | Score:
-    """Scores of ``count`` steps as an array, or the status that says why they are none."""
+    """The scores of ``count`` steps as an array, or a status with the reason if they are not valid."""
     if not isinstance(raw, Sequence) or len(raw) != count:
         return Score(None, "invalid", f"not one score for each of {count} steps: {raw!r}")
     for x in raw:

@@ -1,4 +1,4 @@
-"""The child's side of ``trimtab.rewards.child``: ``python -m trimtab.rewards.worker FD``."""
+"""The child process of ``trimtab.rewards.child``: ``python -m trimtab.rewards.worker FD``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def _leave_with(parent: int) -> None:
-    """Die when the parent has, even in the middle of work that hangs."""
+    """Kill this process and its children once the parent has ended, even if a call hangs."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os.killpg(0, signal.SIGKILL)
@@ -41,13 +41,13 @@ def _serve(connection: Connection) -> None:
             else:
                 result = handle(message)
             answer = json.dumps({"answer": result})
-        except Exception as error:  # noqa: BLE001  whatever is wrong is the parent's to tell
+        except Exception as error:  # noqa: BLE001  the parent reports every error
             answer = json.dumps({"error": f"{type(error).__name__}: {error}"})
         connection.send_bytes(answer.encode())
 
 
 def main() -> None:
-    """Answer the first message with the factory, the others with its handler, until closed."""
+    """Reply to messages until the connection closes: the first calls the factory, the others its handler."""
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     with contextlib.suppress(EOFError):
         _serve(Connection(int(sys.argv[1])))
