@@ -9,7 +9,8 @@ from trimtab.api import reward_model as reward_model
 from trimtab.api import rl as rl
 from trimtab.api import sft as sft
 from trimtab.data.dataset import DataSpec
-from trimtab.models.load import LoraSpec, ModelSpec
+from trimtab.models.load import ModelSpec
+from trimtab.models.lora import LoraSpec
 from trimtab.objectives.kl import AdaptiveKL as AdaptiveKL
 from trimtab.objectives.kl import FixedKL as FixedKL
 from trimtab.objectives.kl import HalvingKL as HalvingKL

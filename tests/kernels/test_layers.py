@@ -20,12 +20,11 @@ from trimtab.kernels.layers import RMSNorm, Rotate, rotate
 from trimtab.models import forward
 from trimtab.models.load import (
     LM,
-    LoraSpec,
     ModelSpec,
-    add_lora,
     backbone_of,
     enable_gradient_checkpointing,
 )
+from trimtab.models.lora import LoraSpec, add_lora
 
 TOLD = {"llama", "mistral", "qwen2", "qwen3"}
 

@@ -17,7 +17,8 @@ from trimtab.data.pack import Pack, build, packs
 from trimtab.kernels.tree_attention import make_tree, tree_mask
 from trimtab.models.forward import token_logps
 from trimtab.models.heads import Scorer
-from trimtab.models.load import LM, LoraSpec, ModelSpec, save_model
+from trimtab.models.load import LM, ModelSpec, save_model
+from trimtab.models.lora import LoraSpec
 from trimtab.types import Completion, Group
 
 

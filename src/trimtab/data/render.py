@@ -7,7 +7,8 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from trimtab.data.formats import Example, Message, Text
+from trimtab.data.conversation import Message, Text
+from trimtab.data.formats import Example
 from trimtab.errors import DataError, ModelError
 from trimtab.types import Completion, Finish, Group, Ints
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from trimtab.data import formats, sources
+from trimtab.data.conversation import Text
 from trimtab.errors import DataError
 from trimtab.feedback.judgement import Item
 from trimtab.feedback.records import messages, parse_item
@@ -192,7 +193,7 @@ def _entry(
     return Entry(item, ranks, score)
 
 
-def full_text(completion: formats.Text) -> str:
+def full_text(completion: Text) -> str:
     """A completion as a person reads it; several turns with their roles."""
     if isinstance(completion, str):
         return completion

@@ -16,13 +16,13 @@ from trimtab.models.forward import hidden_states
 from trimtab.models.load import (
     LM,
     ModelSpec,
-    add_lora,
     backbone_of,
     base_of,
     enable_gradient_checkpointing,
     load_pretrained,
     pick_device,
 )
+from trimtab.models.lora import add_lora
 
 
 class Scorer:

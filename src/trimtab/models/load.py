@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftModel, TaskType
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -35,6 +35,7 @@ from trimtab.errors import ModelError
 from trimtab.kernels.logprobs import LogitHead
 from trimtab.kernels.matmul import fast_linear, limit_primitive_cache
 from trimtab.models.forward import hidden_states, set_attention, token_logps
+from trimtab.models.lora import LoraSpec, add_lora
 from trimtab.types import Completion, Group
 
 log = logging.getLogger(__name__)
@@ -44,19 +45,6 @@ hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
 DType = Literal["float32", "bfloat16"]
-
-
-class LoraSpec(Config):
-    """LoRA adapters (peft). The reference model is then the same model with the adapters disabled."""
-
-    r: int = 16
-    """Rank; 0 turns adapters off."""
-    alpha: int = 32
-    """Scale is alpha / r."""
-    dropout: float = 0.0
-    """Dropout rate of the adapters' input."""
-    targets: tuple[str, ...] = ()
-    """Names of the modules to adapt; empty means every linear layer except the output head."""
 
 
 class ModelSpec(Config):
@@ -358,22 +346,6 @@ class LM:
         """The model with its normal attention, for use outside packs (saving, generate)."""
         set_attention(base_of(self.model), self.plain)
         return self.model
-
-
-def add_lora(model: nn.Module, spec: LoraSpec, task: TaskType, seed: int) -> PeftModel:
-    """Wrap ``model`` with LoRA adapters initialised from ``seed``."""
-    config = LoraConfig(
-        r=spec.r,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=list(spec.targets) or "all-linear",
-        # peft trains a new head in full, but excludes it from adapters for sequence classifiers only.
-        exclude_modules=["score", "classifier"] if task == TaskType.TOKEN_CLS else None,
-        task_type=task,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return cast(PeftModel, get_peft_model(cast(PreTrainedModel, model), config))
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trimtab.data.formats import Example, Message, Text
+from trimtab.data.conversation import Message, Text
+from trimtab.data.formats import Example
 from trimtab.data.render import readable
 from trimtab.sandbox import world
 from trimtab.sandbox.world import Fact, Scene, gold, make_scenes

@@ -9,7 +9,8 @@ import numpy as np
 
 from trimtab.audit.probe_result import ProbeExample, ProbeResult
 from trimtab.data import formats, sources
-from trimtab.data.formats import Example, Text
+from trimtab.data.conversation import Text
+from trimtab.data.formats import Example
 from trimtab.data.render import Renderer, load_tokenizer, readable
 from trimtab.errors import DataError
 from trimtab.evaluate.best_of_n_gain import curve

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from trimtab.data.formats import Example, Text
+from trimtab.data.conversation import Text
+from trimtab.data.formats import Example
 from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.probe.perturb import ENGLISH, SANDBOX, Phrases
 from trimtab.rewards.score import Rewards, RewardSpec

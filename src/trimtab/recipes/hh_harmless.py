@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.data.formats import comparisons, transcript
+from trimtab.data.conversation import transcript
+from trimtab.data.formats import comparisons
 from trimtab.data.sources import read
 from trimtab.runs import write_atomic
 
