@@ -1,4 +1,4 @@
-"""``docs/methods.md`` says what the code does: every type, its defaults, its cost, its example."""
+"""``docs/methods.md`` agrees with the code: every type, its defaults, its cost, its example."""
 
 from __future__ import annotations
 
@@ -36,18 +36,20 @@ def test_defaults(name: str) -> None:
     stated = re.findall(r"`([\w.]+) ([^`]+)`", ROWS[name][3])
     assert stated
     for key, value in stated:
-        found: Any = method
+        default: Any = method
         for part in key.split("."):
-            found = getattr(found, part)
-        assert str(found) == value or float(found) == float(value), (key, found)
+            default = getattr(default, part)
+        assert str(default) == value or float(default) == float(value), (key, default)
 
 
 def online_cost(m: PolicyMethod) -> tuple[str, str]:
-    """Models held and passes, by the rules of ``RLStage``."""
-    held = ["policy"] + ["critic"] * m.needs_critic + ["reference"] * m.needs_reference
-    own = m.updates.steps > 1 or m.needs_critic or m.kl.in_reward
-    free = own * (1 + m.needs_critic) + m.needs_reference
-    return ", ".join(held), f"{free} + {m.updates.epochs * (1 + m.needs_critic)}"
+    """Models in memory and forward passes, by the rules of ``RLStage``."""
+    models = ["policy"] + ["critic"] * m.needs_critic + ["reference"] * m.needs_reference
+    old_logp_pass = m.updates.steps > 1 or m.needs_critic or m.kl.in_reward
+    passes_without_gradient = old_logp_pass * (1 + m.needs_critic) + m.needs_reference
+    return ", ".join(
+        models
+    ), f"{passes_without_gradient} + {m.updates.epochs * (1 + m.needs_critic)}"
 
 
 def direct_cost(m: Direct) -> tuple[str, str]:
@@ -67,7 +69,7 @@ def test_recipes_named_are_there() -> None:
 
 
 def test_the_example_is_the_file(tmp_path: Path) -> None:
-    """The page's code, run, gives what the recipe's file gives."""
+    """The code on the page gives the same results as the recipe's file."""
     import torch
 
     from trimtab.config import import_function
@@ -81,9 +83,9 @@ def test_the_example_is_the_file(tmp_path: Path) -> None:
         )
         if name == "median":
             r, g = torch.tensor([1.0, 0.0, 5.0, 2.0]), torch.tensor([0, 0, 0, 1])
-            given = (torch.zeros(4, 3), torch.ones(4, 3, dtype=torch.bool), r, g)
-            assert torch.equal(a(*given), b(*given))
-            assert a(*given)[:, 0].tolist() == [0.0, -1.0, 4.0, 0.0]
+            arguments = (torch.zeros(4, 3), torch.ones(4, 3, dtype=torch.bool), r, g)
+            assert torch.equal(a(*arguments), b(*arguments))
+            assert a(*arguments)[:, 0].tolist() == [0.0, -1.0, 4.0, 0.0]
         else:
             from trimtab.objectives.pairs import Pairs
 

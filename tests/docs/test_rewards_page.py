@@ -1,4 +1,4 @@
-"""Every configuration on the page of rewards is one."""
+"""Every configuration on the rewards page is valid."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.mark.parametrize("text", BLOCKS)
 def test_builds(text: str) -> None:
-    given = {"model": {"path": "m"}, "data": {"path": "d.jsonl"}, "method": {"type": "grpo"}}
-    build(RLConfig, {**given, **yaml.safe_load(text)})
+    required = {"model": {"path": "m"}, "data": {"path": "d.jsonl"}, "method": {"type": "grpo"}}
+    build(RLConfig, {**required, **yaml.safe_load(text)})
 
 
 def test_every_part_and_penalty_is_there() -> None:
