@@ -1,4 +1,4 @@
-"""``python -m benchmarks.doctor``: plant, train, diagnose, report. A stopped benchmark goes on.
+"""``python -m benchmarks.doctor``: plant faults, train, diagnose, report; run it again to resume.
 
 ``--seeds 0-9`` are for tuning; the report is over ``--report 70-89``. ``--slice`` is what CI runs.
 """
@@ -25,7 +25,7 @@ def spans(text: str) -> list[int]:
 
 
 def train(todo: Sequence[Spec], out: Path, minutes: float) -> None:
-    """Every run that is not there yet, until the time is up."""
+    """Train the runs that are not finished, until ``minutes`` have passed."""
     import torch
 
     from benchmarks.doctor.run import make
@@ -36,7 +36,9 @@ def train(todo: Sequence[Spec], out: Path, minutes: float) -> None:
     print(f"{len(todo) - len(waiting)} of {len(todo)} runs are done", flush=True)
     for i, spec in enumerate(waiting, 1):
         if time.monotonic() - began > 60 * minutes:
-            print(f"time is up; {len(waiting) - i + 1} runs are left: the same command goes on")
+            print(
+                f"time is up with {len(waiting) - i + 1} runs left; run the same command again to resume"
+            )
             return
         try:
             truth = make(spec, out)
@@ -49,10 +51,10 @@ SLICE = (("pays-words", 0), ("hot", 1), ("contradictions", 0), ("grpo", 2))
 
 
 def small(out: Path) -> None:
-    """A few runs: each fault must be found and named first, the healthy run left alone.
+    """Check a few runs: each fault must be ranked first, and the healthy run must have no finding.
 
     Raises:
-        SystemExit: one was not.
+        SystemExit: a run was diagnosed wrongly or is missing.
     """
     from benchmarks.doctor import score
 
@@ -65,7 +67,9 @@ def small(out: Path) -> None:
         if (r.rang[:1] != (r.alarm,) if r.alarm else bool(r.rang))
     ]
     if wrong or len(list(out.glob("*.json"))) != len(SLICE):
-        raise SystemExit(f"not as it should be: {wrong}")
+        raise SystemExit(
+            f"{len(list(out.glob('*.json')))} of {len(SLICE)} runs; diagnosed wrongly: {wrong}"
+        )
 
 
 def main() -> None:
@@ -73,16 +77,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/doctor-bench"))
     parser.add_argument("--seeds", type=spans, default=spans("70-89"), help="seeds to run")
-    parser.add_argument("--only", default="", help="recipes or sorts, by comma")
-    parser.add_argument("--minutes", type=float, default=1e9, help="start no run after so long")
+    parser.add_argument(
+        "--only", default="", help="recipes, sorts or alarm numbers, separated by commas"
+    )
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no run after this time")
     parser.add_argument("--report", type=spans, default=spans("70-89"), help="seeds to report on")
     parser.add_argument(
-        "--docs", type=Path, default=None, help="where to write the table and the JSON"
+        "--docs", type=Path, default=None, help="folder for the tables and the JSON"
     )
     parser.add_argument("--no-train", action="store_true")
-    parser.add_argument("--slice", action="store_true", help="the small part that CI runs")
-    parser.add_argument("--overhead", action="store_true", help="what loop.doctor_steps costs")
-    parser.add_argument("--closed-loop", action="store_true", help="what acting wins back")
+    parser.add_argument("--slice", action="store_true", help="the few runs that CI checks")
+    parser.add_argument(
+        "--overhead", action="store_true", help="measure the cost of loop.doctor_steps"
+    )
+    parser.add_argument(
+        "--closed-loop", action="store_true", help="measure the gold recovered by audit.act: stop"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.slice:

@@ -1,4 +1,4 @@
-"""From runs to figures: hits, misses and false alarms of each alarm, and two checks that must fail."""
+"""Score the doctor on finished runs: recall and precision per alarm, and two negative controls."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 
 @dataclass(frozen=True)
 class Result:
-    """A run, what is true of it, and what the doctor said."""
+    """A run, its ground truth, and the alarms that rang."""
 
     key: str
     sort: str
     alarm: int
-    """Planted, and shown to have taken; 0 for none."""
+    """The planted alarm, if its fault had an effect; 0 for none."""
     task: str
     recipe: str
     rang: tuple[int, ...]
-    """With the audit, likeliest cause first."""
+    """Alarms that rang with the audit, most likely cause first."""
     blind: tuple[int, ...]
-    """Without it."""
+    """The same without the audit."""
     also: frozenset[int]
     causes: frozenset[int]
-    """Alarms that name the cause."""
+    """Alarms that count as the right cause."""
     weak: int = 0
-    """The planted alarm, where the plant's symptom stayed small."""
+    """The planted alarm, if its fault had no effect."""
     excused: tuple[int, ...] = ()
-    """Alarms 2, 7 and 17 where they rang and only ``happened`` says that they are right."""
+    """Alarms 2, 7 and 17 that rang and are right only by ``happened``."""
 
 
 def _fall(gold: Sequence[float]) -> tuple[bool, int, int]:
-    """Whether the gold of all logged rollouts fell for sure from its best stretch; where that
-    stretch begins, and how many steps it has."""
+    """Whether the gold of all logged rollouts fell significantly from its best stretch, the index at
+    which that stretch begins, and its number of steps."""
     x = np.array(gold)
     n = max(3, len(x) // 5)
     means = np.convolve(x, np.ones(n) / n, mode="valid")
@@ -55,8 +55,8 @@ def _fall(gold: Sequence[float]) -> tuple[bool, int, int]:
 
 
 def overoptimised(truth: dict[str, Any]) -> bool:
-    """Whether gold, of every logged rollout, fell from its best stretch while the proxy rose, since
-    the start and since then."""
+    """Whether the gold of all logged rollouts fell from its best stretch while the proxy rose, both
+    since the start and since then."""
     if len(truth["gold"]) < 10:
         return False
     fell, best, n = _fall(truth["gold"])
@@ -66,17 +66,17 @@ def overoptimised(truth: dict[str, Any]) -> bool:
 
 
 SAME = 0.75
-"""Of answers to a prompt in a step, from where on the policy tries nothing else."""
+"""Share of equal completions of a prompt in a step at which the policy no longer explores."""
 LOST = -8.0
-"""Nats that chosen answers lose."""
+"""Change of the log-prob of chosen completions, in nats, that counts as displacement."""
 
 
 def happened(truth: dict[str, Any], target: float) -> set[int]:
-    """Alarms that are right, whatever was planted, by what the doctor does not read.
+    """Alarms that are right regardless of the planted fault, by measurements the doctor does not read.
 
     1: gold fell while the proxy rose. 2: KL went over three times its target and gold fell. 7: three
-    in four answers to a prompt are the same, and a quarter of all have less than the best gold. 17: chosen answers of
-    held-out pairs lost 8 nats.
+    in four completions of a prompt are equal, and a quarter of all have less than the best gold. 17:
+    chosen completions of held-out pairs lost 8 nats.
     """
     right: set[int] = set()
     if "gold" in truth:
@@ -92,7 +92,7 @@ def happened(truth: dict[str, Any], target: float) -> set[int]:
 
 
 def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
-    """Every finished run that ``keep`` takes, diagnosed anew."""
+    """Diagnose every finished run for which ``keep`` is true."""
     rows: list[Result] = []
     for file in sorted(out.glob("*.json")):
         truth = json.loads(file.read_text())
@@ -112,7 +112,7 @@ def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
         excused = tuple(a for a in with_audit if a in right - also - {1, alarm})
         also |= right
         if alarm == 1 and 1 not in right:
-            alarm = 0  # the fault did not take: gold did not fall
+            alarm = 0  # the fault had no effect: gold did not fall
             also.add(1)
         sort = "did not take" if truth["sort"] == "fault" and alarm == 0 else truth["sort"]
         rows.append(
@@ -134,7 +134,7 @@ def results(out: Path, keep: Callable[[dict[str, Any]], bool]) -> list[Result]:
 
 
 def strict(runs: Sequence[Result]) -> list[Result]:
-    """The same, with plants whose symptom stayed small counted as faults."""
+    """The same runs, with planted faults without an effect counted as faults."""
     return [
         replace(
             r,
@@ -181,13 +181,13 @@ def _rates(runs: int, hits: int, false: int) -> dict[str, Any]:
 
 
 def pooled(table: dict[int, dict[str, Any]], which: Sequence[int]) -> dict[str, Any]:
-    """The same over several alarms."""
+    """Recall and precision pooled over several alarms."""
     rows = [table[a] for a in which if table[a]["runs"]]
     return _rates(*(sum(r[k] for r in rows) for k in ("runs", "hits", "false_alarms")))
 
 
 def blinded(evidence: Evidence, alarm: int) -> None:
-    """Take away what an alarm reads."""
+    """Remove the input of an alarm from the evidence."""
     names: dict[int, tuple[str, ...]] = {
         2: ("objective/kl",), 3: ("objective/kl",), 7: ("objective/entropy",),
         9: ("completion/truncated",), 11: ("value/",), 12: ("sampler/", "policy/clip_fraction"),
@@ -213,7 +213,7 @@ def blinded(evidence: Evidence, alarm: int) -> None:
 
 
 def removed(out: Path, runs: Sequence[Result]) -> dict[int, dict[str, int]]:
-    """Hits of each alarm on its own faults when its signal is taken away."""
+    """Hits of each alarm on its own faults when its input is removed."""
     by_alarm: dict[int, dict[str, int]] = {}
     for alarm in all_alarms():
         faults = [r for r in runs if r.alarm == alarm.number]
@@ -227,7 +227,7 @@ def removed(out: Path, runs: Sequence[Result]) -> dict[int, dict[str, int]]:
 
 
 def shuffled(runs: Sequence[Result]) -> dict[str, float]:
-    """Mean recall and precision when the truths are dealt to the runs at random."""
+    """Mean recall and precision when the labels are shuffled over the runs."""
     rng = np.random.default_rng(0)
     recalls: list[float] = []
     precisions: list[float] = []
@@ -245,7 +245,7 @@ def shuffled(runs: Sequence[Result]) -> dict[str, float]:
 
 
 def summary(out: Path, seeds: set[int]) -> dict[str, Any]:
-    """Every figure of the benchmark over runs of these seeds."""
+    """All metrics of the benchmark over the runs of these seeds."""
     runs = results(out, lambda t: t["seed"] in seeds)
     table = {a.number: figures(runs, a.number, lambda r: r.rang) for a in all_alarms()}
     blind = {a.number: figures(runs, a.number, lambda r: r.blind) for a in all_alarms()}
@@ -303,20 +303,20 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 def _part(row: dict[str, Any]) -> str:
     if not row["of"]:
-        return "none run"
+        return "no runs"
     low, high = row["interval"]
     return f"{row['count']} of {row['of']} ({row['share']:.0%} [{low:.0%}, {high:.0%}])"
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """The tables of ``docs/doctor.md``."""
+    """The tables of ``docs/doctor.md`` as Markdown."""
     seeds = summary["seeds"]
     n = summary["runs"]
     lines = [
-        f"Seeds {', '.join(map(str, seeds))}: {n['all']} runs; {n['faults']} with a fault, {n['healthy']} healthy, "
-        f"{n['negatives']} hard negatives; {n['did not take']} planted faults did not take (gold did not fall, or the symptom stayed small) and count as none.",
+        f"Seeds {', '.join(map(str, seeds))}: {n['all']} runs: {n['faults']} with a fault, {n['healthy']} healthy, "
+        f"{n['negatives']} hard negatives, {n['did not take']} with a planted fault that had no effect (gold did not fall, or the symptom stayed small), counted as a run without a fault.",
         "",
-        "| alarm | runs | hits | misses | false | recall | precision | without audit: recall | precision |",
+        "| alarm | runs with the fault | hits | misses | false positives | recall | precision | recall without the audit | precision without the audit |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, a in summary["alarms"].items():
@@ -328,7 +328,7 @@ def markdown(summary: dict[str, Any]) -> str:
     everything = summary["all plants counted"]
     lines += [
         "",
-        "| figure | target | measured | with plants that did not take as misses |",
+        "| metric | target | measured | if planted faults without an effect count as misses |",
         "|---|---|---|---|",
     ]
     for name, target in (
@@ -340,26 +340,32 @@ def markdown(summary: dict[str, Any]) -> str:
             f"| {name}: recall / precision | {target} | {_cell(summary[name], 'recall')} / {_cell(summary[name], 'precision')} "
             f"| {_cell(everything[name], 'recall')} / {_cell(everything[name], 'precision')} |"
         )
+    labels = {
+        "right cause first": "runs with the right cause ranked first",
+        "healthy with a false alarm": "healthy runs with a false positive",
+        "hard negatives with a false alarm": "hard negatives with a false positive",
+        "held-out task": "faults detected on the held-out task",
+    }
     for name, target in (
         ("right cause first", "90 %"), ("healthy with a false alarm", "at most 5 %"), ("hard negatives with a false alarm", ""),
         ("held-out task", ""),
     ):  # fmt: skip
-        label = "hits on the held-out task" if name == "held-out task" else name
+        label = labels[name]
         also = _part(everything[name]) if name in everything else ""
         lines.append(f"| {label} | {target} | {_part(summary[name])} | {also} |")
     s = summary["labels shuffled"]
     gone = summary["signal removed"].values()
     lines += [
         "",
-        "| check that must fail | recall | precision |", "|---|---|---|",
-        f"| labels dealt at random ({SHUFFLES} times) | {s['recall']:.2f} | {s['precision']:.2f} |",
-        f"| each alarm without its signal, on its own faults | {sum(g['hits'] for g in gone)} of {sum(g['runs'] for g in gone)} | |",
+        "| negative control | recall | precision |", "|---|---|---|",
+        f"| labels shuffled over runs (mean of {SHUFFLES}) | {s['recall']:.2f} | {s['precision']:.2f} |",
+        f"| each alarm without its input, on its own faults | {sum(g['hits'] for g in gone)} of {sum(g['runs'] for g in gone)} | |",
         "",
-        "Missed: " + (", ".join(f"`{k}`" for a in summary["alarms"].values() for k in a["with audit"]["missed"]) or "none") + ".",
-        "False: " + (", ".join(f"{a['number']} on `{k}`" for a in summary["alarms"].values() for k in a["with audit"]["false"]) or "none") + ".",
-        "Right by a measure of their own: " + (", ".join(f"{', '.join(map(str, a))} on `{k}`" for k, a in summary["right by a measure of their own"]) or "none") + ".",
-        "Plants that did not take: " + (", ".join(f"`{k}`" for k in everything["weak"]) or "none") + ".",
-        "Another cause first: " + (", ".join(f"`{k}` (said {', '.join(map(str, f))})" for k, f in summary["wrong cause first"]) or "none") + ".",
+        "- Misses: " + (", ".join(f"`{k}`" for a in summary["alarms"].values() for k in a["with audit"]["missed"]) or "none") + ".",
+        "- False positives: " + (", ".join(f"alarm {a['number']} on `{k}`" for a in summary["alarms"].values() for k in a["with audit"]["false"]) or "none") + ".",
+        "- Counted as right by an independent measurement: " + (", ".join(f"alarm {', '.join(map(str, a))} on `{k}`" for k, a in summary["right by a measure of their own"]) or "none") + ".",
+        "- Planted faults without an effect: " + (", ".join(f"`{k}`" for k in everything["weak"]) or "none") + ".",
+        "- Another cause ranked first: " + (", ".join(f"`{k}` (ranked {', '.join(map(str, f))})" for k, f in summary["wrong cause first"]) or "none") + ".",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

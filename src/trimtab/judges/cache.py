@@ -1,4 +1,4 @@
-"""Cache of replies and account of what they cost, in one SQLite file."""
+"""A cache of replies and the account of their cost, in one SQLite file."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Account(NamedTuple):
 
 
 class Cache:
-    """Replies by the hash of their question, and an account of calls and dollars.
+    """Replies by the hash of their request, and an account of calls and dollars.
 
     A call is booked at its highest price before it is made, and the price is corrected when the
     reply arrives, so calls that were in flight when a process was killed stay counted. WAL with
     ``synchronous=NORMAL``: a killed process loses nothing; a power cut may lose the last replies,
-    which are then asked for again.
+    which are then requested again.
 
     Args:
-        path: The file; None for a cache in memory.
+        path: The SQLite file; None for a cache in memory.
 
     Raises:
         ConfigError: the file is not an SQLite file or cannot be written.

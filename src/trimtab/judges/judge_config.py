@@ -1,4 +1,4 @@
-"""How a judge is described, in a file or by flags."""
+"""The configuration of a judge and of its client."""
 
 from __future__ import annotations
 
@@ -13,57 +13,57 @@ Order = Literal["both", "random", "given"]
 
 
 class ClientSpec(Config):
-    """An OpenAI-compatible endpoint, and how far it may be used."""
+    """An OpenAI-compatible endpoint, with limits on its use."""
 
     endpoint: str = "https://api.openai.com/v1"
-    """Base URL ("http://127.0.0.1:8000/v1"), or a function that starts a server,
-    "package.module:name" or "file.py:name", called with ``serve`` and returning what has ``url``,
-    ``key`` and ``close()``."""
+    """Base URL ("http://127.0.0.1:8000/v1"), or a function that starts a server
+    ("package.module:name" or "file.py:name"). The function is called with ``serve`` and returns an
+    object with ``url``, ``key`` and ``close()``."""
     serve: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """Keyword arguments of that function."""
+    """Keyword arguments of the function in ``endpoint``."""
     model: str = Field(min_length=1)
-    """As the endpoint calls it."""
+    """Name of the model at the endpoint."""
     key_env: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable that holds the key; a key itself stands in no file and on no line."""
+    """Environment variable with the API key. The key itself is never read from a file or a flag."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     max_tokens: int = Field(default=512, gt=0)
-    """Of one reply."""
+    """Maximum tokens per reply."""
     seed: int | None = 0
-    """Sent along; null for endpoints that refuse it."""
+    """Seed of the request; null for endpoints that reject it."""
     format: Literal["schema", "object", "none"] = "schema"
-    """What keeps the reply in form: the JSON schema itself, JSON of any shape, or the words of the
-    question alone. The reply is checked against the schema in any case."""
+    """How the endpoint constrains the reply: to the JSON schema, to any JSON object, or not at all.
+    The reply is checked against the schema in every case."""
     probabilities: bool = False
-    """Ask for log-probs and take P(verdict) from them; without them in the reply the verdict
-    stands alone."""
+    """Request log-probs and compute P(verdict) from them. A reply without log-probs gives a verdict
+    without a probability."""
     extra: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """More keys of the request; null takes one out, as with ``{seed: null}``."""
+    """Additional keys of the request. null removes a key, as in ``{seed: null}``."""
     concurrency: int = Field(default=8, gt=0)
-    """Calls at a time."""
+    """Maximum number of simultaneous calls."""
     timeout: float = Field(default=60.0, gt=0.0)
-    """Seconds from sending a call to having the whole reply."""
+    """Seconds from sending a request until the whole reply has arrived."""
     tries: int = Field(default=6, gt=0)
-    """Calls for one reply, the first among them."""
+    """Maximum calls per reply, including the first."""
     backoff: float = Field(default=0.5, ge=0.0)
-    """Seconds before the second try, doubled for each further one up to 30, less a random part;
-    a Retry-After of the server stands above it."""
+    """Seconds before the second try, doubled for each further try up to 30, minus random jitter.
+    Retry-After of the server takes precedence."""
     max_calls: int | None = Field(default=None, ge=0)
-    """Calls that may be made, failed ones counted. Like ``max_spend`` it holds over everything the
-    cache file has ever been used for, so a resumed run goes on counting."""
+    """Maximum number of calls, including failed ones. Like ``max_spend`` it applies to the lifetime of
+    the cache file, so a resumed run continues the count."""
     max_spend: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
-    """Dollars that may be spent; needs ``price_in`` and ``price_out``."""
+    """Maximum cost in dollars; needs ``price_in`` and ``price_out``."""
     price_in: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
-    """Dollars a million prompt tokens."""
+    """Dollars per million prompt tokens."""
     price_out: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
-    """Dollars a million reply tokens."""
+    """Dollars per million reply tokens."""
     cache: str | None = None
-    """SQLite file of replies and of what they cost."""
+    """SQLite file of replies and their cost."""
 
     @model_validator(mode="after")
     def _priced(self) -> ClientSpec:
         if self.max_spend is not None and (self.price_in is None or self.price_out is None):
             raise ValueError(
-                "max_spend needs price_in and price_out (dollars a million tokens) to count by"
+                "max_spend needs price_in and price_out (dollars per million tokens) to compute the cost"
             )
         served = "://" not in self.endpoint
         if served and ":" not in self.endpoint:
@@ -72,7 +72,7 @@ class ClientSpec(Config):
                 "that starts a server (package.module:name)"
             )
         if self.serve and not served:
-            raise ValueError("serve: belongs to an endpoint that is a function, not to a URL")
+            raise ValueError("serve belongs to an endpoint that is a function, not to a URL; remove serve")
         return self
 
 
@@ -80,18 +80,18 @@ class JudgeSpec(ClientSpec):
     """A judge: a model at an endpoint, with a rubric."""
 
     rubric: str = "helpful"
-    """A rubric of the package (hhh, helpful, honest, harmless, summary), or a YAML file."""
+    """A built-in rubric (hhh, helpful, honest, harmless, summary) or a YAML file."""
     mode: Mode = "pairwise"
-    """ "pairwise" compares two at a time, "rank" puts all K in order at once, "score" gives each
-    answer numbers by itself."""
+    """ "pairwise" compares two completions at a time, "rank" orders all K at once, "score" gives each
+    completion numbers on its own."""
     order: Order = "both"
-    """ "both" asks in both orders: two verdicts that contradict each other are a tie. "random" asks
-    once, in an order that follows from the item. "given" asks once, in the item's own order."""
+    """ "both" asks in both orders; two contradicting verdicts are a tie. "random" asks once, in an
+    order drawn from a hash of the item. "given" asks once, in the item's own order."""
     ties: bool = True
-    """Whether the judge may call a tie."""
+    """Whether the judge may declare a tie."""
     critique: bool | None = None
-    """Have it write its reasons before its verdict; as the rubric says when not given."""
+    """Whether the judge writes its reasons before the verdict; by default as the rubric states."""
     dimensions: bool = True
-    """Ask for a verdict by each dimension of the rubric too."""
+    """Also request a verdict per dimension of the rubric."""
     principles: Literal["all", "one"] = "all"
-    """Show every principle of the rubric, or one, drawn by the item (2212.08073)."""
+    """Show all principles of the rubric, or one drawn from a hash of the item (2212.08073)."""

@@ -1,4 +1,4 @@
-"""A judge with a rubric: the questions about one item, and the judgement from its verdicts."""
+"""A judge with a rubric: the requests about one item, and the judgement from the verdicts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dense(worths: Sequence[float]) -> tuple[int, ...]:
 
 
 def turned(item: str, seed: int = 0) -> bool:
-    """A fair coin that follows from the item: whether it is shown in reverse."""
+    """Whether an item is shown in reverse order: a fair coin drawn from a hash of the item."""
     return hashlib.sha256(f"{seed}\0{item}".encode("utf-8", "surrogatepass")).digest()[0] % 2 == 1
 
 
@@ -70,13 +70,13 @@ class PairVerdict(Verdict):
 
 
 class Judge:
-    """A client with a rubric.
+    """A client with a rubric; call it with an item to get a judgement.
 
     Args:
-        spec: All of it.
+        spec: Configuration of the client and the rubric.
 
     Raises:
-        ConfigError: the rubric, the cache or the server's function cannot be used.
+        ConfigError: the rubric, the cache or the function in ``endpoint`` cannot be used.
     """
 
     def __init__(self, spec: JudgeSpec) -> None:
@@ -97,7 +97,7 @@ class Judge:
         return [straight[::-1] if turn else straight]
 
     async def __call__(self, item: Item) -> Judgement:
-        """The judgement of ``item``; status "error" if a question failed."""
+        """Judge ``item``; the status is "error" if a call failed."""
         if self.spec.mode == "score":
             return await self._score(item)
         if self.spec.mode == "rank":
@@ -153,7 +153,7 @@ class Judge:
         prob: float | None = None
         for i, j in itertools.combinations(range(k), 2):
             if item.completions[i] == item.completions[j]:
-                # Equal completions are a tie without a question.
+                # Equal completions are a tie and need no call.
                 for scores in (wins, *sides.values()):
                     scores[i] += TIE
                     scores[j] += TIE

@@ -1,4 +1,4 @@
-"""What a judge is asked: instructions outside, other people's text inside a fence."""
+"""The prompt of a judge: instructions outside, conversation and completions inside a fence."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ of it."""
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Messages for a judge and the form of its reply."""
+    """The messages of a request and the model that its reply must match."""
 
     messages: list[dict[str, str]]
     answer: type[BaseModel]
 
 
 def spoken(prompt: Sequence[Mapping[str, Any]]) -> str:
-    """A conversation as the judge reads it.
+    """The conversation as text, one paragraph per message.
 
     >>> spoken([{"role": "user", "content": "hi"}])
     'user: hi'
@@ -41,14 +41,17 @@ def spoken(prompt: Sequence[Mapping[str, Any]]) -> str:
 
 
 def mark_of(parts: Mapping[str, str]) -> str:
-    """The fence's mark: a hash of what it holds, so that no text can hold the mark of its own
-    fence, and the same question always has the same one."""
+    """The mark of a fence: a hash of its contents.
+
+    No text can contain the mark of its own fence, and equal requests have equal marks, so that replies
+    can be cached.
+    """
     text = json.dumps(dict(parts), sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def fence(parts: Mapping[str, str], mark: str) -> str:
-    """Each part between its marked lines."""
+    """The parts as text, each between its two marked lines."""
     return "\n\n".join(f"[{name} {mark}]\n{text}\n[/{name} {mark}]" for name, text in parts.items())
 
 
@@ -62,16 +65,16 @@ def ask(
     dimensions: bool,
     ties: bool,
 ) -> Question:
-    """The question about ``answers``, shown in the order given, as A, B and so on.
+    """Build the request about ``answers``, shown in this order as A, B and so on.
 
     Args:
-        mode: "pairwise" takes two answers, "rank" two to nine, "score" one.
-        rubric: What to look at.
-        prompt: Messages up to the answer.
-        answers: Texts.
-        critique: Reasons come before the verdict.
-        dimensions: A verdict by each dimension too.
-        ties: The judge may call a tie.
+        mode: "pairwise" takes two completions, "rank" two to nine, "score" one.
+        rubric: Instructions, principles and dimensions.
+        prompt: Messages up to the completion.
+        answers: Texts of the completions.
+        critique: Whether the judge writes its reasons before the verdict.
+        dimensions: Whether the judge also gives a verdict per dimension.
+        ties: Whether the judge may declare a tie.
     """
     assert len(answers) <= len(LETTERS), len(answers)
     parts = {"conversation": spoken(prompt)}
@@ -123,7 +126,7 @@ def _form(
 def form(
     mode: Mode, rubric: Rubric, sides: Mapping[str, str], k: int, critique: bool, ties: bool
 ) -> type[BaseModel]:
-    """The reply as a model: its schema is sent, and the reply is checked against it."""
+    """The pydantic model of the reply: its schema is sent, and the reply is validated with it."""
     strict = ConfigDict(extra="forbid", strict=True)
     fields: dict[str, Any] = {"critique": (str, ...)} if critique else {}
     low, high = rubric.scale

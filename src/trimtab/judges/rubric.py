@@ -1,4 +1,4 @@
-"""Rubrics: what a judge is told to look at, as YAML files."""
+"""Rubrics: the criteria of a judge, as YAML files."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _HERE = Path(__file__).parent / "rubrics"
 
 
 class Rubric(Config):
-    """What is looked at. ``instructions`` alone is a whole rubric."""
+    """The criteria of a judge. Only ``name`` and ``instructions`` are required."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    """Stands in the annotator's name."""
+    """Becomes part of the annotator's name."""
     about: str = ""
-    """In a line, for people."""
+    """A one-line description; the judge does not see it."""
     instructions: str = Field(min_length=1)
-    """What the judge is told."""
+    """Instructions to the judge."""
     principles: tuple[str, ...] = ()
-    """A constitution: principles that the better answer keeps."""
+    """A constitution: principles that the better completion follows."""
     dimensions: dict[Dimension, str] = Field(default_factory=dict[str, str])
-    """Verdicts of their own, by name, each with what it asks."""
+    """Separate verdicts: name and question of each."""
     scale: tuple[int, int] = (1, 10)
-    """Lowest and highest score of mode "score"."""
+    """Lowest and highest score in mode "score"."""
     critique: bool = False
-    """Reasons before the verdict."""
+    """Whether the judge writes its reasons before the verdict."""
 
     @model_validator(mode="after")
     def _sane(self) -> Rubric:
         if self.scale[0] >= self.scale[1]:
-            raise ValueError(f"scale: {list(self.scale)} must rise")
+            raise ValueError(f"scale: {list(self.scale)} must be [lowest, highest]")
         reserved = [d for d in self.dimensions if d in _RESERVED]
         if reserved:
             raise ValueError(
@@ -48,12 +48,12 @@ class Rubric(Config):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when anything a judge reads of it changes."""
+        """A hash of everything that the judge reads."""
         text = json.dumps(self.model_dump(exclude={"about"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def principle(self, item: str) -> Rubric:
-        """With one principle alone, drawn by the item."""
+        """The rubric with one principle, drawn from a hash of ``item``."""
         if not self.principles:
             return self
         draw = int.from_bytes(hashlib.sha256(item.encode()).digest()[:8])
@@ -62,24 +62,24 @@ class Rubric(Config):
 
 
 def shipped() -> list[str]:
-    """Names of the package's rubrics."""
+    """Names of the built-in rubrics."""
     return sorted(p.stem for p in _HERE.glob("*.yaml"))
 
 
 def load_rubric(name_or_path: str) -> Rubric:
-    """A rubric of the package by its name, or one's own from a YAML file.
+    """Load a built-in rubric by name, or a rubric from a YAML file.
 
     >>> sorted(load_rubric("hhh").dimensions)
     ['harmless', 'helpful', 'honest']
 
     Raises:
-        ConfigError: there is none, or the file is faulty; file and key are named.
+        ConfigError: there is no such rubric, or the file is invalid; the message names file and key.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = _HERE / f"{name_or_path}.yaml"
         if name_or_path not in shipped():
             raise ConfigError(
-                f"rubric: {name_or_path!r} is none of {', '.join(shipped())}, and no YAML file"
+                f"rubric: {name_or_path!r} is none of {', '.join(shipped())}, and not a YAML file"
             )
     return build(Rubric, read_yaml(path), str(path))
