@@ -30,7 +30,7 @@ def test_plants_that_did_not_take_can_be_counted_as_misses() -> None:
         return Result("k", "fault", alarm, "all", "r", found, found, also, frozenset({alarm}), weak)
 
     runs = [run(8, (8,)), run(0, (), weak=8), run(0, (8,), weak=8)]
-    plain, every = (figures(x, 8, lambda r: r.found) for x in (runs, strict(runs)))
+    plain, every = (figures(x, 8, lambda r: r.rang) for x in (runs, strict(runs)))
     assert (plain["runs"], plain["hits"], plain["false_alarms"]) == (1, 1, 0)
     assert (every["runs"], every["hits"], every["false_alarms"]) == (3, 2, 0)
     assert all(8 in r.causes for r in strict(runs))
@@ -38,7 +38,7 @@ def test_plants_that_did_not_take_can_be_counted_as_misses() -> None:
 
 def test_no_two_recipes_are_one_configuration() -> None:
     told = [
-        (r.stage, r.kinds, str(r.given), r.plant, str(r.options), r.pool, str(r.data))
+        (r.stage, r.kinds, str(r.config), r.plant, str(r.options), r.pool, str(r.data))
         for r in RECIPES
     ]
     assert len(set(told)) == len(told)
@@ -51,7 +51,7 @@ def test_reported_seeds_are_not_tuned_on_and_every_third_is_held_out() -> None:
         s % 3 == 0 for s in range(70, 75)
     ]
     one = named["one-template"]
-    assert Spec(one, 72).given is one.held_out and Spec(one, 73).given is one.given
+    assert Spec(one, 72).config is one.held_out and Spec(one, 73).config is one.config
     assert Spec(named["ppo"], 72).task == named["ppo"].kinds, (
         "some recipes have prompts of their own"
     )
