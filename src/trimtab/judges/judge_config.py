@@ -72,7 +72,9 @@ class ClientSpec(Config):
                 "that starts a server (package.module:name)"
             )
         if self.serve and not served:
-            raise ValueError("serve belongs to an endpoint that is a function, not to a URL; remove serve")
+            raise ValueError(
+                "serve belongs to an endpoint that is a function, not to a URL; remove serve"
+            )
         return self
 
 
