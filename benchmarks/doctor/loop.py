@@ -1,4 +1,4 @@
-"""What the doctor costs beside training, and what the guard wins back when it acts on its audit."""
+"""The cost of the live doctor, and the gold that the guard recovers by acting on its audit."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from trimtab.sandbox.world import gold
 from trimtab.train import loop
 
 EVERY = 50
-"""``loop.doctor_steps`` of the overhead: what ``docs/doctor.md`` advises."""
+"""``loop.doctor_steps`` of the overhead measurement, as in ``docs/doctor.md``."""
 HARMED = ("noisy-rm", "pays-words", "loose", "no-brake")
 WELL = ("grpo", "grpo-rm")
 HARMED_SEEDS, WELL_SEEDS = range(3, 7), range(3, 11)
-"""Seeds 0 to 2 were looked at while the guard was made."""
+"""Seeds 0 to 2 were used while the guard was developed."""
 AUDIT = {
     "gold": {"function": "trimtab.sandbox.world:gold_reward"},
     "share": 0.25,
@@ -35,13 +35,13 @@ AUDIT = {
 }
 """A quarter of rollouts and a block of the first batch: 260 of the 960 of a run; 1 % of a run of 26,000."""
 ASKED = 384
-"""Prompts that say what a policy is worth."""
+"""Prompts on which the gold score of a policy is measured."""
 
 
 def overhead(out: Path, looks: int = 4) -> dict[str, Any]:
-    """CPU seconds of a run's looks beside those of all else, a look every ``EVERY`` steps.
+    """CPU seconds of the live diagnoses of a run, compared with its training; one every ``EVERY`` steps.
 
-    The looks are timed by themselves: two blocks of steps differ by more than a look costs.
+    The diagnoses are timed directly, because two blocks of steps differ by more than one costs.
     """
     spec = next(s for s in specs([0]) if s.recipe.name == "grpo")
     folder = out / "overhead"
@@ -70,7 +70,7 @@ def overhead(out: Path, looks: int = 4) -> dict[str, Any]:
 
 
 def worth(path: str, task: str, seed: int) -> float:
-    """Mean gold of a policy's sampled answers to ``ASKED`` prompts of the task that no run has seen."""
+    """Mean gold of a policy's completions of ``ASKED`` prompts of the task that no run has seen."""
     renderer = Renderer(load_tokenizer(path), max_prompt_length=512, max_completion_length=64)
     lm = LM.load(ModelSpec(path=path), train=False)
     sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
@@ -84,7 +84,7 @@ def worth(path: str, task: str, seed: int) -> float:
 
 
 def trained(recipe: Recipe, seed: int, out: Path, audit: dict[str, Any]) -> dict[str, Any]:
-    """Gold at the start and of what one run hands over, its steps, and what the guard said."""
+    """Train one run: gold of the start and of the exported policy, its steps, and the guard's summary."""
     spec = Spec(recipe, seed)
     folder = out / f"{recipe.name}-{seed}{'-guarded' if audit else ''}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -109,10 +109,10 @@ def closed(
     harmed: Iterable[int] = HARMED_SEEDS,
     well: Iterable[int] = WELL_SEEDS,
 ) -> dict[str, Any]:
-    """Pairs of runs, alone and guarded: the share of the lost gold won back, and what healthy runs lose.
+    """Pairs of runs without and with the guard: gold recovered on faulty runs and lost on healthy ones.
 
-    Lost is the gold of the start above that at the end of the run that was left alone. A stopped
-    measurement goes on; no pair is begun after ``minutes``.
+    The lost gold is that of the start minus that at the end of the run without the guard. An
+    interrupted measurement resumes; no pair starts after ``minutes``.
     """
     file = out / "closed-loop.jsonl"
     rows: list[dict[str, Any]] = (
@@ -141,10 +141,10 @@ def closed(
 
 
 def figures(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The two targets: what is recovered, with a bootstrap interval over runs, and what healthy runs lose.
+    """The two targets: gold recovered, with a bootstrap interval over runs, and gold lost by healthy runs.
 
-    A recipe that should be healthy may do harm on some seed; what is lost is also told of those runs
-    alone whose gold, left alone, did not end below the start.
+    A healthy recipe can do harm on some seed, so the loss is also reported over only those runs whose
+    gold did not end below the start without the guard.
     """
     ill = [r for r in runs if r["recipe"] in HARMED]
     well = [r for r in runs if r["recipe"] in WELL]
@@ -176,7 +176,7 @@ def figures(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def loss(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Mean share of the gold left alone that is lost when guarded, and its standard error."""
+    """Mean share of the gold without the guard that is lost with it, and its standard error."""
     lost = np.array([(r["alone"] - r["guarded"]) / r["alone"] for r in runs])
     n = len(lost)
     if n < 2:
