@@ -23,7 +23,7 @@ from benchmarks.overoptimisation_page import write
 from trimtab.config import build
 from trimtab.data import formats, sources
 from trimtab.data.render import Renderer, load_tokenizer
-from trimtab.datagen import sandbox_data
+from trimtab.datagen import sandbox_data, sandbox_labels
 from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.bradley_terry import ensemble
 from trimtab.rewards.score import Rewards, RewardSpec
@@ -52,8 +52,8 @@ def start(out: Path, limit: int = 1500) -> Path:
     complete = out / "whole"
     if complete.exists():
         return out
-    sandbox_data.world(
-        sandbox_data.WorldConfig(
+    sandbox_data.main(
+        sandbox_data.SandboxDataConfig(
             out=str(out / "world"), demonstrations=3000, prompts=3000, heldout=400
         )
     )
@@ -67,9 +67,9 @@ def start(out: Path, limit: int = 1500) -> Path:
             },
         )
     )  # fmt: skip
-    sandbox_data.label(
+    sandbox_labels.main(
         build(
-            sandbox_data.LabelConfig,
+            sandbox_labels.SandboxLabelsConfig,
             {
                 "out": str(out / "label"), "model": {"path": str(out / "sft" / "model")},
                 "data": str(out / "world" / "prompts.jsonl"), "limit": limit, "heldout": 300,

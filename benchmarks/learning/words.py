@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.config import build
-from trimtab.datagen import sandbox_data
+from trimtab.datagen import word_problem_data
 from trimtab.evaluate import compare
 from trimtab.runs import read_metrics
 from trimtab.sandbox.arithmetic import END
@@ -31,7 +31,7 @@ def start(out: Path, *, size: str = "full", moe: bool = False) -> Path:
     settings |= {"difficulty": {"steps": 2, "largest": 15}}
     settings |= {"demonstrations": 8000 if few else 16_000, "prompts": 3000, "heldout": 300}
     if not (out / "tasks" / "heldout.jsonl").is_file():
-        sandbox_data.tasks(build(sandbox_data.TasksConfig, settings))
+        word_problem_data.main(build(word_problem_data.WordProblemsConfig, settings))
     config = out / "tasks" / "config.json"
     if moe:
         config = _mixture(config)

@@ -16,7 +16,7 @@ from tests.support import folders
 from trimtab.cli.main import main as cli
 from trimtab.config import build
 from trimtab.data import formats, sources
-from trimtab.datagen import best_of_n, mix, sandbox_data
+from trimtab.datagen import best_of_n, mix, sandbox_data, sandbox_labels
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate import accuracy
 from trimtab.runs import read_samples
@@ -295,7 +295,7 @@ def test_labels_of_a_later_round_are_of_other_prompts(base: Path, tmp_path: Path
             "out": str(tmp_path / out), "model": {"path": BASE, "device": "cpu"},
             "data": str(tmp_path / "p.jsonl"), "sampling": {"max_new_tokens": 16}, **more,
         }  # fmt: skip
-        sandbox_data.label(build(sandbox_data.LabelConfig, settings))
+        sandbox_labels.main(build(sandbox_labels.SandboxLabelsConfig, settings))
         return {
             json.dumps(r["prompt"])
             for name in ("comparisons", "heldout")

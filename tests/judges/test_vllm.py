@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from tests.support.folders import write
 from tests.support.judging import items, write_items
 from trimtab.config import build
+from trimtab.datagen import scratch
 from trimtab.datagen.judge_labels import JudgeConfig, main
-from trimtab.datagen.scratch import ScratchConfig, scratch
 from trimtab.feedback.records import read_judgements
 
 WHERE = Path(os.environ.get("TRIMTAB_VLLM") or Path(__file__).parents[2] / ".vllm").absolute()
@@ -39,7 +39,7 @@ def _model(folder: Path) -> Path:
     """Random weights under a byte-level tokenizer, which can write any JSON. Heads of 32: the CPU
     build refuses 16."""
     texts = write(folder / "texts.jsonl", [{"text": i.prompt[0]["content"]} for i in items(50)])
-    scratch(ScratchConfig(out=str(folder / "scratch"), data=str(texts), vocab=400, hidden=64,
+    scratch.main(scratch.ScratchConfig(out=str(folder / "scratch"), data=str(texts), vocab=400, hidden=64,
                           layers=2, heads=2, positions=4096))  # fmt: skip
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(folder / "scratch")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trimtab.config import build
-from trimtab.datagen.sandbox_data import TasksConfig
+from trimtab.datagen.word_problem_data import WordProblemsConfig
 from trimtab.errors import ConfigError, DataError
 from trimtab.launch.commands import COMMANDS
 from trimtab.sandbox import arithmetic, word_problems
@@ -204,7 +204,7 @@ def test_bad_settings_are_refused() -> None:
         ({"wrong": 1.5}, "wrong"),
     ):
         with pytest.raises(ConfigError, match=key):
-            build(TasksConfig, given, "test")
+            build(WordProblemsConfig, given, "test")
 
 
 def test_the_documented_example_is_right() -> None:

@@ -1,4 +1,4 @@
-"""Best-of-n: sample, score, keep the best; rows for fine-tuning (RAFT, 2304.06767) and for pairs."""
+"""``trimtab best-of-n``: sample, score and keep the best, as rows for sft (RAFT, 2304.06767) and dpo."""
 
 from __future__ import annotations
 
@@ -36,37 +36,38 @@ class BestOfNConfig(Config):
     out: str = "runs/best_of_n"
     """Gets best.jsonl, pairs.jsonl, samples/ and summary.json."""
     model: ModelSpec
-    """Whose answers they are."""
+    """Model that is sampled."""
     data: DataSpec
-    """Prompts; other columns go to the rewards, and along into the rows."""
+    """Prompts; other columns are passed to the rewards and copied to the rows."""
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
-    """Their weighted sum picks; one of weight 0 is told for the picks and has no say in them."""
+    """Completions are ranked by the weighted sum; a reward of weight 0 is only reported."""
     num_completions: int = Field(default=8, ge=2)
     """Completions per prompt."""
     threshold: float | None = Field(default=None, allow_inf_nan=False)
-    """A best answer with a lower reward is left out of best.jsonl."""
+    """A best completion with a lower reward is not written to best.jsonl."""
     sampling: SamplingConfig = SamplingConfig()
     token_budget: int = Field(default=8192, gt=0)
     seed: int = 0
 
 
 def usable(c: Completion) -> bool:
-    """Whether an answer can stand in a row of text: scored, not empty, and not cut by the limit,
-    since read again it would have an end that it never had."""
+    """Whether a completion may become a row: scored, not empty, and not truncated (a row's text
+    ends with an end token, which a truncated completion does not have)."""
     return c.reward is not None and bool(c.text.strip()) and c.finish != "length"
 
 
 def main(config: BestOfNConfig) -> dict[str, Any]:
-    """Sample, score, pick. Writes best.jsonl, pairs.jsonl, all answers in samples/, summary.json.
+    """Sample, score and pick; writes best.jsonl, pairs.jsonl, samples/ (all) and summary.json.
 
-    Of equal answers the first is best. Rows keep the prompt's other columns, and say the rewards.
+    Of equally good completions the first is the best. Rows have the prompt's other columns and the
+    rewards.
 
     Returns:
-        Rows written; prompts whose answers tie, or of which fewer than two are usable (no pair);
-        answers without a score, empty, cut by the limit; and ``best_of``, see ``curve``.
+        Counts of rows; of prompts without a pair, because completions tie or fewer than two are
+        usable; of completions that are unscored, empty or truncated; and ``best_of``, see ``curve``.
 
     Raises:
-        DataError: no answer could be scored, or none is good enough for a row.
+        DataError: no completion could be scored, or none is good enough for a row.
     """
     c = config
     renderer = renderer_for(c.model, c.data)
@@ -114,9 +115,9 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
         pairs.append({**extra, **comparison(group, w.text, l.text), **reward_columns})
     if not best:
         raise DataError(
-            f"{c.data.path}: no answer is good enough for a row: of {len(groups)} prompts {below} "
-            f"have their best below threshold {c.threshold}, the others only answers without a "
-            "score, empty, or cut by sampling.max_new_tokens"
+            f"{c.data.path}: no completion is good enough for a row: of {len(groups)} prompts {below} "
+            f"have their best below threshold {c.threshold}, the others only completions that are "
+            "unscored, empty, or truncated by sampling.max_new_tokens"
         )
     run = Run(c.out, c.model_dump(mode="json"))
     for name, rows in (("best", best), ("pairs", pairs)):
@@ -141,6 +142,6 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
     log.info(
         f"best of {last[0]}: reward {one['reward']:+.3f} -> {last[1]['reward']:+.3f} "
         f"(KL at most {last[1]['kl_bound']:.2f} nats); {len(best)} best, {len(pairs)} pairs, "
-        f"{ties} ties, {summary['unscored']} of {len(done)} answers without a score -> {c.out}"
+        f"{ties} ties, {summary['unscored']} of {len(done)} completions without a score -> {c.out}"
     )
     return summary

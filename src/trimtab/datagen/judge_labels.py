@@ -1,4 +1,4 @@
-"""``trimtab judge``: AI labels for items, as judgements and as rows to train on."""
+"""``trimtab judge``: label comparisons by an LLM, as judgements and as rows to train on."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class JudgeConfig(JudgeSpec):
     """Items, or rows with ``prompt`` and ``completions`` or ``chosen`` and ``rejected``."""
     limit: int | None = Field(default=None, gt=0)
     panel: tuple[dict[str, Any], ...] = ()
-    """More judges of the same items: what differs from the keys above, such as
-    ``{model: NAME}`` or ``{rubric: honest}``. Rows then hold what most of them say."""
+    """More judges of the same items: the keys that differ from those above, such as
+    ``{model: NAME}`` or ``{rubric: honest}``. Rows are then labelled by the majority."""
 
     @model_validator(mode="after")
     def _panel(self) -> JudgeConfig:
@@ -50,19 +50,19 @@ class JudgeConfig(JudgeSpec):
         return self
 
     def judges(self) -> list[JudgeSpec]:
-        """Every judge, this one first."""
+        """The specs of all judges, this one first."""
         shared = {k: getattr(self, k) for k in JudgeSpec.model_fields}
         shared["cache"] = self.cache or str(Path(self.out) / "cache.sqlite")
         return [build(JudgeSpec, {**shared, **over}, "panel") for over in ({}, *self.panel)]
 
 
 def main(config: JudgeConfig) -> dict[str, Any]:
-    """Ask every judge about every item. What was answered before comes from the cache.
+    """Ask every judge about every item; replies in the cache are not requested again.
 
     Returns:
-        ``items``, ``rows``, ``undecided`` (all answers tie), ``failed`` by status, ``calls``,
+        ``items``, ``rows``, ``undecided`` (all completions tie), ``failed`` by status, ``calls``,
         ``cached`` and ``dollars`` of this time, the account over the life of the cache; for each
-        judge ``consistency`` (same winner in both orders), ``first`` (how often the answer shown
+        judge ``consistency`` (same winner in both orders), ``first`` (how often the completion shown
         first wins, with its 95 % interval) and ``ties``; ``agreement`` with the ranks that the rows
         already had, ties half, with its interval over items; and ``judges_agree`` of a panel.
 
@@ -75,7 +75,7 @@ def main(config: JudgeConfig) -> dict[str, Any]:
     for number, item in enumerate(items, 1):
         if not 2 <= len(item.completions) <= len(LETTERS) and c.mode != "score":
             raise DataError(
-                f"{c.data}: row {number}: {len(item.completions)} answers; a judge compares 2 to "
+                f"{c.data}: row {number}: {len(item.completions)} completions; a judge compares 2 to "
                 f"{len(LETTERS)} (mode: score takes any number)"
             )
     run = Run(c.out, c.model_dump(mode="json"))
@@ -124,17 +124,17 @@ def main(config: JudgeConfig) -> dict[str, Any]:
     if (agreed := agreement(items, labels)) is not None:
         summary["agreement"] = agreed
     write_summary(run.path, summary)
-    _tell(c, summary, failed, why)
+    _log(c, summary, failed, why)
     return summary
 
 
 def about(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """What can be seen of a judge from its own judgements of pairs.
+    """Consistency and position bias of a judge, from its judgements of pairs.
 
     Returns:
         ``ties`` (share of items), ``consistency`` (share of pairs asked in both orders that have
-        the same winner), and ``first``: rate, low and high of wins of what was shown first, over
-        verdicts that are no tie.
+        the same winner), and ``first``: rate, low and high of wins of the completion shown
+        first, over verdicts that are not ties.
     """
     ok = [j for j in judgements if j.ranks is not None]
     first = decided = same = both = 0
@@ -167,7 +167,7 @@ def about(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 
 def agreement(items: Sequence[Item], labels: Sequence[Judgement]) -> dict[str, float] | None:
-    """With the ranks that the rows brought along, over pairs that they do not tie."""
+    """Agreement of ``labels`` with the ranks in the rows, over pairs that these do not tie."""
     ranks_of_rows = {i.id: cast("list[int]", i.extra["ranks"]) for i in items if "ranks" in i.extra}
     right: list[float] = []
     owner: list[str] = []
@@ -187,7 +187,7 @@ def agreement(items: Sequence[Item], labels: Sequence[Judgement]) -> dict[str, f
     return {"mean": mean, "low": low, "high": high, "pairs": len(right)}
 
 
-def _tell(c: JudgeConfig, f: dict[str, Any], failed: Counter[str], why: dict[str, str]) -> None:
+def _log(c: JudgeConfig, f: dict[str, Any], failed: Counter[str], why: dict[str, str]) -> None:
     for name, stats in f["judges"].items():
         text = f"{stats['judged']} of {f['items']} items"
         if stats["judged"]:
@@ -213,4 +213,4 @@ def _tell(c: JudgeConfig, f: dict[str, Any], failed: Counter[str], why: dict[str
     for status, count in failed.items():
         log.info(f"  {count} without a verdict ({status}): {why[status]}")
     if failed:
-        log.info("  the same command asks for those again, and for nothing else")
+        log.info("  run the same command again to retry only those")

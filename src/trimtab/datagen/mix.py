@@ -1,4 +1,4 @@
-"""Rows of several files in one, shuffled: old labels and new ones, one task and another."""
+"""``trimtab mix``: rows of several files in one, shuffled."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class MixInput(Config):
     path: str
     """A local jsonl, json, parquet, csv or txt file (gz too), or a hub id."""
     split: str | None = None
-    """Of a hub data set."""
+    """Split of a hub dataset."""
     weight: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
-    """Its part of the output, beside the other weights."""
+    """Share of the output, relative to the other weights."""
 
 
 class MixConfig(Config):
@@ -35,12 +35,12 @@ class MixConfig(Config):
     out: str = "runs/mix"
     """Gets rows.jsonl and summary.json."""
     inputs: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], MixInput] = Field(min_length=1)
-    """Files by name; a row's id becomes "NAME/id". Without weights every row is taken. With them
-    rows are drawn so that the parts stand as the weights do, none twice."""
+    """Files by name; a row's id becomes "NAME/id". Without weights every row is taken. With
+    weights, rows are drawn without replacement in proportion to them."""
     rows: int | None = Field(default=None, gt=0)
-    """Rows to write; without it as many as the weights allow, or all."""
+    """Rows to write; by default as many as the weights allow."""
     seed: int = 0
-    """Draws the rows and their order."""
+    """Seed of the draw and of the order."""
 
     @model_validator(mode="after")
     def _weights(self) -> MixConfig:
@@ -54,16 +54,16 @@ class MixConfig(Config):
 
 
 def parts(available: dict[str, int], weights: dict[str, float], rows: int | None) -> dict[str, int]:
-    """How many rows each input gives: in proportion to its weight, largest remainders first.
+    """Rows per input, in proportion to the weights; rounded by largest remainders.
 
     Raises:
-        DataError: an input has fewer rows than its part; it is named, and the most that there are.
+        DataError: an input has fewer rows than its share; the message names it and the largest possible ``rows``.
 
     >>> parts({"old": 900, "new": 100}, {"old": 3.0, "new": 1.0}, None)
     {'old': 300, 'new': 100}
     """
     total_weight = sum(weights.values())
-    # A little over, so that what a weight allows exactly is not lost to rounding.
+    # The small constant keeps floating-point error from rounding an exact number down.
     most = int(min(available[k] * total_weight / w for k, w in weights.items()) + 1e-9)
     total = most if rows is None else rows
     exact = {k: total * w / total_weight for k, w in weights.items()}
@@ -81,10 +81,10 @@ def parts(available: dict[str, int], weights: dict[str, float], rows: int | None
 
 
 def main(config: MixConfig) -> dict[str, Any]:
-    """Write rows.jsonl: rows of every input, as they are but for their id, in shuffled order.
+    """Write rows.jsonl: the rows of every input in shuffled order, unchanged except for their id.
 
     Returns:
-        Rows written, and of which input.
+        Number of rows, and per input.
 
     Raises:
         DataError: an input cannot be read, or has too few rows for its weight.
@@ -92,7 +92,7 @@ def main(config: MixConfig) -> dict[str, Any]:
     c = config
     read = {name: sources.read(x.path, split=x.split) for name, x in c.inputs.items()}
     available = {name: len(source.rows) for name, source in read.items()}
-    # Without weights each input weighs what it holds, and all of it is taken.
+    # Without weights an input weighs its number of rows, so all rows are taken.
     weights = {name: x.weight or float(available[name]) for name, x in c.inputs.items()}
     counts = parts(available, weights, c.rows)
     mixed: list[str] = []

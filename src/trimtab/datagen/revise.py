@@ -1,4 +1,4 @@
-"""``trimtab revise``: demonstrations from a model's own answers, critiqued and written anew."""
+"""``trimtab revise``: demonstrations from completions that a judge critiques and revises (2212.08073)."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ class ReviseConfig(ClientSpec):
     """Gets demonstrations.jsonl (rows for sft), revisions.jsonl, summary.json and, if ``cache`` is
     not given, cache.sqlite."""
     data: str
-    """Items; the first answer of each is revised."""
+    """Items; the first completion of each is revised."""
     limit: int | None = Field(default=None, gt=0)
     rubric: str = "hhh"
     """The constitution: a rubric of the package, or a YAML file."""
     principles: Literal["all", "one"] = "one"
-    """Show one principle a round, drawn by item and round, or all of them."""
+    """Show one principle per round, drawn by item and round, or all of them."""
     rounds: int = Field(default=1, gt=0)
-    """Critiques and revisions, each of what the last one wrote."""
+    """Rounds of critique and revision; each revises the last revision."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Revised:
     item: Item
-    answers: list[str]
-    """The first, and what each round made of it."""
+    versions: list[str]
+    """The first completion, then the revision of each round."""
     critiques: list[str]
     failure: Failure | None = None
 
 
-def _said(reply: Reply) -> dict[str, Any]:
+def _read_revision(reply: Reply) -> dict[str, Any]:
     value = read(reply, Revision)
     if not value["revision"].strip():
         raise InvalidReplyError("the revision is empty")
@@ -62,15 +62,15 @@ def _said(reply: Reply) -> dict[str, Any]:
 
 
 def main(config: ReviseConfig) -> dict[str, Any]:
-    """Critique and revise. An answer whose revision failed gives no row.
+    """Critique and revise; a completion whose revision failed gives no row.
 
     Returns:
-        ``items``, ``rows``, ``changed`` (share of rows that differ from the first answer),
+        ``items``, ``rows``, ``changed`` (share of rows that differ from the first completion),
         ``failed``, ``calls`` and ``cached``.
 
     Raises:
         JudgeError: the endpoint cannot be used at all.
-        DataError: no revision came through.
+        DataError: every revision failed.
     """
     c = config
     rubric = load_rubric(c.rubric)
@@ -85,11 +85,11 @@ def main(config: ReviseConfig) -> dict[str, Any]:
                 shown_rubric = rubric
                 if c.principles == "one":
                     shown_rubric = rubric.principle(f"{item.id}/{turn}")
-                question = revise(shown_rubric, item.prompt, done.answers[-1])
-                got = await client.ask(question.messages, question.answer, _said)
+                question = revise(shown_rubric, item.prompt, done.versions[-1])
+                got = await client.ask(question.messages, question.answer, _read_revision)
                 if isinstance(got, Failure):
-                    return _Revised(item, done.answers, done.critiques, got)
-                done.answers.append(got.value["revision"])
+                    return _Revised(item, done.versions, done.critiques, got)
+                done.versions.append(got.value["revision"])
                 done.critiques.append(got.value["critique"])
             return done
 
@@ -98,9 +98,9 @@ def main(config: ReviseConfig) -> dict[str, Any]:
     revised = [r for r in results if r.failure is None]
     if not revised:
         why = next(r.failure.detail for r in results if r.failure is not None)
-        raise DataError(f"{c.data}: no answer was revised; the first failure was: {why}")
+        raise DataError(f"{c.data}: no completion was revised; the first failure was: {why}")
     records.write(run.path / "demonstrations.jsonl", [_row(r) for r in revised])
-    records.write(run.path / "revisions.jsonl", [_told(r) for r in results])
+    records.write(run.path / "revisions.jsonl", [_record(r) for r in results])
     summary: dict[str, Any] = {
         "items": len(items),
         "rows": len(revised),
@@ -111,7 +111,7 @@ def main(config: ReviseConfig) -> dict[str, Any]:
     }
     write_summary(run.path, summary)
     log.info(
-        f"revise: {len(revised)} of {len(items)} answers by {rubric.name}, "
+        f"revise: {len(revised)} of {len(items)} completions by {rubric.name}, "
         f"{summary['changed']:.0%} changed; {calls} calls, {cached} replies from the cache -> "
         f"{c.out}/demonstrations.jsonl"
     )
@@ -124,16 +124,16 @@ def main(config: ReviseConfig) -> dict[str, Any]:
 
 
 def _share(revised: Sequence[_Revised]) -> float:
-    return sum(r.answers[0] != r.answers[-1] for r in revised) / len(revised)
+    return sum(r.versions[0] != r.versions[-1] for r in revised) / len(revised)
 
 
 def _row(r: _Revised) -> dict[str, Any]:
     extra = {k: v for k, v in r.item.extra.items() if k not in formats.COLUMNS}
-    answer = {"role": "assistant", "content": r.answers[-1]}
-    # As prompt and completion, earlier turns of the assistant are not trained on.
-    return {**extra, "id": r.item.id, "prompt": list(r.item.prompt), "completion": [answer]}
+    completion = {"role": "assistant", "content": r.versions[-1]}
+    # With prompt and completion apart, earlier turns of the assistant are not trained on.
+    return {**extra, "id": r.item.id, "prompt": list(r.item.prompt), "completion": [completion]}
 
 
-def _told(r: _Revised) -> dict[str, Any]:
+def _record(r: _Revised) -> dict[str, Any]:
     failed = {} if r.failure is None else {"failure": r.failure.status, "why": r.failure.detail}
-    return {"item": r.item.id, "answers": r.answers, "critiques": r.critiques, **failed}
+    return {"item": r.item.id, "answers": r.versions, "critiques": r.critiques, **failed}

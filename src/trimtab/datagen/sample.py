@@ -1,4 +1,4 @@
-"""``trimtab sample``: a model's answers as items, for people and judges to compare."""
+"""``trimtab sample``: a model's completions as items, for people and judges to compare."""
 
 from __future__ import annotations
 
@@ -39,36 +39,36 @@ class SampleConfig(Config):
     out: str = "runs/sample"
     """Gets items.jsonl and summary.json."""
     model: ModelSpec
-    """Whose answers they are."""
+    """Model that is sampled."""
     data: DataSpec
-    """Prompts; other columns go along as ``extra``."""
+    """Prompts; other columns are copied to ``extra``."""
     skip: int = Field(default=0, ge=0)
-    """Prompts passed over first."""
+    """Prompts to skip first."""
     num_completions: int = Field(default=2, ge=1, le=9)
     """Different completions per prompt; prompts with fewer give no item."""
     tries: int = Field(default=4, gt=0)
-    """Completions sampled for each answer wanted."""
+    """Rounds of sampling for a prompt with too few different completions."""
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A model that answers prompts."""
+    """Samples different completions of one model for prompts."""
 
     renderer: Renderer
     sampler: Sampler
     sampling: SamplingConfig
     n: int
-    """Different answers wanted of it to each prompt."""
+    """Different completions per prompt."""
     cut: bool = False
-    """Whether answers that ran into ``max_new_tokens`` count."""
+    """Whether completions that reach ``max_new_tokens`` count."""
 
     @classmethod
     def load(
         cls, model: ModelSpec, renderer: Renderer, sampling: SamplingConfig, n: int, cut: bool
     ) -> Writer:
-        """Over the model at rest."""
+        """A writer with the frozen model of ``model``."""
         lm = LM.load(model, train=False)
         sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
         return cls(renderer, sampler, sampling, n, cut)
@@ -80,10 +80,10 @@ class Writer:
         tries: int,
         on_progress: Progress | None = None,
     ) -> list[list[str]]:
-        """At most ``n`` different texts for each prompt, empty ones left out.
+        """At most ``n`` different non-empty texts per prompt.
 
-        Prompts with too few are asked again, ``tries`` times in all. Each completion has its own
-        stream, by the prompt's key and the try, so what else is asked does not matter.
+        Prompts with too few are sampled again, ``tries`` times in all. Random streams are keyed by
+        the prompt's key and the try, so the texts do not depend on the other prompts.
         """
         texts: list[list[str]] = [[] for _ in prompts]
         todo = list(range(len(prompts)))
@@ -109,10 +109,10 @@ class Writer:
 
 
 def main(config: SampleConfig) -> dict[str, Any]:
-    """Sample until there are enough different answers; empty and cut ones do not count.
+    """Sample until there are enough different completions; empty and truncated ones do not count.
 
     Raises:
-        DataError: no prompt has enough different answers.
+        DataError: no prompt has enough different completions.
     """
     c = config
     renderer = renderer_for(c.model, c.data)
@@ -131,7 +131,7 @@ def main(config: SampleConfig) -> dict[str, Any]:
             )
     if not items:
         raise DataError(
-            f"{c.data.path}: no prompt has {c.num_completions} different answers; raise "
+            f"{c.data.path}: no prompt has {c.num_completions} different completions; raise "
             "sampling.temperature, sampling.max_new_tokens or tries"
         )
     out = Path(c.out)
@@ -140,24 +140,24 @@ def main(config: SampleConfig) -> dict[str, Any]:
     summary = {"items": len(items), "prompts": len(prompts)}
     write_summary(out, summary)
     log.info(
-        f"sample: {len(items)} items of {c.num_completions} answers from {len(prompts)} "
+        f"sample: {len(items)} items of {c.num_completions} completions from {len(prompts)} "
         f"prompts -> {c.out}/items.jsonl"
     )
     return summary
 
 
 BATCH = 8
-"""Prompts answered at once: the first question is there after one batch."""
+"""Prompts per batch; small, since people wait for the first one."""
 
 
 TRIES = 4
-"""Times a prompt is put to a model that says the same again."""
+"""Rounds of sampling for a prompt whose completions are the same."""
 
 
 def _writers(config: LabelConfig) -> list[Writer]:
     sampling = SamplingConfig(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     samplers: list[Writer] = []
-    # In turn: the first models give one more where they do not come out even.
+    # The first models give one more if the number does not divide evenly.
     many, rest = divmod(config.num_completions, len(config.model))
     for i, path in enumerate(config.model):
         model = ModelSpec(path=path, chat_template=config.chat_template)
@@ -168,7 +168,7 @@ def _writers(config: LabelConfig) -> list[Writer]:
 
 
 def item_id(example: Example, config: LabelConfig) -> str:
-    """A prompt's item, named before it is answered: by its row's own id, or its text and row."""
+    """The item id of a prompt: its row's own id, or a hash of its text, row number and models."""
     if example.id != str(example.row):
         return example.id
     parts = [f"{example.row}", *config.model]
@@ -176,14 +176,14 @@ def item_id(example: Example, config: LabelConfig) -> str:
 
 
 def sampled(config: LabelConfig, examples: list[Example], store: Store) -> Iterator[list[Entry]]:
-    """Entries batch by batch; prompts that the store has answers to are left out.
+    """Entries batch by batch, without the prompts that the store already has.
 
-    Equal answers are merged, empty ones dropped, and a prompt without two different answers (one,
-    where steps are marked) gives no item. Each answer has its own random stream, keyed by seed,
-    model and row, so that a stopped run goes on as if it had not been.
+    Equal completions are merged and empty ones dropped. A prompt without two different completions
+    (one, if steps are marked) gives no item. Random streams are keyed by seed, model and row, so
+    an interrupted run resumes with the same completions.
 
     Raises:
-        ModelError: a model cannot be loaded, or no prompt got answers to compare.
+        ModelError: a model cannot be loaded, or no prompt has completions to compare.
     """
     names = {item_id(e, config): e for e in examples}
     there = store.existing([*names, *(f"{name}:0-1" for name in names)])
@@ -197,25 +197,29 @@ def sampled(config: LabelConfig, examples: list[Example], store: Store) -> Itera
         for m, writer in enumerate(writers):
             prompts = [g for _, e in batch if (g := writer.renderer.prompt(e)) is not None]
             keys = [(config.seed, m, e.row) for _, e in batch]
-            for answers, texts in zip(completions, writer(prompts, keys, TRIES), strict=True):
+            for models_by_text, texts in zip(
+                completions, writer(prompts, keys, TRIES), strict=True
+            ):
                 for text in texts:
-                    answers.setdefault(text, config.model[m])
+                    models_by_text.setdefault(text, config.model[m])
         entries = [
-            _entry(name, example, answers, config)
-            for (name, example), answers in zip(batch, completions, strict=True)
-            if len(answers) >= least
+            _entry(name, example, models_by_text, config)
+            for (name, example), models_by_text in zip(batch, completions, strict=True)
+            if len(models_by_text) >= least
         ]
         finished += len(entries)
         yield entries
     if finished == 0:
         raise ModelError(
-            f"{', '.join(config.model)}: no prompt of {config.data} got two different answers; raise "
+            f"{', '.join(config.model)}: no prompt of {config.data} got two different completions; raise "
             "--temperature or --max-new-tokens, or name another model"
         )
 
 
-def _entry(name: str, example: Example, answers: dict[str, str], config: LabelConfig) -> Entry:
-    texts = list(answers)
+def _entry(
+    name: str, example: Example, models_by_text: dict[str, str], config: LabelConfig
+) -> Entry:
+    texts = list(models_by_text)
     extra = dict(example.extra)
     if isinstance(example.prompt, str):
         extra["plain"] = True
@@ -225,7 +229,7 @@ def _entry(name: str, example: Example, answers: dict[str, str], config: LabelCo
             id=name,
             prompt=tuple(messages(example.prompt)),
             completions=tuple(texts),
-            models=tuple(answers.values()),
+            models=tuple(models_by_text.values()),
             steps=tuple(lines) if config.marks else None,
             extra=extra,
         )

@@ -1,4 +1,4 @@
-"""Stages that make what others start from: any function, or a small model from scratch."""
+"""``trimtab scratch``: a tokenizer and a model configuration, to train from scratch."""
 
 from __future__ import annotations
 
@@ -9,62 +9,49 @@ from typing import Any
 
 from pydantic import Field
 
-from trimtab.config import Config, import_function
+from trimtab.config import Config
 from trimtab.data import sources
 from trimtab.data.render import PLAIN
-from trimtab.datagen.output import write_summary
+from trimtab.datagen.output import summary_line, write_summary
 from trimtab.errors import DataError
 from trimtab.runs import write_atomic
 
 log = logging.getLogger(__name__)
 
 
-class FunctionConfig(Config):
-    """Configuration of a stage that is a Python function."""
-
-    out: str = "runs/function"
-    function: str
-    """ "package.module:name" or "file.py:name", called as ``f(out, **options)``; it writes its files
-    into the folder ``out`` and returns summary for ``summary.json``, or nothing."""
-    options: dict[str, Any] = Field(default_factory=dict[str, Any])
-
-
-def function(config: FunctionConfig) -> dict[str, Any]:
-    """Call it."""
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    summary: dict[str, Any] = import_function(config.function)(out, **config.options) or {}
-    write_summary(out, summary)
-    log.info(f"{out.name}: {_line(summary)} -> {out}")
-    return summary
-
-
 class ScratchConfig(Config):
-    """Configuration of a tokenizer and a small random Llama for the data at hand.
+    """Configuration of ``trimtab scratch``: a tokenizer and a small random Llama for some data.
 
-    For machines without a hub, and to see a pipeline work on real text in minutes; such a model
-    learns the style of its data and little else.
+    For machines without access to a hub, and to try a pipeline on real text within minutes. Such a
+    model learns the style of its data and little else.
     """
 
     out: str = "runs/scratch"
     data: str
     """Rows whose texts the tokenizer is trained on."""
     vocab: int = Field(default=4096, ge=300)
-    """Tokens of a byte-level BPE."""
+    """Vocabulary size of the byte-level BPE tokenizer."""
     hidden: int = Field(default=192, gt=0)
     layers: int = Field(default=4, gt=0)
     heads: int = Field(default=6, gt=0)
     positions: int = Field(default=1024, gt=0)
 
 
-def scratch(config: ScratchConfig) -> dict[str, Any]:
-    """Write tokenizer/ and config.json (a start for ``model.path``) into ``out``."""
+def main(config: ScratchConfig) -> dict[str, Any]:
+    """Write tokenizer/ and config.json (for ``model.path``) into ``out``.
+
+    Returns:
+        Vocabulary size, and the number of texts that the tokenizer is trained on.
+
+    Raises:
+        DataError: no row has text.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     texts = [t for _, row in sources.read(config.data).rows for t in _texts(row)]
     if not texts:
-        raise DataError(f"{config.data}: no row holds text to train a tokenizer on")
+        raise DataError(f"{config.data}: no row has text to train a tokenizer on; check data")
     special = ["<pad>", "<bos>", "<eos>"]
     inner: Any = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -86,33 +73,45 @@ def scratch(config: ScratchConfig) -> dict[str, Any]:
     tokenizer.chat_template = PLAIN
     out = Path(config.out)
     tokenizer.save_pretrained(out / "tokenizer")
-    model = {
+    write_model_config(out, tokenizer, config.hidden, config.layers, config.heads, config.positions)
+    summary = {"vocabulary": len(tokenizer), "texts": len(texts)}
+    write_summary(out, summary)
+    log.info(f"{out.name}: {summary_line(summary)} -> {out}")
+    return summary
+
+
+def write_model_config(
+    out: Path, tokenizer: Any, hidden: int, layers: int, heads: int, positions: int
+) -> None:
+    """Write config.json of a Llama with random weights into ``out``, for ``tokenizer``.
+
+    Args:
+        out: An existing folder.
+        tokenizer: Gives vocabulary size and special tokens.
+        hidden: Hidden size.
+        layers: Number of layers.
+        heads: Number of attention heads.
+        positions: Longest sequence in tokens.
+    """
+    config = {
         "model_type": "llama",
         "vocab_size": len(tokenizer),
-        "hidden_size": config.hidden,
-        "intermediate_size": config.hidden * 11 // 4,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.heads,
-        "max_position_embeddings": config.positions,
+        "hidden_size": hidden,
+        "intermediate_size": hidden * 11 // 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": positions,
         "tie_word_embeddings": True,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    write_atomic(out / "config.json", json.dumps(model, indent=1).encode())
-    summary = {"vocabulary": len(tokenizer), "texts": len(texts)}
-    write_summary(out, summary)
-    log.info(f"{out.name}: {_line(summary)} -> {out}")
-    return summary
-
-
-def _line(summary: dict[str, Any]) -> str:
-    return ", ".join(f"{v:.4g} {k.replace('_', ' ')}" for k, v in summary.items()) or "done"
+    write_atomic(out / "config.json", json.dumps(config, indent=1).encode())
 
 
 def _texts(value: Any) -> list[str]:
-    """Every text in a row, inside messages and lists too."""
+    """Every text in a row, those of messages and lists included."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Step labels without people: how often a model reaches the answer from each step."""
+"""``trimtab step-labels``: label reasoning steps by rollouts from each step (2312.08935)."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ log = logging.getLogger(__name__)
 
 
 class StepLabelsConfig(Config):
-    """Configuration of step labels by Monte-Carlo continuations (2312.08935)."""
+    """Configuration of ``trimtab step-labels``."""
 
     out: str = "runs/step_labels"
     model: ModelSpec
-    """Writes the solutions and goes on from their steps."""
+    """Model that samples the solutions and the continuations from their steps."""
     data: DataSpec
-    """Prompts; other columns (``answer``) go to the rewards."""
+    """Prompts; other columns (such as ``answer``) are passed to the rewards."""
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
-    """Judge whole solutions."""
+    """Rewards of complete solutions."""
     solutions: int = Field(default=4, gt=0)
-    """Sampled for each prompt."""
+    """Solutions sampled per prompt."""
     continuations: int = Field(default=8, gt=0)
-    """Sampled from each step."""
+    """Continuations sampled per step."""
     label: Literal["hard", "soft"] = "hard"
-    """1 when any continuation reaches the answer, or the share that does."""
+    """"hard": 1 if any continuation reaches the answer; "soft": the share that does."""
     threshold: float = 0.5
-    """A reward from here up counts as reaching the answer."""
+    """A continuation reaches the answer if its reward is at least this."""
     separator: str = "\n"
-    """Ends a step."""
+    """Text that ends a step."""
     sampling: SamplingConfig = SamplingConfig()
-    """``max_new_tokens`` bounds a solution, its continuation included."""
+    """``max_new_tokens`` limits a solution together with its continuation."""
     chunk: int = Field(default=64, gt=0)
-    """Prompts whose labels are written at one time; a stopped run goes on after the last."""
+    """Prompts per write to disk; an interrupted run resumes after the last write."""
     token_budget: int = Field(default=8192, gt=0)
     seed: int = 0
 
 
 def step_label(returns: list[float], how: Literal["hard", "soft"], threshold: float) -> float:
-    """One step's label from the rewards of its continuations.
+    """The label of a step from the rewards of its continuations.
 
     >>> step_label([0.0, 1.0, 0.0, 0.0], "hard", 0.5), step_label([0.0, 1.0], "soft", 0.5)
     (1.0, 0.5)
@@ -69,10 +69,10 @@ def step_label(returns: list[float], how: Literal["hard", "soft"], threshold: fl
 def _row(
     config: StepLabelsConfig, cutter: Steps, group: Group, index: int, c: Completion, v: StateValues
 ) -> dict[str, Any] | None:
-    """A stepwise row; None without a labelled step. It ends where no continuation had a score."""
+    """A stepwise row up to the first step without a scored continuation; None if that is the first."""
     scored = next((i for i, r in enumerate(v.returns[1:]) if not r), len(v.ends))
     texts = cutter.texts(c.ids)
-    # An end token on a line of its own is no step that a reader could learn from.
+    # A step without text (an end token on a line of its own) gets no label.
     scored = next((i for i, t in enumerate(texts[:scored]) if not t), scored)
     if scored == 0:
         return None
@@ -91,12 +91,12 @@ def _row(
 
 
 def main(config: StepLabelsConfig) -> dict[str, Any]:
-    """Write stepwise rows with their raw values as steps.jsonl, and summary.json, into ``out``.
+    """Write steps.jsonl (stepwise rows with the raw values) and summary.json into ``out``.
 
-    A step none of whose continuations could be scored ends its row: it gets no label.
+    A row ends before the first step without a scored continuation.
 
     Raises:
-        DataError: not one step could be labelled.
+        DataError: no step could be labelled.
     """
     out = Path(config.out)
     (out / "parts").mkdir(parents=True, exist_ok=True)

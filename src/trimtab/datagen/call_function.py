@@ -1,0 +1,34 @@
+"""``trimtab function``: call a Python function that writes files."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from trimtab.config import Config, import_function
+from trimtab.datagen.output import summary_line, write_summary
+
+log = logging.getLogger(__name__)
+
+
+class FunctionConfig(Config):
+    """Configuration of ``trimtab function``."""
+
+    out: str = "runs/function"
+    function: str
+    """ "package.module:name" or "file.py:name", called as ``f(out, **options)``; it writes its files
+    into the folder ``out`` and returns a summary for summary.json, or None."""
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+def main(config: FunctionConfig) -> dict[str, Any]:
+    """Call the function, and write the summary that it returns to summary.json."""
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    summary: dict[str, Any] = import_function(config.function)(out, **config.options) or {}
+    write_summary(out, summary)
+    log.info(f"{out.name}: {summary_line(summary)} -> {out}")
+    return summary
