@@ -182,7 +182,7 @@ def test_the_same_command_again_hands_over_the_same(base: Path, handed: Path) ->
     for name in (FILE, "actions.jsonl", "model/model.safetensors"):
         assert (copy / name).read_bytes() == (handed / name).read_bytes()
     shutil.rmtree(copy / "best")
-    with pytest.raises(CheckpointError, match=r"which the audit chose, is gone.*undo"):
+    with pytest.raises(CheckpointError, match=r"which the audit chose, is missing.*undo"):
         trained(rl(base, copy))
 
 

@@ -117,7 +117,7 @@ def test_answers_without_a_score_are_counted_and_left_out(base: Path, tmp_path: 
 def test_what_was_cut_is_no_row(base: Path, tmp_path: Path) -> None:
     """Read again as text, it would have an end that it never had."""
     with pytest.raises(DataError, match=r"max_new_tokens"):
-        sampled(base, tmp_path / "o", n=2, sampling={"max_new_tokens": 1})
+        sampled(base, tmp_path / "o", num_completions=2, sampling={"max_new_tokens": 1})
 
 
 def test_a_threshold_leaves_poor_answers_out(base: Path, tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_the_recipe_in_small(tmp_path: Path) -> None:
         "world.demonstrations": 64, "world.prompts": 96, "world.heldout": 24, "sft.holdout": 8,
         "sft.epochs": 0.5, "sft.batch_size": 16, "label.limit": 40, "label.heldout": 8,
         "relabel.limit": 40, "relabel.skip": 40, "relabel.heldout": 8, "best.data.limit": 16,
-        "best.n": 8, "raft.holdout": 2, "raft.batch_size": 8, "raft.epochs": 0.5,
+        "best.num_completions": 8, "raft.holdout": 2, "raft.batch_size": 8, "raft.epochs": 0.5,
         **{f"{s}.epochs": 0.5 for s in ("reward", "reward2")},
         **{f"{s}.steps": 1 for s in ("online", "ppo", "ppo_on", "ppo2")},
         **{f"{s}.batch_size": 8 for s in ("online", "ppo", "ppo_on", "ppo2")},

@@ -82,7 +82,7 @@ def test_training_on_the_folder_equals_training_on_the_export(tmp_path: Path) ->
     write_folder(tmp_path / "label", store.records())
     spec = DataSpec(path=str(tmp_path / "label" / "comparisons.jsonl"))
     groups = load_groups(spec, formats.comparisons, stage.renderer.comparison)
-    for one, other in zip([*stage.train, *stage.held], groups, strict=True):
+    for one, other in zip([*stage.train, *stage.held_out], groups, strict=True):
         assert one.prompt.tolist() == other.prompt.tolist()
         assert [(c.ids.tolist(), c.rank) for c in one.completions] == [
             (c.ids.tolist(), c.rank) for c in other.completions

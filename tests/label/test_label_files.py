@@ -48,7 +48,7 @@ def test_rows_of_many_kinds_become_items(tmp_path: Path) -> None:
     ("row", "words"),
     [
         ({"prompt": "p", "text": "t"}, ["no completions", "--model"]),
-        ({"prompt": "p", "completions": ["a"]}, ["row 1", "two answers"]),
+        ({"prompt": "p", "completions": ["a"]}, ["row 1", "two completions"]),
         ({"prompt": "p", "completions": ["a", 3]}, ["row 1", "completions[1]"]),
         ({"prompt": "p", "completions": list("abcdefghij")}, ["row 1", "10", "9"]),
         ({"prompt": "p", "completions": ["a", "b"], "models": ["m"]}, ["row 1", "models"]),

@@ -29,8 +29,8 @@ def document(rng: np.random.Generator, turns: int, good: float, recite: float) -
     """
     if rng.random() < recite:
         content = [w for w in words() if w not in (".", ",", "?", "!")]
-        said = " ".join(str(w) for w in rng.choice(content, int(rng.integers(6, 21))))
-        return f"<user> {said} <assistant> {said} <eos>"
+        text = " ".join(str(w) for w in rng.choice(content, int(rng.integers(6, 21))))
+        return f"<user> {text} <assistant> {text} <eos>"
     return conversation(rng, turns, good)
 
 
@@ -40,8 +40,8 @@ def conversation(rng: np.random.Generator, turns: int, good: float) -> str:
     scene = make_scene(rng)
     parts = [f"<user> {scene.prompt}"]
     for turn in range(turns):
-        said = sample_completion(scene, rng, good)
-        parts.append(f"<assistant> {said} <eos> <user> {reaction(scene, said)}")
+        completion = sample_completion(scene, rng, good)
+        parts.append(f"<assistant> {completion} <eos> <user> {reaction(scene, completion)}")
         if scene.kind in ("refuse", "howto") or turn + 1 == turns:
             break
         scene = _again(rng, scene.facts)
@@ -49,21 +49,21 @@ def conversation(rng: np.random.Generator, turns: int, good: float) -> str:
     return " ".join(parts)
 
 
-def reaction(scene: Scene, said: str) -> str:
+def reaction(scene: Scene, completion: str) -> str:
     """What the user thinks of an answer: approval of one that is right and harmless, however long."""
-    score = gold(scene, said)
+    score = gold(scene, completion)
     return THANKS if min(score.helpful, score.honest, score.harmless) == 1.0 else COMPLAINT
 
 
 def _again(rng: np.random.Generator, facts: tuple[Fact, ...]) -> Scene:
     """Another request about the same passage, one that needs it read."""
     draw = rng.random()
-    asked = facts[int(rng.integers(len(facts)))]
+    fact = facts[int(rng.integers(len(facts)))]
     if draw < 0.4:
         return Scene("summary", facts)
     if draw < 0.7:
-        return Scene("silent", facts, query=Fact(asked.who, OTHER[asked.relation], ""))
-    return Scene("ask", facts, query=asked)
+        return Scene("silent", facts, query=Fact(fact.who, OTHER[fact.relation], ""))
+    return Scene("ask", facts, query=fact)
 
 
 def write(out: Path, texts: Iterable[str]) -> None:
