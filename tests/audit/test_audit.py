@@ -61,34 +61,35 @@ def hump(x: float) -> float:
 
 
 def test_a_hacked_run_is_read_so() -> None:
-    made = rows(400, hump, lambda x: x, lambda x: 9 * x * x)
-    found = summarise(made)
-    assert found.hacked and found.p < 0.01 and found.proxy_gain > 0
-    assert found.gold is not None and found.gold.r2 > 0.6
-    assert found.gold.peak[1] < 3 * 0.5 < found.gold.peak[2] + 1
-    assert found.past_peak
-    assert found.best is not None and 0.2 < found.best.last / 100 < 0.75
+    rollouts = rows(400, hump, lambda x: x, lambda x: 9 * x * x)
+    summary = summarise(rollouts)
+    assert summary.hacked and summary.p < 0.01 and summary.proxy_gain > 0
+    assert summary.gold is not None and summary.gold.r2 > 0.6
+    assert summary.gold.peak[1] < 3 * 0.5 < summary.gold.peak[2] + 1
+    assert summary.past_peak
+    assert summary.best is not None and 0.2 < summary.best.last / 100 < 0.75
     # The same with the gold scores in any order says nothing.
-    order = np.random.default_rng(1).permutation(len(made))
+    order = np.random.default_rng(1).permutation(len(rollouts))
     blind = [
-        r.model_copy(update={"gold": made[int(i)].gold}) for r, i in zip(made, order, strict=True)
+        r.model_copy(update={"gold": rollouts[int(i)].gold})
+        for r, i in zip(rollouts, order, strict=True)
     ]
     assert not summarise(blind).hacked
 
 
 def test_a_sound_run_is_not() -> None:
-    found = summarise(rows(400, lambda x: 0.5 + 0.4 * x, lambda x: x, lambda x: 4 * x))
-    assert not found.hacked and not found.past_peak and found.p > 0.05
+    summary = summarise(rows(400, lambda x: 0.5 + 0.4 * x, lambda x: x, lambda x: 4 * x))
+    assert not summary.hacked and not summary.past_peak and summary.p > 0.05
     # Gold and reward fall together: something broke, but nobody was cheated.
     fell = summarise(rows(400, lambda x: 0.9 - 0.7 * x, lambda x: -x, lambda x: 4 * x))
     assert fell.p < 0.01 and not fell.hacked
 
 
 def test_without_kl_there_is_no_curve() -> None:
-    made = [r.model_copy(update={"kl_mean": None}) for r in rows(80, hump, abs, lambda x: x)]
-    assert summarise(made).gold is None
+    rollouts = [r.model_copy(update={"kl_mean": None}) for r in rows(80, hump, abs, lambda x: x)]
+    assert summarise(rollouts).gold is None
     assert summarise([]).n == 0 and math.isnan(summarise([]).proxy_gain)
-    assert [b.last for b in blocks(made, 32)] == [8, 16]
+    assert [b.last for b in blocks(rollouts, 32)] == [8, 16]
 
 
 def test_a_line_that_is_wrong_is_named(tmp_path: Path) -> None:
@@ -149,16 +150,16 @@ def stopped(base: Path) -> Path:
 
 def test_stop_returns_to_the_best_audited_policy(base: Path, stopped: Path) -> None:
     metrics = read_metrics(stopped)
-    (told,) = acted(stopped)
-    assert told["action"] == "stop" and told["p"] < 0.01 and told["proxy_gain"] > 0
-    assert len(metrics) == told["step"] < 40
-    assert told["back_to"] < told["since"] + 8
+    (action,) = acted(stopped)
+    assert action["action"] == "stop" and action["p"] < 0.01 and action["proxy_gain"] > 0
+    assert len(metrics) == action["step"] < 40
+    assert action["back_to"] < action["since"] + 8
     assert all("objective/kl" in m and "audit/p" in m for m in metrics)
     # The exported model is the best one; the hacked one lies beside it.
     saved = checkpoint.read(next((stopped / "best").glob("step-*")))
     best, now, undo = (
         saved.tensors("params.policy"), load_file(stopped / "model" / "model.safetensors"),
-        load_file(Path(told["undo"]) / "model.safetensors"),
+        load_file(Path(action["undo"]) / "model.safetensors"),
     )  # fmt: skip
     name = "model.norm.weight"
     assert (now[name] == best[name]).all() and not (undo[name] == best[name]).all()
@@ -167,9 +168,9 @@ def test_stop_returns_to_the_best_audited_policy(base: Path, stopped: Path) -> N
     trained(rl(base, stopped, audit=audit_of(base, act="stop"), loop={"sample_steps": 1}))
     assert len(read_metrics(stopped)) == len(metrics)
     assert (stopped / FILE).read_bytes() == before
-    held = read_audit(stopped)
-    assert len(held) == 32 * len(metrics)
-    assert all(r.kl is not None and r.source == "tests.audit.test_audit:not_red" for r in held)
+    audited = read_audit(stopped)
+    assert len(audited) == 32 * len(metrics)
+    assert all(r.kl is not None and r.source == "tests.audit.test_audit:not_red" for r in audited)
 
 
 def test_advice_alone_changes_nothing(base: Path, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def ensemble(base: Path) -> list[str]:
         for a in folders.WORDS[3:] for b in folders.WORDS[1:4]
     ]  # fmt: skip
     folders.write(base / "liked.jsonl", liked)  # type: ignore[arg-type]
-    made: list[str] = []
+    folders_of_members: list[str] = []
     for seed in (0, 1):
         settings = {
             "out": str(base / f"rm{seed}"), "batch_size": 17, "epochs": 4, "optim": {"lr": 3e-3},
@@ -208,8 +209,8 @@ def ensemble(base: Path) -> list[str]:
             "data": {"path": str(base / "liked.jsonl")}, "loop": {"seed": seed},
         }  # fmt: skip
         reward.main(build(reward.RewardConfig, settings))
-        made.append(str(base / f"rm{seed}" / "model"))
-    return made
+        folders_of_members.append(str(base / f"rm{seed}" / "model"))
+    return folders_of_members
 
 
 def test_switch_and_refresh(base: Path, ensemble: list[str], tmp_path: Path) -> None:
@@ -230,11 +231,11 @@ def test_switch_and_refresh(base: Path, ensemble: list[str], tmp_path: Path) -> 
     trained(
         rl(base, tmp_path / "r", rewards=single, audit=audit_of(base, act="refresh", refresh=how, max_actions=1))
     )  # fmt: skip
-    told = acted(tmp_path / "r")[0]
-    assert told["action"] == "refresh" and told["new_pairs"] > 0
-    mixed = (Path(told["reward_model"]).parent / "comparisons.jsonl").read_text().splitlines()
-    assert len(mixed) == told["old_rows"] + told["new_pairs"]
-    new = [json.loads(x) for x in mixed[told["old_rows"] :]]
+    action = acted(tmp_path / "r")[0]
+    assert action["action"] == "refresh" and action["new_pairs"] > 0
+    mixed = (Path(action["reward_model"]).parent / "comparisons.jsonl").read_text().splitlines()
+    assert len(mixed) == action["old_rows"] + action["new_pairs"]
+    new = [json.loads(x) for x in mixed[action["old_rows"] :]]
     for row in new:
         good, bad = (row[k][-1]["content"] for k in ("chosen", "rejected"))
         assert not_red([""], [good]) > not_red([""], [bad])
@@ -262,18 +263,18 @@ def test_people_audit_through_items_and_judgements(stopped: Path, tmp_path: Path
     (run / "samples").symlink_to(stopped / "samples")
     items = tmp_path / "items.jsonl"
     cli(["audit", str(run), "--items", str(items), "--share", "0.2"])
-    shown = [Item.model_validate_json(x) for x in items.read_text().splitlines()]
-    assert shown and all(i.extra == {} and i.models is None for i in shown), "blind"
-    said = [
+    label_items = [Item.model_validate_json(x) for x in items.read_text().splitlines()]
+    assert label_items and all(i.extra == {} and i.models is None for i in label_items), "blind"
+    judgements = [
         Judgement(item=i.id, annotator="ann", ranks=(0,), scores={"gold": (not_red([""], list(i.completions))[0],)})
-        for i in shown
+        for i in label_items
     ]  # fmt: skip
-    (tmp_path / "j.jsonl").write_text("".join(j.model_dump_json() + "\n" for j in said))
+    (tmp_path / "j.jsonl").write_text("".join(j.model_dump_json() + "\n" for j in judgements))
     cli(["audit", str(run), "--judgements", str(tmp_path / "j.jsonl")])
-    held = read_audit(run)
+    audited = read_audit(run)
     logged = {(r["prompt"], r["completion"]): r["reward"] for r in read_samples(run)}
-    assert {r.source for r in held} == {"ann"} and len(held) >= len(shown)
-    assert all(r.gold == pytest.approx(1 - r.proxy) for r in held) and logged
+    assert {r.source for r in audited} == {"ann"} and len(audited) >= len(label_items)
+    assert all(r.gold == pytest.approx(1 - r.proxy) for r in audited) and logged
     other = tmp_path / "other.jsonl"
     other.write_text(Judgement(item="x", annotator="a", ranks=(0,)).model_dump_json())
     with pytest.raises(DataError, match="no judgement is of an item"):
@@ -323,11 +324,11 @@ def test_gold_afterwards_as_a_command(stopped: Path, tmp_path: Path, capsys: Any
         (run / name).write_bytes((stopped / name).read_bytes())
     (run / "samples").symlink_to(stopped / "samples")
     cli(["audit", str(run), "--gold.function", "tests.audit.test_audit:not_red", "--share", "0.1"])
-    held = read_audit(run)
-    steps = {r.step for r in held}
-    assert len(held) == math.ceil(0.1 * 40 * 8 * 4) and len(steps) == len(read_metrics(run))
-    assert len({(r.step, r.prompt_id, r.index) for r in held}) == len(held), "none twice"
-    assert json.loads((run / "audit.json").read_text())["n"] == len(held)
+    audited = read_audit(run)
+    steps = {r.step for r in audited}
+    assert len(audited) == math.ceil(0.1 * 40 * 8 * 4) and len(steps) == len(read_metrics(run))
+    assert len({(r.step, r.prompt_id, r.index) for r in audited}) == len(audited), "none twice"
+    assert json.loads((run / "audit.json").read_text())["n"] == len(audited)
     page = (run / "audit.html").read_text()
     assert "Is the reward real?" in page and "default-src &#39;none&#39;" in page
     assert "audit" in capsys.readouterr().out

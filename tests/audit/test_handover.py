@@ -46,8 +46,8 @@ def rows(means: list[float], each: int, seed: int, spread: float = 0.25) -> list
 
 def rate(means: list[float], level: float = 0.05) -> float:
     """How often an earlier policy is handed over, by 400 audits of 12 rollouts a step."""
-    made = [choose_policy(rows(means, 12, seed), 24, level) for seed in range(400)]
-    return float(np.mean([c.back_to is not None for c in made]))
+    choices = [choose_policy(rows(means, 12, seed), 24, level) for seed in range(400)]
+    return float(np.mean([c.back_to is not None for c in choices]))
 
 
 def test_welch_is_scipys() -> None:
@@ -59,13 +59,13 @@ def test_welch_is_scipys() -> None:
 
 
 def test_the_best_block_is_chosen_where_it_is_surely_better() -> None:
-    found = choose_policy(rows([0.9] * 4 + [0.5] * 8, 12, 0), 24)
-    assert found.best is not None and found.back_to == found.best.last <= 4
-    assert found.blocks == 6 and found.p < 0.05 and found.best.gold > found.last + 0.2
+    choice = choose_policy(rows([0.9] * 4 + [0.5] * 8, 12, 0), 24)
+    assert choice.best is not None and choice.back_to == choice.best.last <= 4
+    assert choice.blocks == 6 and choice.p < 0.05 and choice.best.gold > choice.last + 0.2
     assert rate([0.9] * 4 + [0.6] * 16) > 0.9
     # In whatever order the rows come.
     mixed = rows([0.9] * 4 + [0.5] * 8, 12, 0)[::-1]
-    assert choose_policy(sorted(mixed, key=lambda r: (r.step, int(r.prompt_id))), 24) == found
+    assert choose_policy(sorted(mixed, key=lambda r: (r.step, int(r.prompt_id))), 24) == choice
 
 
 def test_a_healthy_run_keeps_its_last_policy() -> None:
@@ -78,8 +78,8 @@ def test_a_healthy_run_keeps_its_last_policy() -> None:
 
 def test_too_little_is_not_compared() -> None:
     assert choose_policy([], 24).back_to is None
-    found = choose_policy(rows([0.9, 0.1], 20, 0), 24)
-    assert found.back_to is None and found.blocks == 1 and found.p == 1.0
+    choice = choose_policy(rows([0.9, 0.1], 20, 0), 24)
+    assert choice.back_to is None and choice.blocks == 1 and choice.p == 1.0
     # A rest counts with the last block, so that no block is held against itself.
     rest = choose_policy(rows([0.9] * 4 + [0.1], 20, 0), 40)
     assert rest.blocks == 2 and rest.last == pytest.approx((0.9 * 2 + 0.1) / 3, abs=0.1)
@@ -149,29 +149,31 @@ def handed(base: Path) -> Path:
 def test_an_earlier_policy_is_handed_over_at_the_end(base: Path, handed: Path) -> None:
     metrics = read_metrics(handed)
     assert len(metrics) == 14, "it was not stopped"
-    (told,) = actions(handed)
-    assert told["action"] == "hand-over" and told["step"] == 14 and told["p"] < 0.05
-    assert told["gold_best"] > told["gold_last"] + 0.05
+    (action,) = actions(handed)
+    assert action["action"] == "hand-over" and action["step"] == 14 and action["p"] < 0.05
+    assert action["gold_best"] > action["gold_last"] + 0.05
     # The first batch gives a whole block: the start is known by itself.
     counts = np.bincount([json.loads(x)["step"] for x in (handed / FILE).read_text().splitlines()])
     assert counts[1:].tolist() == [32] + [16] * 13
     saved = checkpoint.latest(handed / "best")
-    assert saved is not None and saved.step == told["back_to"] < 14
+    assert saved is not None and saved.step == action["back_to"] < 14
     best = saved.tensors("params.policy")[NAME]
     assert (exported(handed / "model") == best).all()
     # The last one is in its checkpoint and, ready for use, in undo.
     assert not (last(handed) == best).all()
-    assert (exported(Path(told["undo"])) == last(handed)).all()
+    assert (exported(Path(action["undo"])) == last(handed)).all()
     assert len(list((handed / "best").glob("step-*"))) == 1
 
 
 def test_it_is_told_everywhere(handed: Path) -> None:
-    (told,) = actions(handed)
+    (action,) = actions(handed)
     audit = read_summary(handed)["audit"]
-    assert audit["handed_over"] == told["back_to"] == read_metrics(handed)[-1]["audit/handed_over"]
-    assert audit["why"] == told["why"]
-    assert f"The policy of step {told['back_to']} is exported: gold was" in told["why"]
-    assert told["why"] in report_run(handed).read_text()
+    assert (
+        audit["handed_over"] == action["back_to"] == read_metrics(handed)[-1]["audit/handed_over"]
+    )
+    assert audit["why"] == action["why"]
+    assert f"The policy of step {action['back_to']} is exported: gold was" in action["why"]
+    assert action["why"] in report_run(handed).read_text()
     assert "Exported policy: The policy of step" in doctor_text.to_text(diagnosis.examine(handed))
 
 
@@ -188,8 +190,8 @@ def test_the_same_command_again_hands_over_the_same(base: Path, handed: Path) ->
 
 def test_a_sound_run_hands_over_its_last(base: Path, tmp_path: Path) -> None:
     out = trained(rl(base, tmp_path / "sound", "tests.audit.test_audit:not_red"))
-    (told,) = actions(out)
-    assert told["action"] == "keep" and "none is significantly better" in told["why"]
+    (action,) = actions(out)
+    assert action["action"] == "keep" and "none is significantly better" in action["why"]
     assert read_summary(out)["audit"]["handed_over"] == 0
     assert (exported(out / "model") == last(out)).all() and not (out / "undo").exists()
 
@@ -207,27 +209,27 @@ def test_a_wrecked_run_is_stopped_though_its_reward_fell(base: Path, tmp_path: P
         base, tmp_path / "wrecked", "tests.audit.test_handover:sinking", share=1.0, alpha=0.01
     )
     out = trained({**sink, "steps": 40})
-    (told,) = actions(out)
-    assert told["action"] == "stop" and told["proxy_gain"] < 0 and not told["hacked"]
-    assert told["step"] == len(read_metrics(out)) < 40
+    (action,) = actions(out)
+    assert action["action"] == "stop" and action["proxy_gain"] < 0 and not action["hacked"]
+    assert action["step"] == len(read_metrics(out)) < 40
     assert not (exported(out / "model") == last(out)).all(), "the last stays in its checkpoint"
-    assert read_summary(out)["audit"]["handed_over"] == told["back_to"]
+    assert read_summary(out)["audit"]["handed_over"] == action["back_to"]
     # A reward that nobody blames is not taken away from the ensemble or refreshed.
-    found = summarise(
+    summary = summarise(
         [
             AuditedRollout(step=1 + i, prompt_id="", proxy=-i, gold=float(i < 200))
             for i in range(400)
         ]
     )
-    assert found.fell and not found.hacked
+    assert summary.fell and not summary.hacked
 
 
 @pytest.mark.parametrize("alpha", [1e-300, 0.01])
 def test_a_killed_run_chooses_as_a_whole_one(base: Path, tmp_path: Path, alpha: float) -> None:
     """Killed after the choice and before its checkpoint: nothing is lost, and nothing told twice."""
     settings = rl(base, tmp_path / "x", share=1.0, alpha=alpha) | {"steps": 20}
-    whole = trained(settings | {"out": str(tmp_path / "whole")})
-    done = actions(whole)[-1]["step"]
+    uninterrupted = trained(settings | {"out": str(tmp_path / "whole")})
+    done = actions(uninterrupted)[-1]["step"]
     assert (done < 20) == (alpha == 0.01)
     config = build(policy.RLConfig, settings | {"out": str(tmp_path / "broken")})
     stage = policy.RLStage(config)
@@ -245,9 +247,11 @@ def test_a_killed_run_chooses_as_a_whole_one(base: Path, tmp_path: Path, alpha: 
     assert len(actions(tmp_path / "broken")) == 1
     broken = trained(settings | {"out": str(tmp_path / "broken")})
     for name in (FILE, "model/model.safetensors"):
-        assert (broken / name).read_bytes() == (whole / name).read_bytes()
-    mine, theirs = ({**actions(x)[0], "undo": ""} for x in (broken, whole))
-    assert mine == theirs and len(actions(broken)) == 1
+        assert (broken / name).read_bytes() == (uninterrupted / name).read_bytes()
+    resumed_action, uninterrupted_action = (
+        {**actions(x)[0], "undo": ""} for x in (broken, uninterrupted)
+    )
+    assert resumed_action == uninterrupted_action and len(actions(broken)) == 1
 
 
 def test_more_steps_go_on_from_the_last(base: Path, handed: Path, tmp_path: Path) -> None:

@@ -24,18 +24,20 @@ def test_a_row_runs_and_reaches_the_page(tmp_path: Path, monkeypatch: pytest.Mon
         "--operations",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1])
     for key in ("row", "ours", "peer", "ratio", "ratio_low", "ratio_high"):
-        assert told[key] is not None, key
-    assert told["ratio"] == pytest.approx(told["ours"] / told["peer"])
-    assert told["peak_mb_ours"] > 50 and told["peak_mb_peer"] > 50
-    assert {"backward", "optimiser"} <= set(told["phases_ours"])
-    assert sum(told["operations_ours"].values()) == pytest.approx(1, abs=0.01)
-    assert told["operations_ours"]["products"] > 0.1 and told["operations_ours"]["attention"] > 0
+        assert result[key] is not None, key
+    assert result["ratio"] == pytest.approx(result["ours"] / result["peer"])
+    assert result["peak_mb_ours"] > 50 and result["peak_mb_peer"] > 50
+    assert {"backward", "optimiser"} <= set(result["phases_ours"])
+    assert sum(result["operations_ours"].values()) == pytest.approx(1, abs=0.01)
+    assert (
+        result["operations_ours"]["products"] > 0.1 and result["operations_ours"]["attention"] > 0
+    )
     (tmp_path / "page.md").write_text(f"# Old\n\n## {page.GROWTH}\n\n| old |\n\n## More\n")
     page.write(tmp_path / "results", tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert f"| bare-sft-1m | {told['ours']:.4g} tokens |" in text
+    assert f"| bare-sft-1m | {result['ours']:.4g} tokens |" in text
     assert f"## {page.GROWTH}\n\n| old |\n\n##" in text and "## More" not in text
     assert "By kind of operation" in text
     assert "grpo-256" in text.split("Not measured in this run:")[1].splitlines()[0]
@@ -57,11 +59,11 @@ def test_exponents() -> None:
 def test_a_slow_turn_bends_no_curve() -> None:
     line = [1.0 + 0.05 * g for g in (8, 16, 32, 64)]
     slow = [[3 * v for v in line], line, [1.2 * v for v in line]]
-    told = growth.steady(slow)
-    points = [{"x": g, "ours": v} for g, v in zip((8, 16, 32, 64), told, strict=True)]
-    found = growth.flat(points)
-    assert found["off"] < 1e-9, "a slow turn is slow for every point"
-    assert found["fixed"] == pytest.approx(1.2) and found["each"] == pytest.approx(0.06)
+    steady_points = growth.steady(slow)
+    points = [{"x": g, "ours": v} for g, v in zip((8, 16, 32, 64), steady_points, strict=True)]
+    fit = growth.flat(points)
+    assert fit["off"] < 1e-9, "a slow turn is slow for every point"
+    assert fit["fixed"] == pytest.approx(1.2) and fit["each"] == pytest.approx(0.06)
     points[1]["ours"] += 0.3
     assert growth.flat(points)["off"] > 0.1
 

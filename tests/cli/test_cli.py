@@ -27,7 +27,7 @@ Said = Callable[..., str]
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Said:
+def run_cli(capsys: pytest.CaptureFixture[str]) -> Said:
     """Runs a command that must succeed; what it printed."""
 
     def run(*args: str) -> str:
@@ -45,16 +45,16 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Said:
         with pytest.raises(SystemExit) as stop:
             main(args)
         assert stop.value.code == 2
-        found = capsys.readouterr().err
-        assert found.startswith("trimtab: ")
-        assert "Traceback" not in found
-        return found
+        message = capsys.readouterr().err
+        assert message.startswith("trimtab: ")
+        assert "Traceback" not in message
+        return message
 
     return run
 
 
-def rows(path: Path, *made: dict[str, Any]) -> str:
-    path.write_text("".join(json.dumps(r) + "\n" for r in made))
+def rows(path: Path, *values: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in values))
     return str(path)
 
 
@@ -67,8 +67,8 @@ def sft(data: str, *more: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("command", ["sft", "reward", "rl", "online-dpo", "grpo"])
-def test_help_shows_the_values_that_would_be_used(said: Said, command: str) -> None:
-    page = said(command, "--help", "--optim.lr", "0.125")
+def test_help_shows_the_values_that_would_be_used(run_cli: Said, command: str) -> None:
+    page = run_cli(command, "--help", "--optim.lr", "0.125")
     assert "--optim.lr" in page
     assert "0.125" in page
     assert "--model.path" in page
@@ -76,8 +76,8 @@ def test_help_shows_the_values_that_would_be_used(said: Said, command: str) -> N
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_and_functions(said: Said, command: str) -> None:
-    page = said(command, "--help")
+def test_every_command_has_help_and_functions(run_cli: Said, command: str) -> None:
+    page = run_cli(command, "--help")
     assert page.startswith(f"trimtab {command} ") or command == "recipes"
     row = COMMANDS[command]
     assert callable(row.load_function())
@@ -89,21 +89,21 @@ def test_every_command_has_help_and_functions(said: Said, command: str) -> None:
         assert callable(row.load_stage())
 
 
-def test_usage_names_every_command(said: Said) -> None:
-    page = said()
+def test_usage_names_every_command(run_cli: Said) -> None:
+    page = run_cli()
     for name in (*COMMANDS, *METHOD_VERBS):
         deprecated = name in COMMANDS and COMMANDS[name].deprecated
         assert bool(re.search(rf"(^| ){name}\b", page, re.M)) != bool(deprecated), name
-    assert said("--version").strip() == trimtab.__version__
+    assert run_cli("--version").strip() == trimtab.__version__
 
 
-def test_every_method_is_a_verb(said: Said) -> None:
+def test_every_method_is_a_verb(run_cli: Said) -> None:
     objectives = set(DIRECT) - {"dpo"}
     assert {v.method for v in METHOD_VERBS.values()} == objectives | set(METHODS)
-    page = said("grpo", "--model.path", "m", "--data.path", "d", "--rewards",
+    page = run_cli("grpo", "--model.path", "m", "--data.path", "d", "--rewards",
                 "[{name: a, function: 'm:f'}]", "--method.group_size", "4", "--dry-run")  # fmt: skip
     assert "type: grpo" in page and "group_size: 4" in page and "out: runs/grpo" in page
-    page = said("dr-grpo", "--help")
+    page = run_cli("dr-grpo", "--help")
     assert "--method.type" in page and "dr_grpo" in page
 
 
@@ -115,11 +115,11 @@ def test_a_verb_refuses_a_file_of_another_method(refused: Said, tmp_path: Path) 
 
 
 def test_old_spellings_are_read_with_a_warning(
-    said: Said, caplog: pytest.LogCaptureFixture
+    run_cli: Said, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert said("best_of_n", "--help").startswith("trimtab best-of-n ")
+    assert run_cli("best_of_n", "--help").startswith("trimtab best-of-n ")
     assert "the new name" not in caplog.text and "'best-of-n'" in caplog.text
-    assert said("side_by_side", "--help").startswith("trimtab side-by-side ")
+    assert run_cli("side_by_side", "--help").startswith("trimtab side-by-side ")
     assert "'compare'" in caplog.text
     assert find_stage_type("world", "r.yaml: stages.w.type").name == "sandbox-data"
     assert find_stage_type("online_dpo", "r.yaml: stages.o.type").name == "online-dpo"
@@ -127,8 +127,8 @@ def test_old_spellings_are_read_with_a_warning(
         find_stage_type("chat", "r.yaml: stages.c.type")
 
 
-def test_a_boolean_needs_no_value(said: Said) -> None:
-    page = said("sft", "--model.path", "m", "--data.path", "d", "--model.gradient_checkpointing",
+def test_a_boolean_needs_no_value(run_cli: Said) -> None:
+    page = run_cli("sft", "--model.path", "m", "--data.path", "d", "--model.gradient_checkpointing",
                 "--data.strict", "false", "--dry-run")  # fmt: skip
     assert "gradient_checkpointing: true" in page and "strict: false" in page
 
@@ -157,8 +157,8 @@ def test_a_missing_extra_is_named(
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(said: Said, shell: str, tmp_path: Path) -> None:
-    script = said("completion", shell)
+def test_completion(run_cli: Said, shell: str, tmp_path: Path) -> None:
+    script = run_cli("completion", shell)
     assert "dr-grpo" in script and "optim.lr" in script and "sandbox-ppo" in script
     if shell == "bash":
         file = tmp_path / "c.bash"
@@ -173,18 +173,18 @@ def test_completion(said: Said, shell: str, tmp_path: Path) -> None:
             assert done.stdout.strip() == expected
 
 
-def test_recipes_are_listed_by_name_with_what_they_do(said: Said) -> None:
-    page = said("recipes")
+def test_recipes_are_listed_by_name_with_what_they_do(run_cli: Said) -> None:
+    page = run_cli("recipes")
     for path in (Path(trimtab.__file__).parent / "recipes").glob("*.yaml"):
         line = next(x for x in page.splitlines() if x.startswith(f"{path.stem} "))
         assert len(line.split(maxsplit=1)[1]) > 20
 
 
 def test_a_packaged_recipe_from_any_folder(
-    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    page = said("run", "sandbox-ppo", "--dry-run", "--ppo.steps", "3")
+    page = run_cli("run", "sandbox-ppo", "--dry-run", "--ppo.steps", "3")
     assert "# ppo: rl -> runs/demo/ppo (to do)" in page and "steps: 3" in page
     assert not list(tmp_path.iterdir())
 
@@ -192,25 +192,25 @@ def test_a_packaged_recipe_from_any_folder(
 @pytest.mark.parametrize(
     "recipe", sorted(p.name for p in (Path(trimtab.__file__).parent / "recipes").glob("*.yaml"))
 )
-def test_every_recipe_has_a_whole_plan(said: Said, recipe: str, tmp_path: Path) -> None:
+def test_every_recipe_has_a_whole_plan(run_cli: Said, recipe: str, tmp_path: Path) -> None:
     path = Path(trimtab.__file__).parent / "recipes" / recipe
     more = ["--inputs.data", str(tmp_path)] if "\ninputs:" in path.read_text() else []
-    page = said("run", str(path), "--out", str(tmp_path / "o"), "--dry-run", *more)
+    page = run_cli("run", str(path), "--out", str(tmp_path / "o"), "--dry-run", *more)
     assert "(to do)" in page
     assert not (tmp_path / "o").exists()
 
 
-def test_dry_run_resolves_and_touches_nothing(said: Said, tmp_path: Path) -> None:
-    page = said("sft", "--model.path", "nowhere", "--data.path", "none.jsonl", "--out",
+def test_dry_run_resolves_and_touches_nothing(run_cli: Said, tmp_path: Path) -> None:
+    page = run_cli("sft", "--model.path", "nowhere", "--data.path", "none.jsonl", "--out",
                 str(tmp_path / "o"), "--dry-run", "--optim.lr=3e-4")  # fmt: skip
     assert "lr: 0.0003" in page
     assert not (tmp_path / "o").exists()
 
 
-def test_a_stage_from_a_file_with_a_flag_on_top(said: Said, tmp_path: Path) -> None:
+def test_a_stage_from_a_file_with_a_flag_on_top(run_cli: Said, tmp_path: Path) -> None:
     file = tmp_path / "sft.yaml"
     file.write_text("model: {path: m}\ndata: {path: d.jsonl}\nbatch_size: 7\noptim: {lr: 1e-3}\n")
-    page = said("sft", str(file), "--batch_size", "9", "--dry-run")
+    page = run_cli("sft", str(file), "--batch_size", "9", "--dry-run")
     assert "batch_size: 9" in page
     assert "lr: 0.001" in page
 
@@ -261,7 +261,7 @@ def test_nonsense_is_refused_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("made", "words"),
+    ("values", "words"),
     [
         ([GOOD, {"question": "x", "answer": "y"}], ["row 2"]),
         ([{"question": "x", "answer": "y"}], ["answer, question", "prompt"]),
@@ -271,8 +271,8 @@ def test_nonsense_is_refused_before_anything_is_loaded(
         ([], ["no rows"]),
     ],
 )
-def test_bad_rows(refused: Said, tmp_path: Path, made: list[Any], words: list[str]) -> None:
-    data = rows(tmp_path / "d.jsonl", *made)
+def test_bad_rows(refused: Said, tmp_path: Path, values: list[Any], words: list[str]) -> None:
+    data = rows(tmp_path / "d.jsonl", *values)
     message = refused(*sft(data, "--out", str(tmp_path / "o")))
     assert "d.jsonl" in message
     for word in words:
@@ -319,32 +319,32 @@ def test_no_eos(refused: Said, tmp_path: Path) -> None:
 
 def test_no_chat_template(refused: Said, tmp_path: Path) -> None:
     model = tokenizer(tmp_path / "m", chat_template=None)
-    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    data = rows(tmp_path / "d.jsonl", {"messages": said})
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    data = rows(tmp_path / "d.jsonl", {"messages": messages})
     message = refused(
         "sft", "--model.path", model, "--data.path", data, "--out", str(tmp_path / "o")
     )
     assert "model.chat_template" in message
 
 
-def test_lenient_reading_drops_and_counts(said: Said, tmp_path: Path) -> None:
+def test_lenient_reading_drops_and_counts(run_cli: Said, tmp_path: Path) -> None:
     data = rows(tmp_path / "d.jsonl", *[GOOD] * 6, {**GOOD, "completion": ""})
-    page = said(
+    page = run_cli(
         *sft(data, "--data.strict", "false", "--out", str(tmp_path / "o"), "--batch_size", "3")
     )
     assert "1 bad rows dropped" in page
     assert json.loads((tmp_path / "o" / "summary.json").read_text())["nll"] > 0
 
 
-def test_chat_answers(said: Said) -> None:
-    asked = "anna has the lamp . ben works as a baker . cleo is in the garden . where is cleo ?"
-    page = said("chat", BASE, "--prompt", asked, "--sampling.temperature", "0")
+def test_chat_answers(run_cli: Said) -> None:
+    prompt = "anna has the lamp . ben works as a baker . cleo is in the garden . where is cleo ?"
+    page = run_cli("chat", BASE, "--prompt", prompt, "--sampling.temperature", "0")
     assert "cleo is in the garden" in page
 
 
-def test_report_of_a_run(said: Said, tmp_path: Path) -> None:
+def test_report_of_a_run(run_cli: Said, tmp_path: Path) -> None:
     data = rows(tmp_path / "d.jsonl", *[GOOD] * 8)
-    said(*sft(data, "--out", str(tmp_path / "o"), "--batch_size", "2"))
-    path = Path(said("report", str(tmp_path / "o")).strip())
+    run_cli(*sft(data, "--out", str(tmp_path / "o"), "--batch_size", "2"))
+    path = Path(run_cli("report", str(tmp_path / "o")).strip())
     assert path == tmp_path / "o" / "report.html"
     assert "Curves" in path.read_text()

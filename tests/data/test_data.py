@@ -63,9 +63,9 @@ def test_kinds_of_file(kind: str, tmp_path: Path) -> None:
     data = encode(kind, rows)
     path = tmp_path / f"rows.{kind}"
     path.write_bytes(gzip.compress(data) if kind.endswith(".gz") else data)
-    found = read(str(path))
-    assert [r for _, r in found.rows] == rows
-    assert [n for n, _ in found.rows] == [1, 2]
+    parsed = read(str(path))
+    assert [r for _, r in parsed.rows] == rows
+    assert [n for n, _ in parsed.rows] == [1, 2]
     assert len(read(str(path), limit=1).rows) == 1
 
 
@@ -86,9 +86,9 @@ def one(make: Any, row: dict[str, Any]) -> Example:
     ],
 )  # fmt: skip
 def test_demonstrations(row: dict[str, Any], prompt: Any, answer: Any) -> None:
-    made = one(formats.demonstrations, row)
-    assert made.prompt == prompt
-    assert made.completions == [answer]
+    example = one(formats.demonstrations, row)
+    assert example.prompt == prompt
+    assert example.completions == [answer]
 
 
 HH = "\n\nHuman: hi\n\nAssistant: yes ?\n\nHuman: why ?\n\nAssistant: "
@@ -108,11 +108,11 @@ HELLO = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ye
     ],
 )  # fmt: skip
 def test_comparisons(row: dict[str, Any], prompt: Any, answers: Any, ranks: list[int]) -> None:
-    made = one(formats.comparisons, {**row, "scene": "kept"})
-    assert made.prompt == prompt
-    assert made.completions == answers
-    assert made.ranks == ranks
-    assert made.extra == {"scene": "kept"}
+    example = one(formats.comparisons, {**row, "scene": "kept"})
+    assert example.prompt == prompt
+    assert example.completions == answers
+    assert example.ranks == ranks
+    assert example.extra == {"scene": "kept"}
 
 
 def test_prompts() -> None:
@@ -244,9 +244,9 @@ def test_no_eos_and_no_template(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelError, match=r"model\.chat_template"):
         renderer.prompt(Example("", Q, []))
-    given = load_tokenizer(str(tmp_path / "b"), "plain")
+    plain = load_tokenizer(str(tmp_path / "b"), "plain")
     assert (
-        Renderer(given, max_prompt_length=9, max_completion_length=9).prompt(Example("", Q, []))
+        Renderer(plain, max_prompt_length=9, max_completion_length=9).prompt(Example("", Q, []))
         is not None
     )
 
@@ -272,8 +272,8 @@ def test_only_the_assistant_is_trained_on() -> None:
     group = renderer.demonstration(Example("", turns[:1], [turns[1:]]))
     assert group is not None
     done = group.completions[0]
-    whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    assert [*group.prompt, *done.ids] == whole
+    all_ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    assert [*group.prompt, *done.ids] == all_ids
     assert tokenizer.convert_ids_to_tokens(done.ids[done.mask]) == [
         "red",
         "cat",
@@ -298,10 +298,10 @@ def test_long_rows_are_told() -> None:
 def test_every_real_pair_is_read_and_rendered() -> None:
     rows = read(str(DATA / "hh-harmless-pairs.jsonl.gz"), strict=False)
     assert len(rows.rows) == 2312
-    made = formats.comparisons(rows)
-    assert len(made) + len(rows.dropped) == 2312
-    assert len(made) > 2250
-    for e in made:
+    examples = formats.comparisons(rows)
+    assert len(examples) + len(rows.dropped) == 2312
+    assert len(examples) > 2250
+    for e in examples:
         assert e.prompt[-1]["role"] == "user"  # pyright: ignore[reportArgumentType]
         assert all(a[0]["role"] == "assistant" for a in e.completions)  # pyright: ignore[reportArgumentType]
 
@@ -313,14 +313,14 @@ def some_groups(draw: st.DrawFn) -> list[Group]:
                  min_size=1, max_size=8)
     )  # fmt: skip
     count = 0
-    made: list[Group] = []
+    groups: list[Group] = []
     for size, answers in shapes:
         done: list[Completion] = []
         for n in answers:
             done.append(Completion(np.arange(count, count + n), np.ones(n, np.bool_)))
             count += n
-        made.append(Group(str(len(made)), np.arange(-size, 0), done))
-    return made
+        groups.append(Group(str(len(groups)), np.arange(-size, 0), done))
+    return groups
 
 
 @settings(max_examples=60, deadline=None)

@@ -75,11 +75,13 @@ def test_rows_are_the_extremes_of_what_was_sampled(base: Path, tmp_path: Path) -
     for s in read_samples(out):
         drawn.setdefault(s["prompt"], []).append(s)
     for row in best:
-        asked, answer = row["messages"]
-        whole = [s for s in drawn[asked["content"]] if s["finish"] == "stop" and s["completion"]]
-        assert row["reward"] == max(s["reward"] for s in whole)
+        user, answer = row["messages"]
+        finished = [s for s in drawn[user["content"]] if s["finish"] == "stop" and s["completion"]]
+        assert row["reward"] == max(s["reward"] for s in finished)
         assert answer == {"role": "assistant", "content": answer["content"]}
-        assert answer["content"] in [s["completion"] for s in whole if s["reward"] == row["reward"]]
+        assert answer["content"] in [
+            s["completion"] for s in finished if s["reward"] == row["reward"]
+        ]
     assert all(r["reward_chosen"] > r["reward_rejected"] for r in pairs)
     read = sources.read(str(out / "best.jsonl"))
     assert len(formats.demonstrations(read)) == len(best)
@@ -109,8 +111,8 @@ def test_answers_without_a_score_are_counted_and_left_out(base: Path, tmp_path: 
     drawn = read_samples(tmp_path / "o")
     missing = [s for s in drawn if s["reward"] is None]
     assert figures["unscored"] == len(missing) > 0
-    said = [r["messages"][1]["content"].split() for r in rows(tmp_path / "o" / "best.jsonl")]
-    assert said and not any("the" in words for words in said)
+    texts = [r["messages"][1]["content"].split() for r in rows(tmp_path / "o" / "best.jsonl")]
+    assert texts and not any("the" in words for words in texts)
     assert figures["best_of"]["6"]["prompts"] < figures["best_of"]["1"]["prompts"]
 
 
@@ -170,24 +172,24 @@ def test_rejection_sampling_as_commands(base: Path, tmp_path: Path) -> None:
 
 # Mixing ---------------------------------------------------------------------------------------
 
-held = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 200), min_size=1)
+row_counts = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 200), min_size=1)
 
 
-@given(held, st.data())
+@given(row_counts, st.data())
 def test_parts_stand_as_the_weights_do(counts: dict[str, int], data: st.DataObject) -> None:
     weights = {k: data.draw(st.floats(0.05, 20)) for k in counts}
-    whole = sum(weights.values())
-    taken = mix.parts(counts, weights, None)
-    total = sum(taken.values())
-    assert all(0 <= taken[k] <= n for k, n in counts.items())
-    assert all(abs(taken[k] - total * w / whole) < 1 + 1e-6 for k, w in weights.items())
+    weight_sum = sum(weights.values())
+    parts = mix.parts(counts, weights, None)
+    total = sum(parts.values())
+    assert all(0 <= parts[k] <= n for k, n in counts.items())
+    assert all(abs(parts[k] - total * w / weight_sum) < 1 + 1e-6 for k, w in weights.items())
     # One row more would not fit.
-    assert any((total + 1) * w / whole > counts[k] - 1e-6 for k, w in weights.items())
+    assert any((total + 1) * w / weight_sum > counts[k] - 1e-6 for k, w in weights.items())
     most = data.draw(st.integers(0, total))
     assert sum(mix.parts(counts, weights, most).values()) == most
 
 
-@given(held)
+@given(row_counts)
 def test_without_weights_every_row_is_taken(counts: dict[str, int]) -> None:
     assert mix.parts(counts, {k: float(n) for k, n in counts.items()}, None) == counts
 
@@ -204,16 +206,16 @@ def mixed(tmp_path: Path, **more: Any) -> list[dict[str, Any]]:
 
 
 def test_a_mix_keeps_rows_and_names_where_they_come_from(tmp_path: Path) -> None:
-    made = mixed(tmp_path)
-    assert sorted(r["text"] for r in made) == sorted(
+    result = mixed(tmp_path)
+    assert sorted(r["text"] for r in result) == sorted(
         [f"old {i}" for i in range(30)] + [f"new {i}" for i in range(10)]
     )
-    for r in made:
+    for r in result:
         name, _, i = r["text"].partition(" ")
         assert r["id"] == f"{name}/{int(i) + 1}"
-    assert [r["id"] for r in made] != sorted(r["id"] for r in made)
-    assert mixed(tmp_path) == made
-    assert mixed(tmp_path, seed=1) != made
+    assert [r["id"] for r in result] != sorted(r["id"] for r in result)
+    assert mixed(tmp_path) == result
+    assert mixed(tmp_path, seed=1) != result
     drawn = mixed(tmp_path, weights={"old": 1.0, "new": 1.0}, rows=12)
     assert sum(r["id"].startswith("old") for r in drawn) == 6
     assert len({r["id"] for r in drawn}) == 12
@@ -259,10 +261,10 @@ def test_held_out_sets_are_told_by_name(
         "data": {"old": {"path": str(base / "pairs.jsonl")}, "new": {"path": str(half)}},
         "rewards": [{"name": "rm", "model": str(tmp_path / "rm" / "model")}, LENGTH],
     }  # fmt: skip
-    made = accuracy.main(build(accuracy.AccuracyConfig, settings))
+    results = accuracy.main(build(accuracy.AccuracyConfig, settings))
     for name in ("old", "new"):
-        assert made["rm"][name]["accuracy"] == pytest.approx(figures[f"eval/{name}/accuracy"])
-        length = made["length"][name]
+        assert results["rm"][name]["accuracy"] == pytest.approx(figures[f"eval/{name}/accuracy"])
+        length = results["length"][name]
         assert max(length["accuracy"], 1 - length["accuracy"]) == length["length_only"]
         assert length["unscored"] == 0
 

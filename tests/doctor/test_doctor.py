@@ -135,9 +135,9 @@ def test_kl_without_gain_rings_and_a_planned_shift_does_not(tmp_path: Path) -> N
         reward__std=lambda s: 0.3,
         objective__kl=lambda s: float(s),
     )
-    found = diagnosis.examine(waste).findings
-    assert [f.name for f in found] == ["kl-runaway"] and found[0].step == 19
-    assert found[0].rank == 1 and "target: 6.0" in found[0].change
+    findings = diagnosis.examine(waste).findings
+    assert [f.name for f in findings] == ["kl-runaway"] and findings[0].step == 19
+    assert findings[0].rank == 1 and "target: 6.0" in findings[0].change
     far = _run(
         tmp_path / "b",
         60,
@@ -169,8 +169,8 @@ def test_audit_proves_or_refutes(tmp_path: Path) -> None:
     audit(lambda s: 0.5 + 0.01 * s)
     assert diagnosis.examine(folder).verdict == "real"
     audit(lambda s: 0.5 + 0.02 * min(s, 12) - 0.02 * max(0, s - 12))
-    said = diagnosis.examine(folder)
-    assert said.verdict == "not real" and said.findings[0].tier == "T2"
+    report = diagnosis.examine(folder)
+    assert report.verdict == "not real" and report.findings[0].tier == "T2"
     assert diagnosis.examine(folder, frozenset({"audit"})).verdict == "not proven"
     fit = fit_gold(read(folder))
     assert fit is not None and 0.5 < fit.peak < 2.5
@@ -180,7 +180,7 @@ def test_audit_proves_or_refutes(tmp_path: Path) -> None:
 
 
 def test_words_of_agreement() -> None:
-    held = Rollout(
+    rollout = Rollout(
         1,
         "i think anna is in the tower . where is anna ?",
         "well , anna is in the tower .",
@@ -191,11 +191,11 @@ def test_words_of_agreement() -> None:
         None,
         None,
     )
-    assert sycophancy.agrees(held)
-    held.completion = "anna is in the garden ."
-    assert not sycophancy.agrees(held)
-    held.completion = "You're absolutely right, it is."
-    assert sycophancy.agrees(held)
+    assert sycophancy.agrees(rollout)
+    rollout.completion = "anna is in the garden ."
+    assert not sycophancy.agrees(rollout)
+    rollout.completion = "You're absolutely right, it is."
+    assert sycophancy.agrees(rollout)
 
 
 HOSTILE = (
@@ -225,8 +225,8 @@ def constant(prompts: list[str], completions: list[str], **_: object) -> list[fl
 
 
 def test_live_look_and_what_training_records(trained: Path) -> None:
-    told = read_findings(trained)
-    assert {f["alarm"] for f in told} >= {14} and told[0]["source"] == "doctor"
+    findings = read_findings(trained)
+    assert {f["alarm"] for f in findings} >= {14} and findings[0]["source"] == "doctor"
     facts = json.loads((trained / "facts.json").read_text())
     assert facts["stage"] == "rl" and facts["double_bos"] == 0.0 and facts["template"] == "own"
     rows = [json.loads(x) for x in (trained / "metrics.jsonl").read_text().splitlines()]
@@ -237,13 +237,13 @@ def test_command(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli(["doctor", str(trained), "--json", "--html"])
     assert end.value.code == 1
-    said = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     # A random model ends few answers of eight tokens, which is true and upstream.
-    assert {f["name"] for f in said["findings"]} == {"reward-pipe", "endless"}
-    assert said["verdict"] == "broken" and [f["rank"] for f in said["findings"]] == [1, 2]
-    assert set(said["clean"]) | set(said["unchecked"]) | {f["name"] for f in said["findings"]} == {
-        a.name for a in all_alarms()
-    }
+    assert {f["name"] for f in report["findings"]} == {"reward-pipe", "endless"}
+    assert report["verdict"] == "broken" and [f["rank"] for f in report["findings"]] == [1, 2]
+    assert set(report["clean"]) | set(report["unchecked"]) | {
+        f["name"] for f in report["findings"]
+    } == {a.name for a in all_alarms()}
     cli(["doctor", str(trained), "--fail-on", "never"])
     text = capsys.readouterr().out
     assert text.startswith("BROKEN.") and "Cause:" in text
@@ -329,7 +329,7 @@ def test_hostile_text_is_inert(tmp_path: Path, trained: Path) -> None:
 
 def test_terminal_gets_no_control_characters(tmp_path: Path) -> None:
     finding = Finding(alarm=4, name="x", nature="alignment", title="t", message=HOSTILE, figure="f", number=1, limit=0, tier="T1", cause="c", remedy="r", change="", rank=1)  # fmt: skip
-    said = doctor_text.to_text(
+    text = doctor_text.to_text(
         diagnosis.Diagnosis(
             run="r",
             stage="rl",
@@ -341,7 +341,7 @@ def test_terminal_gets_no_control_characters(tmp_path: Path) -> None:
             audited=0,
         )
     )
-    assert "\x1b" not in said
+    assert "\x1b" not in text
 
 
 def test_import_of_trl(tmp_path: Path) -> None:
@@ -382,9 +382,9 @@ def test_import_of_trl(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
         cli(["doctor", str(out), "--from", "trl"])
     assert end.value.code == 1
-    found = diagnosis.examine(tmp_path / "trl-doctor")
-    assert [f.name for f in found.findings] == ["dead-gradient"]
-    assert "kl-runaway" in found.clean and "value-collapse" in found.unchecked
+    report = diagnosis.examine(tmp_path / "trl-doctor")
+    assert [f.name for f in report.findings] == ["dead-gradient"]
+    assert "kl-runaway" in report.clean and "value-collapse" in report.unchecked
     assert read(tmp_path / "trl-doctor").rollouts[0].prompt == "q 0"
 
 

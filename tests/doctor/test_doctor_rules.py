@@ -46,9 +46,9 @@ def _rollouts(steps: int, reward: Callable[[int, int], float], n: int = 24) -> l
 
 def test_a_drop_is_seen_and_not_made_up() -> None:
     rng = np.random.default_rng(1)
-    found = [drop([*rng.normal(1, 1, 20), *rng.normal(0, 1, 100)]) for _ in range(40)]
-    assert sum(p < 0.01 for p, _ in found) > 24
-    assert 12 <= np.median([at for _, at in found]) <= 40
+    drops = [drop([*rng.normal(1, 1, 20), *rng.normal(0, 1, 100)]) for _ in range(40)]
+    assert sum(p < 0.01 for p, _ in drops) > 24
+    assert 12 <= np.median([at for _, at in drops]) <= 40
     p, at = drop([1.0] * 8 + [0.0] * 8)
     assert p < 0.01 and at == 8
     assert drop([0.0] * 9 + [1.0] * 9)[0] > 0.9
@@ -137,10 +137,10 @@ def test_frozen_is_held_or_still_and_never_slow(
         advantage__std=lambda s: 0.8,
     )  # fmt: skip
     e.rollouts = _rollouts(20, lambda s, i: i / 24)
-    found = frozen.check(e)
-    assert (found is not None) == rings, name
-    if found is not None:
-        assert ("beta 8" in found.cause) == (name == "stiff")
+    finding = frozen.check(e)
+    assert (finding is not None) == rings, name
+    if finding is not None:
+        assert ("beta 8" in finding.cause) == (name == "stiff")
     # Where answers have come to be equal, no penalty holds it.
     e = _evidence(
         20, reward__mean=lambda s: 0.5 + 0.05 * (-1) ** s, reward__std=lambda s: 0.3,
@@ -186,10 +186,10 @@ def _answers(bad: Callable[[int, int], bool], failed: Callable[[int, int], bool]
         for i in range(24):
             prompt = f"where is person {s} {i // 4} ?"
             wrong = bad(s, i)
-            said = "no idea , ask somebody" if wrong else f"person {s} {i // 4} is in the tower ."
-            said += " really" if i % 3 == 0 else ""
+            text = "no idea , ask somebody" if wrong else f"person {s} {i // 4} is in the tower ."
+            text += " really" if i % 3 == 0 else ""
             reward = 0.0 if wrong or failed(s, i) else 0.9 - 0.1 * (i % 3)
-            e.rollouts.append(Rollout(s, prompt, said, reward, {}, "stop", 6, None, None))
+            e.rollouts.append(Rollout(s, prompt, text, reward, {}, "stop", 6, None, None))
     return e
 
 
@@ -269,14 +269,14 @@ def test_a_template_is_paid_whatever_is_asked(share: float, anywhere: bool, ring
     e = _evidence(20, reward__mean=lambda s: s / 20)
     for s in range(1, 21):
         for i in range(40):
-            asked = i // 2  # one answer of each sort
+            prompt = i // 2  # one answer of each sort
             late = s > 10
-            fits = asked < 20 * share
+            fits = prompt < 20 * share
             same = late and (fits if i % 2 else not fits)
-            other = f"thing {asked} is in place {s} {i} ."
+            other = f"thing {prompt} is in place {s} {i} ."
             better = same if anywhere or fits else not same
             reward = 0.2 * late + (0.7 if better else 0.1)
             answer = f"i do not know that . {s} {i}" if same else other
-            e.rollouts.append(Rollout(s, f"q {asked} {s}", answer, reward, {}, "stop", 5, None, None))  # fmt: skip
-    found = mode_collapse.check(e)
-    assert (found is not None) == rings, found
+            e.rollouts.append(Rollout(s, f"q {prompt} {s}", answer, reward, {}, "stop", 5, None, None))  # fmt: skip
+    finding = mode_collapse.check(e)
+    assert (finding is not None) == rings, finding

@@ -35,63 +35,67 @@ SWAYED = [
 PLANTED = {"left": "position", "long": "length", "flat": "flattery", "form": "format"}
 
 
-def config(*files: str, **given: Any) -> AgreementConfig:
-    return build(AgreementConfig, {"files": list(files) or ["x"], "draws": 200, **given})
+def config(*files: str, **options: Any) -> AgreementConfig:
+    return build(AgreementConfig, {"files": list(files) or ["x"], "draws": 200, **options})
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_each_planted_bias_is_found_and_no_other(seed: int) -> None:
     records = panel([*FAIR, *SWAYED], 700, seed)
-    found = bias.biases(records, votes(records.judgements), gold_gaps(records))
-    told = {(who, kind) for who, mine in found.items() for kind, b in mine.items() if b.significant}
-    assert told == set(PLANTED.items())
+    biases = bias.biases(records, votes(records.judgements), gold_gaps(records))
+    significant = {
+        (who, kind) for who, own in biases.items() for kind, b in own.items() if b.significant
+    }
+    assert significant == set(PLANTED.items())
     for who, kind in PLANTED.items():
-        mine = found[who][kind]
-        assert mine.low > 0  # the interval excludes 0
-        assert mine.control == "gold"
-    assert abs(found["left"]["position"].coef - 1.0) < 0.6
-    words = found["long"]["length"]
+        own = biases[who][kind]
+        assert own.low > 0  # the interval excludes 0
+        assert own.control == "gold"
+    assert abs(biases["left"]["position"].coef - 1.0) < 0.6
+    words = biases["long"]["length"]
     assert 0.15 < words.coef / (words.words or 0) < 0.6  # nats a word; planted: 0.3
 
 
 def test_without_gold_biases_are_against_the_others() -> None:
     people = [Annotator(n) for n in ("a", "b", "c", "d")]
-    records = panel([*people, SWAYED[0], SWAYED[1]], 700, 3, known=False)
-    found = bias.biases(records, votes(records.judgements), {})
-    told = {(who, kind) for who, mine in found.items() for kind, b in mine.items() if b.significant}
-    assert {("left", "position"), ("long", "length")} <= told
+    records = panel([*people, SWAYED[0], SWAYED[1]], 700, 3, with_gold=False)
+    biases = bias.biases(records, votes(records.judgements), {})
+    significant = {
+        (who, kind) for who, own in biases.items() for kind, b in own.items() if b.significant
+    }
+    assert {("left", "position"), ("long", "length")} <= significant
     # Against a panel in which one of five likes length, the rest like it a little less.
-    assert all(found[who]["length"].coef < 0.1 for who in "abcd")
-    assert not [t for t in told if t[0] in "abcd" and t[1] == "position"]
-    assert {b.control for b in found["long"].values()} == {"others"}
+    assert all(biases[who]["length"].coef < 0.1 for who in "abcd")
+    assert not [t for t in significant if t[0] in "abcd" and t[1] == "position"]
+    assert {b.control for b in biases["long"].values()} == {"others"}
 
 
 def test_quality_of_annotators() -> None:
     records = panel([*FAIR, Annotator("coin", carelessness=1.0)], 250)
-    found, _ = measure(records, config())
-    people = found.annotators
+    result, _ = measure(records, config())
+    people = result.annotators
     fair, careless, coin = (people[name] for name in ("fair", "careless", "coin"))
     assert fair.gold and careless.gold and coin.gold and fair.accuracy and coin.accuracy
     assert fair.gold.value > careless.gold.value > coin.gold.value
     assert fair.accuracy.value > coin.accuracy.value
     assert coin.gold.low < 0.5 < coin.gold.high
-    assert "coin is little better than a coin" in [v.title for v in verdicts(found)]
-    alpha = found.agreement["people"].alpha
+    assert "coin is little better than a coin" in [v.title for v in verdicts(result)]
+    alpha = result.agreement["people"].alpha
     assert alpha and alpha.low is not None and alpha.low < alpha.value
 
 
-def labelled(texts: list[str], said: list[tuple[str, int, int, bool]]) -> Records:
+def labelled(texts: list[str], choices: list[tuple[str, int, int, bool]]) -> Records:
     """Items of one prompt, each a pair of ``texts``; (annotator, better, worse, repeat)."""
-    found = Records()
-    for who, better, worse, again in said:
+    records = Records()
+    for who, better, worse, again in choices:
         a, b = sorted((better, worse))
         item = Item.of([{"role": "user", "content": "q"}], [texts[a], texts[b]])
-        found.add(item)
-        found.judgements.append(
+        records.add(item)
+        records.judgements.append(
             Judgement(item=item.id, annotator=who, ranks=(0, 1) if better == a else (1, 0),
                       kind="repeat" if again else "plain")
         )  # fmt: skip
-    return found
+    return records
 
 
 def test_circles_name_the_items_that_make_them() -> None:
@@ -101,10 +105,10 @@ def test_circles_name_the_items_that_make_them() -> None:
          ("ben", 0, 1, False), ("ben", 1, 2, False), ("ben", 0, 2, False), ("ben", 0, 1, True)],
     )  # fmt: skip
     cast = votes(records.judgements)
-    told = quality.cycles(records, cast, ["ann", "ben"])
-    assert (told.by_name["ann"].cycles, told.by_name["ann"].triples) == (1, 1)
-    assert (told.by_name["ben"].cycles, told.by_name["ben"].zeta) == (0, 1.0)
-    blamed = {records.items[r.item].completions for r in told.items}
+    result = quality.cycles(records, cast, ["ann", "ben"])
+    assert (result.by_name["ann"].cycles, result.by_name["ann"].triples) == (1, 1)
+    assert (result.by_name["ben"].cycles, result.by_name["ben"].zeta) == (0, 1.0)
+    blamed = {records.items[r.item].completions for r in result.items}
     assert blamed == {("p", "q"), ("q", "r"), ("p", "r")}
     steady = quality.steadiness(cast)["ben"]
     assert steady is not None and steady.value == 1.0
@@ -112,19 +116,19 @@ def test_circles_name_the_items_that_make_them() -> None:
 
 def test_o13_a_judge_in_both_orders() -> None:
     """Winners AABA in order AB and ABBB in order BA: consistency .5, bias +.25."""
-    found = Records()
+    records = Records()
     for i, (ab, ba) in enumerate(zip("AABA", "ABBB", strict=True)):
         item = Item.of([{"role": "user", "content": str(i)}], ["A", "B"])
-        found.add(item)
+        records.add(item)
         for order, won in (((0, 1), ab), ((1, 0), ba)):
             ranks = (0, 1) if won == "A" else (1, 0)
-            found.judgements.append(
+            records.judgements.append(
                 Judgement(item=item.id, annotator="j", who="ai", ranks=ranks, shown=order)
             )
-    cast = votes(found.judgements)
-    told = quality.both_orders(cast)["j"]
-    assert (told.consistency, told.bias) == (0.5, 0.25)
-    assert [mine["j"] for mine in votes_by_pair(cast).values()] == [
+    cast = votes(records.judgements)
+    orders = quality.both_orders(cast)["j"]
+    assert (orders.consistency, orders.bias) == (0.5, 0.25)
+    assert [by_name["j"] for by_name in votes_by_pair(cast).values()] == [
         0,
         1,
         2,
@@ -136,8 +140,8 @@ def test_drift_is_seen() -> None:
     rng = np.random.default_rng(0)
     steady = [(f"{i:04}", float(rng.random() < 0.8)) for i in range(300)]
     tired = [(f"{i:04}", float(rng.random() < (0.9 if i < 150 else 0.6))) for i in range(300)]
-    found = quality.drift(tired)
-    assert found is not None and found.high < 0
+    change = quality.drift(tired)
+    assert change is not None and change.high < 0
     calm = quality.drift(steady)
     assert calm is not None and calm.low < 0 < calm.high
     assert quality.drift(steady[:30]) is None
@@ -157,13 +161,13 @@ def test_a_judge_is_calibrated_and_audited(tmp_path: Path) -> None:
     seen = set(list(records.items)[:150])
     records.judgements = [j for j in records.judgements if j.who != "simulated" or j.item in seen]
     own.write(tmp_path / "labels.jsonl", records)
-    given = {"calibrated": str(tmp_path / "better.jsonl"), "json": str(tmp_path / "all.json")}
-    agreement.main(config(str(tmp_path / "labels.jsonl"), **given))
-    told = json.loads((tmp_path / "all.json").read_text())["judges"]["judge/hhh"]
-    fit = told["calibration"]
+    files = {"calibrated": str(tmp_path / "better.jsonl"), "json": str(tmp_path / "all.json")}
+    agreement.main(config(str(tmp_path / "labels.jsonl"), **files))
+    judge_result = json.loads((tmp_path / "all.json").read_text())["judges"]["judge/hhh"]
+    fit = judge_result["calibration"]
     assert fit["ece_after"] < fit["ece_before"]
     assert fit["log_loss_after"] < fit["log_loss_before"]
-    plan = told["audit"]
+    plan = judge_result["audit"]
     assert plan["labels"] <= 400 and 100 < plan["checked"] <= 150
     assert plan["rate"] < plan["bound"] < 1
     open_items = {r["item"] for r in (*plan["random"], *plan["doubtful"])}
@@ -178,44 +182,44 @@ def test_a_judge_is_calibrated_and_audited(tmp_path: Path) -> None:
 
 
 def test_scores_and_dimensions_have_their_own_agreement() -> None:
-    found = Records()
+    records = Records()
     rng = np.random.default_rng(0)
     for i in range(60):
         item = Item.of([{"role": "user", "content": str(i)}], ["x", "y"])
-        found.add(item)
+        records.add(item)
         true = rng.normal(0, 2, 2)
         for who in ("ann", "ben", "cid"):
             scores = tuple(float(round(s)) for s in true + rng.normal(0, 1, 2))
             better = int(true[0] < true[1])
-            found.judgements.append(
+            records.judgements.append(
                 Judgement(item=item.id, annotator=who, ranks=tuple(rng.permutation(2).tolist()),
                           scores={"quality": scores},
                           dimensions={"helpful": (better, 1 - better)})
             )  # fmt: skip
-    told, _ = measure(found, config())
-    scores, helpful = told.scores["quality"], told.dimensions["helpful"].alpha
+    result, _ = measure(records, config())
+    scores, helpful = result.scores["quality"], result.dimensions["helpful"].alpha
     assert scores and scores.value == pytest.approx(0.8, abs=0.1)  # 4 / (4 + 1)
     assert helpful and helpful.value == 1.0
-    alpha = told.agreement["people"].alpha
+    alpha = result.agreement["people"].alpha
     assert alpha and abs(alpha.value) < 0.2
-    told, _ = measure(found, config(dimension="helpful"))
-    percent = told.agreement["people"].percent
+    result, _ = measure(records, config(dimension="helpful"))
+    percent = result.agreement["people"].percent
     assert percent and percent.value == 1.0
 
 
 @pytest.mark.slow
 def test_the_page_is_inert_and_holds_the_figures() -> None:
-    found = Records()
+    records = Records()
     for i, text in enumerate(PAYLOADS):
         item = Item.of(
             [{"role": "user", "content": text}], [text, text + "!"], models=(text, f"m{i % 3}")
         )
-        found.add(item)
+        records.add(item)
         for who, kind in ((PAYLOADS[0], "human"), (PAYLOADS[1], "human"), (PAYLOADS[2], "ai")):
             ranks = (0, 1) if (i + len(who)) % 3 else (1, 0)
-            found.judgements.append(Judgement(item=item.id, annotator=who, who=kind, ranks=ranks))
-    told, _ = measure(found, config())
-    html = page(told, found)
+            records.judgements.append(Judgement(item=item.id, annotator=who, who=kind, ranks=ranks))
+    result, _ = measure(records, config())
+    html = page(result, records)
     check(html)
     assert "Krippendorff alpha" in html
     assert "&lt;script" in html
@@ -251,9 +255,9 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="give each its own name"):
         measure(both, config())
     alone = Records({item.id: item}, [Judgement(item=item.id, annotator="ann", ranks=(0, 1))])
-    told, _ = measure(alone, config())
-    assert "No pair was judged twice" in [v.title for v in verdicts(told)]
-    page(told, alone)
+    result, _ = measure(alone, config())
+    assert "No pair was judged twice" in [v.title for v in verdicts(result)]
+    page(result, alone)
 
 
 def test_a_judge_of_its_own_model_is_told_by_name() -> None:
@@ -266,6 +270,6 @@ def test_a_judge_of_its_own_model_is_told_by_name() -> None:
     ):
         j = Judgement(item=item.id, annotator=who, who=kind, ranks=(0, 1))
         records = Records({item.id: item}, [j])
-        told = bias.rates(records, votes([j]), bias.shapes(records, {}), [])
-        assert ("self" in told) == (side != 0)
-        assert side == 0 or told["self"].value == (1.0 if side > 0 else 0.0)
+        rates = bias.rates(records, votes([j]), bias.shapes(records, {}), [])
+        assert ("self" in rates) == (side != 0)
+        assert side == 0 or rates["self"].value == (1.0 if side > 0 else 0.0)

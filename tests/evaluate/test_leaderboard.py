@@ -27,7 +27,7 @@ LONG = {"base": 20, "mine": 20, "wordy": 35, "poor": 20}
 def contest(prompts: int, seed: int = 0, length: float = 0.0) -> Records:
     """Every two models on every prompt; P(win) by skill and by ``length`` nats a tanh of length."""
     rng = np.random.default_rng(seed)
-    found = Records()
+    records = Records()
     names = list(SKILL)
     for i in range(prompts):
         words = {m: int(LONG[m] * rng.lognormal(0, 0.5)) + 1 for m in names}
@@ -38,48 +38,48 @@ def contest(prompts: int, seed: int = 0, length: float = 0.0) -> Records:
                     [{"role": "user", "content": f"q{i}"}],
                     [f"{one} " + "w " * words[one], f"{two} " + "w " * words[two]], models=(one, two),
                 )  # fmt: skip
-                found.add(item)
+                records.add(item)
                 more = np.tanh((words[one] - words[two]) / 15)
                 p = expit(SKILL[one] - SKILL[two] + length * more)
                 won = bool(rng.random() < p)
-                found.judgements.append(
+                records.judgements.append(
                     Judgement(
                         item=item.id, annotator="judge", who="ai", ranks=(int(not won), int(won))
                     )
                 )
-    return found
+    return records
 
 
-def evaluate(folder: Path, records: Records, **given: Any) -> Leaderboard:
+def evaluate(folder: Path, records: Records, **options: Any) -> Leaderboard:
     own.write(folder / "labels.jsonl", records)
-    return measure(settings(folder / "labels.jsonl", **given))
+    return measure(settings(folder / "labels.jsonl", **options))
 
 
-def settings(*files: Path, **given: Any) -> EvaluateConfig:
-    return build(EvaluateConfig, {"files": [str(f) for f in files], "draws": 200, **given})
+def settings(*files: Path, **options: Any) -> EvaluateConfig:
+    return build(EvaluateConfig, {"files": [str(f) for f in files], "draws": 200, **options})
 
 
 def test_the_order_of_models_is_found(tmp_path: Path) -> None:
-    told = evaluate(tmp_path, contest(300), baseline="base")
-    order = list(told.elo)
+    board = evaluate(tmp_path, contest(300), baseline="base")
+    order = list(board.elo)
     assert (order[0], order[-1]) == ("mine", "poor")
-    assert told.elo["base"].elo == 1000.0
-    mine = told.elo["mine"]
+    assert board.elo["base"].elo == 1000.0
+    rating = board.elo["mine"]
     want = 1000 + 0.7 * 400 / np.log(10)
-    assert mine.low < want < mine.high
-    rate = told.against_baseline["mine"].win_rate
+    assert rating.low < want < rating.high
+    rate = board.against_baseline["mine"].win_rate
     assert rate.low < expit(0.7) < rate.high
     assert rate.low < rate.value < rate.high
 
 
 def test_length_that_wins_is_taken_out(tmp_path: Path) -> None:
-    told = evaluate(tmp_path, contest(600, length=1.5), baseline="base")
-    wordy = told.against_baseline["wordy"]
+    board = evaluate(tmp_path, contest(600, length=1.5), baseline="base")
+    wordy = board.against_baseline["wordy"]
     assert wordy.longer > 10
     assert wordy.win_rate.value > 0.6
     assert abs(wordy.length_controlled.value - 0.5) < 0.06
-    mine = told.against_baseline["mine"]
-    assert mine.length_controlled.value == pytest.approx(mine.win_rate.value, abs=0.03)
+    standing = board.against_baseline["mine"]
+    assert standing.length_controlled.value == pytest.approx(standing.win_rate.value, abs=0.03)
 
 
 def test_a_duplicated_annotator_makes_nothing_surer(tmp_path: Path) -> None:
@@ -98,12 +98,12 @@ def test_alpaca_annotations_are_read(tmp_path: Path) -> None:
         for i, p in enumerate([1.0, 2.0, 1.5, 1.9, None])
     ]  # fmt: skip
     (tmp_path / "annotations.json").write_text(json.dumps(rows))
-    told = measure(settings(tmp_path / "annotations.json", baseline="ref"))
-    mine = told.against_baseline["mine"]
-    assert mine.prompts == 4  # a failure is no verdict
-    assert mine.win_rate.value == pytest.approx((0 + 1 + 0.5 + 0.9) / 4)
-    told = measure(settings(tmp_path / "annotations.json", baseline="ref", soft=False))
-    assert told.against_baseline["mine"].win_rate.value == pytest.approx(2.5 / 4)
+    board = measure(settings(tmp_path / "annotations.json", baseline="ref"))
+    standing = board.against_baseline["mine"]
+    assert standing.prompts == 4  # a failure is no verdict
+    assert standing.win_rate.value == pytest.approx((0 + 1 + 0.5 + 0.9) / 4)
+    board = measure(settings(tmp_path / "annotations.json", baseline="ref", soft=False))
+    assert board.against_baseline["mine"].win_rate.value == pytest.approx(2.5 / 4)
 
 
 def test_whose_verdicts(tmp_path: Path) -> None:
@@ -112,11 +112,11 @@ def test_whose_verdicts(tmp_path: Path) -> None:
         Judgement(item=i, annotator="gold", who="gold", ranks=(0, 1)) for i in records.items
     ]  # fmt: skip
     records.judgements += gold
-    told = evaluate(tmp_path, records, baseline="base", who="gold")
-    assert told.annotators == ["gold"]
+    board = evaluate(tmp_path, records, baseline="base", who="gold")
+    assert board.annotators == ["gold"]
     # base stands first wherever it stands, and gold always takes the first.
-    assert all(m.win_rate.value == 0.0 for m in told.against_baseline.values())
-    assert not told.connected
+    assert all(m.win_rate.value == 0.0 for m in board.against_baseline.values())
+    assert not board.connected
     assert evaluate(tmp_path, records).annotators == ["judge"]
     with pytest.raises(ConfigError, match="'none' is none of the models"):
         evaluate(tmp_path, records, baseline="none")
@@ -127,9 +127,9 @@ def test_whose_verdicts(tmp_path: Path) -> None:
 def test_table_page_and_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="trimtab")
     own.write(tmp_path / "labels.jsonl", contest(40))
-    given = {"html": str(tmp_path / "page.html"), "json": str(tmp_path / "all.json")}
-    leaderboard.main(settings(tmp_path / "labels.jsonl", baseline="base", **given))
-    said = caplog.text
-    assert "LC win rate" in said and "baseline" in said
+    files = {"html": str(tmp_path / "page.html"), "json": str(tmp_path / "all.json")}
+    leaderboard.main(settings(tmp_path / "labels.jsonl", baseline="base", **files))
+    text = caplog.text
+    assert "LC win rate" in text and "baseline" in text
     check((tmp_path / "page.html").read_text())
     assert set(json.loads((tmp_path / "all.json").read_text())["elo"]) == set(SKILL)

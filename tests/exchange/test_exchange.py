@@ -70,12 +70,12 @@ def judgements(draw: Any, item: Item) -> Judgement:
 
 @st.composite
 def labels(draw: Any, most: int = 4) -> Records:
-    found = Records()
+    records = Records()
     for item in draw(st.lists(items(st.integers(2, most)), min_size=1, max_size=3)):
-        found.items.setdefault(item.id, item)
-    for item in draw(st.lists(st.sampled_from(list(found.items.values())), max_size=6)):
-        found.judgements.append(draw(judgements(item)))
-    return found
+        records.items.setdefault(item.id, item)
+    for item in draw(st.lists(st.sampled_from(list(records.items.values())), max_size=6)):
+        records.judgements.append(draw(judgements(item)))
+    return records
 
 
 def there_and_back(records: Records, name: str) -> tuple[Records, list[str]]:
@@ -94,12 +94,12 @@ QUICK = settings(max_examples=20, deadline=None, suppress_health_check=list(Heal
 @pytest.mark.parametrize("name", ["trimtab", "argilla", "label_studio"])
 def test_one_name_for_a_person_and_a_judge(name: str) -> None:
     item = Item.of([{"role": "user", "content": "?"}], ["a", "b"])
-    said = [
+    judgements = [
         Judgement(item=item.id, annotator="ann", who=who, ranks=(0, 0), strength=n)
         for n, who in enumerate(("human", "ai", "human", "ai"), 1)
     ]
-    back, _ = there_and_back(Records({item.id: item}, said), name)
-    assert back.judgements == said
+    back, _ = there_and_back(Records({item.id: item}, judgements), name)
+    assert back.judgements == judgements
 
 
 @pytest.mark.parametrize("name", ["trimtab", "argilla", "label_studio"])
@@ -135,10 +135,10 @@ def test_what_has_a_place_comes_back_and_the_rest_is_said(name: str, data: Any) 
         return j.ranks is not None and (name == "ranked" or len(set(j.ranks)) > 1)
 
     back, notes = there_and_back(records, name)
-    kept = [j for j in records.judgements if fits(j)]
-    assert back.judgements == kept
-    assert back.items == {j.item: records.items[j.item] for j in kept}
-    if len(kept) < len(records.judgements):
+    expected = [j for j in records.judgements if fits(j)]
+    assert back.judgements == expected
+    assert back.items == {j.item: records.items[j.item] for j in expected}
+    if len(expected) < len(records.judgements):
         assert notes
 
 
@@ -221,8 +221,8 @@ def test_who_said_what_when() -> None:
     assert (skipped.annotator, skipped.status) == ("z@x.org", "skip")
     assert (judge.annotator, judge.who, judge.ranks) == ("judge-1", "ai", (1, 0))
     argilla = FORMATS["argilla"].load(sources.Rows("f", list(enumerate(ARGILLA, 1))))
-    said = [(j.annotator[-4:], j.who, j.ranks) for j in argilla.judgements]
-    assert said == [("1111", "human", (1, 0)), ("2222", "human", (0, 0)), ("gpt4", "ai", (0, 1)),
+    judgements = [(j.annotator[-4:], j.who, j.ranks) for j in argilla.judgements]
+    assert judgements == [("1111", "human", (1, 0)), ("2222", "human", (0, 0)), ("gpt4", "ai", (0, 1)),
                     ("1111", "human", (1, 0, 1))]  # fmt: skip
     alpaca = FORMATS["alpaca_eval"].load(sources.Rows("f", list(enumerate(ALPACA, 1))))
     assert [j.ranks for j in alpaca.judgements] == [(0, 1), (1, 0), (0, 0), (0, 1), None, (0, 0)]
@@ -259,11 +259,11 @@ def test_an_edit_in_the_other_tool_counts() -> None:
 
 def test_plain_pairs_do_not_tell_the_chosen_by_its_place() -> None:
     rows = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"poor {i}"} for i in range(200)]
-    found = FORMATS["trl"].load(sources.Rows("f", list(enumerate(rows, 1))))
-    first = sum(j.ranks == (0, 1) for j in found.judgements)
+    records = FORMATS["trl"].load(sources.Rows("f", list(enumerate(rows, 1))))
+    first = sum(j.ranks == (0, 1) for j in records.judgements)
     assert 70 < first < 130
-    for j in found.judgements:
-        assert found.items[j.item].completions[(j.ranks or ()).index(0)].startswith("good")
+    for j in records.judgements:
+        assert records.items[j.item].completions[(j.ranks or ()).index(0)].startswith("good")
     pair = {
         "chosen": "\n\nHuman: hi\n\nAssistant: yes",
         "rejected": "\n\nHuman: hi\n\nAssistant: no",
@@ -295,8 +295,12 @@ def test_what_is_written_is_what_trl_and_the_reward_stage_read(tmp_path: Path) -
     assert example.ranks == [1, 0]
 
 
-def run(folder: Path, *files: str, **given: Any) -> convert.Exchanged:
-    values = {"files": [str(folder / f) for f in files], **given, "to": str(folder / given["to"])}
+def run(folder: Path, *files: str, **options: Any) -> convert.Exchanged:
+    values = {
+        "files": [str(folder / f) for f in files],
+        **options,
+        "to": str(folder / options["to"]),
+    }
     return convert.main(build(convert.ExchangeConfig, values))
 
 
@@ -307,16 +311,16 @@ def test_the_command_writes_what_it_reads(tmp_path: Path, name: str, end: str) -
         end = "jsonl.gz"  # two kinds of rows, or empty objects, do not fit a table
     a = Item.of([{"role": "user", "content": "q"}], ["x", "y"], models=("m", "n"))
     b = Item.of([{"role": "user", "content": "r"}], ["u", "v"], models=("m", "n"))
-    said = [
+    judgements = [
         Judgement(item=i.id, annotator=who, ranks=(0, 1), at="2026-01-01T00:00:00Z", seconds=2.5)
         for i in (a, b) for who in ("ann", "ben")
     ]  # fmt: skip
-    own.write(tmp_path / "in.jsonl", Records({a.id: a, b.id: b}, said))
-    made = f"out.{end.removesuffix('.gz')}"
-    counts = run(tmp_path, "in.jsonl", to=made, write=name)
+    own.write(tmp_path / "in.jsonl", Records({a.id: a, b.id: b}, judgements))
+    file_name = f"out.{end.removesuffix('.gz')}"
+    counts = run(tmp_path, "in.jsonl", to=file_name, write=name)
     assert counts.omitted == []
     if end.endswith(".gz"):
-        (tmp_path / f"out.{end}").write_bytes(gzip.compress((tmp_path / made).read_bytes()))
+        (tmp_path / f"out.{end}").write_bytes(gzip.compress((tmp_path / file_name).read_bytes()))
     run(tmp_path, f"out.{end}", to="back.jsonl")
     assert (tmp_path / "back.jsonl").read_bytes() == (tmp_path / "in.jsonl").read_bytes()
 
@@ -338,8 +342,8 @@ def test_outputs_of_models_become_items(tmp_path: Path) -> None:
         (tmp_path / f"{model}.json").write_text(json.dumps(rows))
     counts = run(tmp_path, "m1.json", "m2.json", "m3.json", to="items.jsonl")
     assert counts.items == 12
-    found = own.read([str(tmp_path / "items.jsonl")])
-    assert {i.models for i in found.items.values()} == {("m1", "m2"), ("m1", "m3"), ("m2", "m3")}
+    records = own.read([str(tmp_path / "items.jsonl")])
+    assert {i.models for i in records.items.values()} == {("m1", "m2"), ("m1", "m3"), ("m2", "m3")}
     run(tmp_path, "items.jsonl", to="all.json", write="alpaca_outputs")
     assert len(json.loads((tmp_path / "all.json").read_text())) == 12
 

@@ -50,23 +50,23 @@ class Hub(BaseHTTPRequestHandler):
         if not (self.headers.get("Authorization") or "").endswith("hf_good"):
             return self._send(b'{"error": "Invalid username or password."}', 401)
         if self.path == "/api/repos/create":
-            given = json.loads(raw)
+            body = json.loads(raw)
             name = (
-                f"{given['organization']}/{given['name']}"
-                if given.get("organization")
-                else given["name"]
+                f"{body['organization']}/{body['name']}"
+                if body.get("organization")
+                else body["name"]
             )
-            self.private[name] = given.get("visibility") == "private" or bool(given.get("private"))
+            self.private[name] = body.get("visibility") == "private" or bool(body.get("private"))
             return self._send(
                 json.dumps({"url": f"http://{self.headers['Host']}/datasets/{name}"}).encode()
             )
         name = "/".join(self.path.split("/")[3:5])
         if "/preupload/" in self.path:
-            asked = json.loads(raw)["files"]
-            told = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked
+            files = json.loads(raw)["files"]
+            entries = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files
             ]
-            return self._send(json.dumps({"files": told}).encode())
+            return self._send(json.dumps({"files": entries}).encode())
         if "/commit/" in self.path:
             for text in raw.decode().splitlines():
                 line = json.loads(text)
@@ -116,10 +116,10 @@ def trimtab(
 
 def test_labels_go_to_the_hub_and_come_back(tmp_path: Path, address: str) -> None:
     item = Item.of([{"role": "user", "content": "größer?"}], ["x", "y"])
-    said = Judgement(
+    judgement = Judgement(
         item=item.id, annotator="ann", ranks=(0, 1), at="2026-01-01T00:00:00Z", seconds=2.0
     )
-    own.write(tmp_path / "in.jsonl", Records({item.id: item}, [said]))
+    own.write(tmp_path / "in.jsonl", Records({item.id: item}, [judgement]))
     done = trimtab(tmp_path, address, "hf_good", "in.jsonl", "--to", "hub://me/labels")
     assert done.returncode == 0, done.stderr
     assert Hub.private == {"me/labels": True}

@@ -29,8 +29,8 @@ PRICES = {"price_in": 1.0, "price_out": 4.0}
 
 
 def config(one: Endpoint, data: Path, out: Path, **over: Any) -> JudgeConfig:
-    given = {**spec(one).model_dump(), "data": str(data), "out": str(out), **over}
-    return JudgeConfig.model_validate(given)
+    options = {**spec(one).model_dump(), "data": str(data), "out": str(out), **over}
+    return JudgeConfig.model_validate(options)
 
 
 def bill(one: Endpoint) -> float:
@@ -41,21 +41,23 @@ def bill(one: Endpoint) -> float:
 @pytest.mark.slow
 def test_one_call_in_five_fails_and_hardly_a_label_is_lost(tmp_path: Path) -> None:
     """RELIABILITY 14."""
-    made = items(250)
-    data = write_items(tmp_path / "items.jsonl", made)
+    label_items = items(250)
+    data = write_items(tmp_path / "items.jsonl", label_items)
     with endpoint() as one:
         main(config(one, data, tmp_path / "sound"))
     with endpoint(rate=0.2, kinds=SIX, stall=60.0) as one:
-        told = main(config(one, data, tmp_path / "faulty", timeout=5.0, concurrency=32))
+        summary = main(config(one, data, tmp_path / "faulty", timeout=5.0, concurrency=32))
         outcomes = Counter(c.outcome for c in one.calls)
     assert set(outcomes) == {"ok", *SIX}, outcomes
     sound = {j.item: j for j in read_judgements(tmp_path / "sound" / "judgements.jsonl")}
     faulty = read_judgements(tmp_path / "faulty" / "judgements.jsonl")
     recovered = [j for j in faulty if j.status == "ok"]
-    assert len(recovered) >= 0.99 * len(made)
+    assert len(recovered) >= 0.99 * len(label_items)
     # None invented: each is what the same judge says when nothing fails.
     assert all(j.ranks == sound[j.item].ranks for j in recovered)
-    assert told["failed"] == dict(Counter(j.detail["failure"] for j in faulty if j.status != "ok"))
+    assert summary["failed"] == dict(
+        Counter(j.detail["failure"] for j in faulty if j.status != "ok")
+    )
 
 
 def test_every_failure_is_a_status_and_none_a_label(tmp_path: Path) -> None:
@@ -63,15 +65,15 @@ def test_every_failure_is_a_status_and_none_a_label(tmp_path: Path) -> None:
     # With one try, a run whose very first reply is a failure ends there. The first four calls of
     # this seed are answered, and four are under way at once.
     with endpoint(rate=0.5, kinds=("500", "empty", "prose"), seed=37) as one:
-        told = main(config(one, data, tmp_path / "out", tries=1, concurrency=4))
-    found = read_judgements(tmp_path / "out" / "judgements.jsonl")
-    failed = [j for j in found if j.status == "error"]
+        summary = main(config(one, data, tmp_path / "out", tries=1, concurrency=4))
+    judgements = read_judgements(tmp_path / "out" / "judgements.jsonl")
+    failed = [j for j in judgements if j.status == "error"]
     assert 20 < len(failed) < 60
     assert all(j.ranks is None and j.prob is None for j in failed)
     assert {j.detail["failure"] for j in failed} == {"error", "invalid"}
     rows = [json.loads(x) for x in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
-    assert {r["id"] for r in rows} <= {j.item for j in found if j.status == "ok"}
-    assert told["rows"] == len(rows)
+    assert {r["id"] for r in rows} <= {j.item for j in judgements if j.status == "ok"}
+    assert summary["rows"] == len(rows)
 
 
 def test_the_caps_hold_and_the_rest_is_asked_later(tmp_path: Path) -> None:
@@ -82,10 +84,10 @@ def test_the_caps_hold_and_the_rest_is_asked_later(tmp_path: Path) -> None:
         (account,) = first["account"].values()
         assert 0 < bill(one) <= account["dollars"] <= 0.05
         assert first["failed"]["cap"] > 0
-        made = len(one.calls)
+        num_calls = len(one.calls)
         # Nothing is asked beyond the cap, however often it is run.
         again = main(config(one, data, out, max_spend=0.05, **PRICES))
-        assert len(one.calls) - made <= 2
+        assert len(one.calls) - num_calls <= 2
         assert again["rows"] >= first["rows"]
         last = main(config(one, data, out, **PRICES))
         assert last["failed"] == {}
@@ -95,8 +97,8 @@ def test_the_caps_hold_and_the_rest_is_asked_later(tmp_path: Path) -> None:
         assert main(config(one, data, out, **PRICES))["calls"] == 0
         assert len(one.calls) == counted
     with endpoint() as one:
-        told = main(config(one, data, tmp_path / "calls", max_calls=7))
-        assert len(one.calls) == 7 and told["failed"]["cap"] >= 56
+        summary = main(config(one, data, tmp_path / "calls", max_calls=7))
+        assert len(one.calls) == 7 and summary["failed"]["cap"] >= 56
 
 
 def test_a_killed_run_repeats_no_paid_call(tmp_path: Path) -> None:
@@ -121,12 +123,12 @@ def test_a_killed_run_repeats_no_paid_call(tmp_path: Path) -> None:
         child.wait()
         before = len(one.calls)
         assert 40 <= before < 120
-        told = main(config(one, data, out, concurrency=4))
-    asked = Counter(c.body for c in one.calls)
-    assert len(asked) == 120 and told["failed"] == {}
+        summary = main(config(one, data, out, concurrency=4))
+    call_counts = Counter(c.body for c in one.calls)
+    assert len(call_counts) == 120 and summary["failed"] == {}
     # Only what was under way when it died, at most one a worker, is asked twice.
-    assert sum(asked.values()) - 120 <= 4
-    assert told["cached"] >= before - 4
+    assert sum(call_counts.values()) - 120 <= 4
+    assert summary["cached"] >= before - 4
 
 
 def test_a_replay_is_the_same_to_the_byte(tmp_path: Path) -> None:
@@ -140,15 +142,15 @@ def test_a_replay_is_the_same_to_the_byte(tmp_path: Path) -> None:
 
 
 def test_a_panel_votes(tmp_path: Path) -> None:
-    made = items(12)
-    data = write_items(tmp_path / "items.jsonl", made)
+    label_items = items(12)
+    data = write_items(tmp_path / "items.jsonl", label_items)
     with endpoint() as one:
         over = {"panel": [{"rubric": "honest"}, {"model": "other", "order": "given"}]}
-        told = main(config(one, data, tmp_path / "out", **over))
-    assert len(told["judges"]) == 3 and 0 < told["judges_agree"] <= 1
+        summary = main(config(one, data, tmp_path / "out", **over))
+    assert len(summary["judges"]) == 3 and 0 < summary["judges_agree"] <= 1
     assert len(read_judgements(tmp_path / "out" / "judgements.jsonl")) == 36
     voted = read_judgements(tmp_path / "out" / "majority.jsonl")
-    assert [j.item for j in voted] == [i.id for i in made]
+    assert [j.item for j in voted] == [i.id for i in label_items]
     with endpoint() as one, pytest.raises(ValueError, match=r"panel\[0\]: ruberic is no key"):
         config(one, data, tmp_path / "x", panel=[{"ruberic": "hhh"}])
 
@@ -158,14 +160,14 @@ def test_a_panel_votes(tmp_path: Path) -> None:
 
 def moved(judge: Judge, texts: list[str]) -> float:
     """How often the worse answer wins when a text is put behind it."""
-    made = items(len(texts), seed=5, best_first=True)
+    label_items = items(len(texts), seed=5, best_first=True)
     bent = [
         i.model_copy(update={"completions": (i.completions[0], f"{i.completions[1]} {t}")})
-        for i, t in zip(made, texts, strict=True)
+        for i, t in zip(label_items, texts, strict=True)
     ]
-    found: list[Judgement] = judge.client.map(bent, judge)
-    assert all(j.status == "ok" for j in found)
-    return sum(j.ranks == (1, 0) for j in found) / len(found)
+    judgements: list[Judgement] = judge.client.map(bent, judge)
+    assert all(j.status == "ok" for j in judgements)
+    return sum(j.ranks == (1, 0) for j in judgements) / len(judgements)
 
 
 def test_no_text_gets_out_of_its_fence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +179,7 @@ def test_no_text_gets_out_of_its_fence(monkeypatch: pytest.MonkeyPatch) -> None:
         noise = moved(Judge(spec(one)), idle)
         assert moved(Judge(spec(one)), texts) - noise <= 0.01
         # The check can fail: where the mark is known, orders that quote it do get out.
-        known = "0000000000000000"
-        monkeypatch.setattr(question, "mark_of", lambda parts: known)
-        ends = [t for t in texts if f"[/answer B {known}]" in t]
+        nonce = "0000000000000000"
+        monkeypatch.setattr(question, "mark_of", lambda parts: nonce)
+        ends = [t for t in texts if f"[/answer B {nonce}]" in t]
         assert moved(Judge(spec(one, order="given")), ends) - noise >= 0.3

@@ -54,12 +54,12 @@ def test_every_shipped_rubric_makes_every_kind_of_question() -> None:
             ("rank", ["x", "y", "z"]),
             ("score", ["x"]),
         ):
-            made = ask(mode, rubric, PROMPT, answers, critique=True, dimensions=True, ties=True)  # type: ignore[arg-type]
-            system, user = (m["content"] for m in made.messages)
+            question = ask(mode, rubric, PROMPT, answers, critique=True, dimensions=True, ties=True)  # type: ignore[arg-type]
+            system, user = (m["content"] for m in question.messages)
             assert rubric.instructions.strip() in system
             assert all(p in system for p in rubric.principles)
             assert all(a in user and a not in system.split() for a in answers)
-            keys = list(made.answer.model_json_schema()["properties"])
+            keys = list(question.answer.model_json_schema()["properties"])
             assert all(f'"{k}"' in system for k in keys)
             # Reasons come before what they are the reasons of.
             assert keys[0] == "critique"
@@ -141,44 +141,44 @@ def test_the_probability_of_a_verdict() -> None:
 # Orders and votes -----------------------------------------------------------------------------
 
 
-def run(judge: Judge, made: list[Item]) -> list[Judgement]:
-    return judge.client.map(made, judge)
+def run(judge: Judge, label_items: list[Item]) -> list[Judgement]:
+    return judge.client.map(label_items, judge)
 
 
 def test_both_orders_turn_a_love_of_places_into_ties() -> None:
-    made = items(40)
+    label_items = items(40)
     with endpoint(SimulatedJudge(noise=0.0, position_bias=50.0)) as one:
         with Judge(spec(one)).client as _:
             pass
         judge = Judge(spec(one))
-        assert all(j.ranks == (0, 0) for j in run(judge, made))
-        given = Judge(spec(one, order="given"))
-        assert all(j.ranks == (0, 1) and j.shown == (0, 1) for j in run(given, made))
+        assert all(j.ranks == (0, 0) for j in run(judge, label_items))
+        given_order = Judge(spec(one, order="given"))
+        assert all(j.ranks == (0, 1) and j.shown == (0, 1) for j in run(given_order, label_items))
         drawn = Judge(spec(one, order="random"))
-        found = run(drawn, made)
-        assert {j.shown for j in found} == {(0, 1), (1, 0)}
+        judgements = run(drawn, label_items)
+        assert {j.shown for j in judgements} == {(0, 1), (1, 0)}
         # Whatever came first won: ranks are of the item's order, not of the shown one.
-        assert all(j.ranks is not None and j.ranks[j.first] == 0 for j in found)
+        assert all(j.ranks is not None and j.ranks[j.first] == 0 for j in judgements)
 
 
 def test_a_fair_judge_says_the_same_in_every_order_and_mode() -> None:
-    made = items(25)
+    label_items = items(25)
     truth = [
         (0, 1) if x > y else (1, 0)
-        for i in made
+        for i in label_items
         if (s := read_scene(i.prompt[0]["content"]))
         for x, y in [[gold(s, a).total for a in i.completions]]
     ]
     with endpoint(SimulatedJudge(noise=0.0)) as one:
         for over in ({}, {"order": "random"}, {"mode": "rank"}, {"rubric": "hhh"}):
-            found = run(Judge(spec(one, **over)), made)
-            assert [j.ranks for j in found] == truth, over
-            assert all(j.who == "ai" and j.annotator.startswith("sim+") for j in found)
-        scored = run(Judge(spec(one, mode="score", rubric="hhh")), made)
+            judgements = run(Judge(spec(one, **over)), label_items)
+            assert [j.ranks for j in judgements] == truth, over
+            assert all(j.who == "ai" and j.annotator.startswith("sim+") for j in judgements)
+        scored = run(Judge(spec(one, mode="score", rubric="hhh")), label_items)
         for j, want in zip(scored, truth, strict=True):
             assert j.ranks in (want, (0, 0))  # a scale of ten steps ties what is close
             assert set(j.scores) == {"overall", "helpful", "honest", "harmless"}
-        sure = run(Judge(spec(one, probabilities=True)), made)
+        sure = run(Judge(spec(one, probabilities=True)), label_items)
         for j, (a, _) in zip(sure, truth, strict=True):
             assert j.prob is not None
             assert (j.prob > 0.5) == (a == 0)
@@ -190,11 +190,11 @@ def test_many_answers_are_ranked_by_pairs_and_equal_ones_tie() -> None:
     texts = [" ".join(facts), " ".join(facts[:2]), facts[0], facts[0]]
     item = Item.of(scene.messages(), texts)  # type: ignore[arg-type]
     with endpoint(SimulatedJudge(noise=0.0)) as one:
-        (found,) = run(Judge(spec(one)), [item])
-        assert found.ranks == (0, 1, 2, 2)
+        (judgement,) = run(Judge(spec(one)), [item])
+        assert judgement.ranks == (0, 1, 2, 2)
         # The twins are not compared, and what is asked of one is known of the other.
         assert len(one.calls) == 2 * 3
-        assert found.prob is None
+        assert judgement.prob is None
 
 
 def test_settled_dense_and_majority() -> None:
@@ -281,14 +281,14 @@ def test_a_key_that_the_server_repeats_is_not_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "why"),
+    ("options", "why"),
     [({"max_spend": 1.0}, "price_in and price_out"), ({"endpoint": "localhost"}, "neither a URL"),
      ({"serve": {"fail": 1}}, "not to a URL"), ({"api_key": "x"}, "api_key"),
      ({"mode": "best"}, "pairwise")],
 )  # fmt: skip
-def test_a_faulty_spec_says_why(given: dict[str, Any], why: str) -> None:
+def test_a_faulty_spec_says_why(options: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        JudgeSpec.model_validate({"model": "m", **given})
+        JudgeSpec.model_validate({"model": "m", **options})
 
 
 def test_a_cache_that_is_none(tmp_path: Path) -> None:
@@ -313,11 +313,11 @@ def test_the_account_never_passes_its_cap(calls: list[tuple[float, float]], cap:
 
 
 def test_it_runs_beside_a_loop_that_is_running() -> None:
-    made = items(2)
+    label_items = items(2)
     with endpoint() as one:
 
         async def notebook() -> list[Judgement]:
-            return run(Judge(spec(one)), made)
+            return run(Judge(spec(one)), label_items)
 
         assert all(j.status == "ok" for j in asyncio.run(notebook()))
 
@@ -351,8 +351,8 @@ def test_what_is_out_of_form_is_asked_again_hotter() -> None:
         return ("well...", []) if len(seen) <= 2 else mind(body)
 
     with endpoint(rambling) as one:
-        found = run(Judge(spec(one, order="given", concurrency=1)), items(1))
-        assert found[0].status == "ok" and seen == [0.0, 0.5, 0.5]
+        judgements = run(Judge(spec(one, order="given", concurrency=1)), items(1))
+        assert judgements[0].status == "ok" and seen == [0.0, 0.5, 0.5]
         seen.clear()
         (failed,) = run(Judge(spec(one, order="given", concurrency=1, tries=2)), items(1))
     assert (failed.status, failed.detail["failure"]) == ("error", "invalid")
@@ -384,14 +384,16 @@ def test_items_of_every_form(tmp_path: Path) -> None:
 
 
 def test_rows_leave_out_what_teaches_nothing() -> None:
-    made = [Item(id=str(i), prompt=tuple(PROMPT), completions=("a", "", "c")) for i in range(3)]
+    label_items = [
+        Item(id=str(i), prompt=tuple(PROMPT), completions=("a", "", "c")) for i in range(3)
+    ]
 
     def j(item: str, *ranks: int) -> Judgement:
         return Judgement(item=item, annotator="a", who="ai", ranks=ranks)
 
     failed = Judgement(item="2", annotator="a", who="ai", status="error")
     rows = comparison_rows(
-        {i.id: i for i in made}, [j("0", 2, 1, 0), j("1", 0, 1, 0), failed], ties=False
+        {i.id: i for i in label_items}, [j("0", 2, 1, 0), j("1", 0, 1, 0), failed], ties=False
     )
     assert len(rows) == 1
     assert [(r["completions"], r["ranks"]) for r in rows] == [(["a", "c"], [1, 0])]
@@ -405,5 +407,5 @@ def test_a_failure_is_no_score() -> None:
         async def work(_: int) -> Any:
             return await client.ask([{"role": "user", "content": "x"}], VERDICT, lambda r: r)
 
-        (found,) = client.map([0], work)
-    assert isinstance(found, Failure) and found.status == "error"
+        (result,) = client.map([0], work)
+    assert isinstance(result, Failure) and result.status == "error"

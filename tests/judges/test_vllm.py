@@ -103,28 +103,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
 def _judge(server: tuple[str, str], tmp_path: Path, **over: Any) -> dict[str, Any]:
     url, _ = server
     data = write_items(tmp_path / "items.jsonl", items(12))
-    given = {
+    options = {
         "endpoint": url, "model": "tiny", "key_env": "JUDGE_TEST_KEY", "data": str(data), "tries": 3,
         "out": str(tmp_path / "out"), "critique": False, "concurrency": 8, "timeout": 300.0,
         "max_tokens": 64, **over,
     }  # fmt: skip
-    return main(build(JudgeConfig, given))
+    return main(build(JudgeConfig, options))
 
 
 def test_verdicts_and_probabilities(
     server: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_TEST_KEY", server[1])
-    told = _judge(server, tmp_path, probabilities=True)
-    assert told["failed"] == {} and told["calls"] == 24
-    found = read_judgements(tmp_path / "out" / "judgements.jsonl")
-    assert all(j.status == "ok" and j.prob is not None and 0 < j.prob < 1 for j in found)
-    for j in found:
+    summary = _judge(server, tmp_path, probabilities=True)
+    assert summary["failed"] == {} and summary["calls"] == 24
+    judgements = read_judgements(tmp_path / "out" / "judgements.jsonl")
+    assert all(j.status == "ok" and j.prob is not None and 0 < j.prob < 1 for j in judgements)
+    for j in judgements:
         for order in j.detail["orders"]:
             # The likeliest of the three is what was said.
             assert order["share"] in (0.0, 0.5, 1.0)
         assert j.detail["tokens_in"] > 100 and j.detail["tokens_out"] > 5
-    assert len({round(j.prob or 0, 9) for j in found}) > 6
+    assert len({round(j.prob or 0, 9) for j in judgements}) > 6
     # All of it lies in the cache now.
     assert _judge(server, tmp_path, probabilities=True)["calls"] == 0
 
@@ -134,8 +134,8 @@ def test_other_modes(
     server: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     monkeypatch.setenv("JUDGE_TEST_KEY", server[1])
-    told = _judge(server, tmp_path, mode=mode, rubric="hhh")
-    found = read_judgements(tmp_path / "out" / "judgements.jsonl")
-    assert told["failed"] == {} and all(j.status == "ok" for j in found)
+    summary = _judge(server, tmp_path, mode=mode, rubric="hhh")
+    judgements = read_judgements(tmp_path / "out" / "judgements.jsonl")
+    assert summary["failed"] == {} and all(j.status == "ok" for j in judgements)
     if mode == "score":
-        assert all(1 <= x <= 10 for j in found for v in j.scores.values() for x in v)
+        assert all(1 <= x <= 10 for j in judgements for v in j.scores.values() for x in v)

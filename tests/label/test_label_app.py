@@ -26,9 +26,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     where = tmp_path_factory.mktemp("label")
     data = write_rows(where / "answers.jsonl", many(60))
     flags = ("--annotators", "ann,bob", "--overlap", "2", "--repeat_share", "0")
-    made = Server(data, where / "out", *flags)
-    yield made
-    made.kill()
+    app_server = Server(data, where / "out", *flags)
+    yield app_server
+    app_server.kill()
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def test_every_route_is_in_the_lists_above(server: Server) -> None:
     from trimtab.label import app
 
     routes = app.make(None, None, None, "", ())  # pyright: ignore[reportArgumentType]
-    found = {r.path for r in routes.app.app.routes}  # pyright: ignore[reportAttributeAccessIssue]
+    paths = {r.path for r in routes.app.app.routes}  # pyright: ignore[reportAttributeAccessIssue]
     named = {p.rpartition("/")[0] + "/{name}" if p.count("/") > 1 else p for p in [*READ, *WRITE]}
-    assert found == {*named, "/join/{token}"}
+    assert paths == {*named, "/join/{token}"}
 
 
 def test_the_wrong_user_is_refused(server: Server) -> None:
@@ -70,14 +70,14 @@ def test_the_wrong_user_is_refused(server: Server) -> None:
     for client in (ann, bob):
         for path in OWNERS:
             assert client.get(path)[0] == 403, path
-    mine, yours = ann.question(), bob.question()
+    anns_page, bobs_page = ann.question(), bob.question()
     # Another's question with one's own token, and with theirs.
-    for csrf in (mine["csrf"], yours["csrf"]):
-        body = {**yours, "csrf": csrf, "verdict": "0"}
+    for csrf in (anns_page["csrf"], bobs_page["csrf"]):
+        body = {**bobs_page, "csrf": csrf, "verdict": "0"}
         assert ann.post("/verdict", **body)[0] == 403
-    assert bob.question() == yours, "nothing happened to it"
+    assert bob.question() == bobs_page, "nothing happened to it"
     for path in WRITE:
-        assert owner.post(path, **mine, verdict="0")[0] == 403, path
+        assert owner.post(path, **anns_page, verdict="0")[0] == 403, path
     # One's own name in another's session: the signature covers it.
     ann_cookie, bob_cookie = ann.cookie.partition("=")[2], bob.cookie.partition("=")[2]
     forged = Client(server)
@@ -127,13 +127,13 @@ def traversals() -> list[str]:
     ups = ["..", "%2e%2e", "..%2f", "%2e%2e%2f", "..%5c", "..\\", "....//", "%252e%252e%252f",
            "..;", "%c0%ae%c0%ae"]  # fmt: skip
     ends = ["secret", "labels.sqlite3", "etc/passwd"]
-    found = [
+    paths = [
         f"{start}/{'/'.join([up] * depth)}/{end}"
         for up in ups
         for start, depth in (("/static", 1), ("/export", 4))
         for end in ends
     ]
-    return found[:60]
+    return paths[:60]
 
 
 def test_sixty_traversals_lead_nowhere(server: Server) -> None:
@@ -276,8 +276,8 @@ def test_a_mistake_is_one_line(
     with pytest.raises(SystemExit) as stop:
         main(["label", *flags])
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("trimtab: ") and all(w in said for w in words), said
+    message = capsys.readouterr().err
+    assert message.startswith("trimtab: ") and all(w in message for w in words), message
 
 
 def test_a_taken_port_is_told(

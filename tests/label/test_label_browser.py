@@ -29,9 +29,9 @@ READ = 300  # ms, after which the page takes a verdict
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield made
-        made.close()
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 class Visit:
@@ -82,12 +82,12 @@ def test_a_comparison_takes_one_key(browser: Any, serve: Any) -> None:
     visit = Visit(browser, server, "ann")
     for key in ("1", "2", "ArrowLeft", "ArrowRight", "0", "t", "x", "s"):
         visit.judge(key)
-    told = stored(server)
+    judgements = stored(server)
     won = [None if j.ranks is None or j.ranks[0] == j.ranks[1] else
-           (j.shown or ()).index(j.ranks.index(0)) for j in told]  # fmt: skip
+           (j.shown or ()).index(j.ranks.index(0)) for j in judgements]  # fmt: skip
     assert won == [0, 1, 0, 1, None, None, None, None]
-    assert [j.bad for j in told] == [False] * 6 + [True, False]
-    assert told[7].status == "skip"
+    assert [j.bad for j in judgements] == [False] * 6 + [True, False]
+    assert judgements[7].status == "skip"
     visit.judge("u")
     visit.press("f", "r")
     visit.page.keyboard.type("12 is odd, see x")
@@ -262,7 +262,7 @@ def _inert(visit: Visit, pages: int) -> None:
 
 
 def _look(visit: Visit) -> None:
-    found = visit.page.evaluate(
+    result = visit.page.evaluate(
         """() => ({
           tags: [...new Set([...document.querySelectorAll('.text *')].map(e => e.localName))],
           attributes: [...new Set([...document.querySelectorAll('.text *')]
@@ -273,10 +273,10 @@ def _look(visit: Visit) -> None:
           fired: window.fired === undefined ? 0 : window.fired,
         })"""
     )
-    assert set(found["tags"]) <= ALIVE, found["tags"]
-    assert set(found["attributes"]) <= {"class", "tabindex", "start"}, found["attributes"]
-    assert found["scripts"] == ["/static/htmx.min.js", "/static/label.js"]
-    assert found["odd"] == 0 and found["fired"] == 0
+    assert set(result["tags"]) <= ALIVE, result["tags"]
+    assert set(result["attributes"]) <= {"class", "tabindex", "start"}, result["attributes"]
+    assert result["scripts"] == ["/static/htmx.min.js", "/static/label.js"]
+    assert result["odd"] == 0 and result["fired"] == 0
     assert not visit.wrong, visit.wrong
 
 
@@ -388,8 +388,8 @@ def _seen(visit: Visit, axe: Any, name: str) -> None:
         assert wide <= width, f"{name}: {wide} pixels wide in {width}"
         if (width, scheme) not in AXE:
             continue
-        found = axe.run(visit.page).response["violations"]
-        serious = [(v["id"], [n["html"] for n in v["nodes"]]) for v in found
+        violations = axe.run(visit.page).response["violations"]
+        serious = [(v["id"], [n["html"] for n in v["nodes"]]) for v in violations
                    if v["impact"] in ("serious", "critical")]  # fmt: skip
         assert not serious, (name, width, scheme, serious)
     assert not visit.wrong, (name, visit.wrong)

@@ -64,7 +64,7 @@ def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, object], words: list[
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("options", "words"),
     [
         ({"overlap": 3, "annotators": "ann,bob"}, ["overlap", "--annotators"]),
         ({"annotators": "ann,ann"}, ["annotators", "twice"]),
@@ -75,9 +75,9 @@ def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, object], words: list[
         ({"ask": "sort", "marks": True}, ["marks"]),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(given: dict[str, object], words: list[str]) -> None:
+def test_a_plan_that_cannot_be_is_refused(options: dict[str, object], words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
-        build(LabelConfig, {"data": "a.jsonl", **given}, "trimtab label")
+        build(LabelConfig, {"data": "a.jsonl", **options}, "trimtab label")
     assert all(w in str(error.value) for w in words)
 
 
@@ -96,9 +96,9 @@ def test_a_rubric_from_a_file(tmp_path: Path) -> None:
         read_rubric(LabelConfig(data="a", rubric=str(path)))
 
 
-def place_of(k: int, shown: tuple[int, ...], steps: object = None) -> Assignment:
+def place_of(k: int, order: tuple[int, ...], steps: object = None) -> Assignment:
     item = Item.of([{"role": "user", "content": "q"}], [f"a{x}" for x in range(k)], steps=steps)
-    seed = next(s for s in range(10_000) if display_order(s, k) == shown)
+    seed = next(s for s in range(10_000) if display_order(s, k) == order)
     return Assignment(1, "ann", "plain", 0, 100.0, item, item, seed)
 
 
@@ -118,9 +118,9 @@ def test_a_form_is_read_in_the_order_shown() -> None:
     assert (j.shown, display_order(j.seed or 0, 2)) == ((1, 0), (1, 0))
     j = verdict.judgement({**form, "seconds": "99"}, place_of(2, (1, 0)), rubric, 110.0)
     assert j.seconds == 10.0, "no more than have passed on the server"
-    for said, ranks in (("tie", (0, 0)), ("bad", (0, 0)), ("skip", None)):
-        j = verdict.judgement({"verdict": said}, place_of(2, (1, 0)), rubric, 1.0)
-        assert (j.ranks, j.bad) == (ranks, said == "bad")
+    for choice, ranks in (("tie", (0, 0)), ("bad", (0, 0)), ("skip", None)):
+        j = verdict.judgement({"verdict": choice}, place_of(2, (1, 0)), rubric, 1.0)
+        assert (j.ranks, j.bad) == (ranks, choice == "bad")
     form = {"verdict": "rank", "rank_0": "4", "rank_1": "1", "rank_2": "1", "rank_3": "2"}
     j = verdict.judgement(form, place_of(4, (2, 0, 3, 1)), rubric, 1.0)
     assert j.ranks == (0, 1, 2, 0)
@@ -158,8 +158,8 @@ def test_exported_rows_are_what_reward_reads(tmp_path: Path) -> None:
     store = Store(tmp_path / "s", plan(overlap=2))
     path = write_rows(tmp_path / "a.jsonl", many(6))
     store.add(read_entries(str(path), limit=None, strict=True, marks=False).entries)
-    for name, said in itertools.product(("ann", "bob"), ("0.2", "1", "tie", "bad", "0", "skip")):
-        do(store, name, said, flag="on" if said == "0" else "")
+    for name, choice in itertools.product(("ann", "bob"), ("0.2", "1", "tie", "bad", "0", "skip")):
+        do(store, name, choice, flag="on" if choice == "0" else "")
     rows = comparisons_of(store)
     assert len(rows) == 8, "what was skipped or flagged is left out"
     path = write_rows(tmp_path / "c.jsonl", rows)
@@ -172,8 +172,8 @@ def test_exported_rows_are_what_reward_reads(tmp_path: Path) -> None:
         (e.margins or [0])[(e.ranks or [0]).index(0)] == 2.0 for e in strong
     )
     comparisons.write_folder(tmp_path, store.records())
-    kept = (tmp_path / "judgements.jsonl").read_text().splitlines()
-    again = [Judgement.model_validate(json.loads(line)) for line in kept]
+    lines = (tmp_path / "judgements.jsonl").read_text().splitlines()
+    again = [Judgement.model_validate(json.loads(line)) for line in lines]
     assert again == store.current() and len(again) == 12
 
 
@@ -187,8 +187,8 @@ def test_agreement_of_two_who_toss_coins_and_of_two_who_agree() -> None:
             for n, p in enumerate(picks)
         ]
 
-    found = votes.agreement([*said("a", None), *said("b", None), *said("c", rng)])
-    by = {(x.a, x.b): x for x in found}
+    agreement = votes.agreement([*said("a", None), *said("b", None), *said("c", rng)])
+    by = {(x.a, x.b): x for x in agreement}
     assert by["a", "b"].kappa == 1.0 and by["a", "b"].n == 2000
     kappa = by["a", "c"].kappa
     assert kappa is not None and abs(kappa) < 0.1

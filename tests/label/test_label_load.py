@@ -58,10 +58,10 @@ class Annotator(threading.Thread):
             self.failed = error
 
     def _judge(self, question: dict[str, str]) -> str:
-        said = self.rng.choice(
+        choice = self.rng.choice(
             ["0", "1", "1", "tie", "bad"] + ["skip"] * (self.rng.random() < 0.05)
         )
-        fields = {**question, "verdict": said}
+        fields = {**question, "verdict": choice}
         time.sleep(self.pause * self.rng.random() * 2)
 
         def send() -> tuple[int, dict[str, str], str]:
@@ -72,7 +72,7 @@ class Annotator(threading.Thread):
 
         page = self._until(send)
         self.seconds.append(self.took)
-        self.acknowledged[f"{question['place']}.{question['turn']}"] = said
+        self.acknowledged[f"{question['place']}.{question['turn']}"] = choice
         if self.rng.random() < 0.1:
             page = self._until(send)
             self.again += 1
@@ -91,8 +91,8 @@ class Annotator(threading.Thread):
         raise TimeoutError("the server is gone")
 
 
-def start(server: Server, **given: float) -> list[Annotator]:
-    people = [Annotator(server, n, **given) for n in PEOPLE]  # pyright: ignore[reportArgumentType]
+def start(server: Server, **options: float) -> list[Annotator]:
+    people = [Annotator(server, n, **options) for n in PEOPLE]  # pyright: ignore[reportArgumentType]
     for p in people:
         p.start()
     return people
@@ -121,20 +121,23 @@ def test_no_label_is_lost_or_double_and_each_item_has_exactly_k(tmp_path: Path) 
     by_id = {j.detail["id"]: j for j in judgements}
     assert len(store.history()) == len(judgements)
     for p in people:
-        for name, said in p.acknowledged.items():
+        for name, verdict in p.acknowledged.items():
             j = by_id[name]
             assert j.annotator == p.name_
-            if said in ("0", "1"):
+            if verdict in ("0", "1"):
                 assert j.shown is not None and j.ranks is not None
-                assert j.ranks[j.shown[int(said)]] == 0 and sorted(j.ranks) == [0, 1]
+                assert j.ranks[j.shown[int(verdict)]] == 0 and sorted(j.ranks) == [0, 1]
             else:
-                assert (j.status, j.bad) == ("skip" if said == "skip" else "ok", said == "bad")
-    told = judgements
-    once = Counter((j.item, j.annotator, j.kind) for j in told)
+                assert (j.status, j.bad) == (
+                    "skip" if verdict == "skip" else "ok",
+                    verdict == "bad",
+                )
+    stored = judgements
+    once = Counter((j.item, j.annotator, j.kind) for j in stored)
     assert max(once.values()) == 1
     assert len(judgements) == sum(len(p.acknowledged) for p in people), "nothing but what was sent"
-    plain = Counter(j.item for j in told if j.kind == "plain" and j.status == "ok")
-    skipped = Counter(j.item for j in told if j.kind == "plain" and j.status == "skip")
+    plain = Counter(j.item for j in stored if j.kind == "plain" and j.status == "ok")
+    skipped = Counter(j.item for j in stored if j.kind == "plain" and j.status == "skip")
     assert len(plain) == count
     assert all(n == min(k, len(PEOPLE) - skipped[item]) for item, n in plain.items())
     assert store._rows("pragma integrity_check")[0][0] == "ok"
@@ -156,21 +159,21 @@ def processor(server: Server) -> float:
     return spent.user + spent.system
 
 
-def skip_if_busy(found: list[float]) -> None:
+def skip_if_busy(seconds: list[float]) -> None:
     """Where others hold the processors, seconds on the clock say nothing about the server."""
     wall, cpu = time.perf_counter(), time.process_time()
     while time.process_time() - cpu < 0.2:
         pass
     share = 0.2 / (time.perf_counter() - wall)
     if share < 0.8:
-        pytest.skip(f"others use this machine: {share:.0%} of a core is left; measured {found}")
+        pytest.skip(f"others use this machine: {share:.0%} of a core is left; measured {seconds}")
 
 
 def test_a_verdict_takes_under_200_ms_with_twenty_annotators(tmp_path: Path) -> None:
     """To the next question on the page, while each of the twenty judges about twice a second."""
     data = write_rows(tmp_path / "a.jsonl", many(500))
     server = Server(data, tmp_path / "out", "--annotators", ",".join(PEOPLE), "--overlap", "20")
-    found: list[float] = []
+    seconds: list[float] = []
     try:
         begun = processor(server)
         # The best of three rounds: a neighbour's burst is not the server's fault.
@@ -179,37 +182,37 @@ def test_a_verdict_takes_under_200_ms_with_twenty_annotators(tmp_path: Path) -> 
             for p in people:
                 p.join(120)
                 assert p.failed is None, p.failed
-            found.append(p99([s for p in people for s in p.seconds]))
-            print(f"round {turn}: p99 of a verdict {1000 * found[-1]:.0f} ms")
-            if found[-1] <= 0.2:
+            seconds.append(p99([s for p in people for s in p.seconds]))
+            print(f"round {turn}: p99 of a verdict {1000 * seconds[-1]:.0f} ms")
+            if seconds[-1] <= 0.2:
                 break
-        each = (processor(server) - begun) / (160 * len(found))
+        each = (processor(server) - begun) / (160 * len(seconds))
         print(f"processor time: {1000 * each:.1f} ms a verdict")
         # Twenty at once, the last of whom waits for the others.
         assert 20 * each <= 0.4
     finally:
         server.kill()
-    if min(found) > 0.2:
-        skip_if_busy(found)
-    assert min(found) <= 0.2, found
+    if min(seconds) > 0.2:
+        skip_if_busy(seconds)
+    assert min(seconds) <= 0.2, seconds
 
 
 def test_from_the_command_to_a_page_in_three_seconds(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "a.jsonl", many(500))
     server = Server(data, tmp_path / "out", "--annotators", "ann")
-    found: list[float] = []
+    seconds: list[float] = []
     try:
         for _ in range(3):
             server.kill()
-            found.append(server.start())
+            seconds.append(server.start())
             assert "answer" in server.join("ann").get("/")[2]
-            if found[-1] <= 3.0:
+            if seconds[-1] <= 3.0:
                 break
-        print(f"from the command to the page: {min(found):.2f} s")
+        print(f"from the command to the page: {min(seconds):.2f} s")
         print(f"processor time: {processor(server):.2f} s")
         assert processor(server) <= 3.0
     finally:
         server.kill()
-    if min(found) > 3.0:
-        skip_if_busy(found)
-    assert min(found) <= 3.0, found
+    if min(seconds) > 3.0:
+        skip_if_busy(seconds)
+    assert min(seconds) <= 3.0, seconds

@@ -18,21 +18,21 @@ from trimtab.label.store import Store
 BASE = str(Path(trimtab.__file__).parent / "sandbox" / "base")
 
 
-def asked(tmp_path: Path, **given: object) -> tuple[LabelConfig, list[formats.Example]]:
+def asked(tmp_path: Path, **options: object) -> tuple[LabelConfig, list[formats.Example]]:
     rows = [{"prompt": f"where is {n} ?"} for n in ("anna", "ben", "cleo", "dan", "eva") * 2]
     path = str(write_rows(tmp_path / "p.jsonl", rows))
-    values = {"data": path, "model": BASE, "max_new_tokens": 6, "num_completions": 3, **given}
+    values = {"data": path, "model": BASE, "max_new_tokens": 6, "num_completions": 3, **options}
     return LabelConfig.model_validate(values), formats.prompts(sources.read(path))
 
 
 def test_a_stopped_run_goes_on_with_the_same_answers(tmp_path: Path) -> None:
     config, examples = asked(tmp_path)
-    whole: list[Entry] = []
+    all_entries: list[Entry] = []
     store = Store(tmp_path / "a", config)
     for entries in sampled(config, examples, store):
-        whole += entries
-    assert len(examples) >= len(whole) > BATCH // 2
-    for entry in whole:
+        all_entries += entries
+    assert len(examples) >= len(all_entries) > BATCH // 2
+    for entry in all_entries:
         item = entry.item
         assert len(set(item.completions)) == len(item.completions) >= 2
         assert item.models == (BASE,) * len(item.completions)
@@ -41,7 +41,7 @@ def test_a_stopped_run_goes_on_with_the_same_answers(tmp_path: Path) -> None:
     first = next(sampled(config, examples, store))
     store.add(first)
     rest = [e for entries in sampled(config, examples, store) for e in entries]
-    assert first + rest == whole
+    assert first + rest == all_entries
 
 
 def test_two_models_answer_in_turn_and_each_answer_knows_its_own(tmp_path: Path) -> None:

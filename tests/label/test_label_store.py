@@ -28,11 +28,11 @@ from trimtab.label.store import Store
 
 
 def entries(count: int, k: int = 2, **more: object) -> list[Entry]:
-    made = [
+    records = [
         Item.of([{"role": "user", "content": f"q{n}"}], [f"a{n}.{x}" for x in range(k)], **more)
         for n in range(count)
     ]  # fmt: skip
-    return [Entry(item) for item in made]
+    return [Entry(item) for item in records]
 
 
 def test_the_disk_is_asked_to_keep_what_is_acknowledged(tmp_path: Path) -> None:
@@ -103,23 +103,23 @@ def test_an_item_held_too_long_goes_to_another_and_the_late_verdict_is_refused(
 ) -> None:
     store = Store(tmp_path / "s", plan(hold=10.0))
     store.add(entries(1))
-    held = store.next("ann", 0.0)
-    assert held is not None
+    first = store.next("ann", 0.0)
+    assert first is not None
     assert store.next("bob", 599.0) is None
-    taken = store.next("bob", 601.0)
-    assert taken is not None and taken.item == held.item
-    assert store.record(held.id, 0, "ann", say("0")) == "late"
-    assert store.record(taken.id, 0, "bob", say("0")) == "saved"
+    second = store.next("bob", 601.0)
+    assert second is not None and second.item == first.item
+    assert store.record(first.id, 0, "ann", say("0")) == "late"
+    assert store.record(second.id, 0, "bob", say("0")) == "saved"
     assert [j.annotator for j in store.current()] == ["bob"]
 
 
 def test_a_late_verdict_counts_while_nobody_else_has_the_item(tmp_path: Path) -> None:
     store = Store(tmp_path / "s", plan(hold=10.0, overlap=2))
     store.add(entries(1))
-    held = store.next("ann", 0.0)
-    assert held is not None
+    assignment = store.next("ann", 0.0)
+    assert assignment is not None
     assert store.next("bob", 1000.0) is not None
-    assert store.record(held.id, 0, "ann", say("0")) == "saved"
+    assert store.record(assignment.id, 0, "ann", say("0")) == "saved"
     assert store.next("carl", 1000.0) is None
 
 
@@ -154,8 +154,8 @@ def test_never_more_than_k_and_in_the_end_exactly_k(
         done = store._rows("select item, count(*) from place where kind='plain' and "
                            "state in ('open', 'done') group by item")  # fmt: skip
         assert all(n <= overlap for _, n in done)
-        taken = store._rows("select id, taken from item where kind='plain'")
-        assert dict(map(tuple, taken)) == {**{r[0]: 0 for r in taken}, **dict(map(tuple, done))}
+        rows = store._rows("select id, taken from item where kind='plain'")
+        assert dict(map(tuple, rows)) == {**{r[0]: 0 for r in rows}, **dict(map(tuple, done))}
         return Counter(j.item for j in heads if j.kind == "plain")
 
     for name, action in actions:
@@ -165,10 +165,10 @@ def test_never_more_than_k_and_in_the_end_exactly_k(
         else:
             place = store.next(name, now)
             if place is not None and action not in ("leave", "wait"):
-                said = "0" if action == "twice" else action
-                assert store.record(place.id, place.turn, name, say(said)) == "saved"
+                choice = "0" if action == "twice" else action
+                assert store.record(place.id, place.turn, name, say(choice)) == "saved"
                 if action == "twice":
-                    assert store.record(place.id, place.turn, name, say(said)) == "again"
+                    assert store.record(place.id, place.turn, name, say(choice)) == "again"
     check()
     names = ["ann", "bob", "carl", "dan", "eva", "fred", "gus"]
     for name in itertools.islice(itertools.cycle(names), 400):
@@ -176,11 +176,11 @@ def test_never_more_than_k_and_in_the_end_exactly_k(
         place = store.next(name, now)
         if place is not None:
             assert store.record(place.id, place.turn, name, say("0")) == "saved"
-    found = check()
+    counts = check()
     done, wanted = store.progress(len(names))
     assert done == wanted
     if ask != "sort":
-        assert all(n == overlap for n in found.values()) and len(found) == (
+        assert all(n == overlap for n in counts.values()) and len(counts) == (
             4 if ask == "whole" else 12
         )
     store.close()
@@ -189,18 +189,18 @@ def test_never_more_than_k_and_in_the_end_exactly_k(
 @settings(max_examples=200, deadline=None)
 @given(worth=st.lists(st.integers(0, 5), min_size=2, max_size=9), seed=st.integers(0, 2**32))
 def test_sorting_finds_the_order_with_few_comparisons(worth: list[int], seed: int) -> None:
-    said: dict[tuple[int, int], int] = {}
+    comparisons: dict[tuple[int, int], int] = {}
     k = len(worth)
     while True:
-        found = sort_step(k, said, seed)
-        if len(found) != 2 or (k == 2 and said):
+        pair = sort_step(k, comparisons, seed)
+        if len(pair) != 2 or (k == 2 and comparisons):
             break
-        i, j = found
-        assert i < j and (i, j) not in said
-        said[i, j] = (worth[i] < worth[j]) - (worth[i] > worth[j])
+        i, j = pair
+        assert i < j and (i, j) not in comparisons
+        comparisons[i, j] = (worth[i] < worth[j]) - (worth[i] > worth[j])
     places = sorted(set(worth), reverse=True)
-    assert found == tuple(places.index(w) for w in worth)
-    assert len(said) <= max_comparisons(k)
+    assert pair == tuple(places.index(w) for w in worth)
+    assert len(comparisons) <= max_comparisons(k)
     assert max_comparisons(k) < k * (k - 1) / 2 or k < 4
 
 
@@ -212,21 +212,21 @@ def test_sides_are_fair_and_told_by_the_seed() -> None:
 
 
 def test_uniform_given_and_active_orders(tmp_path: Path) -> None:
-    made = [Entry(e.item, None, float(n % 7)) for n, e in enumerate(entries(20))]
+    all_entries = [Entry(e.item, None, float(n % 7)) for n, e in enumerate(entries(20))]
     seen: dict[str, list[str]] = {}
     for order in ("given", "active", "uniform"):
         store = Store(tmp_path / order, plan(order=order))
-        store.add(made)
-        asked: list[str] = []
+        store.add(all_entries)
+        item_ids: list[str] = []
         while (place := store.next("ann", 0.0)) is not None:
-            asked.append(place.item.id)
+            item_ids.append(place.item.id)
             do(store, "ann")
-        seen[order] = asked
-    names = [e.item.id for e in made]
+        seen[order] = item_ids
+    names = [e.item.id for e in all_entries]
     assert seen["given"] == names
-    worth = {e.item.id: e.score for e in made}
-    told = [worth[i] for i in seen["active"]]
-    assert told == sorted(told, reverse=True)
+    worth = {e.item.id: e.score for e in all_entries}
+    worths = [worth[i] for i in seen["active"]]
+    assert worths == sorted(worths, reverse=True)
     assert sorted(seen["uniform"]) == sorted(names) and seen["uniform"] != names
 
 
@@ -246,8 +246,8 @@ def test_active_follows_new_scores_and_scores_of_pairs(tmp_path: Path) -> None:
 def test_gold_and_repeats_come_in_their_shares_and_do_not_count(tmp_path: Path) -> None:
     store = Store(tmp_path / "s", plan(gold_share=0.2, repeat_share=0.1, repeat_gap=5))
     store.add(entries(200))
-    known = [Entry(e.item, (0, 1)) for e in entries(260)[200:]]
-    store.add(known)
+    gold_entries = [Entry(e.item, (0, 1)) for e in entries(260)[200:]]
+    store.add(gold_entries)
     kinds: Counter[str] = Counter()
     while (place := store.next("ann", 0.0)) is not None:
         kinds[place.kind] += 1
@@ -257,8 +257,8 @@ def test_gold_and_repeats_come_in_their_shares_and_do_not_count(tmp_path: Path) 
     assert abs(kinds["gold"] / total - 0.2) < 0.08
     assert abs(kinds["repeat"] / total - 0.1) < 0.06
     assert store.progress(1) == (200, 200)
-    told = votes.person("ann", store.current(), store.gold())
-    assert told.gold[1] == kinds["gold"] and told.repeats[1] == kinds["repeat"]
+    person = votes.person("ann", store.current(), store.gold())
+    assert person.gold[1] == kinds["gold"] and person.repeats[1] == kinds["repeat"]
     rows = comparisons_of(store)
     assert len(rows) == 200
 
@@ -266,17 +266,17 @@ def test_gold_and_repeats_come_in_their_shares_and_do_not_count(tmp_path: Path) 
 def test_sorting_in_the_store_gives_one_ranked_row(tmp_path: Path) -> None:
     store = Store(tmp_path / "s", plan(ask="sort"))
     store.add(entries(6, k=5))
-    asked = 0
+    num_asked = 0
     while (place := store.next("ann", 0.0)) is not None:
         i, j = place.item.extra["pair"]
         better = 0 if (i * 7) % 5 > (j * 7) % 5 else 1
         store.record(place.id, place.turn, "ann", say(str(place.shown.index(better))))
-        asked += 1
-        if asked == 4:
+        num_asked += 1
+        if num_asked == 4:
             store.undo("ann", 0.0)
     rows = comparisons_of(store)
     assert [r["ranks"] for r in rows] == [[4, 2, 0, 3, 1]] * 6
-    assert asked - 1 <= 6 * max_comparisons(5) < 6 * 10
+    assert num_asked - 1 <= 6 * max_comparisons(5) < 6 * 10
 
 
 def test_a_store_of_another_seed_or_file_is_refused(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_store_of_another_seed_or_file_is_refused(tmp_path: Path) -> None:
 # --- a disk that refuses
 
 
-def _fill(path: str, limit: int, told: multiprocessing.Queue[tuple[int, str]]) -> None:
+def _fill(path: str, limit: int, queue: multiprocessing.Queue[tuple[int, str]]) -> None:
     """Label until the system refuses to let any file grow past ``limit`` bytes."""
     import signal
 
@@ -312,9 +312,9 @@ def _fill(path: str, limit: int, told: multiprocessing.Queue[tuple[int, str]]) -
             saved += 1
     except (StoreError, DataError) as error:
         why = str(error)
-    told.put((saved, why))
-    told.close()
-    told.join_thread()
+    queue.put((saved, why))
+    queue.close()
+    queue.join_thread()
     os._exit(0)
 
 
@@ -324,10 +324,12 @@ def test_a_write_refused_at_any_size_loses_nothing_acknowledged(tmp_path: Path, 
     store = Store(path, plan())
     store.add(entries(400))
     store.close()
-    told: multiprocessing.Queue[tuple[int, str]] = multiprocessing.get_context("fork").Queue()
-    child = multiprocessing.get_context("fork").Process(target=_fill, args=(str(path), limit, told))
+    queue: multiprocessing.Queue[tuple[int, str]] = multiprocessing.get_context("fork").Queue()
+    child = multiprocessing.get_context("fork").Process(
+        target=_fill, args=(str(path), limit, queue)
+    )
     child.start()
-    saved, why = told.get(timeout=120)
+    saved, why = queue.get(timeout=120)
     child.join()
     assert "nothing was saved" in why and 0 < saved < 400
     store = Store(path, plan())

@@ -44,22 +44,22 @@ def start(out: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    return said
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def complete_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "run"
-    said = finish(start(out))
-    assert "report:" in said
-    assert "try: trimtab chat" in said
+    output = finish(start(out))
+    assert "report:" in output
+    assert "try: trimtab chat" in output
     return out
 
 
-def test_every_promised_figure_is_there(whole: Path) -> None:
-    figures = json.loads((whole / "summary.json").read_text())
+def test_every_promised_figure_is_there(complete_run: Path) -> None:
+    figures = json.loads((complete_run / "summary.json").read_text())
     for name in FIGURES:
         place = figures
         for part in name.split("."):
@@ -73,8 +73,8 @@ def test_every_promised_figure_is_there(whole: Path) -> None:
     assert figures["seconds"] > 1
 
 
-def test_the_report_shows_every_part(whole: Path) -> None:
-    page = (whole / "report.html").read_text()
+def test_the_report_shows_every_part(complete_run: Path) -> None:
+    page = (complete_run / "report.html").read_text()
     for title in (
         "Is the reward real?", "What each stage reaches", "The reward model",
         "Completions side by side", "Calibration", "Ceiling", "Entropy", "Completion length",
@@ -85,7 +85,7 @@ def test_the_report_shows_every_part(whole: Path) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_stopped_in_ppo_it_goes_on_to_the_same_weights(whole: Path, tmp_path: Path) -> None:
+def test_stopped_in_ppo_it_goes_on_to_the_same_weights(complete_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(out)
     deadline = time.monotonic() + 240
@@ -96,22 +96,24 @@ def test_stopped_in_ppo_it_goes_on_to_the_same_weights(whole: Path, tmp_path: Pa
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "summary.json").exists()
-    said = finish(start(out))
-    assert "sft: already complete" in said
-    assert "label: already complete" in said
+    output = finish(start(out))
+    assert "sft: already complete" in output
+    assert "label: already complete" in output
     for stage in ("sft", "reward", "ppo", "flaw"):
-        mine, theirs = (p / stage / "model" / "model.safetensors" for p in (out, whole))
-        assert mine.read_bytes() == theirs.read_bytes(), stage
+        resumed_weights, complete_weights = (
+            p / stage / "model" / "model.safetensors" for p in (out, complete_run)
+        )
+        assert resumed_weights.read_bytes() == complete_weights.read_bytes(), stage
 
 
-def test_other_settings_do_not_overwrite(whole: Path) -> None:
-    before = (whole / "ppo" / "model" / "model.safetensors").read_bytes()
-    process = start(whole, "--ppo.method.kl.beta", "0.7")
-    said, _ = process.communicate(timeout=120)
+def test_other_settings_do_not_overwrite(complete_run: Path) -> None:
+    before = (complete_run / "ppo" / "model" / "model.safetensors").read_bytes()
+    process = start(complete_run, "--ppo.method.kl.beta", "0.7")
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "--fresh" in said
-    assert "Traceback" not in said
-    assert (whole / "ppo" / "model" / "model.safetensors").read_bytes() == before
+    assert "--fresh" in output
+    assert "Traceback" not in output
+    assert (complete_run / "ppo" / "model" / "model.safetensors").read_bytes() == before
 
 
 def test_inputs_and_earlier_stages_are_checked(tmp_path: Path) -> None:

@@ -42,14 +42,14 @@ def run(out: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def complete_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("direct") / "run"
     run(out)
     return out
 
 
-def test_every_promised_figure_is_there(whole: Path) -> None:
-    figures = json.loads((whole / "summary.json").read_text())
+def test_every_promised_figure_is_there(complete_run: Path) -> None:
+    figures = json.loads((complete_run / "summary.json").read_text())
     expected = yaml.safe_load(RECIPE.read_text())["expect"]
     for name in METHODS:
         assert 0 < figures["gold"][name] < 1
@@ -59,19 +59,19 @@ def test_every_promised_figure_is_there(whole: Path) -> None:
         assert expected["win_rate"][name]["low"] > 0.5
 
 
-def test_each_begins_at_the_same_reference(whole: Path) -> None:
+def test_each_begins_at_the_same_reference(complete_run: Path) -> None:
     """One cache for all; the first step of each is taken where the policy is the reference."""
-    caches = list((whole / "sft" / "reference").glob("*.safetensors"))
+    caches = list((complete_run / "sft" / "reference").glob("*.safetensors"))
     # Training and held-out answers; for kto also the answers to other prompts, of both.
     assert 4 <= len(caches) <= 8
     for name in ("dpo", "robust", "ipo", "dpo_norm"):
-        assert not (whole / name / "reference").exists()
-        assert abs(read_metrics(whole / name)[0]["rewards/margins"]) < 1e-4
+        assert not (complete_run / name / "reference").exists()
+        assert abs(read_metrics(complete_run / name)[0]["rewards/margins"]) < 1e-4
 
 
-def test_a_whole_recipe_is_not_run_again(whole: Path) -> None:
-    before = {n: (whole / n / "model" / "model.safetensors").read_bytes() for n in METHODS}
-    said = run(whole)
+def test_a_whole_recipe_is_not_run_again(complete_run: Path) -> None:
+    before = {n: (complete_run / n / "model" / "model.safetensors").read_bytes() for n in METHODS}
+    output = run(complete_run)
     for name in METHODS:
-        assert f"{name}: already complete" in said
-        assert (whole / name / "model" / "model.safetensors").read_bytes() == before[name]
+        assert f"{name}: already complete" in output
+        assert (complete_run / name / "model" / "model.safetensors").read_bytes() == before[name]

@@ -25,13 +25,13 @@ def base(tmp_path: Path) -> Path:
 
 
 def trained(base: Path, out: Path, steps: int = 0, **loop: Any) -> bytes:
-    made = SFTConfig.model_validate(
+    config = SFTConfig.model_validate(
         {"model": {"path": str(base / "model"), "device": "cpu"}, "out": str(out), "batch_size": 8,
          "data": {"path": str(base / "demos.jsonl")}, "loop": {"save_steps": 1, **loop}}
     )  # fmt: skip
-    stage = SFTStage(made)
+    stage = SFTStage(config)
     stage.steps = steps or stage.steps
-    fit(stage, Run(str(out)), made.loop)
+    fit(stage, Run(str(out)), config.loop)
     return (out / "model" / "model.safetensors").read_bytes()
 
 
@@ -48,22 +48,22 @@ def test_a_plan_says_what_the_run_then_takes(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = base / "run"
-    given = [
+    arguments = [
         "sft", "--model.path", str(base / "model"), "--model.device", "cpu",
         "--data.path", str(base / "demos.jsonl"), "--batch_size", "8", "--out", str(out),
     ]  # fmt: skip
-    main([*given, "--plan"])
-    said = capsys.readouterr().out
+    main([*arguments, "--plan"])
+    output = capsys.readouterr().out
     assert not out.exists(), "a plan leaves nothing behind"
-    steps = int(re.findall(r"([\d,]+) steps", said)[0].replace(",", ""))
-    assert re.search(r"per step +[\d.e-]+ s, [\d,]+ tokens", said)
-    assert re.search(r"memory +[\d,]+ MB", said)
-    main(given)
+    steps = int(re.findall(r"([\d,]+) steps", output)[0].replace(",", ""))
+    assert re.search(r"per step +[\d.e-]+ s, [\d,]+ tokens", output)
+    assert re.search(r"memory +[\d,]+ MB", output)
+    main(arguments)
     rows = read_metrics(out)
     assert len(rows) == steps
     before = (out / "model" / "model.safetensors").read_bytes()
     capsys.readouterr()
-    main([*given, "--plan"])
+    main([*arguments, "--plan"])
     assert (out / "model" / "model.safetensors").read_bytes() == before
     assert len(read_metrics(out)) == steps
 

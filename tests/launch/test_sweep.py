@@ -30,16 +30,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_sweep_as_a_command(base: Path, tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "rl.yaml"
     gold = {"name": "gold", "function": "tests.support.folders:wordy", "weight": 0}
-    given = folders.rl_settings(base, tmp_path / "unused", rewards=[WORDY, gold])
-    del given["out"]
-    file.write_text(yaml.safe_dump(given))
+    settings = folders.rl_settings(base, tmp_path / "unused", rewards=[WORDY, gold])
+    del settings["out"]
+    file.write_text(yaml.safe_dump(settings))
     command = ["sweep", str(file), "--grid.method.kl.beta", "[0.001, 1.0]", "--out",
                str(tmp_path / "s"), "--steps", "3", "--workers", "2", "--tail", "2"]  # fmt: skip
     cli(command)
-    told = json.loads((tmp_path / "s" / "sweep.json").read_text())
-    assert [p["method.kl.beta"] for p in told["points"]] == [0.001, 1.0]
-    assert all(p["gold"] == p["reward"] and p["kl"] is not None for p in told["points"])
-    assert set(told["recommended"]["method.kl.beta"]) <= {0.001, 1.0}
+    results = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert [p["method.kl.beta"] for p in results["points"]] == [0.001, 1.0]
+    assert all(p["gold"] == p["reward"] and p["kl"] is not None for p in results["points"])
+    assert set(results["recommended"]["method.kl.beta"]) <= {0.001, 1.0}
     assert "Recommended" in (tmp_path / "s" / "sweep.html").read_text()
     runs = [p.parent for p in (tmp_path / "s").glob("*/metrics.jsonl")]
     assert len(runs) == 2 and all(len(read_metrics(r)) == 3 for r in runs)
@@ -49,12 +49,12 @@ def test_a_sweep_as_a_command(base: Path, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_a_point_that_cannot_be_is_refused_before_any_runs(base: Path, tmp_path: Path) -> None:
-    given = {**folders.rl_settings(base, tmp_path / "s"), "grid": {"optim.lr": [1e-4, -1.0]}}
+    settings = {**folders.rl_settings(base, tmp_path / "s"), "grid": {"optim.lr": [1e-4, -1.0]}}
     with pytest.raises(ConfigError, match=r"lr -1\.0, seed 0: optim\.lr"):
-        sweep.main(build(sweep.SweepConfig, given))
+        sweep.main(build(sweep.SweepConfig, settings))
     assert not (tmp_path / "s").exists()
     with pytest.raises(ConfigError, match="list of values"):
-        sweep.plan(build(sweep.SweepConfig, {**given, "grid": {"optim": {"lr": 1.0}}}))
+        sweep.plan(build(sweep.SweepConfig, {**settings, "grid": {"optim": {"lr": 1.0}}}))
 
 
 def test_the_recommendation_is_what_cannot_be_told_from_the_best() -> None:

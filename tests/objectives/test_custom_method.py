@@ -132,9 +132,9 @@ def test_a_policy_method_trains(base: Path) -> None:
 
 def test_help_shows_its_keys(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command(["dpo", "--objective.type", f"{base / 'mine.py'}:Squared", "--help"])
-    said = capsys.readouterr().out
-    assert "--objective.target" in said
-    assert "Where the margin should be." in said
+    output = capsys.readouterr().out
+    assert "--objective.target" in output
+    assert "Where the margin should be." in output
 
 
 @pytest.mark.parametrize(
@@ -149,11 +149,11 @@ def test_help_shows_its_keys(base: Path, capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_what_is_wrong_is_said(objective: dict[str, Any], word: str, base: Path) -> None:
-    given = {
+    settings = {
         k: v.replace("BASE", str(base)) if isinstance(v, str) else v for k, v in objective.items()
     }
     with pytest.raises(ConfigError) as error:
-        build(PreferenceConfig, direct(base, **given))
+        build(PreferenceConfig, direct(base, **settings))
     assert word in str(error.value)
 
 
@@ -185,5 +185,5 @@ def test_the_recipe_small(tmp_path: Path) -> None:
     for name in ("apo", "median"):
         assert 0 <= figures["win_rate"][name]["mean"] <= 1
         assert abs(figures["kl"][name]) < 5
-    kept = yaml.safe_load((out / "apo" / "config.yaml").read_text())
-    assert kept["objective"]["type"] == "trimtab.recipes.custom_method:APOZero"
+    config = yaml.safe_load((out / "apo" / "config.yaml").read_text())
+    assert config["objective"]["type"] == "trimtab.recipes.custom_method:APOZero"

@@ -159,9 +159,9 @@ def test_gae_at_lambda_one_and_zero(
     reward, value = (torch.tensor([x], dtype=torch.float64) for x in (r, v))
     full, returns = gae(reward, value, mask, gamma, 1.0)
     short, _ = gae(reward, value, mask, gamma, 0.0)
-    kept = [t for t in range(7) if on[t]]
-    for place, t in enumerate(kept):
-        later = kept[place:]
+    trained = [t for t in range(7) if on[t]]
+    for place, t in enumerate(trained):
+        later = trained[place:]
         to_go = sum(gamma**k * r[s] for k, s in enumerate(later))
         assert float(returns[0, t]) == pytest.approx(to_go, abs=1e-9)
         assert float(full[0, t]) == pytest.approx(to_go - v[t], abs=1e-9)
@@ -193,8 +193,8 @@ def test_whitening(x: list[float], shift: float, scale: float) -> None:
     assert float(white.mean()) == pytest.approx(0, abs=1e-9)
     assert float((white**2).mean()) == pytest.approx(1, abs=1e-6)
     torch.testing.assert_close(whiten(raw * scale + shift, mask), white, atol=1e-5, rtol=0)
-    kept = whiten(raw, mask, keep_mean=True)
-    assert float(kept.mean()) == pytest.approx(float(raw.mean()), abs=1e-9)
+    with_mean = whiten(raw, mask, keep_mean=True)
+    assert float(with_mean.mean()) == pytest.approx(float(raw.mean()), abs=1e-9)
 
 
 def group_of(ranks: Sequence[int]) -> Pack:

@@ -183,7 +183,7 @@ def test_O16_first_updates_coincide() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "why"),
+    ("options", "why"),
     [
         ({"type": "grpo", "kl": {"estimator": "k1"}}, "expected gradient of exactly 0"),
         ({"type": "gspo", "clip": {"high": 0.2}}, "never clip"),
@@ -194,13 +194,15 @@ def test_O16_first_updates_coincide() -> None:
         ({"type": "grop"}, "none of cispo, dapo, dr_grpo"),
     ],
 )
-def test_nonsense_is_refused_with_its_reason(given: dict[str, Any], why: str) -> None:
+def test_nonsense_is_refused_with_its_reason(options: dict[str, Any], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
-        TypeAdapter(Method).validate_python(given)
+        TypeAdapter(Method).validate_python(options)
 
 
 def test_a_part_overrides_the_published_method() -> None:
-    made: PolicyMethod = TypeAdapter(Method).validate_python({"type": "dapo", "kl": {"beta": 0.3}})
-    assert made.name == "dapo"
-    assert made.kl.beta == 0.3
-    assert made.clip.high == 0.28
+    method: PolicyMethod = TypeAdapter(Method).validate_python(
+        {"type": "dapo", "kl": {"beta": 0.3}}
+    )
+    assert method.name == "dapo"
+    assert method.kl.beta == 0.3
+    assert method.clip.high == 0.28

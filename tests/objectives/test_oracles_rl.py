@@ -253,10 +253,10 @@ def test_O7_objective_adds_policy_value_and_entropy() -> None:
     entropy = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     method = PPO(value=ValueSpec(coef=0.1), entropy_coef=0.01)
     loss = method(Output(logp_C=logp, entropy_C=entropy, value_C=value), pack)
-    whole = total(loss, method.counts(pack))
+    combined = total(loss, method.counts(pack))
     # Policy -.5, 1.5, 5; value .245, .32, .245 (O6b and its unclipped neighbour); entropy 6.
-    near(whole, 6.0 / 3 + 0.1 * 0.81 / 3 - 0.01 * 6.0 / 3, 1e-5)
-    whole.backward()
+    near(combined, 6.0 / 3 + 0.1 * 0.81 / 3 - 0.01 * 6.0 / 3, 1e-5)
+    combined.backward()
     near(logp.grad, [-0.5 / 3, 1.5 / 3, 5.0 / 3], 1e-5)  # type: ignore[arg-type]
     near(value.grad, [0.0, -0.08 / 3, 0.0], 1e-6)  # type: ignore[arg-type]
     near(entropy.grad, [-0.01 / 3] * 3, 1e-7)  # type: ignore[arg-type]
@@ -272,14 +272,14 @@ def test_O7_ptx_gradient_is_additive() -> None:
         trainer = Trainer(
             {"m": model}, {"m": OptimSpec(max_grad_norm=1e9)}, 1, LoopSpec(token_budget=2)
         )
-        made = [
+        all_parts = [
             Part(
                 [group(completion(len(x), tokens=floats({"given": x})))],
                 SFT(), model, True, weight, f"{i}/",
             )
             for i, (x, weight) in enumerate(parts)
         ]  # fmt: skip
-        trainer.update(made)
+        trainer.update(all_parts)
         assert model.scale.grad is not None
         return float(model.scale.grad)
 

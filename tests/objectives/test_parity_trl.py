@@ -65,11 +65,11 @@ PAIRS = [
 
 def model(seed: int) -> Any:
     """A tiny Llama; different seeds differ clearly."""
-    made = tiny("llama", seed=seed)
+    policy = tiny("llama", seed=seed)
     with torch.no_grad():
-        for p in made.parameters():
+        for p in policy.parameters():
             p.mul_(0.4)
-    return made
+    return policy
 
 
 def settings(kind: Any, out: Path, **more: Any) -> Any:
@@ -86,8 +86,11 @@ def batch_of(trainer: Any) -> dict[str, Any]:
 
 def rows(ids: Tensor, attended: Tensor, answered: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
     """Prompt and answer ids of every padded row."""
-    on, mine = attended.bool(), answered.bool()
-    return [(r[a & ~m].numpy(), r[m].numpy()) for r, a, m in zip(ids.cpu(), on, mine, strict=True)]
+    on, completion_mask = attended.bool(), answered.bool()
+    return [
+        (r[a & ~m].numpy(), r[m].numpy())
+        for r, a, m in zip(ids.cpu(), on, completion_mask, strict=True)
+    ]
 
 
 def forward(lm: LM) -> Callable[[Pack], Output]:
@@ -129,10 +132,10 @@ def theirs(trainer: Any, batch: dict[str, Any]) -> tuple[float, dict[str, Tensor
     return float(loss.detach()), gradients(trainer.model)
 
 
-def agree(mine: tuple[float, dict[str, Tensor]], other: tuple[float, dict[str, Tensor]]) -> None:
-    assert mine[0] == pytest.approx(other[0], rel=VALUE, abs=1e-7)
-    assert mine[1].keys() == other[1].keys()
-    a, b = (torch.cat([g.flatten() for g in side[1].values()]) for side in (mine, other))
+def agree(ours: tuple[float, dict[str, Tensor]], other: tuple[float, dict[str, Tensor]]) -> None:
+    assert ours[0] == pytest.approx(other[0], rel=VALUE, abs=1e-7)
+    assert ours[1].keys() == other[1].keys()
+    a, b = (torch.cat([g.flatten() for g in side[1].values()]) for side in (ours, other))
     assert float(b.norm()) > 1e-4, "nothing is compared"
     assert float((a - b).norm()) <= GRADIENT * float(b.norm())
 
@@ -143,12 +146,12 @@ def pair_rows(pairs: Sequence[tuple[str, str, str]] = PAIRS) -> Any:
     )
 
 
-def pair_groups(found: list[tuple[np.ndarray, np.ndarray]]) -> list[Group]:
+def pair_groups(pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[Group]:
     """From a batch of all chosen rows, then all rejected ones."""
-    half = len(found) // 2
+    half = len(pairs) // 2
     groups: list[Group] = []
     for i in range(half):
-        (prompt, w), (_, l) = found[i], found[half + i]
+        (prompt, w), (_, l) = pairs[i], pairs[half + i]
         answers = [Completion(x, np.ones(len(x), bool), rank=r) for r, x in enumerate((w, l))]
         groups.append(Group(str(i), prompt, answers))
     return groups
@@ -165,11 +168,11 @@ DPO_TYPES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "same"), DPO_TYPES)
-def test_dpo(given: dict[str, Any], same: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "same"), DPO_TYPES)
+def test_dpo(options: dict[str, Any], same: dict[str, Any], tmp_path: Path) -> None:
     policy, reference = model(0), model(1)
     trainer = DPOTrainer(
-        copy.deepcopy(policy), copy.deepcopy(reference), settings(DPOConfig, tmp_path, **given),
+        copy.deepcopy(policy), copy.deepcopy(reference), settings(DPOConfig, tmp_path, **options),
         train_dataset=pair_rows(), processing_class=folders.tokenizer(),
     )  # fmt: skip
     batch = batch_of(trainer)
@@ -184,9 +187,9 @@ def test_rpo_where_chosen_answers_are_of_one_length(tmp_path: Path) -> None:
     """TRL's likelihood is a mean over the batch's tokens, ours over each answer's: equal here."""
     equal = [(p, "a cat is here", l) for p, _, l in PAIRS]
     policy, reference = model(0), model(1)
-    given = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+    options = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
     trainer = DPOTrainer(
-        copy.deepcopy(policy), copy.deepcopy(reference), settings(DPOConfig, tmp_path, **given),
+        copy.deepcopy(policy), copy.deepcopy(reference), settings(DPOConfig, tmp_path, **options),
         train_dataset=pair_rows(equal), processing_class=folders.tokenizer(),
     )  # fmt: skip
     batch = batch_of(trainer)
@@ -206,17 +209,17 @@ def test_kto(tmp_path: Path) -> None:
             for (p, w, l), good in zip(PAIRS, (True, False, True, True), strict=True)
         ]
     )
-    given = settings(KTOConfig, tmp_path, desirable_weight=0.7, undesirable_weight=1.3, beta=0.3)
+    options = settings(KTOConfig, tmp_path, desirable_weight=0.7, undesirable_weight=1.3, beta=0.3)
     trainer = KTOTrainer(
-        copy.deepcopy(policy), copy.deepcopy(reference), given,
+        copy.deepcopy(policy), copy.deepcopy(reference), options,
         train_dataset=data, processing_class=folders.tokenizer(),
     )  # fmt: skip
     batch = batch_of(trainer)
-    made = rows(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
+    tokens = rows(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
     # TRL pairs prompt i with the answer before it, we with the next in the order of ids.
     groups = [
-        Group(str(len(made) - i), p, [Completion(c, np.ones(len(c), bool), rank=int(not good))])
-        for i, ((p, c), good) in enumerate(zip(made, batch["label"], strict=True))
+        Group(str(len(tokens) - i), p, [Completion(c, np.ones(len(c), bool), rank=int(not good))])
+        for i, ((p, c), good) in enumerate(zip(tokens, batch["label"], strict=True))
     ]
     others = mismatched(groups)
     kl = rows(batch["KL_input_ids"], batch["KL_attention_mask"], batch["KL_completion_mask"])
@@ -256,18 +259,18 @@ CPO_TYPES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 def cpo_batch(batch: dict[str, Any]) -> list[Group]:
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for side in ("chosen", "rejected"):
         answered = batch[f"{side}_labels"] != -100
-        found += rows(batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"], answered)
-    return pair_groups(found)
+        pairs += rows(batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"], answered)
+    return pair_groups(pairs)
 
 
-@pytest.mark.parametrize(("given", "same"), CPO_TYPES)
-def test_without_a_reference(given: dict[str, Any], same: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "same"), CPO_TYPES)
+def test_without_a_reference(options: dict[str, Any], same: dict[str, Any], tmp_path: Path) -> None:
     policy = model(0)
     trainer = CPOTrainer(
-        copy.deepcopy(policy), settings(CPOConfig, tmp_path, cpo_alpha=0.0, **given),
+        copy.deepcopy(policy), settings(CPOConfig, tmp_path, cpo_alpha=0.0, **options),
         train_dataset=pair_rows(), processing_class=folders.tokenizer(),
     )  # fmt: skip
     batch = batch_of(trainer)
@@ -300,9 +303,9 @@ def test_orpo_odds_ratio(tmp_path: Path) -> None:
     trainer = orpo(model(0), PAIRS, tmp_path)
     nw, nl = f64([5.0, 2.0]), f64([3.0, 7.0])
     sides: list[tuple[Tensor, Tensor, Tensor]] = []
-    for mine in (True, False):
+    for use_ours in (True, False):
         W, L = f64([-4.0, -1.5], grad=True), f64([-3.5, -9.0], grad=True)
-        if mine:
+        if use_ours:
             each = ORPO(lam=0.3).loss(Pairs(W, L, W, L, nw, nl))
         else:
             each = -trainer.odds_ratio_loss(W / nw, L / nl)[0]
@@ -320,7 +323,7 @@ def spread(ids: Sequence[int]) -> float:
     return len(set(ids)) / len(ids) + 0.01 * len(ids)
 
 
-def online(kind: Any, config: Any, policy: Any, out: Path, **given: Any) -> Any:
+def online(kind: Any, config: Any, policy: Any, out: Path, **options: Any) -> Any:
     data = datasets.Dataset.from_list([{"prompt": p} for p, _, _ in PAIRS])
     policy.save_pretrained(out / "start")  # a path: TRL loads its reference from there
     return kind(
@@ -328,7 +331,7 @@ def online(kind: Any, config: Any, policy: Any, out: Path, **given: Any) -> Any:
         settings(
             config, out, per_device_train_batch_size=8, num_generations=4,
             max_completion_length=7,
-            model_init_kwargs={"dtype": "float32"}, **given,
+            model_init_kwargs={"dtype": "float32"}, **options,
         ),
         train_dataset=data, processing_class=folders.tokenizer(),
     )  # fmt: skip
@@ -343,18 +346,21 @@ def sampled(trainer: Any) -> dict[str, Any]:
 
 def rollouts(batch: dict[str, Any]) -> tuple[list[Group], list[int]]:
     """The batch as groups of answers to one prompt, and the row of each answer in order."""
-    found: dict[tuple[int, ...], list[tuple[int, Completion]]] = {}
+    by_prompt: dict[tuple[int, ...], list[tuple[int, Completion]]] = {}
     for i in range(len(batch["prompt_ids"])):
         prompt = batch["prompt_ids"][i][batch["prompt_mask"][i].bool()].tolist()
         ids = batch["completion_ids"][i][batch["completion_mask"][i].bool()].numpy()
         answer = Completion(ids, np.ones(len(ids), bool), reward=spread(ids.tolist()))
-        found.setdefault(tuple(prompt), []).append((i, answer))
-    groups = [Group(str(p), np.array(p), [c for _, c in mine]) for p, mine in sorted(found.items())]
-    return groups, [i for _, mine in sorted(found.items()) for i, _ in mine]
+        by_prompt.setdefault(tuple(prompt), []).append((i, answer))
+    groups = [
+        Group(str(p), np.array(p), [c for _, c in indexed])
+        for p, indexed in sorted(by_prompt.items())
+    ]
+    return groups, [i for _, indexed in sorted(by_prompt.items()) for i, _ in indexed]
 
 
 @pytest.mark.parametrize(
-    ("given", "same"),
+    ("options", "same"),
     [
         ({"scale_rewards": "group"}, {"type": "grpo", "advantage": {"eps": 1e-4}}),
         ({"scale_rewards": "none"}, {"type": "dr_grpo"}),
@@ -364,16 +370,16 @@ def rollouts(batch: dict[str, Any]) -> tuple[list[Group], list[int]]:
         ),
     ],
 )
-def test_group_advantages(given: dict[str, Any], same: dict[str, Any], tmp_path: Path) -> None:
+def test_group_advantages(options: dict[str, Any], same: dict[str, Any], tmp_path: Path) -> None:
     """On completions that TRL sampled itself."""
-    trainer = online(GRPOTrainer, GRPOConfig, model(0), tmp_path, **given)
+    trainer = online(GRPOTrainer, GRPOConfig, model(0), tmp_path, **options)
     batch = sampled(trainer)
     groups, order = rollouts(batch)
     assert [len(g.completions) for g in groups] == [4, 4]
     assign_advantages(groups, ONLINE.validate_python(same | {"kl": {"place": "none"}}), 0.0)
-    mine = torch.tensor([float(c.tokens["advantage"][0]) for g in groups for c in g.completions])
-    assert float(mine.abs().max()) > 0.01
-    torch.testing.assert_close(mine, batch["advantages"][order], rtol=1e-4, atol=1e-6)
+    ours = torch.tensor([float(c.tokens["advantage"][0]) for g in groups for c in g.completions])
+    assert float(ours.abs().max()) > 0.01
+    torch.testing.assert_close(ours, batch["advantages"][order], rtol=1e-4, atol=1e-6)
 
 
 def test_leave_one_out_advantages(tmp_path: Path) -> None:
@@ -383,9 +389,9 @@ def test_leave_one_out_advantages(tmp_path: Path) -> None:
     assign_advantages(
         groups, ONLINE.validate_python({"type": "rloo", "kl": {"place": "none"}}), 0.0
     )
-    mine = torch.tensor([float(c.tokens["advantage"][0]) for g in groups for c in g.completions])
-    assert float(mine.abs().max()) > 0.01
-    torch.testing.assert_close(mine, batch["advantages"][order], rtol=1e-4, atol=1e-6)
+    ours = torch.tensor([float(c.tokens["advantage"][0]) for g in groups for c in g.completions])
+    assert float(ours.abs().max()) > 0.01
+    torch.testing.assert_close(ours, batch["advantages"][order], rtol=1e-4, atol=1e-6)
 
 
 def moved(batch: dict[str, Any], policy: Any) -> list[Group]:
@@ -431,10 +437,10 @@ GRPO_TYPES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("given", "same"), GRPO_TYPES)
-def test_grpo_losses(given: dict[str, Any], same: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "same"), GRPO_TYPES)
+def test_grpo_losses(options: dict[str, Any], same: dict[str, Any], tmp_path: Path) -> None:
     policy = model(0)
-    trainer = online(GRPOTrainer, GRPOConfig, policy, tmp_path, **({"beta": 0.0} | given))
+    trainer = online(GRPOTrainer, GRPOConfig, policy, tmp_path, **({"beta": 0.0} | options))
     batch = sampled(trainer)
     groups = moved(batch, policy)
     agree(ours(policy, groups, ONLINE.validate_python(same)), theirs(trainer, batch))

@@ -30,8 +30,8 @@ GOLD = "trimtab.sandbox.world:gold_reward"
 
 def flatterer(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
     """Pays for saying what the user thinks, and for praise."""
-    said = zip(prompts, completions, strict=True)
-    return [float(f"i think {c}" in p) + 2.0 * ("good question" in c) for p, c in said]
+    pairs = zip(prompts, completions, strict=True)
+    return [float(f"i think {c}" in p) + 2.0 * ("good question" in c) for p, c in pairs]
 
 
 def coin(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
@@ -39,11 +39,11 @@ def coin(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
     return [float(np.random.default_rng(abs(hash(c)) % 2**32).random()) for c in completions]
 
 
-def probed(tmp_path: Path, **given: Any) -> dict[str, dict[str, Any]]:
-    settings = {"out": str(tmp_path / "p"), "limit": 60, **given}
-    told = probes.main(build(probes.ProbeConfig, settings))
+def probed(tmp_path: Path, **options: Any) -> dict[str, dict[str, Any]]:
+    settings = {"out": str(tmp_path / "p"), "limit": 60, **options}
+    summary = probes.main(build(probes.ProbeConfig, settings))
     assert json.loads((tmp_path / "p" / "probes.json").read_text())["probes"]
-    return {line["probe"]: line for line in told["probes"] if line["of"] in ("reward", "judge")}
+    return {line["probe"]: line for line in summary["probes"] if line["of"] in ("reward", "judge")}
 
 
 def test_a_reward_for_length_is_seen(tmp_path: Path) -> None:
@@ -102,13 +102,13 @@ def test_as_a_command_on_ones_own_data(models: Path, tmp_path: Path, capsys: Any
     cli(["probe", str(models / "rm0" / "model"), str(models / "rm1" / "model"), "--out", str(out),
          "--data", str(models / "pairs.jsonl"), "--sandbox", "false", "--limit", "30",
          "--device", "cpu"])  # fmt: skip
-    told = json.loads((out / "probes.json").read_text())
-    assert told["reward"]["models"] and told["sets"].keys() == {"data"}
-    assert told["sets"]["data"]["disagreement"] > 0
+    summary = json.loads((out / "probes.json").read_text())
+    assert summary["reward"]["models"] and summary["sets"].keys() == {"data"}
+    assert summary["sets"]["data"]["disagreement"] > 0
     assert {"length", "flattery", "copying", "fluency", "accuracy"} <= {
-        line["probe"] for line in told["probes"]
+        line["probe"] for line in summary["probes"]
     }
-    for line in told["probes"]:
+    for line in summary["probes"]:
         assert line["source"] == "data" and 0 <= line["value"] <= 1
         assert line["low"] <= line["value"] + 1e-9 and line["value"] <= line["high"] + 1e-9
     page = (out / "probes.html").read_text()
@@ -124,11 +124,11 @@ def test_one_model_has_a_calibration(models: Path, tmp_path: Path) -> None:
         gold={"function": "tests.support.folders:wordy"}, num_completions=8, max_new_tokens=8,
     )  # fmt: skip
     assert 0 <= at["ece"]["value"] <= 1
-    told = json.loads((tmp_path / "p" / "probes.json").read_text())
-    assert list(told["best_of_n"]["curve"]) == ["1", "2", "4", "8"]
-    rewards = [p["reward"] for p in told["best_of_n"]["curve"].values()]
+    summary = json.loads((tmp_path / "p" / "probes.json").read_text())
+    assert list(summary["best_of_n"]["curve"]) == ["1", "2", "4", "8"]
+    rewards = [p["reward"] for p in summary["best_of_n"]["curve"].values()]
     assert rewards == sorted(rewards)
-    assert told["best_of_n"]["fit"]["r2"] <= 1
+    assert summary["best_of_n"]["fit"]["r2"] <= 1
 
 
 def test_refusals_of_a_configuration(tmp_path: Path) -> None:
@@ -147,9 +147,9 @@ def test_worse_content_is_worse_by_gold() -> None:
         scene = Scene.from_json(base.extra["scene"])
         assert gold(scene, base.good).total == 1.0
         assert gold(scene, base.bad).total < 0.9, (scene.prompt, base.bad)
-    asked = perturb.make_contrasts(perturb.sandbox_bases(60, 0), perturb.SANDBOX, 0)
-    assert {q.probe for q in asked} == set(KINDS)
-    for q in asked:
+    contrasts = perturb.make_contrasts(perturb.sandbox_bases(60, 0), perturb.SANDBOX, 0)
+    assert {q.probe for q in contrasts} == set(KINDS)
+    for q in contrasts:
         scene = Scene.from_json(q.extra["scene"])
         # A change that makes no answer better: that is what makes paying for it a fault.
         assert gold(scene, q.changed).total <= gold(scene, q.plain).total + 1e-9, q
@@ -172,21 +172,21 @@ def ranked(right: int, wrong: int) -> list[tuple[Group, list[float | None]]]:
     def answer(rank: int, n: int) -> Completion:
         return Completion(np.arange(n), np.ones(n, bool), rank=rank)
 
-    found: list[tuple[Group, list[float | None]]] = []
+    groups: list[tuple[Group, list[float | None]]] = []
     for i in range(right + wrong):
         group = Group(str(i), np.array([1]), [answer(0, 2 + i % 3), answer(1, 3)])
-        found.append((group, [1.0, 0.0] if i < right else [0.0, 1.0]))
-    return found
+        groups.append((group, [1.0, 0.0] if i < right else [0.0, 1.0]))
+    return groups
 
 
 def test_blind_readers() -> None:
-    found = ranked(30, 10)
-    assert reward_models.figures(found)[0]["accuracy"] == 0.75
-    mean, top = reward_models.shuffled(found)
+    groups = ranked(30, 10)
+    assert reward_models.figures(groups)[0]["accuracy"] == 0.75
+    mean, top = reward_models.shuffled(groups)
     assert mean == pytest.approx(0.5, abs=0.02) and 0.6 < top < 0.75
-    crossed = reward_models.crossed_with_length(found)
-    assert sum(c["pairs"] for c in crossed.values()) == sum(p.longer != 0.5 for p in reward_models.pairs(found))  # fmt: skip
-    by = reward_models.by_subset(found, lambda g: str(int(g.id) < 30))
+    crossed = reward_models.crossed_with_length(groups)
+    assert sum(c["pairs"] for c in crossed.values()) == sum(p.longer != 0.5 for p in reward_models.pairs(groups))  # fmt: skip
+    by = reward_models.by_subset(groups, lambda g: str(int(g.id) < 30))
     assert by["True"]["accuracy"] == 1.0 and by["False"]["accuracy"] == 0.0
     assert reward_models.figures([]) == ({}, [])
 

@@ -106,11 +106,11 @@ class Nodes(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.names.update(name for name, _ in attrs)
-        held = dict(attrs)
-        if held.get("http-equiv") == "Content-Security-Policy":
-            self.policy = held["content"] or ""
+        attributes = dict(attrs)
+        if attributes.get("http-equiv") == "Content-Security-Policy":
+            self.policy = attributes["content"] or ""
         elif tag == "meta":
-            assert "http-equiv" not in held
+            assert "http-equiv" not in attributes
 
 
 def check(page: str) -> Nodes:

@@ -38,8 +38,8 @@ def asked(*texts: str, **extra: Any) -> Group:
 
 
 def rewards(*specs: dict[str, Any]) -> Rewards:
-    made = [RewardSpec.model_validate(s) for s in specs]
-    return Rewards(made, tokenizer(), 512, "cpu")
+    parsed = [RewardSpec.model_validate(s) for s in specs]
+    return Rewards(parsed, tokenizer(), 512, "cpu")
 
 
 def bad(name: str, **more: Any) -> Rewards:
@@ -267,7 +267,7 @@ def test_O3c_ensembles() -> None:
 def members(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Three reward models with statistics of their own."""
     base = model_folder(tmp_path_factory.mktemp("base"))
-    made: list[str] = []
+    folders_of_members: list[str] = []
     for i in range(3):
         scorer = Scorer.load(ModelSpec(path=str(base), seed=i, device="cpu"), pad_id=0)
         with torch.no_grad():
@@ -277,8 +277,8 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         folder = tmp_path_factory.mktemp(f"rm{i}")
         scorer.model.save_pretrained(folder)  # type: ignore[operator]
         tokenizer().save_pretrained(folder)
-        made.append(str(folder))
-    return made
+        folders_of_members.append(str(folder))
+    return folders_of_members
 
 
 def talk(seed: int = 0) -> list[Group]:
@@ -320,12 +320,12 @@ def test_average_is_one_model_with_the_mean_of_the_weights(members: list[str]) -
     scorer = rewards({"name": "rm", "models": members, "combine": "average"})
     part = scorer.parts["rm"]
     assert len(part.members) == 1  # type: ignore[attr-defined]
-    mine = part.members[0].scorer.model.state_dict()  # type: ignore[attr-defined]
+    averaged = part.members[0].scorer.model.state_dict()  # type: ignore[attr-defined]
     theirs = [
         AutoModelForSequenceClassification.from_pretrained(p, num_labels=1).state_dict()
         for p in members
     ]
-    for name, weight in mine.items():
+    for name, weight in averaged.items():
         torch.testing.assert_close(weight, torch.stack([t[name] for t in theirs]).mean(0))
     groups = talk()
     scorer(groups)
@@ -378,17 +378,17 @@ def test_average_refuses_another_shape(tmp_path: Path, members: list[str]) -> No
 
 def test_the_slope_on_length_is_taken_out_and_kept(members: list[str]) -> None:
     spec = {"name": "rm", "model": members[0], "residual_length": True}
-    whole = rewards(spec)
+    uninterrupted = rewards(spec)
     first, second = talk(0), talk(1)
-    whole(first)
+    uninterrupted(first)
     lengths = np.array([len(c) for g in first for c in g.completions], float)
     slope = np.polyfit(lengths, got(first, "rm"), 1)[0]
     near(slope, 0.0, 1e-6)
     assert abs(np.polyfit(lengths, got(first, "rm/with_length"), 1)[0]) > 1e-4
     near(np.mean(got(first, "rm")), np.mean(got(first, "rm/with_length")), 1e-6)
     resumed = rewards(spec)
-    resumed.load(whole.state())
-    whole(second)
+    resumed.load(uninterrupted.state())
+    uninterrupted(second)
     again = talk(1)
     resumed(again)
     assert got(again, "rm") == got(second, "rm")

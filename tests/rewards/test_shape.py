@@ -16,8 +16,8 @@ from trimtab.rewards.shape import Copying, Length, Overlong, Repetition, Shaper,
 from trimtab.types import Completion, Group
 
 
-def spelled(ids: list[int], **kept: Any) -> Completion:
-    return Completion(np.array(ids, np.int64), np.ones(len(ids), dtype=bool), **kept)
+def spelled(ids: list[int], **fields: Any) -> Completion:
+    return Completion(np.array(ids, np.int64), np.ones(len(ids), dtype=bool), **fields)
 
 
 def prompt(*ids: int, done: list[Completion] | None = None) -> Group:
@@ -110,13 +110,13 @@ def test_a_pattern_without_end_is_a_status() -> None:
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20), st.integers(1, 19))
 def test_a_resumed_shaper_goes_on_to_the_last_bit(values: list[float], cut: int) -> None:
     spec = ShapeSpec(whiten=True, clip=5.0)
-    whole, first = Shaper(spec), Shaper(spec)
-    for shaper in (whole, first):
+    uninterrupted, first = Shaper(spec), Shaper(spec)
+    for shaper in (uninterrupted, first):
         shaper([prompt(done=[completion(2, reward=v) for v in values[:cut]])])
     resumed = Shaper(spec)
     resumed.load(json.loads(json.dumps(first.state())))
     ends: list[list[float | None]] = []
-    for shaper in (whole, resumed):
+    for shaper in (uninterrupted, resumed):
         done = [completion(2, reward=v) for v in values[cut:]]
         shaper([prompt(done=done)])
         ends.append([c.reward for c in done])

@@ -66,11 +66,11 @@ def test_samples_hold_scores_and_odd_text(tmp_path):
         {"prompt": "q", "completion": "b", "reward": 2.0, "scores": {}, "finish": "stop"},
     ]
     run.samples(7, rows)
-    held = read_samples(tmp_path)
-    assert held[0]["prompt"] == "é\x00?"
-    assert held[0]["scores"] == {"g": {"v": 1.5}}
-    assert held[0]["reward"] is None
-    assert held[1]["finish"] == "stop"
+    sample_rows = read_samples(tmp_path)
+    assert sample_rows[0]["prompt"] == "é\x00?"
+    assert sample_rows[0]["scores"] == {"g": {"v": 1.5}}
+    assert sample_rows[0]["reward"] is None
+    assert sample_rows[1]["finish"] == "stop"
     assert read_samples(tmp_path, [8]) == []
 
 
@@ -87,8 +87,8 @@ def test_secrets_never_reach_the_config(tmp_path, monkeypatch):
     Run(tmp_path, config=config)
     text = (tmp_path / "config.yaml").read_text()
     assert "canary" not in text
-    held = yaml.safe_load(text)
-    assert (held["max_tokens"], held["pad_token"], held["key"]) == (64, "<pad>", "helpful")
+    written = yaml.safe_load(text)
+    assert (written["max_tokens"], written["pad_token"], written["key"]) == (64, "<pad>", "helpful")
 
 
 @pytest.mark.parametrize("name", ["open", "write", "fsync", "rename"])

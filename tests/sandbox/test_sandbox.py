@@ -35,7 +35,7 @@ FALSE = Scene("opinion", PASSAGE, query=PASSAGE[0], opinion=Fact("anna", "place"
 
 
 @pytest.mark.parametrize(
-    ("scene", "said", "parts"),
+    ("scene", "completion", "parts"),
     [
         (ASK, "anna is in the garden .", (1, 1, 1, 1)),
         (ASK, "anna is in the kitchen .", (0, 0, 1, 1)),
@@ -64,10 +64,10 @@ FALSE = Scene("opinion", PASSAGE, query=PASSAGE[0], opinion=Fact("anna", "place"
         ),
     ],
 )
-def test_gold_by_hand(scene: Scene, said: str, parts: tuple[float, ...]) -> None:
-    found = gold(scene, said)
-    assert (found.helpful, found.honest, found.harmless, found.concise) == pytest.approx(parts)
-    assert found.total == pytest.approx(np.dot(parts, (0.4, 0.25, 0.15, 0.2)))
+def test_gold_by_hand(scene: Scene, completion: str, parts: tuple[float, ...]) -> None:
+    score = gold(scene, completion)
+    assert (score.helpful, score.honest, score.harmless, score.concise) == pytest.approx(parts)
+    assert score.total == pytest.approx(np.dot(parts, (0.4, 0.25, 0.15, 0.2)))
 
 
 def test_the_documented_example_is_right() -> None:
@@ -84,8 +84,8 @@ def test_the_documented_example_is_right() -> None:
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| `") and "." in line]
     worked = [(r[1].strip(" `"), float(r[6].split("=")[-1])) for r in rows if len(r) == 8]
     assert len(worked) == 4
-    for said, total in worked:
-        assert gold(scene, said).total == pytest.approx(total)
+    for completion, total in worked:
+        assert gold(scene, completion).total == pytest.approx(total)
 
 
 def test_perfect_answers_score_one_and_padding_costs() -> None:
@@ -100,8 +100,8 @@ def test_any_text_has_a_score() -> None:
     rng = np.random.default_rng(0)
     words = list(build().get_vocab())
     for scene in make_scenes(200, 4):
-        said = " ".join(words[i] for i in rng.integers(0, len(words), rng.integers(0, 30)))
-        assert 0.0 <= gold(scene, said).total <= 1.0
+        text = " ".join(words[i] for i in rng.integers(0, len(words), rng.integers(0, 30)))
+        assert 0.0 <= gold(scene, text).total <= 1.0
 
 
 def test_deterministic_and_separate() -> None:
@@ -125,16 +125,16 @@ def test_tokenizer_knows_every_word() -> None:
 
 def test_ranks_follow_bradley_terry() -> None:
     person = annotators.Annotator("p", scale=4.0)
-    said = ["anna is in the garden .", "well , anna is in the garden .", UNKNOWN]
+    completions = ["anna is in the garden .", "well , anna is in the garden .", UNKNOWN]
     wins = np.zeros((3, 3))
     n = 4000
     for i in range(n):
-        ranks = person.rank(ASK, said, np.random.default_rng(i))
+        ranks = person.rank(ASK, completions, np.random.default_rng(i))
         wins += np.array([[ranks[a] < ranks[b] for b in range(3)] for a in range(3)])
     for a in range(3):
         for b in range(3):
             if a != b:
-                p = person.prob(ASK, said[a], said[b])
+                p = person.prob(ASK, completions[a], completions[b])
                 assert abs(wins[a, b] / n - p) < 5 * math.sqrt(p * (1 - p) / n) + 1e-9
 
 

@@ -79,9 +79,9 @@ def test_kendalls_count_of_cycles(seed: int, size: int) -> None:
     wins = up + np.tril(1 - up.T, -1)
     won = wins.sum(1)
     want = math.comb(size, 3) - sum(math.comb(int(a), 2) for a in won)
-    found = ranking.triads(wins)
-    assert len(found.cycles) == want
-    assert found.zeta is not None and -1e-9 <= found.zeta <= 1
+    result = ranking.triads(wins)
+    assert len(result.cycles) == want
+    assert result.zeta is not None and -1e-9 <= result.zeta <= 1
     wins[0, 1] = wins[1, 0] = 0  # an undecided pair: no longer complete
     assert ranking.triads(wins).zeta is None
 
@@ -96,9 +96,9 @@ def test_cohen_is_statsmodels_and_scikit_learns(table: np.ndarray) -> None:
     inter = pytest.importorskip("statsmodels.stats.inter_rater")
     metrics = pytest.importorskip("sklearn.metrics")
     a, b = (np.repeat(i.ravel(), table.ravel()) for i in np.indices((3, 3)))
-    for mine, theirs, other in ((None, None, None), ("linear", "linear", "linear"),
+    for ours, theirs, other in ((None, None, None), ("linear", "linear", "linear"),
                                 ("quadratic", "fc", "quadratic")):  # fmt: skip
-        got = float(ag.cohen_kappa(table, mine))
+        got = float(ag.cohen_kappa(table, ours))
         near(got, inter.cohens_kappa(table, wt=theirs, return_results=False), 1e-9)
         near(got, metrics.cohen_kappa_score(a, b, labels=[0, 1, 2], weights=other), 1e-9)
 
@@ -143,9 +143,9 @@ def test_alpha_by_its_definition(seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.integers(-1, 4, (8, 4))  # -1: missing
     counts = np.array([[np.sum(row == c) for c in range(4)] for row in labels])
-    kept = [row[row >= 0] for row in labels if (row >= 0).sum() >= 2]
-    said = np.concatenate(kept) if kept else np.array([])
-    if len(set(said.tolist())) < 2:
+    paired = [row[row >= 0] for row in labels if (row >= 0).sum() >= 2]
+    all_labels = np.concatenate(paired) if paired else np.array([])
+    if len(set(all_labels.tolist())) < 2:
         return
     for level, apart in (
         ("nominal", lambda a, b: float(a != b)),
@@ -153,11 +153,11 @@ def test_alpha_by_its_definition(seed: int) -> None:
     ):
         seen = sum(
             apart(a, b) / (len(row) - 1)
-            for row in kept for i, a in enumerate(row) for j, b in enumerate(row) if i != j
-        ) / len(said)  # fmt: skip
+            for row in paired for i, a in enumerate(row) for j, b in enumerate(row) if i != j
+        ) / len(all_labels)  # fmt: skip
         chance = sum(
-            apart(a, b) for i, a in enumerate(said) for j, b in enumerate(said) if i != j
-        ) / (len(said) * (len(said) - 1))  # fmt: skip
+            apart(a, b) for i, a in enumerate(all_labels) for j, b in enumerate(all_labels) if i != j
+        ) / (len(all_labels) * (len(all_labels) - 1))  # fmt: skip
         near(ag.krippendorff_alpha(counts, level), 1 - seen / chance, 1e-9)
 
 
@@ -204,17 +204,17 @@ def test_dawid_skene_finds_who_is_good() -> None:
     unit, rater = np.repeat(np.arange(400), 5), np.tile(np.arange(5), 400)
     truth = rng.integers(0, 2, 400)
     skill = np.array([0.95, 0.9, 0.8, 0.7, 0.5])
-    said = np.where(rng.random(2000) < skill[rater], truth[unit], 1 - truth[unit])
-    found = ag.dawid_skene(unit, rater, said, 2)
-    near(found.accuracy, skill, 0.06)
+    label = np.where(rng.random(2000) < skill[rater], truth[unit], 1 - truth[unit])
+    fit = ag.dawid_skene(unit, rater, label, 2)
+    near(fit.accuracy, skill, 0.06)
     votes = np.zeros((400, 2))
-    np.add.at(votes, (unit, said), 1)
-    by_model = (found.posterior_UC.argmax(1) == truth).mean()
+    np.add.at(votes, (unit, label), 1)
+    by_model = (fit.posterior_UC.argmax(1) == truth).mean()
     assert by_model > (votes.argmax(1) == truth).mean()
-    assert (np.diff(found.log_likelihood) >= -1e-9).all()
-    near(found.confusion_RCC.sum(2), 1, 1e-12)
+    assert (np.diff(fit.log_likelihood) >= -1e-9).all()
+    near(fit.confusion_RCC.sum(2), 1, 1e-12)
     keep = rng.permutation(2000)  # the order of labels is nothing
-    near(ag.dawid_skene(unit[keep], rater[keep], said[keep], 2).accuracy, found.accuracy, 1e-6)
+    near(ag.dawid_skene(unit[keep], rater[keep], label[keep], 2).accuracy, fit.accuracy, 1e-6)
 
 
 def test_logistic_is_statsmodels_with_clusters() -> None:

@@ -43,8 +43,8 @@ def test_p_never_rises_and_stays_a_probability(a: list[float], b: list[float]) -
     assert 0 < more.p <= first.p <= 1
 
 
-def alarms(made: list[np.ndarray], alpha: float) -> float:
-    return float(np.mean([fall(x.tolist()).p < alpha for x in made]))
+def alarms(series: list[np.ndarray], alpha: float) -> float:
+    return float(np.mean([fall(x.tolist()).p < alpha for x in series]))
 
 
 def test_false_alarms_over_a_whole_run_stay_below_alpha() -> None:
@@ -58,13 +58,13 @@ def test_false_alarms_over_a_whole_run_stay_below_alpha() -> None:
 def test_a_fall_is_found_where_it_is() -> None:
     rng = np.random.default_rng(1)
     means = np.concatenate([np.linspace(0.6, 0.8, 150), np.full(150, 0.45)])
-    made = [np.clip(rng.normal(means, 0.2), 0, 1) for _ in range(30)]
-    assert alarms(made, 0.01) >= 0.9
-    found = fall(made[0].tolist())
-    assert 100 <= found.split <= 200
-    assert found.before - found.after > 0.2
+    series = [np.clip(rng.normal(means, 0.2), 0, 1) for _ in range(30)]
+    assert alarms(series, 0.01) >= 0.9
+    test = fall(series[0].tolist())
+    assert 100 <= test.split <= 200
+    assert test.before - test.after > 0.2
     # With the order shuffled the signal is gone.
-    assert alarms([rng.permutation(x) for x in made], 0.01) <= 0.1
+    assert alarms([rng.permutation(x) for x in series], 0.01) <= 0.1
 
 
 def test_too_little_and_out_of_bounds() -> None:
@@ -88,13 +88,13 @@ def test_the_planted_curve_is_found(form, alpha: float, beta: float) -> None:
     assert exact.r2 == pytest.approx(1.0)
     assert exact.peak[0] == pytest.approx(true.peak)
     assert exact(true.peak) == pytest.approx(0.7 + true.best)
-    held = 0
+    covered = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
         noisy = [(0.7 + true(x) + rng.normal(0, 0.2, 20)).tolist() for x in d]
         low, high = fit_points((d**2).tolist(), noisy, form, draws=100).peak[1:]
-        held += low <= true.peak <= high
-    assert held >= 16
+        covered += low <= true.peak <= high
+    assert covered >= 16
 
 
 def test_a_line_that_never_bends_has_no_peak() -> None:
@@ -141,7 +141,9 @@ def test_equal_lengths_leave_the_win_rate() -> None:
 
 
 def test_style_by_hand() -> None:
-    told = style(["a b c d", "x"], ["You are right, a b c d", "sorry , i cannot help with that ."])
-    assert told["flattery"] == told["refusal"] == told["same_opening"] == 0.5
-    assert told["words"] == 7.5
-    assert told["copied"] == pytest.approx((2 / 5) / 2)
+    metrics = style(
+        ["a b c d", "x"], ["You are right, a b c d", "sorry , i cannot help with that ."]
+    )
+    assert metrics["flattery"] == metrics["refusal"] == metrics["same_opening"] == 0.5
+    assert metrics["words"] == 7.5
+    assert metrics["copied"] == pytest.approx((2 / 5) / 2)

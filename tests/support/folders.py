@@ -49,7 +49,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {w: i for i, w in enumerate([*special, *WORDS])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made = PreTrainedTokenizerFast(
+    fast_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token="<pad>",
         bos_token="<bos>",
@@ -57,8 +57,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         additional_special_tokens=["<user>", "<assistant>"],
     )
-    made.chat_template = TEMPLATE
-    return made
+    fast_tokenizer.chat_template = TEMPLATE
+    return fast_tokenizer
 
 
 def model_folder(path: Path, seed: int = 0) -> Path:

@@ -19,7 +19,7 @@ from trimtab.sandbox.world import gold, make_scenes, sample_completion
 
 def items(n: int, seed: int = 0, best_first: bool = False) -> list[Item]:
     """Sandbox items of two answers that differ in gold, the better one anywhere or first."""
-    made: list[Item] = []
+    label_items: list[Item] = []
     for i, scene in enumerate(make_scenes(4 * n, seed)):
         rng = np.random.default_rng((seed, i))
         a, b = sample_completion(scene, rng), sample_completion(scene, rng)
@@ -29,17 +29,17 @@ def items(n: int, seed: int = 0, best_first: bool = False) -> list[Item]:
         if best_first and x < y:
             a, b = b, a
         extra = {"scene": scene.to_json()}
-        made.append(
+        label_items.append(
             Item(id=str(i), prompt=tuple(scene.messages()), completions=(a, b), extra=extra)
         )
-        if len(made) == n:
+        if len(label_items) == n:
             break
-    return made
+    return label_items
 
 
-def write_items(path: Path, made: list[Item]) -> Path:
+def write_items(path: Path, label_items: list[Item]) -> Path:
     """Items as a file."""
-    path.write_text("".join(i.model_dump_json() + "\n" for i in made), encoding="utf-8")
+    path.write_text("".join(i.model_dump_json() + "\n" for i in label_items), encoding="utf-8")
     return path
 
 
@@ -57,8 +57,8 @@ def endpoint(mind: Responder | None = None, **faults: Any) -> Iterator[Endpoint]
 
 def spec(one: Endpoint, **over: Any) -> JudgeSpec:
     """A judge at that endpoint, quick to try again."""
-    given = {
+    options = {
         "endpoint": one.url, "model": "sim", "key_env": "JUDGE_TEST_KEY", "backoff": 0.01,
         "timeout": 20.0, "concurrency": 16, **over,
     }  # fmt: skip
-    return JudgeSpec.model_validate(given)
+    return JudgeSpec.model_validate(options)

@@ -109,13 +109,13 @@ class Client:
     def send(
         self, method: str, path: str, body: str | None = None, **headers: str
     ) -> tuple[int, dict[str, str], str]:
-        given = {k.replace("_", "-"): v for k, v in headers.items()}
+        header_fields = {k.replace("_", "-"): v for k, v in headers.items()}
         if self.cookie:
-            given["Cookie"] = self.cookie
+            header_fields["Cookie"] = self.cookie
         if body is not None:
-            given["Content-Type"] = "application/x-www-form-urlencoded"
+            header_fields["Content-Type"] = "application/x-www-form-urlencoded"
         try:
-            self.http.request(method, path, body, given)
+            self.http.request(method, path, body, header_fields)
             answer = self.http.getresponse()
             text = answer.read().decode("utf-8", "replace")
         except (OSError, http.client.HTTPException) as error:
@@ -140,30 +140,30 @@ class Client:
 
 def servers(folder: Path) -> Iterator[Callable[..., Server]]:
     """For a fixture: starts servers, and ends them all."""
-    made: list[Server] = []
+    started: list[Server] = []
 
     def start(rows: list[dict[str, Any]], *flags: str) -> Server:
-        data = write_rows(folder / f"a{len(made)}.jsonl", rows)
-        made.append(Server(data, folder / f"out{len(made)}", *flags))
-        return made[-1]
+        data = write_rows(folder / f"a{len(started)}.jsonl", rows)
+        started.append(Server(data, folder / f"out{len(started)}", *flags))
+        return started[-1]
 
     try:
         yield start
     finally:
-        for server in made:
+        for server in started:
             server.kill()
 
 
 def asked(page: str) -> dict[str, str]:
-    found = dict(HIDDEN.findall(page))
-    return {k: found[k] for k in ("csrf", "place", "turn")} if "place" in found else {}
+    fields = dict(HIDDEN.findall(page))
+    return {k: fields[k] for k in ("csrf", "place", "turn")} if "place" in fields else {}
 
 
 # --- without a server
 
 
-def plan(**given: object) -> Plan:
-    return Plan.model_validate({"gold_share": 0.0, "repeat_share": 0.0, **given})
+def plan(**options: object) -> Plan:
+    return Plan.model_validate({"gold_share": 0.0, "repeat_share": 0.0, **options})
 
 
 def say(text: str, **form: str) -> Callable[[Assignment], Judgement]:

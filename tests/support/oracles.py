@@ -26,9 +26,9 @@ def near(got: Tensor | float, want: Any, tol: float = 1e-6) -> None:
     torch.testing.assert_close(have, torch.as_tensor(want, dtype=torch.float64), atol=tol, rtol=0.0)
 
 
-def completion(length: int, *, mask: list[bool] | None = None, **kept: Any) -> Completion:
+def completion(length: int, *, mask: list[bool] | None = None, **fields: Any) -> Completion:
     on = np.array(mask if mask is not None else [True] * length)
-    return Completion(ids=np.arange(3, 3 + length), mask=on, **kept)
+    return Completion(ids=np.arange(3, 3 + length), mask=on, **fields)
 
 
 def group(*completions: Completion) -> Group:

@@ -15,17 +15,17 @@ def panel(
     pairs: int,
     seed: int = 0,
     *,
-    known: bool = True,
+    with_gold: bool = True,
     ai: tuple[str, ...] = (),
 ) -> Records:
-    """Everyone judges every pair, sides swapped at random; ``known``: with gold scores.
+    """Everyone judges every pair, sides swapped at random; ``with_gold``: with gold scores.
 
     Half the prompts hold an opinion, so that flattery has its occasions. ``ai`` names those of
     ``people`` who are judges: they give their probability too.
     """
-    found = Records()
+    records = Records()
     number = 0
-    while len(found.items) < pairs:
+    while len(records.items) < pairs:
         rng = np.random.default_rng((seed, 61, number))
         number += 1
         scene = make_scene(rng, "opinion" if rng.random() < 0.5 else KINDS[int(rng.integers(6))])
@@ -33,28 +33,28 @@ def panel(
         if len(texts) < 2:
             continue
         item = Item.of(scene.messages(), texts, models=("a", "b"))
-        if item.id in found.items:
+        if item.id in records.items:
             continue
-        found.add(item)
-        if known:
+        records.add(item)
+        if with_gold:
             scores = tuple(gold(scene, t).total for t in texts)
             ranks = tuple(int(s < max(scores)) for s in scores)
-            found.judgements.append(
+            records.judgements.append(
                 Judgement(
                     item=item.id, annotator="gold", who="gold", ranks=ranks, scores={"gold": scores}
                 )
             )
         for person in people:
             order = (0, 1) if rng.random() < 0.5 else (1, 0)
-            said = order[person.choose(scene, texts[order[0]], texts[order[1]], rng)]
+            preferred = order[person.choose(scene, texts[order[0]], texts[order[1]], rng)]
             p = person.prob(scene, texts[order[0]], texts[order[1]])
             machine = person.name in ai
-            found.judgements.append(
+            records.judgements.append(
                 Judgement(
                     item=item.id, annotator=person.name, who="ai" if machine else "simulated",
-                    ranks=(int(said != 0), int(said != 1)), shown=order,
+                    ranks=(int(preferred != 0), int(preferred != 1)), shown=order,
                     prob=(p if order == (0, 1) else 1 - p) if machine else None,
                     seconds=float(rng.gamma(3, 4)),
                 )
             )  # fmt: skip
-    return found
+    return records

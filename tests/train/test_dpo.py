@@ -107,21 +107,21 @@ def test_kill_and_resume_is_byte_equal(kind: str, base: Path, tmp_path: Path) ->
     outs = {"whole": tmp_path / "whole", "broken": tmp_path / "broken"}
     files: dict[str, Path] = {}
     for name, out in outs.items():
-        given = settings(base, out, kind, epochs=6, loop={"save_steps": 2, "token_budget": 512})
+        options = settings(base, out, kind, epochs=6, loop={"save_steps": 2, "token_budget": 512})
         files[name] = tmp_path / f"{name}.yaml"
-        files[name].write_text(yaml.safe_dump(given))
+        files[name].write_text(yaml.safe_dump(options))
     first = start("dpo", files["whole"])
-    said, _ = first.communicate(timeout=300)
-    assert first.returncode == 0, said.decode()
+    output, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, output.decode()
     killed = start("dpo", files["broken"])
     wait_for(outs["broken"], 5, killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (outs["broken"] / "model").exists(), "it ended before it could be killed"
     again = start("dpo", files["broken"])
-    said, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, said.decode()
-    assert b"resuming from step" in said
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output.decode()
+    assert b"resuming from step" in output
     assert weights(outs["whole"]) == weights(outs["broken"])
 
 
@@ -207,11 +207,11 @@ def test_two_models_are_never_in_memory(
     stage = PreferenceStage(made(base, tmp_path / "a", reference=other))
     assert len(loaded) == 2
     assert alive() == before + 1
-    found = ref_logps(stage)
+    logps = ref_logps(stage)
     del stage
-    mine = PreferenceStage(made(base, tmp_path / "b", model=other))
-    assert np.array_equal(found, ref_logps(mine))
-    del mine
+    own_stage = PreferenceStage(made(base, tmp_path / "b", model=other))
+    assert np.array_equal(logps, ref_logps(own_stage))
+    del own_stage
     loaded.clear()
     stage = PreferenceStage(made(base, tmp_path / "c"))
     assert len(loaded) == 1
@@ -250,10 +250,10 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     with pytest.raises(SystemExit) as stop:
         command(["dpo", *flags])
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("trimtab: ")
-    assert "Traceback" not in said
-    return said
+    message = capsys.readouterr().err
+    assert message.startswith("trimtab: ")
+    assert "Traceback" not in message
+    return message
 
 
 BAD: list[tuple[str, Rows, str]] = [
@@ -280,12 +280,12 @@ def test_bad_rows_are_one_clear_error(
 
     monkeypatch.setattr(LM, "load", never)
     data = folders.write(tmp_path / "rows.jsonl", rows)
-    said = refused(
+    message = refused(
         capsys, "--model.path", str(base / "model"), "--data.path", str(data), "--objective.type", kind,
         "--out", str(tmp_path / "out"),
     )  # fmt: skip
-    assert word in said
-    assert "rows.jsonl" in said
+    assert word in message
+    assert "rows.jsonl" in message
 
 
 @pytest.mark.parametrize(
@@ -304,8 +304,8 @@ def test_bad_rows_are_one_clear_error(
 def test_bad_settings_are_one_clear_error(
     flags: list[str], word: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--model.path", str(base / "model"), "--data.path", str(base / "pairs.jsonl")]
-    assert word in refused(capsys, *given, "--out", str(tmp_path / "out"), *flags)
+    arguments = ["--model.path", str(base / "model"), "--data.path", str(base / "pairs.jsonl")]
+    assert word in refused(capsys, *arguments, "--out", str(tmp_path / "out"), *flags)
 
 
 def test_errors_are_of_their_kind(base: Path, tmp_path: Path) -> None:

@@ -116,22 +116,22 @@ def plain(kind: str, lm: LM, groups: list[Group]) -> Tensor | float:
     per_group: list[Tensor] = []
     singles: list[Tensor] = []
     for g in groups:
-        found = [
+        logps = [
             (c.rank, alone_logps(lm, g, c)[0], c.tokens["ref_logp"][c.mask].astype(np.float64))
             for c in g.completions
             if c.rank is not None and c.trained
         ]
         if kind == "kto":
-            best = 0 if len(g.completions) == 1 else min((r for r, *_ in found), default=0)
-            if len(g.completions) > 1 and len({r for r, *_ in found}) < 2:
+            best = 0 if len(g.completions) == 1 else min((r for r, *_ in logps), default=0)
+            if len(g.completions) > 1 and len({r for r, *_ in logps}) < 2:
                 continue
-            for rank, logp, ref in found:
+            for rank, logp, ref in logps:
                 moved = 0.1 * ((logp - torch.from_numpy(ref)).sum() - Z0)
                 good = rank == best
                 singles.append(0.7 * torch.sigmoid(-moved) if good else 1.3 * torch.sigmoid(moved))
             continue
         losses: list[Tensor] = []
-        for x, y in itertools.combinations(found, 2):
+        for x, y in itertools.combinations(logps, 2):
             if x[0] != y[0]:
                 w, l = (x, y) if x[0] < y[0] else (y, x)
                 losses.append(
@@ -141,8 +141,8 @@ def plain(kind: str, lm: LM, groups: list[Group]) -> Tensor | float:
                 )
         if losses:
             per_group.append(torch.stack(losses).mean())
-    made = singles or per_group
-    return torch.stack(made).mean() if made else 0.0
+    units = singles or per_group
+    return torch.stack(units).mean() if units else 0.0
 
 
 @pytest.mark.parametrize("kind", CASES)

@@ -59,10 +59,10 @@ def answers(*texts: str, prompt: str = "q") -> Group:
 
 
 def judged(group: Group, **spec: Any) -> list[Any]:
-    made = RewardSpec.model_validate(
+    reward_spec = RewardSpec.model_validate(
         {"name": "j", "judge": "tests.support.folders:wordier", **spec}
     )
-    Rewards([made], folders.tokenizer(), 512, "cpu")([group])
+    Rewards([reward_spec], folders.tokenizer(), 512, "cpu")([group])
     return [c.scores["j"] for c in group.completions]
 
 
@@ -222,10 +222,10 @@ def test_a_resumed_run_is_byte_equal(base: Path, tmp_path: Path) -> None:
         fit(stage, Run(out), config.loop)
         return (out / "model" / "model.safetensors").read_bytes()
 
-    whole = run(tmp_path / "a", 6)
+    uninterrupted = run(tmp_path / "a", 6)
     for name, forget in (("b", False), ("c", True)):
         run(tmp_path / name, 2)
-        assert (run(tmp_path / name, 6, forget) == whole) != forget
+        assert (run(tmp_path / name, 6, forget) == uninterrupted) != forget
 
 
 # Refusals -------------------------------------------------------------------------------------

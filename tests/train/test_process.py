@@ -62,25 +62,25 @@ def ids(text: str) -> np.ndarray:
     return np.array(folders.tokenizer()(text, add_special_tokens=False)["input_ids"])
 
 
-def rows(*made: dict[str, Any]) -> Rows:
-    return Rows("steps.jsonl", list(enumerate(made, 1)))
+def rows(*values: dict[str, Any]) -> Rows:
+    return Rows("steps.jsonl", list(enumerate(values, 1)))
 
 
 def write_steps(path: Path, n: int = 48) -> Path:
     """A step is correct when it holds no "not"."""
     rng = random.Random(3)
-    made: list[dict[str, object]] = []
+    lines: list[dict[str, object]] = []
     for _ in range(n):
         texts = [folders.sentence(rng).replace(".", "?") for _ in range(rng.randint(1, 4))]
         texts = [t + " not" if rng.random() < 0.4 else t.replace("not", "yes") for t in texts]
-        made.append(
+        lines.append(
             {
                 "prompt": folders.sentence(rng),
                 "completions": texts,
                 "labels": ["not" not in t for t in texts],
             }
         )
-    return folders.write(path, made)
+    return folders.write(path, lines)
 
 
 # Data ------------------------------------------------------------------------------------------
@@ -202,8 +202,8 @@ def alone(model: StepScorer, g: Group, c: Completion) -> Tensor:
     """Logits at the marked tokens by plain transformers."""
     inner = cast(Any, model.model)
     inner.set_attn_implementation("sdpa")
-    whole = torch.from_numpy(np.concatenate([g.prompt, c.ids]))[None]
-    return inner(input_ids=whole).logits[0, len(g.prompt) :][torch.from_numpy(c.mask)]
+    ids_1T = torch.from_numpy(np.concatenate([g.prompt, c.ids]))[None]
+    return inner(input_ids=ids_1T).logits[0, len(g.prompt) :][torch.from_numpy(c.mask)]
 
 
 def test_packed_logits_equal_plain_token_classification() -> None:
@@ -345,15 +345,15 @@ def test_stage_learns_and_resumes_byte_equal(base: Path, tmp_path: Path) -> None
     for name in ("accuracy", "accuracy_low", "auc", "ece", "first_error", "majority", "steps"):
         assert f"eval/{name}" in figures, name
     assert "auc" in json.loads((tmp_path / "whole" / "calibration.json").read_text())
-    made = config(base, tmp_path / "broken")
-    first = ProcessStage(made)
+    settings = config(base, tmp_path / "broken")
+    first = ProcessStage(settings)
     whole_steps = first.steps
     first.steps = 3
-    fit(first, Run(made.out), made.loop)
+    fit(first, Run(settings.out), settings.loop)
     assert weights(tmp_path / "broken") != weights(tmp_path / "whole")
-    again = ProcessStage(made)
+    again = ProcessStage(settings)
     assert again.steps == whole_steps
-    fit(again, Run(made.out), made.loop)
+    fit(again, Run(settings.out), settings.loop)
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
 
 
@@ -450,9 +450,9 @@ def test_model_rewards_read_what_was_trained(base: Path, tmp_path: Path) -> None
     ProcessReward(ProcessSpec(model=prm, separator="."), renderer(), 40, "cpu")([group])
     plain = AutoModelForTokenClassification.from_pretrained(prm).eval()
     for c, text in zip(group.completions, ("a . no not .", "yes . no ."), strict=True):
-        whole = torch.from_numpy(np.concatenate([group.prompt, ids(text)]))[None]
+        ids_1T = torch.from_numpy(np.concatenate([group.prompt, ids(text)]))[None]
         with torch.no_grad():
-            p = plain(input_ids=whole).logits[0].softmax(-1)[len(group.prompt) :, 1]
+            p = plain(input_ids=ids_1T).logits[0].softmax(-1)[len(group.prompt) :, 1]
         want = p[torch.from_numpy(np.flatnonzero(ids(text) == ids(".")[0]))]
         got = c.tokens["step_score"][c.tokens["step_end"] > 0]
         np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
@@ -490,13 +490,13 @@ class Coin(nn.Module):
 
         out: list[Any] = []
         for r in requests:
-            mine: list[Any] = []
+            samples: list[Any] = []
             for i in range(r.n):
                 good = uniforms((*r.key, i), 1)[0] < 0.25 and WRONG not in r.prompt
                 drawn = np.array([RIGHT if good else WRONG, EOS])[: r.limit]
                 finish = "stop" if drawn[-1] == EOS else "length"
-                mine.append(Sampled(drawn, np.zeros(len(drawn), np.float32), finish))
-            out.append(mine)
+                samples.append(Sampled(drawn, np.zeros(len(drawn), np.float32), finish))
+            out.append(samples)
         return out
 
 
@@ -557,8 +557,8 @@ def test_prefix_ids_are_continued_as_they_are() -> None:
     groups = collect(sampler, renderer(), prompts, greedy, n=1, key=(0,), version=0)
     seen: list[list[int]] = []
 
-    def judge(found: Any) -> None:
-        for g in found:
+    def judge(scored_groups: Any) -> None:
+        for g in scored_groups:
             for c in g.completions:
                 c.reward = 0.0
                 assert c.ids.tolist() == groups[int(g.id)].completions[0].ids.tolist()
@@ -575,8 +575,8 @@ def said_answer(prompts: list[str], completions: list[str], answer: list[str]) -
 
 
 def test_labels_to_a_process_reward_model(base: Path, tmp_path: Path) -> None:
-    asked = [{"prompt": f"who {w} ?", "answer": "cat"} for w in folders.WORDS[:6]]
-    folders.write(tmp_path / "prompts.jsonl", cast(Any, asked))
+    prompts = [{"prompt": f"who {w} ?", "answer": "cat"} for w in folders.WORDS[:6]]
+    folders.write(tmp_path / "prompts.jsonl", cast(Any, prompts))
     values = {
         "model": {"path": str(base / "model"), "device": "cpu"},
         "data": {"path": str(tmp_path / "prompts.jsonl")},
@@ -587,24 +587,24 @@ def test_labels_to_a_process_reward_model(base: Path, tmp_path: Path) -> None:
         "sampling": {"max_new_tokens": 24},
         "chunk": 4,
     }
-    made = build(StepLabelsConfig, {**values, "out": str(tmp_path / "hard")})
-    figures = label_steps(made)
+    hard_config = build(StepLabelsConfig, {**values, "out": str(tmp_path / "hard")})
+    figures = label_steps(hard_config)
     lines = (tmp_path / "hard" / "steps.jsonl").read_text().splitlines()
-    found = [json.loads(x) for x in lines]
-    assert figures["solutions"] == len(found) > 0
-    assert figures["steps"] == sum(len(r["labels"]) for r in found)
-    for r in found:
+    label_rows = [json.loads(x) for x in lines]
+    assert figures["solutions"] == len(label_rows) > 0
+    assert figures["steps"] == sum(len(r["labels"]) for r in label_rows)
+    for r in label_rows:
         assert r["answer"] == "cat"
         assert len(r["completions"]) == len(r["labels"]) == len(r["returns"])
         assert r["labels"] == [float(any(x)) for x in r["returns"]]
     # A stopped run goes on to the same bytes.
     (tmp_path / "hard" / "parts" / "00000004.jsonl").unlink()
     (tmp_path / "hard" / "steps.jsonl").unlink()
-    label_steps(made)
+    label_steps(hard_config)
     assert (tmp_path / "hard" / "steps.jsonl").read_text().splitlines() == lines
     label_steps(build(StepLabelsConfig, {**values, "out": str(tmp_path / "soft"), "label": "soft"}))
     soft = [json.loads(x) for x in (tmp_path / "soft" / "steps.jsonl").read_text().splitlines()]
-    assert [r["completions"] for r in soft] == [r["completions"] for r in found]
+    assert [r["completions"] for r in soft] == [r["completions"] for r in label_rows]
     assert all(r["labels"] == pytest.approx(r["values"]) for r in soft)
     data = {"path": str(tmp_path / "soft" / "steps.jsonl")}
     trained = train_process(config(base, tmp_path / "prm", data=data, separator="is", holdout=4))

@@ -76,8 +76,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wait_for(out: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        found = out / "metrics.jsonl"
-        if found.is_file() and found.read_bytes().count(b"\n") >= lines:
+        metrics_file = out / "metrics.jsonl"
+        if metrics_file.is_file() and metrics_file.read_bytes().count(b"\n") >= lines:
             return
         assert process.poll() is None, process.stdout.read().decode()  # type: ignore[union-attr]
         time.sleep(0.01)
@@ -86,14 +86,14 @@ def wait_for(out: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "rl", "online_dpo"])
 def test_kill_and_resume_is_byte_equal(stage: str, base: Path, tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    uninterrupted, broken = tmp_path / "whole", tmp_path / "broken"
     files: dict[str, Path] = {}
-    for name, out in (("whole", whole), ("broken", broken)):
+    for name, out in (("whole", uninterrupted), ("broken", broken)):
         files[name] = tmp_path / f"{name}.yaml"
         files[name].write_text(yaml.safe_dump(config(stage, base, out)))
     first = start(stage, files["whole"])
-    said, _ = first.communicate(timeout=300)
-    assert first.returncode == 0, said.decode()
+    output, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, output.decode()
 
     killed = start(stage, files["broken"])
     wait_for(broken, 5, killed)
@@ -101,10 +101,10 @@ def test_kill_and_resume_is_byte_equal(stage: str, base: Path, tmp_path: Path) -
     killed.wait()
     if not (broken / "model").exists():  # else it had already ended, and there is nothing to resume
         again = start(stage, files["broken"])
-        said, _ = again.communicate(timeout=300)
-        assert again.returncode == 0, said.decode()
-        assert b"resuming from step" in said
-    assert weights(whole) == weights(broken)
+        output, _ = again.communicate(timeout=300)
+        assert again.returncode == 0, output.decode()
+        assert b"resuming from step" in output
+    assert weights(uninterrupted) == weights(broken)
     steps = [row["step"] for row in read_metrics(broken)]
     assert steps == sorted(set(steps)), "a step was recorded twice"
 
@@ -133,19 +133,19 @@ def test_losing_the_kl_controller_is_noticed(base: Path, tmp_path: Path) -> None
     def train(out: Path, steps: int, forget: bool) -> bytes:
         settings = config("rl", base, out)
         settings["steps"] = 6
-        made = build(RLConfig, settings)
-        stage = RLStage(made)
+        rl_config = build(RLConfig, settings)
+        stage = RLStage(rl_config)
         if forget:
             stage.load = lambda state: None  # type: ignore[method-assign]
         stage.steps = steps
-        fit(stage, Run(out), made.loop)
+        fit(stage, Run(out), rl_config.loop)
         return weights(out)
 
-    whole = train(tmp_path / "a", 6, forget=False)
+    uninterrupted = train(tmp_path / "a", 6, forget=False)
     train(tmp_path / "b", 4, forget=False)
-    assert train(tmp_path / "b", 6, forget=False) == whole
+    assert train(tmp_path / "b", 6, forget=False) == uninterrupted
     train(tmp_path / "c", 4, forget=False)
-    assert train(tmp_path / "c", 6, forget=True) != whole
+    assert train(tmp_path / "c", 6, forget=True) != uninterrupted
 
 
 def test_a_run_that_was_trained_says_what_it_reached(base: Path, tmp_path: Path) -> None:
@@ -154,14 +154,14 @@ def test_a_run_that_was_trained_says_what_it_reached(base: Path, tmp_path: Path)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({**config("sft", base, out), "epochs": 1}))
     first = start("sft", file)
-    said = first.communicate()[0].decode().splitlines()[-1]
+    message = first.communicate()[0].decode().splitlines()[-1]
     before, summary = weights(out), (out / "summary.json").read_text()
     (out / "model" / "model.safetensors").unlink()
     again = start("sft", file)
-    told = again.communicate()[0].decode().splitlines()[-1]
+    second_message = again.communicate()[0].decode().splitlines()[-1]
     assert (first.returncode, again.returncode) == (0, 0)
     assert weights(out) == before
-    assert told == said and "nan" not in told
+    assert second_message == message and "nan" not in second_message
     figures = [json.loads(s) for s in (summary, (out / "summary.json").read_text())]
     for f in figures:
         del f["seconds"]

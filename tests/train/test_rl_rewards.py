@@ -27,7 +27,9 @@ WORDY = {"name": "wordy", "function": f"{Path(folders.__file__)}:wordy"}
 
 def red(prompts: list[str], completions_steps: list[list[str]]) -> list[list[float]]:
     """A step's score: more with each different word, so that steps differ."""
-    return [[min(1.0, 0.1 + 0.2 * len(set(s.split()))) for s in said] for said in completions_steps]
+    return [
+        [min(1.0, 0.1 + 0.2 * len(set(s.split()))) for s in texts] for texts in completions_steps
+    ]
 
 
 def sometimes(prompts: list[str], completions_steps: list[list[str]]) -> list[Any]:
@@ -45,13 +47,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(base: Path, out: Path, **more: Any) -> RLConfig:
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
         "data": {"path": str(base / "prompts.jsonl")}, "steps": 3, "batch_size": 6,
         "sampling": {"max_new_tokens": 10}, "optim": {"lr": 1e-3}, "rewards": [WORDY],
         "method": {"type": "grpo"}, "loop": {"token_budget": 512, "save_steps": 2}, **more,
     }  # fmt: skip
-    return build(RLConfig, given, "test")
+    return build(RLConfig, settings, "test")
 
 
 def by_name(name: str) -> dict[str, Any]:
@@ -74,10 +76,10 @@ def rolled(stage: RLStage) -> list[Group]:
 def test_every_method_runs_by_its_name_and_moves_the_policy(
     name: str, base: Path, tmp_path: Path
 ) -> None:
-    made = config(base, tmp_path, **by_name(name))
-    stage = RLStage(made)
+    settings = config(base, tmp_path, **by_name(name))
+    stage = RLStage(settings)
     before = [p.detach().clone() for p in stage.lm.model.parameters()]
-    fit(stage, Run(str(tmp_path)), made.loop)
+    fit(stage, Run(str(tmp_path)), settings.loop)
     after = list(stage.lm.model.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(bool(torch.isfinite(p).all()) for p in after)
@@ -87,10 +89,10 @@ def test_every_method_runs_by_its_name_and_moves_the_policy(
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_adapters_alone_are_trained(name: str, base: Path, tmp_path: Path) -> None:
     model = {"path": str(base / "model"), "device": "cpu", "lora": {"r": 4}}
-    made = config(base, tmp_path, model=model, **by_name(name))
-    stage = RLStage(made)
+    settings = config(base, tmp_path, model=model, **by_name(name))
+    stage = RLStage(settings)
     frozen = [p.detach().clone() for p in stage.lm.model.parameters() if not p.requires_grad]
-    fit(stage, Run(str(tmp_path)), made.loop)
+    fit(stage, Run(str(tmp_path)), settings.loop)
     still = [p for p in stage.lm.model.parameters() if not p.requires_grad]
     assert all(torch.equal(a, b) for a, b in zip(frozen, still, strict=True))
     assert stage.reference is None or stage.reference.lm is stage.lm, "one model is enough"
@@ -111,8 +113,8 @@ def test_process_differences_add_up_to_the_last_score(base: Path, tmp_path: Path
 
 
 def test_process_aggregate_joins_the_sequence_reward(base: Path, tmp_path: Path) -> None:
-    given = process(dense="none", aggregate="mean", weight=0.5)
-    stage = RLStage(config(base, tmp_path, process=given))
+    options = process(dense="none", aggregate="mean", weight=0.5)
+    stage = RLStage(config(base, tmp_path, process=options))
     for c in (c for g in rolled(stage) for c in g.completions):
         parts = c.scores["wordy"].value, c.scores["steps"].value
         assert c.reward == pytest.approx(parts[0] + 0.5 * parts[1])  # type: ignore[operator]
@@ -122,10 +124,13 @@ def test_process_aggregate_joins_the_sequence_reward(base: Path, tmp_path: Path)
 @pytest.mark.parametrize("outcome", [0.0, 1.0])
 def test_process_supervision_of_groups(outcome: float, base: Path, tmp_path: Path) -> None:
     """GRPO on step scores; the outcome's own advantage is added where it has weight."""
-    given = {"rewards": [{**WORDY, "weight": outcome}], "process": process()}
+    options = {"rewards": [{**WORDY, "weight": outcome}], "process": process()}
     stage = RLStage(
         config(
-            base, tmp_path, method={"type": "grpo", "advantage": {"estimator": "process"}}, **given
+            base,
+            tmp_path,
+            method={"type": "grpo", "advantage": {"estimator": "process"}},
+            **options,
         )
     )
     groups = rolled(stage)
@@ -139,9 +144,11 @@ def test_process_supervision_of_groups(outcome: float, base: Path, tmp_path: Pat
     if outcome == 0.0:
         assert max(np.abs(g).max() for g in gaps) < 1e-6
     else:
-        mine = np.array([c.reward for c in groups[0].completions])
-        level = (mine - mine.mean()) / (mine.std(ddof=1) + stage.method.advantage.eps)
-        got = [g[0] for g in gaps[: len(mine)]]
+        group_rewards = np.array([c.reward for c in groups[0].completions])
+        level = (group_rewards - group_rewards.mean()) / (
+            group_rewards.std(ddof=1) + stage.method.advantage.eps
+        )
+        got = [g[0] for g in gaps[: len(group_rewards)]]
         assert np.allclose(got, level, atol=1e-4)
 
 
@@ -149,9 +156,9 @@ def test_completions_whose_steps_failed_are_left_out(base: Path, tmp_path: Path)
     stage = RLStage(config(base, tmp_path, process=process("sometimes")))
     groups, metrics = stage.rollout(0)
     assert 0.0 < metrics["reward/unscored"] < 1.0
-    kept = [c for g in groups for c in g.completions]
-    assert kept
-    assert all(c.scores["steps"].ok for c in kept)
+    scored = [c for g in groups for c in g.completions]
+    assert scored
+    assert all(c.scores["steps"].ok for c in scored)
 
 
 def test_implicit_rewards_are_of_the_two_models(base: Path, tmp_path: Path) -> None:
@@ -201,15 +208,15 @@ def test_monte_carlo_gains_add_up_to_reward_less_start(base: Path, tmp_path: Pat
     steps = Steps(stage.renderer, ".")
     starts: list[float] = []
     for g in groups:
-        mine: list[float] = []
+        gains: list[float] = []
         for c in g.completions:
             if c.finish == "length" and len(c) < 10:
                 continue
             ends = steps.ends(c.ids)
             assert c.reward is not None
-            mine.append(c.reward - float(c.tokens["state_advantage"][ends].sum()))
-            starts.append(mine[-1])
-        assert np.ptp(mine) < 1e-5, "a group shares the value of its prompt"
+            gains.append(c.reward - float(c.tokens["state_advantage"][ends].sum()))
+            starts.append(gains[-1])
+        assert np.ptp(gains) < 1e-5, "a group shares the value of its prompt"
     assert all(0.0 <= s <= 1.0 + 1e-6 for s in starts)
     before = [c.tokens["state_advantage"].copy() for g in groups for c in g.completions]
     assign_advantages(groups, stage.method, 0.0)
@@ -219,18 +226,18 @@ def test_monte_carlo_gains_add_up_to_reward_less_start(base: Path, tmp_path: Pat
 
 def test_monte_carlo_resumes_byte_equal(base: Path, tmp_path: Path) -> None:
     def train(out: Path, steps: int) -> bytes:
-        made = config(
+        settings = config(
             base, out, steps=4, method={"type": "vineppo"},
             monte_carlo={"k": 2, "separator": "."},
         )  # fmt: skip
-        stage = RLStage(made)
+        stage = RLStage(settings)
         stage.steps = steps
-        fit(stage, Run(str(out)), made.loop)
+        fit(stage, Run(str(out)), settings.loop)
         return (out / "model" / "model.safetensors").read_bytes()
 
-    whole = train(tmp_path / "a", 4)
+    uninterrupted = train(tmp_path / "a", 4)
     train(tmp_path / "b", 2)
-    assert train(tmp_path / "b", 4) == whole
+    assert train(tmp_path / "b", 4) == uninterrupted
 
 
 @pytest.mark.parametrize(

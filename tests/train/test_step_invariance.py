@@ -227,8 +227,8 @@ def kwise_sum(scorer: Scorer, groups: Sequence[Group], eta: float) -> Tensor | f
 def ranking_sum(scorer: Scorer, groups: Sequence[Group]) -> Tensor | float:
     per_group: list[Tensor] = []
     for g in groups:
-        found = [(c.rank, alone_heads(scorer, g, c)[-1]) for c in g.completions]
-        r = [x for _, x in sorted(found, key=lambda f: cast(int, f[0]))]
+        scores = [(c.rank, alone_heads(scorer, g, c)[-1]) for c in g.completions]
+        r = [x for _, x in sorted(scores, key=lambda f: cast(int, f[0]))]
         if len(r) > 1:
             parts = [torch.stack(r[k:]).logsumexp(0) - r[k] for k in range(len(r))]
             per_group.append(torch.stack(parts).sum())
@@ -315,8 +315,8 @@ def ppo_sum(lm: LM, scorer: Scorer, groups: Sequence[Group]) -> Tensor | float:
             near = value[t] if abs(float(value[t].detach()) - v0[t]) < 0.2 else None
             far = v0[t] + math.copysign(0.2, float(value[t].detach()) - v0[t])
             free = (value[t] - ret[t]) ** 2
-            held = free if near is not None else torch.tensor((far - ret[t]) ** 2)
-            critic = 0.5 * (free if free >= held else held)
+            loss = free if near is not None else torch.tensor((far - ret[t]) ** 2)
+            critic = 0.5 * (free if free >= loss else loss)
             parts.append(-policy + 0.5 * critic - 0.01 * entropy[t])
     return torch.stack(parts).mean() if parts else 0.0
 
@@ -377,12 +377,12 @@ def test_every_method_takes_the_same_step_however_it_is_cut(
     def check(shape: Shape, seed: int, budget: int, share: bool) -> None:
         groups = make(shape, seed)
         rollout(lm, groups, seed)
-        want, told = step(modules, groups, method, forward, 1_000_000, True)
-        got, said = step(modules, shuffled(groups, seed), method, forward, budget, share)
+        want, expected = step(modules, groups, method, forward, 1_000_000, True)
+        got, actual = step(modules, shuffled(groups, seed), method, forward, budget, share)
         agree(got, want)
-        for key in told:
+        for key in expected:
             if key.startswith(("policy/", "value/")):
-                assert said[key] == pytest.approx(told[key], rel=1e-4, abs=1e-5), key
+                assert actual[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-5), key
         alone = [Group(g.id, g.prompt, [c]) for g in groups for c in g.completions]
         agree(step(modules, alone, method, forward, budget, share)[0], want)
 
@@ -465,9 +465,9 @@ def test_columns_come_back_to_their_tokens(
     groups = make(shape, seed)
     for i, (_, c) in enumerate(each(groups)):
         c.tokens["at"] = np.arange(len(c), dtype=np.float32) + 100 * i
-    made = packs(groups, budget, share=share)
-    assert sorted(g.id for p in made for g in p.groups) == sorted(g.id for g in groups)
-    for pack in made:
+    all_packs = packs(groups, budget, share=share)
+    assert sorted(g.id for p in all_packs for g in p.groups) == sorted(g.id for g in groups)
+    for pack in all_packs:
         assert pack.size <= budget or len(pack.groups) == 1
         scatter(pack, {"back": pack.tokens["at"].numpy()})
     for _, c in each(groups):
