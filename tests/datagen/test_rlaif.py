@@ -34,8 +34,8 @@ def answers(*texts: str) -> Group:
 
 
 def scored(group: Group, **ai: Any) -> list[Any]:
-    made = RewardSpec.model_validate({"name": "j", "ai": ai})
-    rewards = Rewards([made], folders.tokenizer(), 512, "cpu")
+    spec = RewardSpec.model_validate({"name": "j", "ai": ai})
+    rewards = Rewards([spec], folders.tokenizer(), 512, "cpu")
     rewards([group])
     return [c.scores["j"] for c in group.completions]
 
@@ -44,9 +44,9 @@ def test_a_judge_as_live_reward() -> None:
     mind = {"length_bias": 5.0, "noise": 0.0}
     group = answers("a", "a b", "a b c", "a b")
     for mode in ("pairwise", "rank"):
-        found = scored(group, endpoint=SERVE, serve=mind, model="m", mode=mode)
-        assert [s.value for s in found] == pytest.approx([0.0, 0.5, 1.0, 0.5]), mode
-    assert [c.reward for c in group.completions] == [s.value for s in found]
+        scores = scored(group, endpoint=SERVE, serve=mind, model="m", mode=mode)
+        assert [s.value for s in scores] == pytest.approx([0.0, 0.5, 1.0, 0.5]), mode
+    assert [c.reward for c in group.completions] == [s.value for s in scores]
     by_prob = scored(group, endpoint=SERVE, serve=mind, model="m", probabilities=True)
     assert by_prob[2].value > by_prob[1].value > by_prob[0].value
     alone = scored(answers("a b c d"), endpoint=SERVE, serve={"length_bias": 1.0, "noise": 0.0},
@@ -62,10 +62,10 @@ def test_a_live_judge_that_fails_gives_a_status_and_never_a_number() -> None:
     groups = [answers(f"a {i}", f"b {i} c") for i in range(40)]
     # The first four calls of this seed are answered: a first reply that fails would end the run.
     with endpoint(SimulatedJudge(), rate=0.3, kinds=("500", "empty", "prose"), seed=37) as one:
-        made = RewardSpec.model_validate(
+        reward_spec = RewardSpec.model_validate(
             {"name": "j", "ai": spec(one, tries=1, concurrency=4).model_dump()}
         )
-        Rewards([made], folders.tokenizer(), 512, "cpu")(groups)
+        Rewards([reward_spec], folders.tokenizer(), 512, "cpu")(groups)
     scores = [c.scores["j"] for g in groups for c in g.completions]
     failed = [s for s in scores if s.status != "ok"]
     assert 10 < len(failed) < 70
@@ -85,13 +85,15 @@ def test_the_way_from_a_model_and_prompts_to_policies(tmp_path: Path) -> None:
     def go(kind: Any, main: Any, name: str, **over: Any) -> dict[str, Any]:
         return main(build(kind, {"out": str(tmp_path / name), **over}))
 
-    told = go(sample.SampleConfig, sample.main, "sample", model=model, data=prompts,
+    summary = go(sample.SampleConfig, sample.main, "sample", model=model, data=prompts,
               num_completions=3, sampling={"max_new_tokens": 48}, tries=8)  # fmt: skip
-    assert told["items"] > 8
-    found = str(tmp_path / "sample" / "items.jsonl")
+    assert summary["items"] > 8
+    item_file = str(tmp_path / "sample" / "items.jsonl")
     ai = {"endpoint": SERVE, "serve": {"length_bias": 1.0}, "model": "m", "concurrency": 16}
-    told = go(judge_labels.JudgeConfig, judge_labels.main, "judge", data=found, mode="rank", **ai)
-    assert told["rows"] > 8 and told["failed"] == {}
+    summary = go(
+        judge_labels.JudgeConfig, judge_labels.main, "judge", data=item_file, mode="rank", **ai
+    )
+    assert summary["rows"] > 8 and summary["failed"] == {}
     rows = {"path": str(tmp_path / "judge" / "rows.jsonl")}
     short = {"epochs": 1.0, "batch_size": 8}
     go(reward.RewardConfig, reward.main, "rm", model=model, data=rows, **short)
@@ -109,22 +111,22 @@ def test_the_way_from_a_model_and_prompts_to_policies(tmp_path: Path) -> None:
     assert all(m["reward/j"] == pytest.approx(0.5, abs=1e-6) for m in metrics)
     with pytest.raises(ConfigError, match="group_size to 2 or more"):
         build(policy.RLConfig, {**rl.model_dump(), "method": {"type": "reinforce"}})
-    told = go(
+    summary = go(
         revise.ReviseConfig,
         revise.main,
         "revise",
-        data=found,
+        data=item_file,
         rounds=2,
         **{**ai, "serve": {"habit": 1.0}},
     )
-    assert told["changed"] == 1.0
+    assert summary["changed"] == 1.0
     row = json.loads((tmp_path / "revise" / "demonstrations.jsonl").read_text().splitlines()[0])
     assert row["completion"][0]["content"].count(VOICE[1]) == 2
     again = go(
         revise.ReviseConfig,
         revise.main,
         "revise",
-        data=found,
+        data=item_file,
         rounds=2,
         **{**ai, "serve": {"habit": 1.0}},
     )
@@ -141,51 +143,51 @@ def test_a_revision_makes_answers_better_and_failures_no_rows(tmp_path: Path) ->
             for k, v in spec(one, tries=1).model_dump().items()
             if k in revise.ReviseConfig.model_fields
         }
-        made = build(
+        config = build(
             revise.ReviseConfig,
             {**keys, "data": str(data), "out": str(tmp_path / "out"), "rubric": "hhh"},
         )
-        told = revise.main(made)
-    assert 0 < told["failed"] < 40 and told["rows"] == 40 - told["failed"]
+        summary = revise.main(config)
+    assert 0 < summary["failed"] < 40 and summary["rows"] == 40 - summary["failed"]
     lines = [json.loads(x) for x in (tmp_path / "out" / "revisions.jsonl").read_text().splitlines()]
     assert len(lines) == 40
-    assert sum("failure" in x for x in lines) == told["failed"]
+    assert sum("failure" in x for x in lines) == summary["failed"]
 
 
 def test_people_and_calibration_mend_a_biased_judge(tmp_path: Path) -> None:
-    made = items(300)
+    unlabelled = items(300)
     # Half of the worse answers speak in the judge's voice.
     bent = [
         i.model_copy(update={"completions": (i.completions[0], f"{i.completions[1]} {VOICE[1]}")})
         if n % 2
         else i
-        for n, i in enumerate(made)
+        for n, i in enumerate(unlabelled)
     ]
     data = write_items(tmp_path / "items.jsonl", bent)
     people = tmp_path / "people"
     people.mkdir()
     label_items(people, str(data), limit=150)
     with endpoint(SimulatedJudge(self_bias=6.0)) as one:
-        given = {
+        options = {
             **spec(one, probabilities=True).model_dump(),
             "data": str(data),
             "out": str(tmp_path / "judge"),
         }
-        judge_labels.main(build(judge_labels.JudgeConfig, given))
+        judge_labels.main(build(judge_labels.JudgeConfig, options))
     files = {
         "items": str(data), "judgements": str(tmp_path / "judge" / "judgements.jsonl"),
         "people": str(people / "judgements.jsonl"),
     }  # fmt: skip
     voice = {"patterns": {"voice": "i hope this helps"}, "covariates": []}
-    told = calibrate_judge.main(
+    summary = calibrate_judge.main(
         build(calibrate_judge.CalibrateConfig, {**files, **voice, "out": str(tmp_path / "cal")})
     )
-    assert told["after"]["accuracy"] > told["before"]["accuracy"] + 0.03
-    assert told["after"]["ece"] < told["before"]["ece"]
-    weight = told["weights"]["voice"]
+    assert summary["after"]["accuracy"] > summary["before"]["accuracy"] + 0.03
+    assert summary["after"]["ece"] < summary["before"]["ece"]
+    weight = summary["weights"]["voice"]
     # The judge loves its voice more than people do: the fit takes it back, beyond doubt.
     assert weight["mean"] + 1.96 * weight["error"] < 0
-    assert told["audited"] == 150
+    assert summary["audited"] == 150
     lines = (tmp_path / "cal" / "judgements.jsonl").read_text().splitlines()
     assert sum(json.loads(x).get("who") == "simulated" for x in lines) == 150
     flat = calibrate_judge.main(
