@@ -297,7 +297,7 @@ def test_bad_rows_are_one_clear_error(
         (["--objective.type", "simpo", "--reference.path", "x"], "remove the key reference"),
         (["--objective.type", "nowhere.py:Mine"], "nowhere.py: no such Python file"),
         (["--objective.type", "trimtab.config:Config"], "is no Direct"),
-        (["--holdout", "48"], "leaves none of 48 rows"),
+        (["--holdout", "48"], "leaves none of the 48 rows"),
         (["--data.path", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )

@@ -100,7 +100,11 @@ def test_what_a_judge_cannot_say_is_a_status() -> None:
     outside = judged(answers("a", "b"), judge="tests.train.test_online_dpo:seven")
     assert all(s.status == "invalid" and "between 0 and 1" in s.detail for s in outside)
     with pytest.raises(RewardError, match="one number for each of the 1 pairs"):
-        judged(answers("a", "b"), judge="tests.support.bad_rewards:short")
+        judged(answers("a", "b"), judge="tests.train.test_online_dpo:too_few")
+
+
+def too_few(prompts: list[str], pairs: list[list[str]]) -> list[float]:
+    return [0.0 for _ in pairs][1:]
 
 
 def seven(prompts: list[str], pairs: list[list[str]]) -> list[float]:

@@ -246,7 +246,7 @@ def test_monte_carlo_resumes_byte_equal(base: Path, tmp_path: Path) -> None:
         ({"rewards": []}, "there is no reward"),
         ({"rewards": [], "process": process(weight=0.0)}, "weight 0"),
         ({"process": process(), "implicit": {"model": "a", "reference": "b"}}, "one of them"),
-        ({"method": {"type": "grpo", "advantage": {"estimator": "process"}}}, "give process"),
+        ({"method": {"type": "grpo", "advantage": {"estimator": "process"}}}, "set process"),
         ({"method": {"type": "vineppo"}, "process": process()}, "neither"),
         ({"monte_carlo": {"k": 2}}, "remove the key"),
         (
