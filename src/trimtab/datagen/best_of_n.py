@@ -23,7 +23,7 @@ from trimtab.runs.console import bar
 from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.stats.order_stats import pick
 from trimtab.train.rollouts import best_and_worst, nothing_scored, sample_rows
-from trimtab.types import Completion
+from trimtab.types import Completion, Row
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
     done = [x for g in groups for x in g.completions]
     if all(x.reward is None for x in done):
         raise nothing_scored(c.data.path, done)
-    best: list[dict[str, Any]] = []
-    pairs: list[dict[str, Any]] = []
+    best: list[Row] = []
+    pairs: list[Row] = []
     ties = lone = below = 0
     for group in groups:
         extra = {k: v for k, v in group.extra.items() if k not in formats.COLUMNS}

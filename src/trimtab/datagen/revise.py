@@ -24,6 +24,7 @@ from trimtab.judges.reply import read
 from trimtab.judges.rubric import load_rubric
 from trimtab.runs import Run
 from trimtab.runs.console import bar
+from trimtab.types import Row
 
 log = logging.getLogger(__name__)
 
@@ -127,13 +128,13 @@ def _share(revised: Sequence[_Revised]) -> float:
     return sum(r.versions[0] != r.versions[-1] for r in revised) / len(revised)
 
 
-def _row(r: _Revised) -> dict[str, Any]:
+def _row(r: _Revised) -> Row:
     extra = {k: v for k, v in r.item.extra.items() if k not in formats.COLUMNS}
     completion = {"role": "assistant", "content": r.versions[-1]}
     # With prompt and completion apart, earlier turns of the assistant are not trained on.
     return {**extra, "id": r.item.id, "prompt": list(r.item.prompt), "completion": [completion]}
 
 
-def _record(r: _Revised) -> dict[str, Any]:
+def _record(r: _Revised) -> Row:
     failed = {} if r.failure is None else {"failure": r.failure.status, "why": r.failure.detail}
     return {"item": r.item.id, "answers": r.versions, "critiques": r.critiques, **failed}

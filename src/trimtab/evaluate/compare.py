@@ -31,7 +31,7 @@ from trimtab.stats.length import Verdicts, length_controlled
 from trimtab.stats.order_stats import pass_at_k
 from trimtab.stats.style import openings, style
 from trimtab.stats.uncertainty import Estimate, bootstrap_mean
-from trimtab.types import Group
+from trimtab.types import Group, Row
 
 log = logging.getLogger(__name__)
 
@@ -365,9 +365,9 @@ def _pass_at(groups: Sequence[Group], reward: str, k: int, threshold: float) -> 
     )
 
 
-def _rows(groups: dict[str, list[Group]], rewards: Sequence[RewardSpec]) -> list[dict[str, Any]]:
+def _rows(groups: dict[str, list[Group]], rewards: Sequence[RewardSpec]) -> list[Row]:
     """One row per prompt and completion: prompt, kind, each model's text and scores."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for of_prompt in zip(*groups.values(), strict=True):
         for completions in zip(*(g.completions for g in of_prompt), strict=True):
             kind = str(of_prompt[0].extra.get("kind", ""))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from trimtab.data.conversation import transcript
 from trimtab.data.formats import comparisons
 from trimtab.data.sources import read
 from trimtab.runs import write_atomic
+from trimtab.types import Row
 
 
 def prepare(out: Path, data: str, holdout: int = 312, seed: int = 0) -> dict[str, float]:
@@ -33,10 +33,10 @@ def prepare(out: Path, data: str, holdout: int = 312, seed: int = 0) -> dict[str
     shuffled = [shuffled[i] for i in np.random.default_rng(seed).permutation(len(shuffled))]
     unseen, rest = shuffled[:holdout], shuffled[holdout:]
 
-    def write(name: str, rows_to_write: list[dict[str, Any]]) -> None:
+    def write(name: str, rows_to_write: list[Row]) -> None:
         write_atomic(out / name, "".join(json.dumps(r) + "\n" for r in rows_to_write).encode())
 
-    def prompt_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def prompt_rows(rows: list[Row]) -> list[Row]:
         """Prompts; a few transcripts end with the person, and leave nothing to answer."""
         turns = [transcript(r["chosen"])[:-1] for r in rows]
         return [{"prompt": t} for t in turns if t and t[-1]["role"] == "user"]

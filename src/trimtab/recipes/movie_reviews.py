@@ -15,6 +15,7 @@ import numpy as np
 
 from trimtab.data.sources import read
 from trimtab.runs import write_atomic
+from trimtab.types import Row
 
 START = "review:"
 """Every prompt begins so; for RL and the comparison, a few words of a real review follow."""
@@ -50,11 +51,11 @@ def prepare(
     parts = rows(data, seed)
     rng = np.random.default_rng(seed)
 
-    def write(name: str, rows_to_write: list[dict[str, Any]]) -> None:
+    def write(name: str, rows_to_write: list[Row]) -> None:
         shuffled = [rows_to_write[i] for i in rng.permutation(len(rows_to_write))]
         write_atomic(out / name, "".join(json.dumps(r) + "\n" for r in shuffled).encode())
 
-    def openings(texts: list[str]) -> list[dict[str, Any]]:
+    def openings(texts: list[str]) -> list[Row]:
         return [{"prompt": " ".join([START, *t.split()[:words]])} for t in texts]
 
     good, bad = parts["train"]

@@ -22,6 +22,7 @@ from trimtab.report.sections import (
     render,
 )
 from trimtab.runs import read_findings, read_metrics, read_samples, read_summary, write_atomic
+from trimtab.types import Row
 
 LONGEST = 1500
 
@@ -117,7 +118,7 @@ def _sample_picks(folder: Path, count: int = 3) -> list[Pick]:
     ]
 
 
-def choose(ranked: Sequence[dict[str, Any]], count: int) -> list[tuple[str, dict[str, Any]]]:
+def choose(ranked: Sequence[Row], count: int) -> list[tuple[str, Row]]:
     """Best, worst and random rows of a list ranked best first, none twice."""
     if len(ranked) <= 3 * count:
         return [("Sampled answer", row) for row in ranked]

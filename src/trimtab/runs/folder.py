@@ -18,6 +18,7 @@ from trimtab.errors import DataError
 from trimtab.runs.files import fs, write_atomic
 from trimtab.runs.redact import redact
 from trimtab.runs.trackers import make_tracker
+from trimtab.types import Row
 
 
 def _plain(value: Any) -> Any:
@@ -170,8 +171,8 @@ def _mend(path: Path) -> None:
         write_atomic(path, data[: data.rfind(b"\n") + 1])
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def _read_lines(path: Path) -> list[Row]:
+    rows: list[Row] = []
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -190,7 +191,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | Path) -> list[Row]:
     """Lines of ``metrics.jsonl`` in the run folder ``path``; a torn last line is left out.
 
     Raises:
@@ -199,7 +200,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return _read_lines(Path(path) / "metrics.jsonl")
 
 
-def read_findings(path: str | Path) -> list[dict[str, Any]]:
+def read_findings(path: str | Path) -> list[Row]:
     """Lines of ``findings.jsonl``, as ``read_metrics``."""
     return _read_lines(Path(path) / "findings.jsonl")
 
@@ -226,14 +227,14 @@ def read_object(file: Path) -> dict[str, Any]:
     return cast(dict[str, Any], content)
 
 
-def read_samples(path: str | Path, steps: Iterable[int] | None = None) -> list[dict[str, Any]]:
+def read_samples(path: str | Path, steps: Iterable[int] | None = None) -> list[Row]:
     """Rows of the sample tables in step order (of ``steps`` only when given); scores decoded.
 
     Raises:
         DataError: a table cannot be read.
     """
     wanted = None if steps is None else set(steps)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for file in sorted((Path(path) / "samples").glob("step-*.parquet")):
         if wanted is not None and int(file.stem.removeprefix("step-")) not in wanted:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from trimtab.errors import ConfigError
 class Tracker(Protocol):
     """An outside place for metrics."""
 
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Send one step's metrics."""
         ...
 
@@ -22,7 +23,7 @@ class Tracker(Protocol):
 
 
 class _Nowhere:
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         pass
 
     def close(self) -> None:
@@ -32,11 +33,11 @@ class _Nowhere:
 class _WandbLike:
     """Weights & Biases, and trackio, which has the same calls."""
 
-    def __init__(self, package: Any, project: str, path: Path, config: dict[str, Any]) -> None:
+    def __init__(self, package: Any, project: str, path: Path, config: Mapping[str, Any]) -> None:
         self._package = package
         package.init(project=project, name=path.name, config=config)
 
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._package.log({k: v for k, v in metrics.items() if v is not None}, step=step)
 
     def close(self) -> None:
@@ -44,13 +45,13 @@ class _WandbLike:
 
 
 class _Mlflow:
-    def __init__(self, package: Any, project: str, path: Path, config: dict[str, Any]) -> None:
+    def __init__(self, package: Any, project: str, path: Path, config: Mapping[str, Any]) -> None:
         self._package = package
         package.set_experiment(project)
         package.start_run(run_name=path.name)
         package.log_dict(config, "config.yaml")
 
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
         self._package.log_metrics(numbers, step=step)
 
@@ -59,10 +60,10 @@ class _Mlflow:
 
 
 class _Tensorboard:
-    def __init__(self, package: Any, project: str, path: Path, config: dict[str, Any]) -> None:
+    def __init__(self, package: Any, project: str, path: Path, config: Mapping[str, Any]) -> None:
         self._writer = package.SummaryWriter(str(path / "tensorboard"))
 
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         for name, value in metrics.items():
             if isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, step)
@@ -79,7 +80,7 @@ _TRACKERS: dict[str, tuple[str, Any]] = {
 }
 
 
-def make_tracker(name: str, project: str, path: Path, config: dict[str, Any]) -> Tracker:
+def make_tracker(name: str, project: str, path: Path, config: Mapping[str, Any]) -> Tracker:
     """The tracker called ``name``: "none", "wandb", "trackio", "tensorboard" or "mlflow".
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -378,7 +378,7 @@ class Guard:
         """What resuming needs in addition to ``audit.jsonl``."""
         return asdict(self.progress)
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Restore ``state``: rewards as the actions left them, and the end of the run."""
         self.progress = GuardState(**state)
         if self.progress.ended is not None:

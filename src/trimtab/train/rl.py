@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +298,7 @@ class RLStage(RolloutStage[RLConfig]):
             "guard": self.guard and self.guard.state(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Restore ``state``."""
         self.kl.load(state["kl"])
         if self.guard is not None and state.get("guard"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -133,7 +133,7 @@ class RolloutStage(Stage[C, LM]):
         """The running statistics of rewards."""
         return {"shaper": self.shaper.state(), "rewards": self.rewards.state()}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Restore ``state``."""
         self.shaper.load(state["shaper"])
         self.rewards.load(state["rewards"])

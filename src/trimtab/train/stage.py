@@ -133,7 +133,7 @@ class Stage(ABC, Generic[C, M]):
         """What resuming needs beyond weights, optimiser and step number, as JSON."""
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Restore ``state``."""
 
     def export(self, folder: Path) -> None:
