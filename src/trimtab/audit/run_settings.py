@@ -98,6 +98,10 @@ class RunSettings:
         method = str(get("method.type") or "") or ("ppo" if "method" in config else "")
         group_size = number("method.group_size", "group_size", "group")
         max_new_tokens = number("sampling.max_new_tokens")
+        correction = get("method.mismatch.correction", "method.mismatch")
+        if isinstance(correction, Mapping):
+            correction = None  # a group of keys without a correction
+        anchor = get("method.mismatch.anchor", "method.anchor")
         return cls(
             stage=str(get("stage") or next((s for key, s in _STAGE_KEYS if key in config), "")),
             steps=int(number("steps") or 0),
@@ -113,9 +117,7 @@ class RunSettings:
             kl_estimator=str(get("method.kl.estimator", "method.kl_estimator") or ""),
             clip_low=number("method.clip.low", "method.clip_low"),
             entropy_coef=number("method.entropy_coef"),
-            corrects_mismatch=str(get("method.mismatch.type", "method.mismatch") or "none")
-            != "none"
-            or get("method.ratio.anchor", "method.anchor") == "sampler",
+            corrects_mismatch=correction not in (None, "none") or anchor == "sampler",
             objective_beta=number("objective.beta"),
             rewards=tuple(_reward(r) for r in get("rewards") or () if isinstance(r, Mapping)),
             gold=get("audit.gold"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -210,29 +210,31 @@ def plant_no_end(stage: Any) -> None:
 
 def plant_wrong_stop(stage: Any, token: str = "<pad>") -> None:
     """The sampler stops at another token than the one that ends completions."""
-    stage.rollouts.sampler.stop_ids = (int(stage.renderer.tokenizer.convert_tokens_to_ids(token)),)
+    stage.sampler.stop_ids = (int(stage.renderer.tokenizer.convert_tokens_to_ids(token)),)
 
 
 def plant_stale(stage: Any, lag: int) -> None:
     """The sampler gets new weights only every ``lag`` steps."""
-    live, rollouts = stage.lm.model, stage.rollouts
+    live, sample = stage.lm.model, stage.sample
     old = copy.deepcopy(live)
-    rollouts.sampler.model = old
-    call: Callable[..., list[Group]] = rollouts.__class__.__call__
+    stage.sampler.model = old
 
-    def sample(index: int, *args: Any) -> list[Group]:
+    def stale_sample(index: int, *args: Any) -> list[Group]:
         if index % lag == 0:
             old.load_state_dict(live.state_dict())
-        return call(rollouts, index, *args)
+        return sample(index, *args)
 
-    stage.rollouts = _Wrapped(rollouts, sample)
+    stage.sample = stale_sample
 
 
 def plant_hot(stage: Any, temperature: float) -> None:
     """The sampler uses another temperature than the trainer divides by."""
-    stage.rollouts.sampling = stage.rollouts.sampling.model_copy(
-        update={"temperature": temperature}
-    )
+    sampler = stage.sampler
+
+    def hot_sampler(requests: Any, sampling: Any, *args: Any) -> Any:
+        return sampler(requests, sampling.model_copy(update={"temperature": temperature}), *args)
+
+    stage.sampler = hot_sampler
 
 
 def plant_outage(
@@ -240,12 +242,11 @@ def plant_outage(
 ) -> None:
     """From iteration ``since`` on, a ``share`` of rewards fail and become ``value``; None leaves
     them without a reward, with a status."""
-    rollouts = stage.rollouts
-    call: Callable[..., list[Group]] = rollouts.__class__.__call__
+    sample = stage.sample
 
-    def sample(index: int, *args: Any) -> list[Group]:
-        groups = call(rollouts, index, *args)
-        rng = np.random.default_rng((rollouts.seed, 41, index))
+    def failing_sample(index: int, *args: Any) -> list[Group]:
+        groups: list[Group] = sample(index, *args)
+        rng = np.random.default_rng((stage.config.loop.seed, 41, index))
         for c in (c for g in groups for c in g.completions):
             if since <= index < until and rng.random() < share:
                 c.reward = value
@@ -253,30 +254,16 @@ def plant_outage(
                 c.scores[name] = Score(value, "ok" if value is not None else "error", "429")
         return groups
 
-    stage.rollouts = _Wrapped(rollouts, sample)
+    stage.sample = failing_sample
 
 
 def plant_prompts(stage: Any, later: Sequence[Group], since: int) -> None:
     """From iteration ``since`` on, prompts come from another set; nothing is broken."""
-    rollouts = stage.rollouts
-    call: Callable[..., list[Group]] = rollouts.__class__.__call__
+    sample = stage.sample
 
-    def sample(index: int, *args: Any) -> list[Group]:
+    def later_sample(index: int, *args: Any) -> list[Group]:
         if index == since:
-            rollouts.prompts = list(later)
-        return call(rollouts, index, *args)
+            stage.prompts = list(later)
+        return sample(index, *args)
 
-    stage.rollouts = _Wrapped(rollouts, sample)
-
-
-class _Wrapped:
-    """A collector with a replaced ``__call__``."""
-
-    def __init__(self, inner: Any, call: Callable[..., list[Group]]) -> None:
-        self.inner, self.call = inner, call
-
-    def __call__(self, *args: Any) -> list[Group]:
-        return self.call(*args)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+    stage.sample = later_sample
