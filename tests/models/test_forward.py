@@ -15,9 +15,10 @@ from tests.support import folders
 from tests.support.models import KINDS, tiny
 from trimtab.data.pack import Pack, build, packs
 from trimtab.kernels.tree_attention import make_tree, tree_mask
+from trimtab.models.export import save_model
 from trimtab.models.forward import token_logps
 from trimtab.models.heads import Scorer
-from trimtab.models.load import LM, ModelSpec, save_model
+from trimtab.models.load import LM, ModelSpec
 from trimtab.models.lora import LoraSpec
 from trimtab.types import Completion, Group
 
@@ -208,7 +209,7 @@ def test_the_block_mask_of_the_gpu_path_is_the_tree(window: int) -> None:
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
 def test_a_saved_scorer_is_an_ordinary_classifier(kind: str, tmp_path: Path) -> None:
     tiny(kind).save_pretrained(tmp_path / "lm")
-    scorer = Scorer.load(ModelSpec(path=str(tmp_path / "lm"), device="cpu"), train=False, pad_id=0)
+    scorer = Scorer.load(ModelSpec(path=str(tmp_path / "lm"), device="cpu"), pad_id=0)
     prompts = groups()
     pack = build(prompts, share=scorer.exact)
     with torch.no_grad():
@@ -233,7 +234,7 @@ def test_a_saved_scorer_is_an_ordinary_classifier(kind: str, tmp_path: Path) -> 
 
 def test_values_are_those_of_each_state(tmp_path: Path) -> None:
     tiny("llama").save_pretrained(tmp_path / "lm")
-    scorer = Scorer.load(ModelSpec(path=str(tmp_path / "lm"), device="cpu"), train=False, pad_id=0)
+    scorer = Scorer.load(ModelSpec(path=str(tmp_path / "lm"), device="cpu"), pad_id=0)
     prompts = groups()
     pack = build(prompts, share=scorer.exact)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification
 
-from tests.support.folders import model_folder, tokenizer, write
+from tests.support.folders import model_folder, reward_folder, tokenizer, write
 from tests.support.oracles import f64, near
 from trimtab.errors import ConfigError, DataError, ModelError, RewardError
 from trimtab.models.heads import Scorer
@@ -361,7 +361,7 @@ def test_a_reference_takes_the_place_of_saved_statistics(
 
 
 def test_members_without_a_common_scale_are_refused(tmp_path: Path, members: list[str]) -> None:
-    bare = str(model_folder(tmp_path / "bare"))
+    bare = str(reward_folder(tmp_path / "bare", model_folder(tmp_path / "lm")))
     with pytest.raises(ModelError, match="no reward_mean and reward_std"):
         rewards({"name": "rm", "models": [members[0], bare]})
 
@@ -369,9 +369,10 @@ def test_members_without_a_common_scale_are_refused(tmp_path: Path, members: lis
 def test_average_refuses_another_shape(tmp_path: Path, members: list[str]) -> None:
     from tests.support.models import tiny
 
-    other = tmp_path / "wide"
-    tiny("llama", intermediate_size=48).save_pretrained(other)
-    tokenizer().save_pretrained(other)
+    wide = tmp_path / "wide"
+    tiny("llama", intermediate_size=48).save_pretrained(wide)
+    tokenizer().save_pretrained(wide)
+    other = reward_folder(tmp_path / "rm", wide)
     with pytest.raises(ModelError, match="equal shapes"):
         rewards({"name": "rm", "models": [members[0], str(other)], "combine": "average"})
 

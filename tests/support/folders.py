@@ -11,6 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.models import tiny
+from trimtab.models.export import save_model
+from trimtab.models.heads import Scorer
+from trimtab.models.model_spec import ModelSpec
 
 WORDS = [
     "red",
@@ -66,6 +69,13 @@ def model_folder(path: Path, seed: int = 0) -> Path:
     model = tiny("llama", seed=seed)
     model.save_pretrained(path)
     tokenizer().save_pretrained(path)
+    return path
+
+
+def reward_folder(path: Path, base: Path) -> Path:
+    """The reward model that training would start from at ``base``: its head is untrained."""
+    scorer = Scorer.load(ModelSpec(path=str(base), device="cpu"), pad_id=0)
+    save_model(scorer.model, path, tokenizer())
     return path
 
 

@@ -31,7 +31,8 @@ from trimtab.data.steps import Steps
 from trimtab.datagen.step_labels import StepLabelsConfig
 from trimtab.datagen.step_labels import main as label_steps
 from trimtab.errors import ConfigError, DataError, ModelError, RewardError
-from trimtab.models.load import ModelSpec, save_model
+from trimtab.models.export import save_model
+from trimtab.models.load import ModelSpec
 from trimtab.models.lora import LoraSpec
 from trimtab.models.step_scorer import StepScorer
 from trimtab.objectives.process_reward import StepLoss, group_process_advantages, state_advantages

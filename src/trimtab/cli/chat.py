@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from trimtab.config import Config
 from trimtab.data.formats import Example
-from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import DataError
-from trimtab.models.load import LM, ModelSpec
+from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.sample.sampler import Request, Sampler, SamplingConfig
 
 
@@ -29,9 +28,10 @@ def main(config: ChatConfig) -> None:
     Raises:
         DataError: the conversation is longer than the model can read.
     """
-    tokenizer = load_tokenizer(config.model, config.chat_template)
-    renderer = Renderer(tokenizer)
-    lm = LM.load(ModelSpec(path=config.model), train=False)
+    spec = ModelSpec(path=config.model, chat_template=config.chat_template)
+    renderer = renderer_for(spec)
+    tokenizer = renderer.tokenizer
+    lm = LM.load(spec, train=False)
     sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
     turns: list[dict[str, str]] = []
     while True:

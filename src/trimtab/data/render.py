@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,6 +13,8 @@ from trimtab.data.conversation import Message, Text
 from trimtab.data.formats import Example
 from trimtab.errors import DataError, ModelError
 from trimtab.types import Completion, Finish, Group, Ints
+
+log = logging.getLogger(__name__)
 
 NO_LIMIT = 1 << 20
 
@@ -100,6 +104,8 @@ class Renderer:
         max_prompt_length: Tokens; a longer prompt gives None.
         max_completion_length: Tokens; a longer completion is truncated, without a false EOS.
         on_long: "error" raises a DataError that names the row in either case.
+        end_ids: Ids that end a completion besides the tokenizer's EOS and the template's end of a
+            turn, as those of the model's generation config. Only added tokens count.
     """
 
     def __init__(
@@ -109,6 +115,7 @@ class Renderer:
         max_prompt_length: int = NO_LIMIT,
         max_completion_length: int = NO_LIMIT,
         on_long: Literal["drop", "error"] = "drop",
+        end_ids: Iterable[int] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.max_prompt_length = max_prompt_length
@@ -126,14 +133,25 @@ class Renderer:
         self.bos: int | None = tokenizer.bos_token_id
         self.adds_bos = self.bos is not None and self._raw("a", True)[:1] == [self.bos]
         self.special = set(_special(tokenizer).values())
-        self.stop_ids = self._stop_ids()
+        self.stop_ids = self._stop_ids(end_ids)
 
     def _raw(self, text: str, special: bool = False) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
-    def _stop_ids(self) -> tuple[int, ...]:
-        """EOS, and the token that ends a turn of the chat template where that is another one."""
+    def _stop_ids(self, end_ids: Iterable[int]) -> tuple[int, ...]:
+        """EOS, ``end_ids``, and the token that ends a turn of the chat template."""
         ids = {self.eos}
+        for i in set(end_ids) - ids:
+            # An id of another vocabulary would end completions in the middle of the text.
+            if i in self.tokenizer.added_tokens_decoder:
+                ids.add(i)
+            else:
+                log.warning(
+                    "%s: the model's config ends completions at id %d, which is no special token of "
+                    "the tokenizer; it is ignored (mend eos_token_id in generation_config.json)",
+                    self.tokenizer.name_or_path,
+                    i,
+                )
         if self.tokenizer.chat_template:
             messages: list[Message] = [{"role": "user", "content": "a"}]
             before = self._template(messages, True)

@@ -14,7 +14,7 @@ from trimtab.config import Config
 from trimtab.data import formats
 from trimtab.data.dataset import DataSpec, load_groups
 from trimtab.data.formats import Example
-from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError, ModelError
 from trimtab.feedback import records
@@ -161,8 +161,7 @@ def _writers(config: LabelConfig) -> list[Writer]:
     many, rest = divmod(config.num_completions, len(config.model))
     for i, path in enumerate(config.model):
         model = ModelSpec(path=path, chat_template=config.chat_template)
-        tokenizer = load_tokenizer(path, config.chat_template)
-        renderer = Renderer(tokenizer)
+        renderer = renderer_for(model)
         samplers.append(Writer.load(model, renderer, sampling, many + (i < rest), cut=True))
     return samplers
 

@@ -11,10 +11,9 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.data import formats, sources
-from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.datagen.output import jsonl
 from trimtab.errors import DataError
-from trimtab.models.load import LM, ModelSpec
+from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.rollout.collector import collect
 from trimtab.runs import write_atomic
 from trimtab.runs.console import bar
@@ -67,10 +66,8 @@ def main(config: SandboxLabelsConfig) -> Row:
     examples = formats.prompts(sources.read(config.data, limit=most))[config.skip :]
     if not examples:
         raise DataError(f"{config.data}: skip {config.skip} leaves no prompt to label; lower it")
-    tokenizer = load_tokenizer(
-        config.model.tokenizer or config.model.path, config.model.chat_template
-    )
-    renderer = Renderer(tokenizer)
+    renderer = renderer_for(config.model)
+    tokenizer = renderer.tokenizer
     lm = LM.load(config.model, train=False)
     prompts = [g for g in (renderer.prompt(e) for e in examples) if g is not None]
     sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)

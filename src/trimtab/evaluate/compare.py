@@ -18,10 +18,9 @@ from trimtab.config import Config
 from trimtab.data import formats, sources
 from trimtab.data.formats import Example
 from trimtab.data.pack import packs
-from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate.candidates import BEST, LAST, START, Candidate, Loader, of_run
-from trimtab.models.load import LM, ModelSpec
+from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.rollout.collector import collect
 from trimtab.runs import to_json, write_atomic
@@ -231,8 +230,8 @@ def _complete(
 ) -> list[Group]:
     """One candidate's completions of all prompts, scored by every reward that needs no second model."""
     spec = candidate.spec
-    tokenizer = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template)
-    renderer = Renderer(tokenizer)
+    renderer = renderer_for(spec)
+    tokenizer = renderer.tokenizer
     prompts = [g for g in map(renderer.prompt, examples) if g is not None]
     sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
     with bar(candidate.name) as progress:

@@ -14,15 +14,17 @@ from trimtab.data.pack import Pack
 from trimtab.errors import ModelError
 from trimtab.models.forward import hidden_states
 from trimtab.models.load import (
-    LM,
-    ModelSpec,
     backbone_of,
     base_of,
+    check_sharing,
     enable_gradient_checkpointing,
-    load_pretrained,
     pick_device,
+    plain_attention_of,
+    uses_mixed_precision,
 )
 from trimtab.models.lora import add_lora
+from trimtab.models.model_spec import ModelSpec
+from trimtab.models.weights import load_weights
 
 
 class Scorer:
@@ -68,7 +70,8 @@ class Scorer:
             zero: Initialise a new head to zero (a critic whose first values are 0).
 
         Raises:
-            ModelError: The architecture has no sequence classification class.
+            ModelError: The architecture has no sequence classification class, or ``train`` is
+                False and the folder has no trained head.
         """
         classifier = load_classifier(
             AutoModelForSequenceClassification,
@@ -143,29 +146,24 @@ def load_classifier(
 ) -> Classifier:
     """Load a folder with the transformers class ``auto``, or a language model with a new head.
 
+    Only a model to be trained may have a new head.
+
     Raises:
-        ModelError: the architecture has no such class, or the folder has another kind of head.
+        ModelError: the architecture has no such class, or the folder has another kind of head, or
+            ``train`` is False and it has none.
     """
-    # The sharing check needs logits, which only the language model class has.
-    lm = LM.load(spec.model_copy(update={"lora": None}), train=False)
-    exact, plain, mixed = lm.exact, lm.plain, lm.mixed
-    saved_architecture = " ".join(getattr(lm.model.config, "architectures", None) or [])
-    num_labels = int(cast(Any, lm.model.config).num_labels)
-    del lm
-    head_type = str(auto.__name__).removeprefix("AutoModelFor")
-    if ("Classification" in saved_architecture) and (
-        head_type not in saved_architecture or num_labels != labels
-    ):
-        raise ModelError(
-            f"{spec.path}: is a {saved_architecture} with {num_labels} labels, but {head_type} with {labels} is needed; "
-            "start from a language model, or from a folder saved by this stage"
-        )
-    model = cast(nn.Module, load_pretrained(auto, spec, num_labels=labels))
+    weights = load_weights(auto, spec, labels, new_head=train)
+    model = cast(nn.Module, weights.model)
     config = cast(Any, base_of(model).config)
     if pad_id is not None:
         config.pad_token_id = pad_id
         config.get_text_config().pad_token_id = pad_id
     model = model.to(pick_device(spec.device))
+    plain = plain_attention_of(model)
+    exact = check_sharing(model, plain)
+    mixed = uses_mixed_precision(
+        spec, weights.model.device, int(config.get_text_config().hidden_size)
+    )
     if train and spec.lora is not None and spec.lora.r > 0:
         model = add_lora(model, spec.lora, task, spec.seed)
     else:
@@ -177,7 +175,7 @@ def load_classifier(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return Classifier(model, exact, plain, head_type not in saved_architecture, mixed)
+    return Classifier(model, exact, plain, weights.new_head, mixed)
 
 
 def score_layer(model: nn.Module) -> Any:

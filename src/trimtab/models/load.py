@@ -4,76 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Generator
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from peft import PeftModel, TaskType
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-)
-from transformers.utils import logging as hf_logging
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from trimtab.config import Config
 from trimtab.data.dataset import DataSpec
 from trimtab.data.pack import Pack, build
-from trimtab.data.render import Renderer, load_tokenizer
-from trimtab.errors import ModelError
+from trimtab.data.render import NO_LIMIT, Renderer, load_tokenizer
 from trimtab.kernels.logprobs import LogitHead
 from trimtab.kernels.matmul import fast_linear, limit_primitive_cache
 from trimtab.models.forward import hidden_states, set_attention, token_logps
-from trimtab.models.lora import LoraSpec, add_lora
+from trimtab.models.lora import add_lora
+from trimtab.models.model_spec import ModelSpec
+from trimtab.models.weights import load_weights, model_end_ids
 from trimtab.types import Completion, Group
 
 log = logging.getLogger(__name__)
-
-# Loading problems are raised as errors; progress bars and reports about new heads are noise.
-hf_logging.disable_progress_bar()
-hf_logging.set_verbosity_error()
-
-DType = Literal["float32", "bfloat16"]
-
-
-class ModelSpec(Config):
-    """Which model to load, and how."""
-
-    path: str = Field(description="Local folder, hub id, or a JSON file with a transformers config")
-    """A folder or hub id is loaded with its weights; a JSON file gives random weights."""
-    tokenizer: str | None = None
-    """Folder or hub id of the tokenizer, if it is not in ``path``."""
-    chat_template: str | None = None
-    """A template file, or the built-in "plain", for a tokenizer without a chat template."""
-    dtype: DType = "float32"
-    """Dtype of the weights."""
-    precision: Literal["full", "mixed", "auto"] = "full"
-    """"mixed" computes matmuls in bfloat16 with float32 weights; "auto" does so if a short
-    measurement at the start shows that it is faster."""
-    device: str = "auto"
-    """ "auto" uses CUDA if it is available."""
-    lora: LoraSpec | None = None
-    """Train adapters instead of the whole model."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
-    seed: int = 0
-    """Seed of the weights that are not loaded (a model from scratch, a new head)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_path(cls, value: Any) -> Any:
-        return {"path": str(value)} if isinstance(value, str | os.PathLike) else value
 
 
 def pick_device(name: str) -> torch.device:
@@ -81,48 +37,6 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
-
-
-def load_pretrained(auto: Any, spec: ModelSpec, **kwargs: Any) -> PreTrainedModel:
-    """Load ``spec.path`` with the transformers class ``auto``, or start from its JSON config.
-
-    Raises:
-        ModelError: the model cannot be loaded.
-    """
-    path = Path(spec.path)
-    dtype = getattr(torch, spec.dtype)
-    try:
-        if path.suffix == ".json":
-            if not path.is_file():
-                raise ModelError(f"{path}: no such model configuration file")
-            fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            fields.update(kwargs)
-            kind = fields.pop("model_type", None)
-            if kind is None:
-                raise ModelError(f"{path}: has no 'model_type' (for example \"llama\")")
-            config = AutoConfig.for_model(kind, **fields)
-            with torch.random.fork_rng():
-                torch.manual_seed(spec.seed)
-                return cast(PreTrainedModel, auto.from_config(config, dtype=dtype))
-        # A new scalar head is initialised here, so seed it.
-        with torch.random.fork_rng():
-            torch.manual_seed(spec.seed)
-            return cast(
-                PreTrainedModel,
-                auto.from_pretrained(
-                    spec.path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **kwargs
-                ),
-            )
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path}: not valid JSON: {error}") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(
-            f"model {spec.path!r} could not be loaded: {str(error).splitlines()[0]} "
-            "(give a local folder with config.json and *.safetensors, a hub id that is reachable, "
-            "or a .json config to start from scratch)"
-        ) from None
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -197,15 +111,18 @@ def _probe_groups(vocabulary: int) -> list[Group]:
 def sharing_error(model: nn.Module, plain: str) -> float:
     """Largest difference in log-prob between a shared pack and separate transformers forwards.
 
+    A classifier's hidden states are read through the input embeddings, as in a tied language model.
     Returns infinity when the architecture refuses the shared pack. ``model`` must be in eval mode.
     """
     inner = base_of(model)
+    classifier = inner.get_output_embeddings() is None
+    head = _tied_head(inner) if classifier else logit_head(model)
     groups = _probe_groups(int(cast(Any, inner.config.get_text_config()).vocab_size))
     device = inner.device
     pack = build(groups).to(device)
     try:
         states = hidden_states(backbone_of(model), pack, pack.source_C, exact=True)
-        shared, _ = token_logps(states, pack.target_C, logit_head(model))
+        shared, _ = token_logps(states, pack.target_C, head)
     except (
         RuntimeError,
         TypeError,
@@ -222,13 +139,32 @@ def sharing_error(model: nn.Module, plain: str) -> float:
     for group in groups:
         for c in group.completions:
             ids = torch.from_numpy(np.concatenate([group.prompt, c.ids]))[None].to(device)
-            logits = inner(input_ids=ids, use_cache=False).logits[0].float()
+            if classifier:
+                states = backbone_of(model)(input_ids=ids, use_cache=False).last_hidden_state
+                logits = head(states)[0].float()
+            else:
+                logits = inner(input_ids=ids, use_cache=False).logits[0].float()
             separate.append(
                 logits[len(group.prompt) - 1 : -1]
                 .log_softmax(-1)
                 .gather(1, ids[0, len(group.prompt) :, None])[:, 0]
             )
     return float((shared - torch.cat(separate)).abs().max())
+
+
+def _tied_head(inner: PreTrainedModel) -> LogitHead:
+    """A head with the weights of the input embeddings."""
+    weight = cast(Tensor, inner.get_input_embeddings().weight)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    return LogitHead(layer)
+
+
+def plain_attention_of(model: nn.Module) -> str:
+    """The attention implementation outside packs."""
+    inner = base_of(model)
+    soft = getattr(inner.config.get_text_config(), "attn_logit_softcapping", None)
+    return "eager" if soft or not getattr(inner, "_supports_sdpa", True) else "sdpa"
 
 
 def check_sharing(model: nn.Module, plain: str, *, exact_below: float | None = None) -> bool:
@@ -263,16 +199,14 @@ class LM:
         self.spec = spec
         inner = base_of(model)
         config = cast(Any, inner.config.get_text_config())
-        soft = getattr(config, "attn_logit_softcapping", None)
-        can = getattr(inner, "_supports_sdpa", True)
-        self.plain = "eager" if soft or not can else "sdpa"
+        self.plain = plain_attention_of(model)
         self.exact = check_sharing(model, self.plain)
         self.mixed = uses_mixed_precision(spec, inner.device, int(config.hidden_size))
 
     @classmethod
     def load(cls, spec: ModelSpec, *, train: bool = True) -> LM:
         """Load the model of ``spec``; ``train=False`` freezes it and adds no adapters."""
-        model = cast(nn.Module, load_pretrained(AutoModelForCausalLM, spec))
+        model = cast(nn.Module, load_weights(AutoModelForCausalLM, spec).model)
         model = model.to(pick_device(spec.device))
         if train and spec.lora is not None and spec.lora.r > 0:
             model = add_lora(model, spec.lora, TaskType.CAUSAL_LM, spec.seed)
@@ -365,21 +299,12 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def save_model(model: nn.Module, folder: Path, tokenizer: Any, plain: str = "sdpa") -> None:
-    """Save as a Hugging Face folder; adapters are merged into the weights."""
-    inner = base_of(model)
-    set_attention(inner, plain)
-    if isinstance(model, PeftModel):
-        inner = cast(PreTrainedModel, copy.deepcopy(model).merge_and_unload())
-    inner.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
-
-
-def renderer_for(model: ModelSpec, data: DataSpec) -> Renderer:
-    """A renderer with the tokenizer and template of ``model`` and the length limits of ``data``."""
+def renderer_for(model: ModelSpec, data: DataSpec | None = None) -> Renderer:
+    """A renderer with the tokenizer, template and end tokens of ``model`` and the limits of ``data``."""
     tokenizer = load_tokenizer(model.tokenizer or model.path, model.chat_template)
     return Renderer(
         tokenizer,
-        max_prompt_length=data.max_prompt_length,
-        max_completion_length=data.max_completion_length,
+        max_prompt_length=data.max_prompt_length if data else NO_LIMIT,
+        max_completion_length=data.max_completion_length if data else NO_LIMIT,
+        end_ids=model_end_ids(model.path),
     )

@@ -11,10 +11,10 @@ from trimtab.audit.probe_result import ProbeExample, ProbeResult
 from trimtab.data import formats, sources
 from trimtab.data.conversation import Text
 from trimtab.data.formats import Example
-from trimtab.data.render import Renderer, load_tokenizer, readable
+from trimtab.data.render import readable
 from trimtab.errors import DataError
 from trimtab.evaluate.best_of_n_gain import curve
-from trimtab.models.load import LM, ModelSpec
+from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.probe.perturb import BeliefSwap, scene_row
 from trimtab.probe.probe_report import BestOfN, Metrics
 from trimtab.probe.score_probes import belief_result
@@ -34,8 +34,8 @@ def sample_completions(
     model: ModelSpec, examples: Sequence[Example], n: int, sampling: SamplingConfig, seed: int
 ) -> tuple[list[Group], Any]:
     """``n`` completions of each prompt, and the policy's tokenizer."""
-    tokenizer = load_tokenizer(model.tokenizer or model.path, model.chat_template)
-    renderer = Renderer(tokenizer)
+    renderer = renderer_for(model)
+    tokenizer = renderer.tokenizer
     lm = LM.load(model, train=False)
     prompts = [g for g in map(renderer.prompt, examples) if g is not None]
     sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)

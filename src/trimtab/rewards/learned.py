@@ -15,8 +15,10 @@ from trimtab.data.pack import packs
 from trimtab.data.render import Renderer
 from trimtab.errors import DataError, ModelError
 from trimtab.models.heads import Scorer
-from trimtab.models.load import ModelSpec, base_of, load_pretrained
+from trimtab.models.load import base_of
 from trimtab.models.load_frozen import Frozen, load_frozen, require_vocabulary
+from trimtab.models.model_spec import ModelSpec
+from trimtab.models.weights import load_weights
 from trimtab.objectives.bradley_terry import ensemble
 from trimtab.rewards.functions import number
 from trimtab.rewards.reward_config import RewardSpec
@@ -90,7 +92,7 @@ def average_weights(scorer: Scorer, paths: Sequence[str]) -> None:
     means, stds = [scorer.mean], [scorer.std]
     for path in paths[1:]:
         spec = scorer.spec.model_copy(update={"path": path, "device": "cpu"})
-        other = load_pretrained(AutoModelForSequenceClassification, spec, num_labels=1)
+        other = load_weights(AutoModelForSequenceClassification, spec, 1).model
         first_kind = type(base_of(scorer.model)).__name__
         if type(other).__name__ != first_kind:
             raise ModelError(

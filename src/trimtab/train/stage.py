@@ -21,7 +21,8 @@ from torch import nn
 from trimtab.config import Config
 from trimtab.data.dataset import DataSpec, split
 from trimtab.data.pack import Output, Pack, packs
-from trimtab.models.load import ModelSpec, renderer_for, save_model
+from trimtab.models.export import save_model
+from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.runs import Run, write_atomic
 from trimtab.train.run_facts import data_facts
 from trimtab.train.trainer import LoopSpec, LossFn, OptimSpec, Part, Trainer, batch_indices
@@ -138,7 +139,13 @@ class Stage(ABC, Generic[C, M]):
 
     def export(self, folder: Path) -> None:
         """Write the model in Hugging Face format."""
-        save_model(self.network.model, folder, self.renderer.tokenizer, self.network.plain)
+        save_model(
+            self.network.model,
+            folder,
+            self.renderer.tokenizer,
+            self.network.plain,
+            self.renderer.stop_ids,
+        )
 
     def progress(self, metrics: Metrics) -> str:
         """A few words for the progress bar."""

@@ -1,0 +1,42 @@
+"""Which model a stage loads, and how."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from trimtab.config import Config
+from trimtab.models.lora import LoraSpec
+
+DType = Literal["float32", "bfloat16"]
+
+
+class ModelSpec(Config):
+    """Which model to load, and how."""
+
+    path: str = Field(description="Local folder, hub id, or a JSON file with a transformers config")
+    """A folder or hub id is loaded with its weights; a JSON file gives random weights."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer, if it is not in ``path``."""
+    chat_template: str | None = None
+    """A template file, or the built-in "plain", for a tokenizer without a chat template."""
+    dtype: DType = "float32"
+    """Dtype of the weights."""
+    precision: Literal["full", "mixed", "auto"] = "full"
+    """"mixed" computes matmuls in bfloat16 with float32 weights; "auto" does so if a short
+    measurement at the start shows that it is faster."""
+    device: str = "auto"
+    """ "auto" uses CUDA if it is available."""
+    lora: LoraSpec | None = None
+    """Train adapters instead of the whole model."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    seed: int = 0
+    """Seed of the weights that are not loaded (a model from scratch, a new head)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": str(value)} if isinstance(value, str | os.PathLike) else value
