@@ -31,6 +31,7 @@ _EXTRAS = {
     "openai": "judge",
     "math_verify": "math",
     "sklearn": "recipes",
+    "gguf": "smollm2",
 }
 """Packages that not every installation has, and the extra that brings each."""
 
