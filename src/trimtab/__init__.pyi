@@ -1,12 +1,15 @@
 """Public names of trimtab, and where each is: ``__init__.py`` imports them on first use."""
 
 from trimtab.api import Run as Run
+from trimtab.api import compare as compare
 from trimtab.api import doctor as doctor
 from trimtab.api import dpo as dpo
+from trimtab.api import evaluate as evaluate
 from trimtab.api import online_dpo as online_dpo
 from trimtab.api import process_reward_model as process_reward_model
 from trimtab.api import reward_model as reward_model
 from trimtab.api import rl as rl
+from trimtab.api import sample as sample
 from trimtab.api import sft as sft
 from trimtab.data.dataset import DataSpec
 from trimtab.models.load import ModelSpec

@@ -1,18 +1,20 @@
-"""The Python API: every training stage as a function, and its run as an object.
+"""The Python API: training stages and other commands as functions, and a run as an object.
 
-Every function takes the keys of its YAML stage as keyword arguments; values may be plain or
+Every function takes the keys of its command's YAML as keyword arguments; values may be plain or
 configuration objects (``trimtab.GRPO(group_size=8)``), models may be paths, data may be rows, and
 rewards may be functions.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import yaml
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
     from trimtab.data.dataset import DataSpec
     from trimtab.doctor.diagnosis import Diagnosis
+    from trimtab.evaluate.compare import ModelResult
+    from trimtab.evaluate.leaderboard import Leaderboard
+    from trimtab.feedback.judgement import Item
     from trimtab.models.load import ModelSpec
     from trimtab.objectives.policy import PolicyMethod
     from trimtab.objectives.preference import Direct
@@ -117,6 +122,29 @@ class Run:
         return examine(self.path)
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _command(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Makes a declaration a function: its arguments become the keys of this command's configuration."""
+
+    def decorate(declaration: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(declaration)
+
+        @functools.wraps(declaration)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            keys: dict[str, Any] = bound.arguments.pop("keys")
+            return _call(name, {**bound.arguments, **keys})
+
+        return call
+
+    return decorate
+
+
+@_command("sft")
 def sft(model: Model, data: Data, *, out: str | Path = "runs/sft", **keys: Any) -> Run:
     """Fine-tune a model on demonstrations; ``keys`` as in ``trimtab sft --help``.
 
@@ -124,18 +152,20 @@ def sft(model: Model, data: Data, *, out: str | Path = "runs/sft", **keys: Any) 
         ConfigError: a key is unknown or a value is refused.
         DataError: a row cannot be used.
     """
-    return _train("sft", {"model": model, "data": data, "out": out, **keys})
+    ...
 
 
+@_command("reward")
 def reward_model(model: Model, data: Data, *, out: str | Path = "runs/reward", **keys: Any) -> Run:
     """Train a reward model on comparisons; ``keys`` as in ``trimtab reward --help``.
 
     Raises:
         ConfigError, DataError: as for ``sft``.
     """
-    return _train("reward", {"model": model, "data": data, "out": out, **keys})
+    ...
 
 
+@_command("process")
 def process_reward_model(
     model: Model, data: Data, *, out: str | Path = "runs/process", **keys: Any
 ) -> Run:
@@ -144,9 +174,10 @@ def process_reward_model(
     Raises:
         ConfigError, DataError: as for ``sft``.
     """
-    return _train("process", {"model": model, "data": data, "out": out, **keys})
+    ...
 
 
+@_command("dpo")
 def dpo(
     model: Model,
     data: Data,
@@ -167,10 +198,10 @@ def dpo(
     Raises:
         ConfigError, DataError: as for ``sft``.
     """
-    values = {"model": model, "data": data, "objective": objective, "out": out, **keys}
-    return _train("dpo", values)
+    ...
 
 
+@_command("online-dpo")
 def online_dpo(
     model: Model,
     data: Data,
@@ -188,10 +219,10 @@ def online_dpo(
         ConfigError, DataError: as for ``sft``.
         RewardError: a reward function broke its contract.
     """
-    values = {"model": model, "data": data, "rewards": rewards, "objective": objective, "out": out}
-    return _train("online-dpo", {**values, **keys})
+    ...
 
 
+@_command("rl")
 def rl(
     model: Model,
     data: Data,
@@ -216,8 +247,61 @@ def rl(
         ConfigError, DataError: as for ``sft``.
         RewardError: a reward function broke its contract.
     """
-    values = {"model": model, "data": data, "rewards": rewards, "method": method, "out": out}
-    return _train("rl", {**values, **keys})
+    ...
+
+
+def sample(model: Model, data: Data, *, out: str | Path = "runs/sample", **keys: Any) -> list[Item]:
+    """Sample different completions of prompts; ``keys`` as in ``trimtab sample --help``.
+
+    Returns:
+        One item per prompt: ``prompt`` (messages) and ``completions`` (``num_completions`` texts).
+
+    Raises:
+        ConfigError, DataError: as for ``sft``; no prompt has enough different completions.
+    """
+    from trimtab.feedback.items import read_items
+
+    _call("sample", {"model": model, "data": data, "out": out, **keys})
+    return read_items(str(Path(out) / "items.jsonl"))
+
+
+@_command("compare")
+def compare(
+    models: Mapping[str, Model],
+    data: Data,
+    rewards: Sequence[Reward],
+    *,
+    out: str | Path = "runs/compare",
+    **keys: Any,
+) -> dict[str, ModelResult]:
+    """Complete held-out prompts with several models, score and compare them.
+
+    Args:
+        models: By name; the first is what the others are compared with.
+        data: Held-out prompts, with the columns that the rewards need.
+        rewards: As for ``rl``; the first decides wins.
+        out: Gets a page, and every completion as a table.
+        keys: As in ``trimtab compare --help``.
+
+    Raises:
+        ConfigError, DataError, RewardError: as for ``rl``.
+    """
+    ...
+
+
+@_command("evaluate")
+def evaluate(files: Sequence[str | Path], **keys: Any) -> Leaderboard:
+    """Rank models by the verdicts of people, judges or gold: win rates and Elo.
+
+    Args:
+        files: Items and judgements, or any format that ``trimtab exchange`` reads.
+        keys: As in ``trimtab evaluate --help``.
+
+    Raises:
+        ConfigError: a key is unknown, or the baseline is none of the models.
+        DataError: no verdict between two named models is left.
+    """
+    ...
 
 
 def doctor(run: Run | str | Path) -> Diagnosis:
@@ -231,19 +315,21 @@ def doctor(run: Run | str | Path) -> Diagnosis:
     return examine(run.path if isinstance(run, Run) else run)
 
 
-def _train(name: str, values: dict[str, Any]) -> Run:
+def _call(name: str, values: dict[str, Any]) -> Any:
+    """Call a command; the run of a training stage, the result of another command."""
     command = COMMANDS[name]
-    out = Path(values["out"])
-    values = {**values, "out": str(out)}
+    values = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+    if "files" in values:
+        values["files"] = [str(file) for file in values["files"]]
+    out = Path(values.get("out", ""))
     for key in ("data", "eval_data"):
         if values.get(key) is not None:
             values[key] = _on_disk(values[key], out / "data", key)
     if values.get("evals"):
         values["evals"] = {k: _on_disk(v, out / "data", k) for k, v in values["evals"].items()}
     _refuse_local_resume(out)
-    config = build(command.load_config(), values, name)
-    command.load_function()(config)
-    return Run(out)
+    result = command.load_function()(build(command.load_config(), values, name))
+    return Run(out) if command.stage else result
 
 
 def _on_disk(data: Any, folder: Path, name: str) -> Any:
@@ -275,7 +361,7 @@ def _on_disk(data: Any, folder: Path, name: str) -> Any:
         )
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
-    return {"path": str(file)}
+    return str(file)
 
 
 def _has_checkpoints(out: Path) -> bool:

@@ -69,7 +69,8 @@ def read_renamed(config: type[Config], values: Any) -> Any:
         *parents, last = new.split(".")
         target = values
         for part in parents:
-            target[part] = dict(target.get(part) or {})
+            group: Any = target.get(part) or {}
+            target[part] = {"type": group} if isinstance(group, str) else dict(group)
             target = target[part]
         if last in target:
             raise ValueError(
@@ -157,15 +158,22 @@ def _imported(base: type[K], path: str) -> type[K]:
     return typed
 
 
-def _fields(annotation: Any) -> dict[str, Any]:
-    """The keys a value of this annotation may have, over the arms of a union."""
+def _arms(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration classes that a value of this annotation may have: several for a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return {i.alias or name: i.annotation for name, i in annotation.model_fields.items()}
-    annotations: dict[str, Any] = {}
+        return [annotation]
     if typing.get_origin(annotation) in (typing.Union, pytypes.UnionType, typing.Annotated):
-        for arm in typing.get_args(annotation):
-            annotations.update(_fields(arm))
-    return annotations
+        return [a for arm in typing.get_args(annotation) for a in _arms(arm)]
+    return []
+
+
+def _fields(annotation: Any) -> dict[str, Any]:
+    """The keys a value of this annotation may have, with their annotations."""
+    return {
+        info.alias or name: info.annotation
+        for arm in _arms(annotation)
+        for name, info in arm.model_fields.items()
+    }
 
 
 def _keys_at(kind: type[BaseModel], path: tuple[Any, ...], values: Any) -> list[str]:
@@ -174,8 +182,8 @@ def _keys_at(kind: type[BaseModel], path: tuple[Any, ...], values: Any) -> list[
         values = cast("dict[str, Any]", values).get(part) if isinstance(values, dict) else None
         if isinstance(part, str) and part in keys:
             inner = keys[part]
-            if isinstance(inner, type) and issubclass(inner, Kind) and isinstance(values, dict):
-                inner = inner.named(str(cast("dict[str, Any]", values).get("type", inner.usual)))
+            if isinstance(inner, type) and isinstance(values, dict):
+                inner = _kind_of(inner, cast("dict[str, Any]", values))
             keys = _fields(inner)
     return sorted(keys)
 
@@ -240,6 +248,31 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         else:
             result[key] = value
     return result
+
+
+def override(config: type[Config], base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid on ``base``, both values of ``config``; old keys count as those that replace them."""
+    return merge(_with_new_keys(config, base), _with_new_keys(config, over))
+
+
+def _with_new_keys(config: type[Config], values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with the keys of the release before replaced, those of inner configurations too."""
+    values = read_renamed(config, values)
+    annotations = _fields(config)
+    for key, value in values.items():
+        if isinstance(value, dict):
+            for inner in _arms(annotations.get(key)):
+                if issubclass(inner, Config):
+                    value = _with_new_keys(_kind_of(inner, value), value)
+            values[key] = value
+    return values
+
+
+def _kind_of(config: type[Any], values: dict[str, Any]) -> type[Any]:
+    """The kind that ``values`` name; ``config`` itself where it has no kinds."""
+    if not issubclass(config, Kind):
+        return config
+    return config.named(str(values.get("type", config.usual)))
 
 
 def set_path(values: dict[str, Any], dotted: str, value: Any) -> None:

@@ -16,6 +16,7 @@ import trimtab as tt
 from tests.support import folders
 from trimtab.config import function_path, import_function
 from trimtab.errors import ConfigError
+from trimtab.feedback.judgement import Item, Judgement
 
 SMALL: dict[str, Any] = {
     "optim": tt.Optim(lr=1e-3),
@@ -123,6 +124,39 @@ def test_sft_and_reward_model_on_rows_and_datasets(model: str, tmp_path: Path) -
         batch_size=4, sampling={"max_new_tokens": 4}, **SMALL,
     )  # fmt: skip
     assert "reward/model" in online.metrics.columns
+
+
+def test_models_are_sampled_and_compared(model: str, tmp_path: Path) -> None:
+    sampling = {"max_new_tokens": 24, "temperature": 2.0}
+    items = tt.sample(model, PROMPTS, num_completions=2, sampling=sampling, out=tmp_path / "s")
+    assert [len(i.completions) for i in items] == [2] * len(items) and items[0].extra["word"]
+    results = tt.compare(
+        {"a": model, "b": tt.Model(path=model, seed=1)}, PROMPTS[:4], [says_word],
+        sampling=sampling, html=False, out=tmp_path / "compare",
+    )  # fmt: skip
+    assert set(results) == {"a", "b"} and results["b"].kl == pytest.approx(0.0, abs=1e-4)
+
+
+def test_verdicts_are_evaluated(tmp_path: Path) -> None:
+    records = tmp_path / "labels.jsonl"
+    item = Item.of([{"role": "user", "content": "q"}], ["x", "y"], models=("base", "tuned"))
+    verdict = Judgement(item=item.id, annotator="ann", ranks=(1, 0))
+    records.write_text(f"{item.model_dump_json()}\n{verdict.model_dump_json()}\n")
+    board = tt.evaluate([records], baseline="base", draws=100)
+    assert list(board.elo) == ["tuned", "base"] and board.against_baseline["tuned"].wins == 1
+
+
+def test_packages_are_functions_whatever_was_imported_first() -> None:
+    """Python binds the name of a package as soon as one of its modules is imported."""
+    code = (
+        "import trimtab as tt, trimtab.doctor.finding, trimtab.evaluate.table_text, "
+        "trimtab.sample.draw\n"
+        "for name in ('doctor', 'evaluate', 'sample'):\n"
+        "    try: getattr(tt, name)('absent', data='absent')\n"
+        "    except Exception as e: print(type(e).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["TypeError", "ConfigError", "ModelError"]
 
 
 def test_mistakes_are_named(model: str, tmp_path: Path) -> None:

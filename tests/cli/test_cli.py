@@ -105,6 +105,9 @@ def test_every_method_is_a_verb(run_cli: Said) -> None:
     assert "type: grpo" in page and "group_size: 4" in page and "out: runs/grpo" in page
     page = run_cli("dr-grpo", "--help")
     assert "--method.type" in page and "dr_grpo" in page
+    page = run_cli("online-dpo-norm", "--model.path", "m", "--data.path", "d", "--rewards",
+                "[{name: a, function: 'm:f'}]", "--dry-run")  # fmt: skip
+    assert "type: dpo_norm" in page and "out: runs/online_dpo_norm" in page
 
 
 def test_a_verb_refuses_a_file_of_another_method(refused: Said, tmp_path: Path) -> None:
@@ -166,7 +169,7 @@ def test_completion(run_cli: Said, shell: str, tmp_path: Path) -> None:
             "COMP_WORDS=(trimtab {0}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _trimtab; "
             'echo "${{COMPREPLY[*]}}"'
         )
-        for words, expected in (("onl", "online-dpo"), ("grpo --method.gro", "--method.group_size"),
+        for words, expected in (("best", "best-of-n"), ("grpo --method.gro", "--method.group_size"),
                                 ("run sandbox-p", "sandbox-ppo")):  # fmt: skip
             file.write_text(f"{script}\n{ask.format(words)}\n")
             done = subprocess.run(["bash", file], capture_output=True, text=True, check=True)
@@ -186,6 +189,10 @@ def test_a_packaged_recipe_from_any_folder(
     monkeypatch.chdir(tmp_path)
     page = run_cli("run", "sandbox-ppo", "--dry-run", "--ppo.steps", "3")
     assert "# ppo: rl -> runs/demo/ppo (to do)" in page and "steps: 3" in page
+    old = run_cli(
+        "run", "sandbox-ppo", "--dry-run", "--ppo.prompts", "7", "--ppo.method.epochs", "3"
+    )
+    assert "batch_size: 7" in old and "epochs: 3" in old
     assert not list(tmp_path.iterdir())
 
 
@@ -213,6 +220,8 @@ def test_a_stage_from_a_file_with_a_flag_on_top(run_cli: Said, tmp_path: Path) -
     page = run_cli("sft", str(file), "--batch_size", "9", "--dry-run")
     assert "batch_size: 9" in page
     assert "lr: 0.001" in page
+    old = run_cli("sft", str(file), "--batch", "9", "--optim.clip", "2", "--dry-run")
+    assert "batch_size: 9" in old and "max_grad_norm: 2.0" in old
 
 
 @pytest.mark.parametrize(

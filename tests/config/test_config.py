@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
-from trimtab.config import Config, build
+from trimtab.config import Config, build, override
 from trimtab.errors import ConfigError
 
 
@@ -47,3 +47,28 @@ def test_old_keys_are_read_with_one_warning(caplog: pytest.LogCaptureFixture) ->
 def test_both_names_at_once_are_refused() -> None:
     with pytest.raises(ConfigError, match="'batch' is the old name of 'batch_size'"):
         build(Old, {"batch": 8, "batch_size": 8})
+
+
+class Nested(Config):
+    old: Old = Old()
+    other: Old | None = None
+
+
+@pytest.mark.parametrize(
+    ("base", "over", "merged"),
+    [
+        ({"batch_size": 8}, {"batch": 4}, {"batch_size": 4}),
+        ({"batch": 8}, {"batch_size": 4}, {"batch_size": 4}),
+        (
+            {"clip": {"low": 0.1, "high": 0.3}},
+            {"clip_low": 0.4},
+            {"clip": {"low": 0.4, "high": 0.3}},
+        ),
+    ],
+)
+def test_an_override_wins_over_the_other_name_of_its_key(
+    base: dict[str, Any], over: dict[str, Any], merged: dict[str, Any]
+) -> None:
+    assert override(Old, base, over) == merged
+    for key in ("old", "other"):
+        assert override(Nested, {key: base}, {key: over}) == {key: merged}

@@ -52,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sampled(base: Path, out: Path, **more: Any) -> dict[str, Any]:
+def sampled(base: Path, out: Path, **more: Any) -> best_of_n.BestOfNSummary:
     settings = {
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
         "data": {"path": str(base / "prompts.jsonl")}, "rewards": [WORDY, LENGTH], "num_completions": 6,
@@ -68,8 +68,8 @@ def test_rows_are_the_extremes_of_what_was_sampled(base: Path, tmp_path: Path) -
     out = tmp_path / "o"
     figures = sampled(base, out)
     best, pairs = rows(out / "best.jsonl"), rows(out / "pairs.jsonl")
-    assert figures["pairs"] + figures["ties"] + figures["lone"] == figures["prompts"] == 24
-    assert (len(best), len(pairs)) == (figures["best"], figures["pairs"])
+    assert figures.pairs + figures.ties + figures.lone == figures.prompts == 24
+    assert (len(best), len(pairs)) == (figures.best, figures.pairs)
     assert best and pairs
     drawn: dict[str, list[dict[str, Any]]] = {}
     for s in read_samples(out):
@@ -90,7 +90,7 @@ def test_rows_are_the_extremes_of_what_was_sampled(base: Path, tmp_path: Path) -
 
 def test_the_curve_is_the_estimator_over_prompts(base: Path, tmp_path: Path) -> None:
     figures = sampled(base, tmp_path / "o")
-    curve = figures["best_of"]
+    curve = figures.best_of
     assert list(curve) == ["1", "2", "4", "6"]
     drawn = read_samples(tmp_path / "o")
     assert curve["1"]["reward"] == pytest.approx(np.mean([s["reward"] for s in drawn]))
@@ -110,10 +110,10 @@ def test_answers_without_a_score_are_counted_and_left_out(base: Path, tmp_path: 
     figures = sampled(base, tmp_path / "o", rewards=failing)
     drawn = read_samples(tmp_path / "o")
     missing = [s for s in drawn if s["reward"] is None]
-    assert figures["unscored"] == len(missing) > 0
+    assert figures.unscored == len(missing) > 0
     texts = [r["messages"][1]["content"].split() for r in rows(tmp_path / "o" / "best.jsonl")]
     assert texts and not any("the" in words for words in texts)
-    assert figures["best_of"]["6"]["prompts"] < figures["best_of"]["1"]["prompts"]
+    assert figures.best_of["6"]["prompts"] < figures.best_of["1"]["prompts"]
 
 
 def test_what_was_cut_is_no_row(base: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_what_was_cut_is_no_row(base: Path, tmp_path: Path) -> None:
 
 def test_a_threshold_leaves_poor_answers_out(base: Path, tmp_path: Path) -> None:
     figures = sampled(base, tmp_path / "o", threshold=0.99)
-    assert figures["below"] > 0
+    assert figures.below > 0
     assert all(r["reward"] >= 0.99 for r in rows(tmp_path / "o" / "best.jsonl"))
     with pytest.raises(DataError, match=r"below threshold 7"):
         sampled(base, tmp_path / "p", threshold=7.0)

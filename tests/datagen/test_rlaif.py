@@ -87,13 +87,13 @@ def test_the_way_from_a_model_and_prompts_to_policies(tmp_path: Path) -> None:
 
     summary = go(sample.SampleConfig, sample.main, "sample", model=model, data=prompts,
               num_completions=3, sampling={"max_new_tokens": 48}, tries=8)  # fmt: skip
-    assert summary["items"] > 8
+    assert summary.items > 8
     item_file = str(tmp_path / "sample" / "items.jsonl")
     ai = {"endpoint": SERVE, "serve": {"length_bias": 1.0}, "model": "m", "concurrency": 16}
     summary = go(
         judge_labels.JudgeConfig, judge_labels.main, "judge", data=item_file, mode="rank", **ai
     )
-    assert summary["rows"] > 8 and summary["failed"] == {}
+    assert summary.rows > 8 and summary.failed == {}
     rows = {"path": str(tmp_path / "judge" / "rows.jsonl")}
     short = {"epochs": 1.0, "batch_size": 8}
     go(reward.RewardConfig, reward.main, "rm", model=model, data=rows, **short)
@@ -119,7 +119,7 @@ def test_the_way_from_a_model_and_prompts_to_policies(tmp_path: Path) -> None:
         rounds=2,
         **{**ai, "serve": {"habit": 1.0}},
     )
-    assert summary["changed"] == 1.0
+    assert summary.changed == 1.0
     row = json.loads((tmp_path / "revise" / "demonstrations.jsonl").read_text().splitlines()[0])
     assert row["completion"][0]["content"].count(VOICE[1]) == 2
     again = go(
@@ -130,7 +130,7 @@ def test_the_way_from_a_model_and_prompts_to_policies(tmp_path: Path) -> None:
         rounds=2,
         **{**ai, "serve": {"habit": 1.0}},
     )
-    assert again["calls"] == 0
+    assert again.calls == 0
     demos = {"path": str(tmp_path / "revise" / "demonstrations.jsonl")}
     go(sft.SFTConfig, sft.main, "sft", model=model, data=demos, **short)
 
@@ -148,10 +148,10 @@ def test_a_revision_makes_answers_better_and_failures_no_rows(tmp_path: Path) ->
             {**keys, "data": str(data), "out": str(tmp_path / "out"), "rubric": "hhh"},
         )
         summary = revise.main(config)
-    assert 0 < summary["failed"] < 40 and summary["rows"] == 40 - summary["failed"]
+    assert 0 < summary.failed < 40 and summary.rows == 40 - summary.failed
     lines = [json.loads(x) for x in (tmp_path / "out" / "revisions.jsonl").read_text().splitlines()]
     assert len(lines) == 40
-    assert sum("failure" in x for x in lines) == summary["failed"]
+    assert sum("failure" in x for x in lines) == summary.failed
 
 
 def test_people_and_calibration_mend_a_biased_judge(tmp_path: Path) -> None:
@@ -182,12 +182,12 @@ def test_people_and_calibration_mend_a_biased_judge(tmp_path: Path) -> None:
     summary = calibrate_judge.main(
         build(calibrate_judge.CalibrateConfig, {**files, **voice, "out": str(tmp_path / "cal")})
     )
-    assert summary["after"]["accuracy"] > summary["before"]["accuracy"] + 0.03
-    assert summary["after"]["ece"] < summary["before"]["ece"]
-    weight = summary["weights"]["voice"]
+    assert summary.after["accuracy"] > summary.before["accuracy"] + 0.03
+    assert summary.after["ece"] < summary.before["ece"]
+    weight = summary.weights["voice"]
     # The judge loves its voice more than people do: the fit takes it back, beyond doubt.
-    assert weight["mean"] + 1.96 * weight["error"] < 0
-    assert summary["audited"] == 150
+    assert weight.mean + 1.96 * weight.error < 0
+    assert summary.audited == 150
     lines = (tmp_path / "cal" / "judgements.jsonl").read_text().splitlines()
     assert sum(json.loads(x).get("who") == "simulated" for x in lines) == 150
     flat = calibrate_judge.main(
@@ -196,7 +196,7 @@ def test_people_and_calibration_mend_a_biased_judge(tmp_path: Path) -> None:
             {**files, "method": "isotonic", "out": str(tmp_path / "iso")},
         )
     )
-    assert flat["after"]["ece"] < flat["before"]["ece"] + 0.02
+    assert flat.after["ece"] < flat.before["ece"] + 0.02
     few = tmp_path / "few"
     few.mkdir()
     label_items(few, str(data), limit=2)

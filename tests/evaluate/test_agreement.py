@@ -123,7 +123,7 @@ def test_o13_a_judge_in_both_orders() -> None:
         for order, won in (((0, 1), ab), ((1, 0), ba)):
             ranks = (0, 1) if won == "A" else (1, 0)
             records.judgements.append(
-                Judgement(item=item.id, annotator="j", who="ai", ranks=ranks, shown=order)
+                Judgement(item=item.id, annotator="j", who="ai", ranks=ranks, order=order)
             )
     cast = votes(records.judgements)
     orders = quality.both_orders(cast)["j"]

@@ -57,7 +57,7 @@ def judgements(draw: Any, item: Item) -> Judgement:
     order = st.permutations(range(k)).map(tuple)
     return Judgement(
         item=item.id, annotator=draw(NAME), who=who, status=status, ranks=ranks,
-        shown=draw(st.none() | order), bad=draw(st.booleans()),
+        order=draw(st.none() | order), bad=draw(st.booleans()),
         strength=draw(st.none() | st.integers(1, 4)),
         prob=draw(st.none() | st.floats(0, 1)) if k == 2 else None,
         reason=draw(st.just("") | TEXT), seconds=draw(st.none() | st.floats(0, 1e4)), at=draw(TIMES),

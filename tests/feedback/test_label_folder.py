@@ -40,7 +40,7 @@ def labelled(folder: Path, ask: str = "whole", k: int = 2, count: int = 24) -> S
     store.add(read_entries(str(path), limit=None, strict=True, marks=False).entries)
     for name in ("ann", "bob"):
         while (assignment := store.next(name, 0.0)) is not None:
-            texts = [assignment.item.completions[i] for i in assignment.shown]
+            texts = [assignment.item.completions[i] for i in assignment.order]
             best = next((i for i, t in enumerate(texts) if t.startswith("yes")), 0)
             do(store, name, str(best))
     return store
@@ -145,17 +145,19 @@ def test_what_cannot_be_trained_on_is_omitted() -> None:
 
 
 def test_records_of_earlier_releases_are_read(tmp_path: Path) -> None:
-    """They call the completions "answers"; what is written now does not."""
+    """They have the keys "answers" and "shown"; what is written now has not."""
     path = tmp_path / "old.jsonl"
     path.write_text(
         '{"id": "i", "prompt": [{"role": "user", "content": "q"}], "answers": ["x", "y"]}\n'
-        '{"item": "i", "annotator": "ann", "ranks": [0, 1]}\n'
+        '{"item": "i", "annotator": "ann", "ranks": [0, 1], "shown": [1, 0]}\n'
     )
     old = records.read([str(path)])
     assert old.items["i"].completions == ("x", "y")
+    assert old.judgements[0].order == (1, 0)
     records.write(tmp_path / "new" / "labels.jsonl", old)
     text = (tmp_path / "new" / "labels.jsonl").read_text()
     assert '"completions": ["x", "y"]' in text and "answers" not in text
+    assert '"order": [1, 0]' in text and "shown" not in text
     assert records.read([str(tmp_path / "new" / "labels.jsonl")]) == Records(
         old.items, old.judgements
     )

@@ -55,9 +55,7 @@ def test_one_call_in_five_fails_and_hardly_a_label_is_lost(tmp_path: Path) -> No
     assert len(recovered) >= 0.99 * len(label_items)
     # None invented: each is what the same judge says when nothing fails.
     assert all(j.ranks == sound[j.item].ranks for j in recovered)
-    assert summary["failed"] == dict(
-        Counter(j.detail["failure"] for j in faulty if j.status != "ok")
-    )
+    assert summary.failed == dict(Counter(j.detail["failure"] for j in faulty if j.status != "ok"))
 
 
 def test_every_failure_is_a_status_and_none_a_label(tmp_path: Path) -> None:
@@ -73,7 +71,7 @@ def test_every_failure_is_a_status_and_none_a_label(tmp_path: Path) -> None:
     assert {j.detail["failure"] for j in failed} == {"error", "invalid"}
     rows = [json.loads(x) for x in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
     assert {r["id"] for r in rows} <= {j.item for j in judgements if j.status == "ok"}
-    assert summary["rows"] == len(rows)
+    assert summary.rows == len(rows)
 
 
 def test_the_caps_hold_and_the_rest_is_asked_later(tmp_path: Path) -> None:
@@ -81,24 +79,24 @@ def test_the_caps_hold_and_the_rest_is_asked_later(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with endpoint(rate=0.2, kinds=("429", "500", "reset", "cut", "empty")) as one:
         first = main(config(one, data, out, max_spend=0.05, **PRICES))
-        (account,) = first["account"].values()
+        (account,) = first.account.values()
         assert 0 < bill(one) <= account["dollars"] <= 0.05
-        assert first["failed"]["cap"] > 0
+        assert first.failed["cap"] > 0
         num_calls = len(one.calls)
         # Nothing is asked beyond the cap, however often it is run.
         again = main(config(one, data, out, max_spend=0.05, **PRICES))
         assert len(one.calls) - num_calls <= 2
-        assert again["rows"] >= first["rows"]
+        assert again.rows >= first.rows
         last = main(config(one, data, out, **PRICES))
-        assert last["failed"] == {}
+        assert last.failed == {}
         answered = Counter(c.body for c in one.calls if c.outcome == "ok")
         assert len(answered) == 120 and max(answered.values()) == 1
         counted = len(one.calls)
-        assert main(config(one, data, out, **PRICES))["calls"] == 0
+        assert main(config(one, data, out, **PRICES)).calls == 0
         assert len(one.calls) == counted
     with endpoint() as one:
         summary = main(config(one, data, tmp_path / "calls", max_calls=7))
-        assert len(one.calls) == 7 and summary["failed"]["cap"] >= 56
+        assert len(one.calls) == 7 and summary.failed["cap"] >= 56
 
 
 def test_a_killed_run_repeats_no_paid_call(tmp_path: Path) -> None:
@@ -125,10 +123,10 @@ def test_a_killed_run_repeats_no_paid_call(tmp_path: Path) -> None:
         assert 40 <= before < 120
         summary = main(config(one, data, out, concurrency=4))
     call_counts = Counter(c.body for c in one.calls)
-    assert len(call_counts) == 120 and summary["failed"] == {}
+    assert len(call_counts) == 120 and summary.failed == {}
     # Only what was under way when it died, at most one a worker, is asked twice.
     assert sum(call_counts.values()) - 120 <= 4
-    assert summary["cached"] >= before - 4
+    assert summary.cached >= before - 4
 
 
 def test_a_replay_is_the_same_to_the_byte(tmp_path: Path) -> None:
@@ -147,7 +145,7 @@ def test_a_panel_votes(tmp_path: Path) -> None:
     with endpoint() as one:
         over = {"panel": [{"rubric": "honest"}, {"model": "other", "order": "given"}]}
         summary = main(config(one, data, tmp_path / "out", **over))
-    assert len(summary["judges"]) == 3 and 0 < summary["judges_agree"] <= 1
+    assert len(summary.judges) == 3 and 0 < summary.judges_agree <= 1
     assert len(read_judgements(tmp_path / "out" / "judgements.jsonl")) == 36
     voted = read_judgements(tmp_path / "out" / "majority.jsonl")
     assert [j.item for j in voted] == [i.id for i in label_items]

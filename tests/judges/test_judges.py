@@ -153,10 +153,10 @@ def test_both_orders_turn_a_love_of_places_into_ties() -> None:
         judge = Judge(spec(one))
         assert all(j.ranks == (0, 0) for j in run(judge, label_items))
         given_order = Judge(spec(one, order="given"))
-        assert all(j.ranks == (0, 1) and j.shown == (0, 1) for j in run(given_order, label_items))
+        assert all(j.ranks == (0, 1) and j.order == (0, 1) for j in run(given_order, label_items))
         drawn = Judge(spec(one, order="random"))
         judgements = run(drawn, label_items)
-        assert {j.shown for j in judgements} == {(0, 1), (1, 0)}
+        assert {j.order for j in judgements} == {(0, 1), (1, 0)}
         # Whatever came first won: ranks are of the item's order, not of the shown one.
         assert all(j.ranks is not None and j.ranks[j.first] == 0 for j in judgements)
 

@@ -20,7 +20,7 @@ from tests.support.folders import write
 from tests.support.judging import items, write_items
 from trimtab.config import build
 from trimtab.datagen import scratch
-from trimtab.datagen.judge_labels import JudgeConfig, main
+from trimtab.datagen.judge_labels import JudgeConfig, JudgeSummary, main
 from trimtab.feedback.records import read_judgements
 
 WHERE = Path(os.environ.get("TRIMTAB_VLLM") or Path(__file__).parents[2] / ".vllm").absolute()
@@ -100,7 +100,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
             child.wait()
 
 
-def _judge(server: tuple[str, str], tmp_path: Path, **over: Any) -> dict[str, Any]:
+def _judge(server: tuple[str, str], tmp_path: Path, **over: Any) -> JudgeSummary:
     url, _ = server
     data = write_items(tmp_path / "items.jsonl", items(12))
     options = {
@@ -116,7 +116,7 @@ def test_verdicts_and_probabilities(
 ) -> None:
     monkeypatch.setenv("JUDGE_TEST_KEY", server[1])
     summary = _judge(server, tmp_path, probabilities=True)
-    assert summary["failed"] == {} and summary["calls"] == 24
+    assert summary.failed == {} and summary.calls == 24
     judgements = read_judgements(tmp_path / "out" / "judgements.jsonl")
     assert all(j.status == "ok" and j.prob is not None and 0 < j.prob < 1 for j in judgements)
     for j in judgements:
@@ -136,6 +136,6 @@ def test_other_modes(
     monkeypatch.setenv("JUDGE_TEST_KEY", server[1])
     summary = _judge(server, tmp_path, mode=mode, rubric="hhh")
     judgements = read_judgements(tmp_path / "out" / "judgements.jsonl")
-    assert summary["failed"] == {} and all(j.status == "ok" for j in judgements)
+    assert summary.failed == {} and all(j.status == "ok" for j in judgements)
     if mode == "score":
         assert all(1 <= x <= 10 for j in judgements for v in j.scores.values() for x in v)

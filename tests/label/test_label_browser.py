@@ -84,7 +84,7 @@ def test_a_comparison_takes_one_key(browser: Any, serve: Any) -> None:
         visit.judge(key)
     judgements = stored(server)
     won = [None if j.ranks is None or j.ranks[0] == j.ranks[1] else
-           (j.shown or ()).index(j.ranks.index(0)) for j in judgements]  # fmt: skip
+           (j.order or ()).index(j.ranks.index(0)) for j in judgements]  # fmt: skip
     assert won == [0, 1, 0, 1, None, None, None, None]
     assert [j.bad for j in judgements] == [False] * 6 + [True, False]
     assert judgements[7].status == "skip"
@@ -119,7 +119,7 @@ def test_strength_ranks_dimensions_and_steps_by_keyboard(browser: Any, serve: An
     visit.press("d", "ArrowDown", "Tab", "Space")
     visit.judge("7")
     (j,) = stored(server)
-    assert (j.strength, j.ranks and j.shown and j.ranks[j.shown[1]]) == (3, 0)
+    assert (j.strength, j.ranks and j.order and j.ranks[j.order[1]]) == (3, 0)
     assert set(j.dimensions) == {"helpful", "honest"}
     assert not visit.wrong
 
@@ -128,8 +128,8 @@ def test_strength_ranks_dimensions_and_steps_by_keyboard(browser: Any, serve: An
     visit.press("3", "1", "4", "Backspace", "=", "2", "4")
     visit.judge("Enter")
     (j,) = stored(server)
-    assert j.shown is not None and j.ranks is not None
-    assert [j.ranks[a] for a in j.shown] == [1, 1, 0, 2]
+    assert j.order is not None and j.ranks is not None
+    assert [j.ranks[a] for a in j.order] == [1, 1, 0, 2]
     visit.press("2")
     visit.press("Enter")
     visit.page.wait_for_timeout(200)
@@ -179,8 +179,8 @@ def test_pages_work_without_script(browser: Any, serve: Any) -> None:
     visit.page.locator("button[value=rank]").click()
     visit.page.wait_for_url("**/")
     (j,) = stored(server)
-    assert j.shown is not None and j.ranks is not None
-    assert [j.ranks[a] for a in j.shown] == [1, 0, 0]
+    assert j.order is not None and j.ranks is not None
+    assert [j.ranks[a] for a in j.order] == [1, 0, 0]
 
 
 # --- hostile text

@@ -115,7 +115,7 @@ def test_a_form_is_read_in_the_order_shown() -> None:
     j = verdict.judgement(form, place_of(2, (1, 0)), rubric, 110.0)
     assert (j.ranks, j.strength, j.flagged, j.reason, j.seconds) == ((1, 0), 3, True, "r", 4.0)
     assert j.dimensions == {"warm": (0, 1), "true": (0, 0)}
-    assert (j.shown, display_order(j.seed or 0, 2)) == ((1, 0), (1, 0))
+    assert (j.order, display_order(j.seed or 0, 2)) == ((1, 0), (1, 0))
     j = verdict.judgement({**form, "seconds": "99"}, place_of(2, (1, 0)), rubric, 110.0)
     assert j.seconds == 10.0, "no more than have passed on the server"
     for choice, ranks in (("tie", (0, 0)), ("bad", (0, 0)), ("skip", None)):

@@ -125,8 +125,8 @@ def test_no_label_is_lost_or_double_and_each_item_has_exactly_k(tmp_path: Path) 
             j = by_id[name]
             assert j.annotator == p.name_
             if verdict in ("0", "1"):
-                assert j.shown is not None and j.ranks is not None
-                assert j.ranks[j.shown[int(verdict)]] == 0 and sorted(j.ranks) == [0, 1]
+                assert j.order is not None and j.ranks is not None
+                assert j.ranks[j.order[int(verdict)]] == 0 and sorted(j.ranks) == [0, 1]
             else:
                 assert (j.status, j.bad) == (
                     "skip" if verdict == "skip" else "ok",

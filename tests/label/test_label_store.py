@@ -74,7 +74,7 @@ def test_undo_takes_back_and_asks_again_and_the_history_stays(tmp_path: Path) ->
     assert store.undo("ann", 3.0)
     assert store.current() == []
     again = store.next("ann", 4.0)
-    assert again is not None and again.item == first.item and again.shown == first.shown
+    assert again is not None and again.item == first.item and again.order == first.order
     assert do(store, "ann", "1") == "saved"
     (current,) = store.current()
     history = store.history()
@@ -270,7 +270,7 @@ def test_sorting_in_the_store_gives_one_ranked_row(tmp_path: Path) -> None:
     while (place := store.next("ann", 0.0)) is not None:
         i, j = place.item.extra["pair"]
         better = 0 if (i * 7) % 5 > (j * 7) % 5 else 1
-        store.record(place.id, place.turn, "ann", say(str(place.shown.index(better))))
+        store.record(place.id, place.turn, "ann", say(str(place.order.index(better))))
         num_asked += 1
         if num_asked == 4:
             store.undo("ann", 0.0)

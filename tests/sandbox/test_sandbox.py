@@ -11,7 +11,6 @@ import pytest
 
 import trimtab
 from trimtab.sandbox import annotators
-from trimtab.sandbox.documents import document
 from trimtab.sandbox.faults import length_reward
 from trimtab.sandbox.tokenizer import build
 from trimtab.sandbox.world import (
@@ -148,18 +147,6 @@ def test_biases_move_the_choice() -> None:
 
 def test_length_fault_pays_for_words_alone() -> None:
     assert length_reward(["x", "x"], ["a b", "a b c d"], scale=0.5) == [1.0, 2.0]
-
-
-def test_documents_have_known_words_and_no_chat_format() -> None:
-    tokenizer = build()
-    special = {"<user>", "<assistant>", "<eos>", "<bos>", "<unk>"}
-    texts = [document(np.random.default_rng((0, i)), 5, 0.6, 0.1) for i in range(300)]
-    assert texts == [document(np.random.default_rng((0, i)), 5, 0.6, 0.1) for i in range(300)]
-    for text in texts:
-        tokens = tokenizer.tokenize(text)
-        assert not special.intersection(tokens)
-        assert len(tokens) < 300
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 def test_both_base_models_have_the_tokenizer_of_the_world() -> None:

@@ -52,7 +52,7 @@ def panel(
             records.judgements.append(
                 Judgement(
                     item=item.id, annotator=person.name, who="ai" if machine else "simulated",
-                    ranks=(int(preferred != 0), int(preferred != 1)), shown=order,
+                    ranks=(int(preferred != 0), int(preferred != 1)), order=order,
                     prob=(p if order == (0, 1) else 1 - p) if machine else None,
                     seconds=float(rng.gamma(3, 4)),
                 )

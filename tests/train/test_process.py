@@ -592,8 +592,8 @@ def test_labels_to_a_process_reward_model(base: Path, tmp_path: Path) -> None:
     figures = label_steps(hard_config)
     lines = (tmp_path / "hard" / "steps.jsonl").read_text().splitlines()
     label_rows = [json.loads(x) for x in lines]
-    assert figures["solutions"] == len(label_rows) > 0
-    assert figures["steps"] == sum(len(r["labels"]) for r in label_rows)
+    assert figures.solutions == len(label_rows) > 0
+    assert figures.steps == sum(len(r["labels"]) for r in label_rows)
     for r in label_rows:
         assert r["answer"] == "cat"
         assert len(r["completions"]) == len(r["labels"]) == len(r["returns"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from trimtab.config import Config
 from trimtab.data.formats import Example
 from trimtab.errors import DataError
-from trimtab.models.load import LM, ModelSpec, renderer_for
-from trimtab.sample.sampler import Request, Sampler, SamplingConfig
+from trimtab.models.load import ModelSpec, renderer_for
+from trimtab.rollout.collector import load_sampler
+from trimtab.sample.sampler import Request, SamplingConfig
 
 
 class ChatConfig(Config):
@@ -31,8 +32,7 @@ def main(config: ChatConfig) -> None:
     spec = ModelSpec(path=config.model, chat_template=config.chat_template)
     renderer = renderer_for(spec)
     tokenizer = renderer.tokenizer
-    lm = LM.load(spec, train=False)
-    sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
+    sampler = load_sampler(spec, renderer)
     turns: list[dict[str, str]] = []
     while True:
         try:

@@ -12,7 +12,7 @@ import yaml
 import trimtab
 from trimtab.cli.flags import help_text, keys_of, parse
 from trimtab.cli.terminal import print_logs
-from trimtab.config import build, merge, read_yaml
+from trimtab.config import build, override, read_yaml
 from trimtab.errors import ConfigError, UserError
 from trimtab.launch.commands import COMMANDS, Command, find_command
 
@@ -78,9 +78,9 @@ def run_command(command: Command, words: Sequence[str]) -> None:
     if len(files) > 1:
         raise ConfigError(f"unexpected argument {files[1]!r}; flags are written --key value")
     if files:
-        values = merge(read_yaml(files[0]), values)
+        values = override(config_class, read_yaml(files[0]), values)
     if command.method:
-        values = {"out": f"runs/{command.method}", **command.with_preset(values)}
+        values = {"out": f"runs/{command.name.replace('-', '_')}", **command.with_preset(values)}
     if "help" in arguments.switches:
         about = f"{command.name} {command.usage or '[FILE.yaml]'}"
         print(help_text(about, command.help, config_class, values))

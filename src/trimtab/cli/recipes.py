@@ -10,8 +10,9 @@ import yaml
 
 import trimtab
 from trimtab.cli.flags import parse
-from trimtab.config import build, merge, read_yaml
+from trimtab.config import build, merge, override, read_yaml
 from trimtab.errors import ConfigError
+from trimtab.launch.commands import find_stage_type
 
 RECIPES = Path(trimtab.__file__).parent / "recipes"
 _USAGE = """trimtab run RECIPE [--out DIR] [--STAGE.key value ...] [--inputs.NAME PATH] [--dry-run] [--fresh]
@@ -47,7 +48,7 @@ def run(words: Sequence[str]) -> None:
     stages: dict[str, Any] = dict(values.get("stages") or {})
     for key, value in arguments.values.items():
         if key in stages:
-            stages[key] = merge(stages[key], value) if isinstance(value, dict) else value
+            stages[key] = _override(stages[key], value, key) if isinstance(value, dict) else value
         elif key in recipes.Recipe.model_fields:
             old = values.get(key)
             values[key] = merge(old, value) if isinstance(value, dict) and old else value
@@ -64,6 +65,11 @@ def run(words: Sequence[str]) -> None:
             print(yaml.safe_dump(resolved, sort_keys=False))
         return
     recipes.run(recipe, source, fresh="fresh" in arguments.switches)
+
+
+def _override(stage: dict[str, Any], flags: dict[str, Any], name: str) -> dict[str, Any]:
+    command = find_stage_type(str(stage.get("type", stage.get("kind"))), f"stages.{name}.type")
+    return override(command.load_config(), stage, flags)
 
 
 def list_recipes(words: Sequence[str]) -> None:

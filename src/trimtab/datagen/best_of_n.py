@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar, cast
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import numpy as np
 from pydantic import Field
@@ -15,12 +16,11 @@ from trimtab.data.rows import comparison, demonstration
 from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
 from trimtab.evaluate.best_of_n_gain import curve
-from trimtab.models.load import LM, ModelSpec, renderer_for
+from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.rewards.score import Rewards, RewardSpec
-from trimtab.rollout.collector import collect
+from trimtab.rollout.collector import collect, load_sampler
 from trimtab.runs import Run, to_json, write_atomic
-from trimtab.runs.console import bar
-from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.sample.sampler import SamplingConfig
 from trimtab.stats.order_stats import pick
 from trimtab.train.rollouts import best_and_worst, nothing_scored, sample_rows
 from trimtab.types import Completion, Row
@@ -50,21 +50,41 @@ class BestOfNConfig(Config):
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class BestOfNSummary:
+    """summary.json of ``trimtab best-of-n``."""
+
+    prompts: int
+    n: int
+    best: int
+    """Rows of best.jsonl."""
+    below: int
+    """Prompts whose best completion is below the threshold."""
+    pairs: int
+    ties: int
+    """Prompts without a pair because their completions tie."""
+    lone: int
+    """Prompts with fewer than two usable completions."""
+    unscored: int
+    empty: int
+    truncated: int
+    length: float
+    """Mean, tokens."""
+    best_of: dict[str, dict[str, float]]
+    """See ``evaluate.best_of_n_gain.curve``."""
+
+
 def usable(c: Completion) -> bool:
     """Whether a completion may become a row: scored, not empty, and not truncated (a row's text
     ends with an end token, which a truncated completion does not have)."""
     return c.reward is not None and bool(c.text.strip()) and c.finish != "length"
 
 
-def main(config: BestOfNConfig) -> dict[str, Any]:
+def main(config: BestOfNConfig) -> BestOfNSummary:
     """Sample, score and pick; writes best.jsonl, pairs.jsonl, samples/ (all) and summary.json.
 
     Of equally good completions the first is the best. Rows have the prompt's other columns and the
     rewards.
-
-    Returns:
-        Counts of rows; of prompts without a pair, because completions tie or fewer than two are
-        usable; of completions that are unscored, empty or truncated; and ``best_of``, see ``curve``.
 
     Raises:
         DataError: no completion could be scored, or none is good enough for a row.
@@ -73,19 +93,15 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
     renderer = renderer_for(c.model, c.data)
     prompts = load_groups(c.data, formats.prompts, renderer.prompt)
     rewards = Rewards(c.rewards, renderer.tokenizer, c.token_budget, c.model.device)
-    lm = LM.load(c.model, train=False)
-    sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
-    with bar("best of n") as show:
-        groups = collect(
-            sampler,
-            renderer,
-            prompts,
-            c.sampling,
-            n=c.num_completions,
-            key=(c.seed,),
-            version=0,
-            on_progress=show,
-        )
+    groups = collect(
+        load_sampler(c.model, renderer),
+        renderer,
+        prompts,
+        c.sampling,
+        n=c.num_completions,
+        key=(c.seed,),
+        title="best of n",
+    )
     rewards(groups)
     done = [x for g in groups for x in g.completions]
     if all(x.reward is None for x in done):
@@ -123,25 +139,25 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
     for name, rows in (("best", best), ("pairs", pairs)):
         write_atomic(run.path / f"{name}.jsonl", "".join(to_json(r) + "\n" for r in rows).encode())
     run.samples(0, sample_rows(groups))
-    summary: dict[str, Any] = {
-        "prompts": len(groups),
-        "n": c.num_completions,
-        "best": len(best),
-        "below": below,
-        "pairs": len(pairs),
-        "ties": ties,
-        "lone": lone,
-        "unscored": sum(x.reward is None for x in done),
-        "empty": sum(not x.text.strip() for x in done),
-        "truncated": sum(x.finish == "length" for x in done),
-        "length": float(np.mean([len(x) for x in done])),
-        "best_of": curve(groups, [r.name for r in c.rewards], c.num_completions),
-    }
+    summary = BestOfNSummary(
+        prompts=len(groups),
+        n=c.num_completions,
+        best=len(best),
+        below=below,
+        pairs=len(pairs),
+        ties=ties,
+        lone=lone,
+        unscored=sum(x.reward is None for x in done),
+        empty=sum(not x.text.strip() for x in done),
+        truncated=sum(x.finish == "length" for x in done),
+        length=float(np.mean([len(x) for x in done])),
+        best_of=curve(groups, [r.name for r in c.rewards], c.num_completions),
+    )
     write_summary(run.path, summary)
-    one, last = summary["best_of"]["1"], list(summary["best_of"].items())[-1]
+    one, last = summary.best_of["1"], list(summary.best_of.items())[-1]
     log.info(
         f"best of {last[0]}: reward {one['reward']:+.3f} -> {last[1]['reward']:+.3f} "
         f"(KL at most {last[1]['kl_bound']:.2f} nats); {len(best)} best, {len(pairs)} pairs, "
-        f"{ties} ties, {summary['unscored']} of {len(done)} completions without a score -> {c.out}"
+        f"{ties} ties, {summary.unscored} of {len(done)} completions without a score -> {c.out}"
     )
     return summary

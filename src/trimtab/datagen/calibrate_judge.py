@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -68,14 +68,16 @@ class CalibrateConfig(Config):
         return self
 
 
-class Weight(TypedDict):
+@dataclass(frozen=True, slots=True)
+class Weight:
     """A fitted weight and its standard error, in nats."""
 
     mean: float
     error: float
 
 
-class CalibrateSummary(TypedDict):
+@dataclass(frozen=True, slots=True)
+class CalibrateSummary:
     """summary.json of ``trimtab calibrate``."""
 
     shared: int
@@ -91,19 +93,14 @@ class CalibrateSummary(TypedDict):
     """Items with a human label in place of the judge's."""
     rows: int
     undecided: int
-    weights: NotRequired[dict[str, Weight]]
+    weights: dict[str, Weight]
+    """Of "judge" and each covariate; empty for "isotonic"."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Labels:
-    """What is read from the files."""
-
-    items: dict[str, Item]
-    judge: list[Judgement]
-    people: dict[str, Judgement]
-
-
-def _read(c: CalibrateConfig) -> _Labels:
+def _read(
+    c: CalibrateConfig,
+) -> tuple[dict[str, Item], list[Judgement], dict[str, Judgement]]:
+    """The items, the judge's labels, and the first human label of an item."""
     items = {i.id: i for i in read_items(c.items)}
     judge = [j for j in records.read_judgements(c.judgements) if j.ranks is not None]
     people: dict[str, Judgement] = {}
@@ -121,7 +118,7 @@ def _read(c: CalibrateConfig) -> _Labels:
             f"{c.judgements}: some items are judged more than once; pass the labels of one judge, "
             "or the majority.jsonl of a panel"
         )
-    return _Labels(items, judge, people)
+    return items, judge, people
 
 
 def main(config: CalibrateConfig) -> CalibrateSummary:
@@ -131,11 +128,11 @@ def main(config: CalibrateConfig) -> CalibrateSummary:
         DataError: fewer items are labelled by both than there are folds, or an id is unknown.
     """
     c = config
-    labels = _read(c)
+    items, judge, people = _read(c)
     covariates = c.covariates if c.method == "platt" else ()
-    cast = votes(labels.judge)
-    features = np.array(vote_features(cast, labels.items, covariates, c.patterns))
-    both = [i for i, v in enumerate(cast) if v.judgement.item in labels.people]
+    cast = votes(judge)
+    features = np.array(vote_features(cast, items, covariates, c.patterns))
+    both = [i for i, v in enumerate(cast) if v.judgement.item in people]
     owners = [cast[i].judgement.item for i in both]
     shared = len(set(owners))
     if shared < c.folds:
@@ -144,52 +141,43 @@ def main(config: CalibrateConfig) -> CalibrateSummary:
             "have people label more of the items"
         )
     x = features[both]
-    y = np.array(
-        [_human_label(labels.people[o], cast[i]) for o, i in zip(owners, both, strict=True)]
-    )
+    y = np.array([_human_label(people[o], cast[i]) for o, i in zip(owners, both, strict=True)])
     fit_method = partial(fit_symmetric, c.method)
     after = cross_fit(fit_method, x, y, assign_folds(owners, c.folds))
     fit = fit_method(x, y)
-    calibrated, flips = _relabel(c, labels.judge, cast, fit(features).tolist())
+    calibrated, flips = _relabel(c, judge, cast, fit(features).tolist())
     if c.audit:
-        calibrated = [labels.people.get(j.item, j) for j in calibrated]
-    rows = comparison_rows(labels.items, calibrated, ties=False)
+        calibrated = [people.get(j.item, j) for j in calibrated]
+    rows = comparison_rows(items, calibrated, ties=False)
     out = Path(c.out)
-    records.write(out / records.ITEMS, labels.items.values())
+    records.write(out / records.ITEMS, items.values())
     records.write(out / records.JUDGEMENTS, calibrated)
     records.write(out / "rows.jsonl", rows)
-    summary: CalibrateSummary = {
-        "shared": shared,
-        "pairs": len(cast),
-        "before": quality(np.array([cast[i].prob for i in both]), y)._asdict(),
-        "after": quality(after, y)._asdict(),
-        "flipped": flips / len(cast),
-        "audited": sum(j.item in labels.people for j in calibrated) if c.audit else 0,
-        "rows": len(rows),
-        "undecided": len(calibrated) - len(rows),
-    }
+    weights: dict[str, Weight] = {}
     if isinstance(fit, Platt):
         names = ["judge", *covariates, *c.patterns]
-        summary["weights"] = {
-            name: {"mean": weight, "error": error}
-            for name, weight, error in zip(names, fit.weights, fit.errors, strict=True)
-        }
-    write_summary(out, summary)
-    _log(c, summary)
-    return summary
-
-
-def _log(c: CalibrateConfig, summary: CalibrateSummary) -> None:
-    before, after = summary["before"], summary["after"]
-    log.info(
-        f"calibrate: on {summary['shared']} items, accuracy {before['accuracy']:.3f} -> "
-        f"{after['accuracy']:.3f}, ECE {before['ece']:.3f} -> {after['ece']:.3f}; "
-        f"{summary['flipped']:.1%} of {summary['pairs']} verdicts changed, "
-        f"{summary['audited']} items labelled by people -> {c.out}/rows.jsonl"
+        weights = dict(zip(names, map(Weight, fit.weights, fit.errors), strict=True))
+    s = CalibrateSummary(
+        shared=shared,
+        pairs=len(cast),
+        before=quality(np.array([cast[i].prob for i in both]), y)._asdict(),
+        after=quality(after, y)._asdict(),
+        flipped=flips / len(cast),
+        audited=sum(j.item in people for j in calibrated) if c.audit else 0,
+        rows=len(rows),
+        undecided=len(calibrated) - len(rows),
+        weights=weights,
     )
-    weights: Mapping[str, Weight] = summary.get("weights", {})
+    write_summary(out, s)
+    log.info(
+        f"calibrate: on {shared} items, accuracy {s.before['accuracy']:.3f} -> "
+        f"{s.after['accuracy']:.3f}, ECE {s.before['ece']:.3f} -> {s.after['ece']:.3f}; "
+        f"{s.flipped:.1%} of {s.pairs} verdicts changed, "
+        f"{s.audited} items labelled by people -> {c.out}/rows.jsonl"
+    )
     for name, w in weights.items():
-        log.info(f"  {name:<10} {w['mean']:+.3f} ± {1.96 * w['error']:.3f} nats")
+        log.info(f"  {name:<10} {w.mean:+.3f} ± {1.96 * w.error:.3f} nats")
+    return s
 
 
 def _human_label(person: Judgement, vote: Vote) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from trimtab.config import Config, import_function
-from trimtab.datagen.output import summary_line, write_summary
+from trimtab.runs import to_json, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ def main(config: FunctionConfig) -> dict[str, Any]:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = import_function(config.function)(out, **config.options) or {}
-    write_summary(out, summary)
-    log.info(f"{out.name}: {summary_line(summary)} -> {out}")
+    write_atomic(out / "summary.json", to_json(summary, indent=1).encode())
+    figures = ", ".join(f"{v:.4g} {k.replace('_', ' ')}" for k, v in summary.items()) or "done"
+    log.info(f"{out.name}: {figures} -> {out}")
     return summary

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,15 +57,61 @@ class JudgeConfig(JudgeSpec):
         return [build(JudgeSpec, {**shared, **over}, "panel") for over in ({}, *self.panel)]
 
 
-def main(config: JudgeConfig) -> dict[str, Any]:
-    """Ask every judge about every item; replies in the cache are not requested again.
+@dataclass(slots=True, frozen=True)
+class Rate:
+    """A share with its 95 % interval."""
 
-    Returns:
-        ``items``, ``rows``, ``undecided`` (all completions tie), ``failed`` by status, ``calls``,
-        ``cached`` and ``dollars`` of this time, the account over the life of the cache; for each
-        judge ``consistency`` (same winner in both orders), ``first`` (how often the completion shown
-        first wins, with its 95 % interval) and ``ties``; ``agreement`` with the ranks that the rows
-        already had, ties half, with its interval over items; and ``judges_agree`` of a panel.
+    rate: float
+    low: float
+    high: float
+
+
+@dataclass(slots=True, frozen=True)
+class JudgeStats:
+    """Consistency and position bias of a judge, from its judgements of pairs."""
+
+    judged: int
+    ties: float | None
+    """Share of items."""
+    consistency: float | None
+    """Share of pairs asked in both orders that have the same winner."""
+    first: Rate | None
+    """Wins of the completion shown first, over verdicts that are not ties."""
+
+
+@dataclass(slots=True, frozen=True)
+class Agreement:
+    """Agreement with the ranks that the rows already had, ties half; the interval is over items."""
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+
+@dataclass(slots=True)
+class JudgeSummary:
+    """summary.json of ``trimtab judge``."""
+
+    items: int
+    judges: dict[str, JudgeStats] = field(default_factory=dict[str, JudgeStats])
+    judges_agree: float | None = None
+    """Of a panel: share of items on which all agree."""
+    rows: int = 0
+    undecided: int = 0
+    """Items whose completions all tie."""
+    failed: Counter[str] = field(default_factory=Counter[str])
+    """By status."""
+    calls: int = 0
+    """Calls of this time."""
+    cached: int = 0
+    account: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    """Calls and dollars over the life of each cache."""
+    agreement: Agreement | None = None
+
+
+def main(config: JudgeConfig) -> JudgeSummary:
+    """Ask every judge about every item; replies in the cache are not requested again.
 
     Raises:
         DataError: an item cannot be judged.
@@ -80,62 +127,45 @@ def main(config: JudgeConfig) -> dict[str, Any]:
             )
     run = Run(c.out, c.model_dump(mode="json"))
     by_judge: list[list[Judgement]] = []
-    summary: dict[str, Any] = {"items": len(items), "judges": {}}
-    calls = cached = 0
-    failed: Counter[str] = Counter()
+    summary = JudgeSummary(len(items))
     why: dict[str, str] = {}
-    account: dict[str, Any] = {}
     for spec in c.judges():
         judge = Judge(spec)
         with judge.client, bar(f"judge {judge.name}") as show:
             judgements = judge.client.map(items, judge, show)
-            calls += judge.client.calls
-            cached += judge.client.cached
-            total, dollars = judge.client.cache.account()
-            account[str(spec.cache)] = {"calls": total, "dollars": dollars}
+            summary.calls += judge.client.calls
+            summary.cached += judge.client.cached
+            summary.account[str(spec.cache)] = judge.client.cache.account()._asdict()
         for j in judgements:
             if j.status == "error":
-                failed[str(j.detail["failure"])] += 1
+                summary.failed[str(j.detail["failure"])] += 1
                 why.setdefault(str(j.detail["failure"]), str(j.detail["why"]))
         by_judge.append(judgements)
         name = judge.name
-        while name in summary["judges"]:
+        while name in summary.judges:
             name += "'"
-        summary["judges"][name] = about(judgements)
+        summary.judges[name] = about(judgements)
     labels = by_judge[0]
     if len(by_judge) > 1:
         voted = [majority(panel_labels) for panel_labels in zip(*by_judge, strict=True)]
         labels = [j for j in voted if j is not None]
         records.write(run.path / "majority.jsonl", labels)
         alike = [j.detail["agree"] == len(j.detail["judges"]) for j in labels]
-        summary["judges_agree"] = sum(alike) / len(alike) if alike else None
+        summary.judges_agree = sum(alike) / len(alike) if alike else None
     rows = comparison_rows({item.id: item for item in items}, labels, ties=False)
     records.write(run.path / records.ITEMS, items)
     records.write(run.path / records.JUDGEMENTS, itertools.chain.from_iterable(by_judge))
     records.write(run.path / "rows.jsonl", rows)
-    summary |= {
-        "rows": len(rows),
-        "undecided": sum(j.ranks is not None for j in labels) - len(rows),
-        "failed": dict(failed),
-        "calls": calls,
-        "cached": cached,
-        "account": account,
-    }
-    if (agreed := agreement(items, labels)) is not None:
-        summary["agreement"] = agreed
+    summary.rows = len(rows)
+    summary.undecided = sum(j.ranks is not None for j in labels) - len(rows)
+    summary.agreement = agreement(items, labels)
     write_summary(run.path, summary)
-    _log(c, summary, failed, why)
+    _log(c, summary, why)
     return summary
 
 
-def about(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """Consistency and position bias of a judge, from its judgements of pairs.
-
-    Returns:
-        ``ties`` (share of items), ``consistency`` (share of pairs asked in both orders that have
-        the same winner), and ``first``: rate, low and high of wins of the completion shown
-        first, over verdicts that are not ties.
-    """
+def about(judgements: Sequence[Judgement]) -> JudgeStats:
+    """See ``JudgeStats``."""
     ok = [j for j in judgements if j.ranks is not None]
     first = decided = same = both = 0
     for j in ok:
@@ -154,19 +184,15 @@ def about(judgements: Sequence[Judgement]) -> dict[str, Any]:
             if len(shares) == 2:
                 both += 1
                 same += shares[0] == shares[1] != 0.5
-    stats: dict[str, Any] = {
-        "judged": len(ok),
-        "ties": sum(max(j.ranks or (0,)) == 0 for j in ok) / len(ok) if ok else None,
-    }
-    if both:
-        stats["consistency"] = same / both
-    if decided:
-        low, high = wilson(first, decided)
-        stats["first"] = {"rate": first / decided, "low": low, "high": high}
-    return stats
+    return JudgeStats(
+        judged=len(ok),
+        ties=sum(max(j.ranks or (0,)) == 0 for j in ok) / len(ok) if ok else None,
+        consistency=same / both if both else None,
+        first=Rate(first / decided, *wilson(first, decided)) if decided else None,
+    )
 
 
-def agreement(items: Sequence[Item], labels: Sequence[Judgement]) -> dict[str, float] | None:
+def agreement(items: Sequence[Item], labels: Sequence[Judgement]) -> Agreement | None:
     """Agreement of ``labels`` with the ranks in the rows, over pairs that these do not tie."""
     ranks_of_rows = {i.id: cast("list[int]", i.extra["ranks"]) for i in items if "ranks" in i.extra}
     right: list[float] = []
@@ -183,34 +209,31 @@ def agreement(items: Sequence[Item], labels: Sequence[Judgement]) -> dict[str, f
             owner.append(j.item)
     if not right:
         return None
-    mean, low, high = bootstrap_mean(right, clusters=owner)
-    return {"mean": mean, "low": low, "high": high, "pairs": len(right)}
+    return Agreement(*bootstrap_mean(right, clusters=owner), len(right))
 
 
-def _log(c: JudgeConfig, f: dict[str, Any], failed: Counter[str], why: dict[str, str]) -> None:
-    for name, stats in f["judges"].items():
-        text = f"{stats['judged']} of {f['items']} items"
-        if stats["judged"]:
-            text += f", {stats['ties']:.0%} tied"
-        if "consistency" in stats:
-            text += f", same winner in both orders {stats['consistency']:.0%}"
-        if "first" in stats:
-            p = stats["first"]
-            text += f", the first shown wins {p['rate']:.0%} [{p['low']:.0%}, {p['high']:.0%}]"
+def _log(c: JudgeConfig, summary: JudgeSummary, why: dict[str, str]) -> None:
+    for name, stats in summary.judges.items():
+        text = f"{stats.judged} of {summary.items} items"
+        if stats.ties is not None:
+            text += f", {stats.ties:.0%} tied"
+        if stats.consistency is not None:
+            text += f", same winner in both orders {stats.consistency:.0%}"
+        if (p := stats.first) is not None:
+            text += f", the first shown wins {p.rate:.0%} [{p.low:.0%}, {p.high:.0%}]"
         log.info(f"judge: {name}: {text}")
-    if "agreement" in f:
-        a = f["agreement"]
+    if (a := summary.agreement) is not None:
         log.info(
-            f"  agrees with the ranks of {c.data} on {a['mean']:.1%} "
-            f"[{a['low']:.1%}, {a['high']:.1%}] of {a['pairs']} pairs"
+            f"  agrees with the ranks of {c.data} on {a.mean:.1%} "
+            f"[{a.low:.1%}, {a.high:.1%}] of {a.pairs} pairs"
         )
-    dollars = sum(a["dollars"] for a in f["account"].values())
+    dollars = sum(a["dollars"] for a in summary.account.values())
     cost = f", ${dollars:.4f} spent so far" if c.price_in is not None else ""
     log.info(
-        f"  {f['calls']} calls, {f['cached']} replies from the cache{cost}; {f['rows']} rows "
-        f"({f['undecided']} items without a winner) -> {c.out}/rows.jsonl"
+        f"  {summary.calls} calls, {summary.cached} replies from the cache{cost}; {summary.rows} rows "
+        f"({summary.undecided} items without a winner) -> {c.out}/rows.jsonl"
     )
-    for status, count in failed.items():
+    for status, count in summary.failed.items():
         log.info(f"  {count} without a verdict ({status}): {why[status]}")
-    if failed:
+    if summary.failed:
         log.info("  run the same command again to retry only those")

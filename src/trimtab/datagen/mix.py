@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -80,11 +81,16 @@ def parts(available: dict[str, int], weights: dict[str, float], rows: int | None
     return counts
 
 
-def main(config: MixConfig) -> dict[str, Any]:
-    """Write rows.jsonl: the rows of every input in shuffled order, unchanged except for their id.
+@dataclass(frozen=True, slots=True)
+class MixSummary:
+    """Number of rows, and per input."""
 
-    Returns:
-        Number of rows, and per input.
+    rows: int
+    of: dict[str, int]
+
+
+def main(config: MixConfig) -> MixSummary:
+    """Write rows.jsonl: the rows of every input in shuffled order, unchanged except for their id.
 
     Raises:
         DataError: an input cannot be read, or has too few rows for its weight.
@@ -112,7 +118,7 @@ def main(config: MixConfig) -> dict[str, Any]:
     out = Path(c.out)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "rows.jsonl", "".join(mixed[i] for i in order.tolist()).encode())
-    summary = {"rows": len(mixed), "of": counts}
+    summary = MixSummary(len(mixed), counts)
     write_summary(out, summary)
     inputs = ", ".join(f"{n} of {available[k]} {k}" for k, n in counts.items())
     log.info(f"mix: {len(mixed)} rows ({inputs}) -> {c.out}/rows.jsonl")

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trimtab.runs import to_json, write_atomic
 from trimtab.types import Row
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def write_summary(out: Path, summary: Mapping[str, object]) -> None:
-    """Write ``out``/summary.json, creating the folder."""
+
+def write_summary(out: Path, summary: DataclassInstance) -> None:
+    """Write ``out``/summary.json without the fields that are None, creating the folder."""
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "summary.json", to_json(summary, indent=1).encode())
+    values = asdict(summary, dict_factory=_without_none)
+    write_atomic(out / "summary.json", to_json(values, indent=1).encode())
 
 
-def summary_line(summary: Mapping[str, Any]) -> str:
-    """The numbers of a summary on one line."""
-    return ", ".join(f"{v:.4g} {k.replace('_', ' ')}" for k, v in summary.items()) or "done"
+def _without_none(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in items if value is not None}
 
 
 def jsonl(rows: Sequence[Row]) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +54,19 @@ class _Revised:
     failure: Failure | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ReviseSummary:
+    """summary.json of ``trimtab revise``."""
+
+    items: int
+    rows: int
+    changed: float
+    """Share of rows that differ from the first completion."""
+    failed: int
+    calls: int
+    cached: int
+
+
 def _read_revision(reply: Reply) -> dict[str, Any]:
     value = read(reply, Revision)
     if not value["revision"].strip():
@@ -62,12 +74,8 @@ def _read_revision(reply: Reply) -> dict[str, Any]:
     return value
 
 
-def main(config: ReviseConfig) -> dict[str, Any]:
+def main(config: ReviseConfig) -> ReviseSummary:
     """Critique and revise; a completion whose revision failed gives no row.
-
-    Returns:
-        ``items``, ``rows``, ``changed`` (share of rows that differ from the first completion),
-        ``failed``, ``calls`` and ``cached``.
 
     Raises:
         JudgeError: the endpoint cannot be used at all.
@@ -102,30 +110,24 @@ def main(config: ReviseConfig) -> dict[str, Any]:
         raise DataError(f"{c.data}: no completion was revised; the first failure was: {why}")
     records.write(run.path / "demonstrations.jsonl", [_row(r) for r in revised])
     records.write(run.path / "revisions.jsonl", [_record(r) for r in results])
-    summary: dict[str, Any] = {
-        "items": len(items),
-        "rows": len(revised),
-        "changed": _share(revised),
-        "failed": len(results) - len(revised),
-        "calls": calls,
-        "cached": cached,
-    }
+    summary = ReviseSummary(
+        items=len(items),
+        rows=len(revised),
+        changed=sum(r.versions[0] != r.versions[-1] for r in revised) / len(revised),
+        failed=len(results) - len(revised),
+        calls=calls,
+        cached=cached,
+    )
     write_summary(run.path, summary)
     log.info(
         f"revise: {len(revised)} of {len(items)} completions by {rubric.name}, "
-        f"{summary['changed']:.0%} changed; {calls} calls, {cached} replies from the cache -> "
+        f"{summary.changed:.0%} changed; {calls} calls, {cached} replies from the cache -> "
         f"{c.out}/demonstrations.jsonl"
     )
-    if len(revised) < len(results):
+    if summary.failed:
         why = next(r.failure.detail for r in results if r.failure is not None)
-        log.info(
-            f"  {len(results) - len(revised)} failed, the first: {why}; the same command retries"
-        )
+        log.info(f"  {summary.failed} failed, the first: {why}; the same command retries")
     return summary
-
-
-def _share(revised: Sequence[_Revised]) -> float:
-    return sum(r.versions[0] != r.versions[-1] for r in revised) / len(revised)
 
 
 def _row(r: _Revised) -> Row:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -23,7 +23,8 @@ from trimtab.feedback.judgement import Item
 from trimtab.feedback.records import messages
 from trimtab.label.label_config import LabelConfig
 from trimtab.label.store import Store
-from trimtab.models.load import LM, ModelSpec, renderer_for
+from trimtab.models.load import ModelSpec, renderer_for
+from trimtab.rollout.collector import load_sampler
 from trimtab.runs.console import bar
 from trimtab.sample.sampler import Progress, Request, Sampler, SamplingConfig
 from trimtab.types import Group
@@ -64,15 +65,6 @@ class Writer:
     cut: bool = False
     """Whether completions that reach ``max_new_tokens`` count."""
 
-    @classmethod
-    def load(
-        cls, model: ModelSpec, renderer: Renderer, sampling: SamplingConfig, n: int, cut: bool
-    ) -> Writer:
-        """A writer with the frozen model of ``model``."""
-        lm = LM.load(model, train=False)
-        sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
-        return cls(renderer, sampler, sampling, n, cut)
-
     def __call__(
         self,
         prompts: Sequence[Group],
@@ -108,7 +100,15 @@ class Writer:
         return texts
 
 
-def main(config: SampleConfig) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class SampleSummary:
+    """summary.json of ``trimtab sample``."""
+
+    items: int
+    prompts: int
+
+
+def main(config: SampleConfig) -> SampleSummary:
     """Sample until there are enough different completions; empty and truncated ones do not count.
 
     Raises:
@@ -117,7 +117,7 @@ def main(config: SampleConfig) -> dict[str, Any]:
     c = config
     renderer = renderer_for(c.model, c.data)
     prompts = load_groups(c.data, formats.prompts, renderer.prompt)[c.skip :]
-    writer = Writer.load(c.model, renderer, c.sampling, c.num_completions, cut=False)
+    writer = Writer(renderer, load_sampler(c.model, renderer), c.sampling, c.num_completions)
     keys = [(c.seed, i) for i in range(len(prompts))]
     with bar("sample") as show:
         texts = writer(prompts, keys, c.tries, show)
@@ -137,7 +137,7 @@ def main(config: SampleConfig) -> dict[str, Any]:
     out = Path(c.out)
     out.mkdir(parents=True, exist_ok=True)
     records.write(out / "items.jsonl", items)
-    summary = {"items": len(items), "prompts": len(prompts)}
+    summary = SampleSummary(len(items), len(prompts))
     write_summary(out, summary)
     log.info(
         f"sample: {len(items)} items of {c.num_completions} completions from {len(prompts)} "
@@ -156,14 +156,15 @@ TRIES = 4
 
 def _writers(config: LabelConfig) -> list[Writer]:
     sampling = SamplingConfig(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
-    samplers: list[Writer] = []
+    writers: list[Writer] = []
     # The first models give one more if the number does not divide evenly.
     many, rest = divmod(config.num_completions, len(config.model))
     for i, path in enumerate(config.model):
         model = ModelSpec(path=path, chat_template=config.chat_template)
         renderer = renderer_for(model)
-        samplers.append(Writer.load(model, renderer, sampling, many + (i < rest), cut=True))
-    return samplers
+        sampler = load_sampler(model, renderer)
+        writers.append(Writer(renderer, sampler, sampling, many + (i < rest), cut=True))
+    return writers
 
 
 def item_id(example: Example, config: LabelConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.data import formats, sources
 from trimtab.data.render import Renderer
-from trimtab.datagen.output import jsonl
+from trimtab.datagen.output import jsonl, write_summary
 from trimtab.runs import write_atomic
 from trimtab.sandbox.world import Scene, demonstrations, make_scenes
 from trimtab.types import Group, Row
@@ -43,8 +44,17 @@ def prompt_groups(scenes: Sequence[Scene], renderer: Renderer) -> list[Group]:
     return [g for g in rendered if g is not None]
 
 
-def main(config: SandboxDataConfig) -> Row:
-    """Write demonstrations.jsonl, prompts.jsonl and heldout.jsonl into ``out``; returns the counts."""
+@dataclass(frozen=True, slots=True)
+class SandboxDataSummary:
+    """Numbers of rows."""
+
+    demonstrations: int
+    prompts: int
+    heldout: int
+
+
+def main(config: SandboxDataConfig) -> SandboxDataSummary:
+    """Write demonstrations.jsonl, prompts.jsonl, heldout.jsonl and summary.json into ``out``."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     demo_scenes = make_scenes(config.demonstrations, config.seed)
@@ -57,4 +67,6 @@ def main(config: SandboxDataConfig) -> Row:
         f"world: {config.demonstrations} demonstrations, {config.prompts} prompts, "
         f"{config.heldout} held out -> {config.out}"
     )
-    return {"demonstrations": config.demonstrations, "prompts": config.prompts}
+    summary = SandboxDataSummary(config.demonstrations, config.prompts, config.heldout)
+    write_summary(out, summary)
+    return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,13 +12,12 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.data import formats, sources
-from trimtab.datagen.output import jsonl
+from trimtab.datagen.output import jsonl, write_summary
 from trimtab.errors import DataError
-from trimtab.models.load import LM, ModelSpec, renderer_for
-from trimtab.rollout.collector import collect
+from trimtab.models.load import ModelSpec, renderer_for
+from trimtab.rollout.collector import collect, load_sampler
 from trimtab.runs import write_atomic
-from trimtab.runs.console import bar
-from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.sample.sampler import SamplingConfig
 from trimtab.sandbox import annotators
 from trimtab.sandbox.world import Scene
 from trimtab.types import Row
@@ -47,15 +47,21 @@ class SandboxLabelsConfig(Config):
     seed: int = 0
 
 
-def main(config: SandboxLabelsConfig) -> Row:
+@dataclass(frozen=True, slots=True)
+class SandboxLabelsSummary:
+    """Numbers of labelled prompts and of comparisons, without those held out."""
+
+    prompts: int
+    comparisons: int
+    heldout: int
+
+
+def main(config: SandboxLabelsConfig) -> SandboxLabelsSummary:
     """Sample completions and rank them by simulated annotators; comparisons.jsonl, heldout.jsonl.
 
     Rows have ``prompt``, ``completions``, ``ranks`` (0 best), ``annotator``, and ``probs``: the
     annotator's probability that one completion is better than another, from which the accuracy
     ceiling of a reward model is computed.
-
-    Returns:
-        Counts of labelled prompts and of comparisons.
 
     Raises:
         DataError: ``skip`` leaves no prompt.
@@ -67,21 +73,15 @@ def main(config: SandboxLabelsConfig) -> Row:
     if not examples:
         raise DataError(f"{config.data}: skip {config.skip} leaves no prompt to label; lower it")
     renderer = renderer_for(config.model)
-    tokenizer = renderer.tokenizer
-    lm = LM.load(config.model, train=False)
-    prompts = [g for g in (renderer.prompt(e) for e in examples) if g is not None]
-    sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
-    with bar("label") as show:
-        groups = collect(
-            sampler,
-            renderer,
-            prompts,
-            config.sampling,
-            n=config.num_completions,
-            key=(config.seed,),
-            version=0,
-            on_progress=show,
-        )
+    groups = collect(
+        load_sampler(config.model, renderer),
+        renderer,
+        [g for g in map(renderer.prompt, examples) if g is not None],
+        config.sampling,
+        n=config.num_completions,
+        key=(config.seed,),
+        title="label",
+    )
     people = annotators.panel()
     rows: list[Row] = []
     for i, group in enumerate(groups):
@@ -108,8 +108,10 @@ def main(config: SandboxLabelsConfig) -> Row:
     write_atomic(out / "comparisons.jsonl", jsonl(rows[heldout:]))
     write_atomic(out / "heldout.jsonl", jsonl(rows[:heldout]))
     pairs = sum(len(r["ranks"]) * (len(r["ranks"]) - 1) // 2 for r in rows[heldout:])
+    summary = SandboxLabelsSummary(len(rows) - heldout, pairs, heldout)
+    write_summary(out, summary)
     log.info(
-        f"label: {len(rows) - heldout} prompts ranked, {pairs} comparisons by "
+        f"label: {summary.prompts} prompts ranked, {pairs} comparisons by "
         f"{len(people)} simulated people, {heldout} prompts held out -> {config.out}"
     )
-    return {"prompts": len(rows) - heldout, "comparisons": pairs}
+    return summary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.data import sources
 from trimtab.data.render import PLAIN
-from trimtab.datagen.output import summary_line, write_summary
+from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
 from trimtab.runs import write_atomic
 
@@ -37,11 +38,16 @@ class ScratchConfig(Config):
     positions: int = Field(default=1024, gt=0)
 
 
-def main(config: ScratchConfig) -> dict[str, Any]:
-    """Write tokenizer/ and config.json (for ``model.path``) into ``out``.
+@dataclass(frozen=True, slots=True)
+class ScratchSummary:
+    """Vocabulary size, and the number of texts that the tokenizer is trained on."""
 
-    Returns:
-        Vocabulary size, and the number of texts that the tokenizer is trained on.
+    vocabulary: int
+    texts: int
+
+
+def main(config: ScratchConfig) -> ScratchSummary:
+    """Write tokenizer/ and config.json (for ``model.path``) into ``out``.
 
     Raises:
         DataError: no row has text.
@@ -74,25 +80,17 @@ def main(config: ScratchConfig) -> dict[str, Any]:
     out = Path(config.out)
     tokenizer.save_pretrained(out / "tokenizer")
     write_model_config(out, tokenizer, config.hidden, config.layers, config.heads, config.positions)
-    summary = {"vocabulary": len(tokenizer), "texts": len(texts)}
+    summary = ScratchSummary(len(tokenizer), len(texts))
     write_summary(out, summary)
-    log.info(f"{out.name}: {summary_line(summary)} -> {out}")
+    log.info(f"{out.name}: {summary.vocabulary} tokens from {summary.texts} texts -> {out}")
     return summary
 
 
 def write_model_config(
     out: Path, tokenizer: Any, hidden: int, layers: int, heads: int, positions: int
 ) -> None:
-    """Write config.json of a Llama with random weights into ``out``, for ``tokenizer``.
-
-    Args:
-        out: An existing folder.
-        tokenizer: Gives vocabulary size and special tokens.
-        hidden: Hidden size.
-        layers: Number of layers.
-        heads: Number of attention heads.
-        positions: Longest sequence in tokens.
-    """
+    """Write config.json of a Llama with random weights into the folder ``out``, for ``tokenizer``;
+    ``positions`` is its longest sequence in tokens."""
     config = {
         "model_type": "llama",
         "vocab_size": len(tokenizer),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +17,13 @@ from trimtab.data.dataset import DataSpec, load_groups
 from trimtab.data.steps import Steps
 from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
-from trimtab.models.load import LM, ModelSpec, renderer_for
+from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.rewards.score import Rewards, RewardSpec
-from trimtab.rollout.collector import collect
+from trimtab.rollout.collector import collect, load_sampler
 from trimtab.rollout.monte_carlo import StateValues, monte_carlo_values
 from trimtab.runs import write_atomic
 from trimtab.runs.console import bar
-from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.sample.sampler import SamplingConfig
 from trimtab.types import Completion, Group
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,23 @@ def _row(
     }
 
 
-def main(config: StepLabelsConfig) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class StepLabelsSummary:
+    """summary.json of ``trimtab step-labels``."""
+
+    solutions: int
+    steps: int
+    steps_correct: float
+    """Mean label."""
+    value: float
+    """Mean reward of the continuations of a step."""
+    truncated: float
+    """Share of solutions."""
+    unlabelled: int
+    """Solutions without a labelled step."""
+
+
+def main(config: StepLabelsConfig) -> StepLabelsSummary:
     """Write steps.jsonl (stepwise rows with the raw values) and summary.json into ``out``.
 
     A row ends before the first step without a scored continuation.
@@ -103,8 +120,7 @@ def main(config: StepLabelsConfig) -> dict[str, Any]:
     renderer = renderer_for(config.model, config.data)
     cutter = Steps(renderer, config.separator)
     prompts = load_groups(config.data, formats.prompts, renderer.prompt)
-    lm = LM.load(config.model, train=False)
-    sampler = Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
+    sampler = load_sampler(config.model, renderer)
     rewards = Rewards(config.rewards, renderer.tokenizer, config.token_budget, config.model.device)
     parts: list[Path] = []
     with bar("steps", len(prompts)) as show:
@@ -120,7 +136,6 @@ def main(config: StepLabelsConfig) -> dict[str, Any]:
                 config.sampling,
                 n=config.solutions,
                 key=(config.seed, start, 0),
-                version=0,
             )
             values = monte_carlo_values(
                 sampler,
@@ -149,17 +164,17 @@ def main(config: StepLabelsConfig) -> dict[str, Any]:
         )
     write_atomic(out / "steps.jsonl", data)
     labels = [x for r in rows for x in r["labels"]]
-    summary: dict[str, Any] = {
-        "solutions": len(rows),
-        "steps": len(labels),
-        "steps_correct": float(np.mean(labels)),
-        "value": float(np.mean([x for r in rows for x in r["values"]])),
-        "truncated": float(np.mean([r["finish"] == "length" for r in rows])),
-        "unlabelled": len(prompts) * config.solutions - len(rows),
-    }
+    summary = StepLabelsSummary(
+        solutions=len(rows),
+        steps=len(labels),
+        steps_correct=float(np.mean(labels)),
+        value=float(np.mean([x for r in rows for x in r["values"]])),
+        truncated=float(np.mean([r["finish"] == "length" for r in rows])),
+        unlabelled=len(prompts) * config.solutions - len(rows),
+    )
     write_summary(out, summary)
     log.info(
-        f"step labels: {summary['solutions']} solutions, {summary['steps']} steps, "
-        f"{summary['steps_correct']:.0%} correct -> {config.out}/steps.jsonl"
+        f"step labels: {summary.solutions} solutions, {summary.steps} steps, "
+        f"{summary.steps_correct:.0%} correct -> {config.out}/steps.jsonl"
     )
     return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
@@ -13,7 +14,6 @@ from trimtab.datagen.scratch import write_model_config
 from trimtab.runs import write_atomic
 from trimtab.sandbox import arithmetic, word_problems
 from trimtab.sandbox.arithmetic import Difficulty
-from trimtab.types import Row
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +37,19 @@ class WordProblemsConfig(Config):
     heads: int = Field(default=4, gt=0)
 
 
-def main(config: WordProblemsConfig) -> Row:
-    """Write demonstrations.jsonl, prompts.jsonl, heldout.jsonl, tokenizer/ and config.json into
-    ``out``; the last two are for ``model.tokenizer`` and ``model.path``.
+@dataclass(frozen=True, slots=True)
+class WordProblemsSummary:
+    """Numbers of rows, and the share of demonstrations that end in the right answer."""
 
-    Returns:
-        Counts, and the share of demonstrations that end in the right answer.
-    """
+    demonstrations: int
+    right: float
+    prompts: int
+    heldout: int
+
+
+def main(config: WordProblemsConfig) -> WordProblemsSummary:
+    """Write demonstrations.jsonl, prompts.jsonl, heldout.jsonl, tokenizer/ and config.json into
+    ``out``; the last two are for ``model.tokenizer`` and ``model.path``."""
     c, out = config, Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     used = arithmetic.make_problems(c.difficulty, c.seed, c.demonstrations + c.prompts)
@@ -64,12 +70,7 @@ def main(config: WordProblemsConfig) -> Row:
     tokenizer.save_pretrained(out / "tokenizer")
     write_model_config(out, tokenizer, c.hidden, c.layers, c.heads, positions=256)
     right = sum(row["right"] for row in demonstrations) / len(demonstrations)
-    summary = {
-        "demonstrations": c.demonstrations,
-        "right": right,
-        "prompts": c.prompts,
-        "heldout": c.heldout,
-    }
+    summary = WordProblemsSummary(c.demonstrations, right, c.prompts, c.heldout)
     write_summary(out, summary)
     log.info(
         f"tasks: {c.demonstrations} demonstrations ({right:.0%} end right), "

@@ -24,7 +24,6 @@ from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.rollout.collector import collect
 from trimtab.runs import to_json, write_atomic
-from trimtab.runs.console import bar
 from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.stats.length import Verdicts, length_controlled
 from trimtab.stats.order_stats import pass_at_k
@@ -234,18 +233,16 @@ def _complete(
     tokenizer = renderer.tokenizer
     prompts = [g for g in map(renderer.prompt, examples) if g is not None]
     sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
-    with bar(candidate.name) as progress:
-        # The key is the same for all models, so that differences are not due to the random stream.
-        groups = collect(
-            sampler,
-            renderer,
-            prompts,
-            candidate.sampling,
-            n=c.num_completions,
-            key=(c.seed,),
-            version=0,
-            on_progress=progress,
-        )
+    # The key is the same for all models, so that differences are not due to the random stream.
+    groups = collect(
+        sampler,
+        renderer,
+        prompts,
+        candidate.sampling,
+        n=c.num_completions,
+        key=(c.seed,),
+        title=candidate.name,
+    )
     scoring = [r for r in c.rewards if not r.compares]
     if scoring:
         Rewards(scoring, tokenizer, c.token_budget, c.device)(groups)

@@ -185,7 +185,7 @@ PairOrder = Mapping[tuple[int, int], int]
 
 
 def display_order(seed: int, k: int) -> tuple[int, ...]:
-    """[k] completions in the order in which they are shown: ``Judgement.shown`` for this seed."""
+    """[k] completions in the order in which they are shown: ``Judgement.order`` for this seed."""
     order = list(range(k))
     random.Random(seed).shuffle(order)
     return tuple(order)

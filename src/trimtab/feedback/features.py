@@ -40,7 +40,7 @@ def vote_features(
             row.append(float(len(first.split()) - len(second.split())))
         if "position" in covariates:
             position = 1.0 if vote.a_shown_first else -1.0
-            row.append(0.0 if judgement.shown is None else position)
+            row.append(0.0 if judgement.order is None else position)
         row += [float(bool(p.search(first))) - float(bool(p.search(second))) for p in compiled]
         rows.append(tuple(row))
     return rows

@@ -41,7 +41,7 @@ class Item(_Record):
         min_length=1, validation_alias=AliasChoices("completions", "answers")
     )
     """[K]. Their index identifies them everywhere else; the order in which they were shown is in
-    ``Judgement.shown``. Files of earlier releases call them ``answers``."""
+    ``Judgement.order``. Files of earlier releases call them ``answers``."""
     models: tuple[str | None, ...] | None = None
     """[K] the model that wrote each completion; never shown to an annotator."""
     steps: tuple[tuple[str, ...], ...] | None = None
@@ -83,8 +83,11 @@ class Judgement(_Record):
     """ "skip": the annotator gave no verdict. "error": a judge failed; neither a label nor a tie."""
     ranks: tuple[int, ...] | None = None
     """[K] 0 is best, equal ranks tie; None unless ``status`` is "ok"."""
-    shown: tuple[int, ...] | None = None
-    """[K] completions in the order shown: ``shown[0]`` was first (left). None: in the item's order."""
+    order: tuple[int, ...] | None = Field(
+        default=None, validation_alias=AliasChoices("order", "shown")
+    )
+    """[K] completions in the order shown: ``order[0]`` was first (left). None: in the item's order.
+    Files of earlier releases call it ``shown``."""
     strength: int | None = Field(default=None, ge=1, le=4)
     """How much better: 1 slightly, 2 better, 3 much, 4 very much. For pairs only."""
     prob: float | None = Field(default=None, ge=0.0, le=1.0)
@@ -107,7 +110,7 @@ class Judgement(_Record):
     at: str | None = None
     """Time of the verdict, ISO 8601 in UTC."""
     seed: int | None = None
-    """The seed that ``shown`` was drawn from."""
+    """The seed that ``order`` was drawn from."""
     kind: Literal["plain", "gold", "repeat"] = "plain"
     """A gold item has a known best completion; a repeat shows the same annotator an item again."""
     replaces: str | None = None
@@ -121,8 +124,8 @@ class Judgement(_Record):
             raise ValueError(f"ranks: status {self.status!r} with ranks {self.ranks}")
         if self.ranks is not None and min(self.ranks) != 0:
             raise ValueError(f"ranks: {self.ranks} do not start at 0")
-        if self.shown is not None and sorted(self.shown) != list(range(len(self.shown))):
-            raise ValueError(f"shown: {self.shown} is not an order of the completions")
+        if self.order is not None and sorted(self.order) != list(range(len(self.order))):
+            raise ValueError(f"order: {self.order} is not an order of the completions")
         return self
 
     def pairs(self) -> Iterator[tuple[int, int]]:
@@ -136,4 +139,4 @@ class Judgement(_Record):
     @property
     def first(self) -> int:
         """The completion that was shown first."""
-        return self.shown[0] if self.shown else 0
+        return self.order[0] if self.order else 0

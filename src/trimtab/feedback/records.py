@@ -80,7 +80,7 @@ class Records:
                     f"judgement {number} by {j.annotator!r}: its item {j.item!r} is in none of the "
                     "files; add the file that holds the items"
                 )
-            lists = [("ranks", j.ranks), ("shown", j.shown)]
+            lists = [("ranks", j.ranks), ("order", j.order)]
             for name, values in (*lists, *j.dimensions.items(), *j.scores.items()):
                 if values is not None and len(values) != len(item.completions):
                     raise DataError(

@@ -63,7 +63,7 @@ def votes(judgements: Iterable[Judgement], dimension: str | None = None) -> list
         ranks = ranks_of(j, dimension)
         if ranks is None:
             continue
-        position = {index: p for p, index in enumerate(j.shown or range(len(ranks)))}
+        position = {index: p for p, index in enumerate(j.order or range(len(ranks)))}
         for a, b in itertools.combinations(range(len(ranks)), 2):
             choice = TIE if ranks[a] == ranks[b] else FIRST if ranks[a] < ranks[b] else SECOND
             result.append(Vote((j.item, a, b), choice, position[a] < position[b], j))
@@ -215,7 +215,7 @@ def person(
     wins = [
         (v.choice == FIRST) == v.a_shown_first
         for v in cast
-        if v.choice != TIE and v.judgement.shown is not None
+        if v.choice != TIE and v.judgement.order is not None
     ]
     truth = _choices([Judgement(item=i, annotator="gold", ranks=r) for i, r in gold.items()])
     tested = _choices(j for j in judged if j.kind == "gold")

@@ -237,7 +237,7 @@ class Judge:
             annotator=self.name,
             who="ai",
             ranks=ranks,
-            shown=tuple(verdicts[0].order) if one else None,
+            order=tuple(verdicts[0].order) if one else None,
             reason="\n".join(v.reason for v in verdicts if v.reason),
             seconds=round(sum(r.seconds for r in replies), 4) if replies else None,
             at=max(r.at for r in replies) if replies else None,

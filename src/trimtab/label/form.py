@@ -31,7 +31,7 @@ def judgement(form: Form, assignment: Assignment, rubric: Rubric, now: float) ->
     Raises:
         ValueError: in words for the annotator, what is missing or impossible.
     """
-    order = assignment.shown
+    order = assignment.order
     verdict = form.get("verdict", "")
     better, _, strength = verdict.partition(".")
     fields: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def judgement(form: Form, assignment: Assignment, rubric: Rubric, now: float) ->
         item=assignment.item.id,
         annotator=assignment.annotator,
         status="skip" if verdict == "skip" else "ok",
-        shown=order,
+        order=order,
         bad=verdict == "bad",
         flagged=form.get("flag") == "on",
         reason=reason,
@@ -114,7 +114,7 @@ def _steps(form: Form, assignment: Assignment) -> dict[int, tuple[Mark | None, .
     marks: dict[int, tuple[Mark | None, ...]] = {}
     if assignment.item.steps is None:
         return marks
-    for position, index in enumerate(assignment.shown):
+    for position, index in enumerate(assignment.order):
         count = len(assignment.item.steps[index])
         values = [form.get(f"step_{position}_{n}", "") for n in range(count)]
         if any(v not in ("", *_MARKS) for v in values):

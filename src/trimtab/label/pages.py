@@ -75,7 +75,7 @@ def answers(assignment: Assignment) -> list[ShownAnswer]:
             render_markdown(item.completions[index]),
             tuple(render_markdown(s) for s in (item.steps[index] if item.steps else ())),
         )
-        for letter, index in zip(string.ascii_uppercase, assignment.shown, strict=False)
+        for letter, index in zip(string.ascii_uppercase, assignment.order, strict=False)
     ]
 
 

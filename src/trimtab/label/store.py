@@ -47,10 +47,10 @@ class Assignment:
     item: Item
     """What is asked now: the full item, or two completions of it."""
     seed: int
-    """What ``shown`` is drawn from."""
+    """What ``order`` is drawn from."""
 
     @property
-    def shown(self) -> tuple[int, ...]:
+    def order(self) -> tuple[int, ...]:
         """[K] completions in the order shown."""
         return display_order(self.seed, len(self.item.completions))
 
@@ -297,7 +297,7 @@ class Store(Database):
                 item=stored.item,
                 annotator=annotator,
                 status="skip",
-                shown=stored.shown,
+                order=stored.order,
                 seed=stored.seed,
                 at=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 detail={"undone": True},

@@ -41,6 +41,8 @@ class Command:
     deprecated: str = ""
     """The command that replaces it; it is read for one release more, and not listed."""
     methods: Sequence[str] = ()
+    verb: str = "{}"
+    """Form of the verbs' names."""
     method: str = ""
     """The value of ``preset``, for such a verb."""
 
@@ -69,18 +71,19 @@ class Command:
         if inner[key] != self.method:
             raise ConfigError(
                 f"{self.preset}: {inner[key]!r} contradicts the command {self.name}; leave the key "
-                f"out, or use trimtab {str(inner[key]).replace('_', '-')}"
+                f"out, or use trimtab {self._verb(str(inner[key]))}"
             )
         return {**values, block: inner}
 
     def verbs(self) -> list[Command]:
         """One command for each of its methods."""
         return [
-            replace(
-                self, name=method.replace("_", "-"), help=f"{self.name} by {method}", method=method
-            )
+            replace(self, name=self._verb(method), help=f"{self.name} by {method}", method=method)
             for method in self.methods
         ]
+
+    def _verb(self, method: str) -> str:
+        return self.verb.format(method).replace("_", "-")
 
 
 def _import(path: str) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from pydantic import Field, model_validator
 
-from trimtab.config import Config, build, merge, set_path
+from trimtab.config import Config, build, override, set_path
 from trimtab.errors import ConfigError, DataError
 from trimtab.report.charts import Chart, Line, line_chart, number
 from trimtab.report.sections import Section, Table, Tile, Verdict, render
@@ -151,7 +151,7 @@ def plan(config: SweepConfig) -> list[PlannedRun]:
             over: dict[str, Any] = {"loop": {"seed": seed}}
             for key, value in point.items():
                 set_path(over, key, value)
-            settings = merge(config.rl, over)
+            settings = override(RLConfig, config.rl, over)
             if config.steps is not None:
                 settings["steps"] = config.steps
             text = json.dumps(settings, sort_keys=True, default=str)

@@ -9,8 +9,6 @@ from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import ModelError
 from trimtab.models.load import LM, ModelSpec
 
-"""A length limit, in tokens, that no text reaches."""
-
 
 class Loadable(Protocol):
     """A class of models: ``LM``, ``Scorer`` or ``StepScorer``."""
@@ -45,19 +43,7 @@ def load_frozen(kind: type[M], spec: ModelSpec, policy_tokenizer: Any) -> Frozen
     tokenizer = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template)
     if tokenizer.get_vocab() == policy_tokenizer.get_vocab():
         return Frozen(model, tokenizer, None)
-    renderer = Renderer(tokenizer)
-    return Frozen(model, tokenizer, renderer)
-
-
-def require_vocabulary(spec: ModelSpec, tokenizer: Any, error: str) -> None:
-    """Refuse a model whose vocabulary is not that of ``tokenizer``.
-
-    Raises:
-        ModelError: the vocabularies differ; its message is ``error``.
-    """
-    other = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template)
-    if other.get_vocab() != tokenizer.get_vocab():
-        raise ModelError(error)
+    return Frozen(model, tokenizer, Renderer(tokenizer))
 
 
 def load_reference(spec: ModelSpec, policy_tokenizer: Any, key: str = "reference") -> LM:
@@ -71,9 +57,10 @@ def load_reference(spec: ModelSpec, policy_tokenizer: Any, key: str = "reference
     Raises:
         ModelError: its vocabulary is not the policy's, or it cannot be loaded.
     """
-    error = (
-        f"{key}: {spec.path!r} has another vocabulary than the policy, so their log-probs cannot "
-        "be compared token by token; use a model with the same tokenizer"
-    )
-    require_vocabulary(spec, policy_tokenizer, error)
+    tokenizer = load_tokenizer(spec.tokenizer or spec.path, spec.chat_template)
+    if tokenizer.get_vocab() != policy_tokenizer.get_vocab():
+        raise ModelError(
+            f"{key}: {spec.path!r} has another vocabulary than the policy, so their log-probs cannot "
+            "be compared token by token; use a model with the same tokenizer"
+        )
     return LM.load(spec, train=False)

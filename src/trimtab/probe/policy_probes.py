@@ -14,14 +14,13 @@ from trimtab.data.formats import Example
 from trimtab.data.render import readable
 from trimtab.errors import DataError
 from trimtab.evaluate.best_of_n_gain import curve
-from trimtab.models.load import LM, ModelSpec, renderer_for
+from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.probe.perturb import BeliefSwap, scene_row
 from trimtab.probe.probe_report import BestOfN, Metrics
 from trimtab.probe.score_probes import belief_result
 from trimtab.rewards.score import Rewards, RewardSpec
-from trimtab.rollout.collector import collect
-from trimtab.runs.console import bar
-from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.rollout.collector import collect, load_sampler
+from trimtab.sample.sampler import SamplingConfig
 from trimtab.sandbox.world import make_scenes
 from trimtab.stats.overoptimisation import fit_points
 from trimtab.types import Group
@@ -35,15 +34,10 @@ def sample_completions(
 ) -> tuple[list[Group], Any]:
     """``n`` completions of each prompt, and the policy's tokenizer."""
     renderer = renderer_for(model)
-    tokenizer = renderer.tokenizer
-    lm = LM.load(model, train=False)
     prompts = [g for g in map(renderer.prompt, examples) if g is not None]
-    sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
-    with bar("probe") as progress:
-        groups = collect(
-            sampler, renderer, prompts, sampling, n=n, key=(seed,), version=0, on_progress=progress
-        )
-    return groups, tokenizer
+    sampler = load_sampler(model, renderer)
+    groups = collect(sampler, renderer, prompts, sampling, n=n, key=(seed,), title="probe")
+    return groups, renderer.tokenizer
 
 
 def best_of_n(

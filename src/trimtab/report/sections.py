@@ -81,7 +81,7 @@ class Section:
         """Whether there is nothing to show."""
         return not (self.verdicts or self.tiles or self.charts or self.tables or self.picks)
 
-    def shown(self) -> Section:
+    def visible(self) -> Section:
         """Without charts that are None and tables without rows."""
         charts, tables = [c for c in self.charts if c], [t for t in self.tables if t.rows]
         return replace(self, charts=charts, tables=tables)
@@ -111,7 +111,7 @@ def render(
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     page = environment.get_template("page.html.jinja").render(
-        sections=[s for s in map(Section.shown, sections) if not s.empty],
+        sections=[s for s in map(Section.visible, sections) if not s.empty],
         title=title,
         subtitle=subtitle,
         css=Markup(css),

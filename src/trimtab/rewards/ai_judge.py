@@ -15,11 +15,46 @@ from trimtab.types import Group, Score
 _STATUS = {"timeout": "timeout", "invalid": "invalid"}
 
 
-class _Pairs:
-    """Adapts a pairwise judge to the interface of ``JudgedPart``."""
+class AIPart:
+    """An LLM judge behind an endpoint as a part of the reward.
 
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
+    In the modes "pairwise" and "rank", the score is the share of comparisons that a completion won
+    against the other completions of its prompt. In the mode "score", it is the rubric's score of
+    the completion alone, scaled to [0, 1]. A missing or failed verdict becomes a status.
+
+    Args:
+        name: The part's name.
+        spec: The judge.
+
+    Raises:
+        ConfigError: the rubric, the cache or the function that starts the server is not valid.
+    """
+
+    def __init__(self, name: str, spec: JudgeSpec) -> None:
+        self.name = name
+        self.judge = Judge(spec)
+
+    def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
+        """A score for each completion, in order.
+
+        Raises:
+            JudgeError: the endpoint does not work at all.
+        """
+        if self.judge.spec.mode == "pairwise":
+            return JudgedPart(self.name, self)(groups)
+        items = [
+            Item.of(
+                g.extra.get("messages") or [{"role": "user", "content": g.text}],
+                [c.text for c in g.completions],
+            )
+            for g in groups
+        ]
+        if self.judge.spec.mode == "score":
+            return {self.name: self._scores(items)}
+        judgements = self.judge.client.map(items, self.judge)
+        return {
+            self.name: [s for j, i in zip(judgements, items, strict=True) for s in _places(j, i)]
+        }
 
     def ask(
         self, prompts: list[str], completions: Sequence[Sequence[str]], columns: Columns
@@ -41,49 +76,6 @@ class _Pairs:
             return Score(1.0 - settled([f.share for f in verdicts]))
 
         return self.judge.client.map(items, work)
-
-
-class AIPart:
-    """An LLM judge behind an endpoint as a part of the reward.
-
-    In the modes "pairwise" and "rank", the score is the share of comparisons that a completion won
-    against the other completions of its prompt. In the mode "score", it is the rubric's score of
-    the completion alone, scaled to [0, 1]. A missing or failed verdict becomes a status.
-
-    Args:
-        name: The part's name.
-        spec: The judge.
-
-    Raises:
-        ConfigError: the rubric, the cache or the function that starts the server is not valid.
-    """
-
-    def __init__(self, name: str, spec: JudgeSpec) -> None:
-        self.name = name
-        self.judge = Judge(spec)
-        self.pairs = JudgedPart(name, _Pairs(self.judge))
-
-    def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
-        """A score for each completion, in order.
-
-        Raises:
-            JudgeError: the endpoint does not work at all.
-        """
-        if self.judge.spec.mode == "pairwise":
-            return self.pairs(groups)
-        items = [
-            Item.of(
-                g.extra.get("messages") or [{"role": "user", "content": g.text}],
-                [c.text for c in g.completions],
-            )
-            for g in groups
-        ]
-        if self.judge.spec.mode == "score":
-            return {self.name: self._scores(items)}
-        judgements = self.judge.client.map(items, self.judge)
-        return {
-            self.name: [s for j, i in zip(judgements, items, strict=True) for s in _places(j, i)]
-        }
 
     def _scores(self, items: Sequence[Item]) -> list[Score]:
         low, high = self.judge.rubric.scale

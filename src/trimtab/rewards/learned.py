@@ -12,11 +12,11 @@ from transformers import AutoModelForSequenceClassification
 
 from trimtab.data import formats, sources
 from trimtab.data.pack import packs
-from trimtab.data.render import Renderer
+from trimtab.data.render import Renderer, load_tokenizer
 from trimtab.errors import DataError, ModelError
 from trimtab.models.heads import Scorer
 from trimtab.models.load import base_of
-from trimtab.models.load_frozen import Frozen, load_frozen, require_vocabulary
+from trimtab.models.load_frozen import Frozen, load_frozen
 from trimtab.models.model_spec import ModelSpec
 from trimtab.models.weights import load_weights
 from trimtab.objectives.bradley_terry import ensemble
@@ -226,8 +226,8 @@ def _lengths(groups: Sequence[Group]) -> list[float]:
 
 def _require_one_vocabulary(paths: Sequence[str], tokenizer: Any) -> None:
     for path in paths[1:]:
-        error = (
-            f"combine: average needs one vocabulary, but the tokenizers of {paths[0]!r} and "
-            f"{path!r} differ; use combine: mean"
-        )
-        require_vocabulary(ModelSpec(path=path), tokenizer, error)
+        if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
+            raise ModelError(
+                f"combine: average needs one vocabulary, but the tokenizers of {paths[0]!r} and "
+                f"{path!r} differ; use combine: mean"
+            )

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from trimtab.data.render import Renderer
-from trimtab.sample.sampler import Progress, Request, Sampler, SamplingConfig
+from trimtab.models.load import LM, ModelSpec
+from trimtab.runs.console import bar
+from trimtab.sample.sampler import Request, Sampler, SamplingConfig
 from trimtab.types import Group
+
+
+def load_sampler(spec: ModelSpec, renderer: Renderer) -> Sampler:
+    """A sampler of a frozen model."""
+    lm = LM.load(spec, train=False)
+    return Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
 
 
 def collect(
@@ -18,8 +27,8 @@ def collect(
     *,
     n: int,
     key: tuple[int, ...],
-    version: int,
-    on_progress: Progress | None = None,
+    version: int = 0,
+    title: str = "",
 ) -> list[Group]:
     """Sample ``n`` completions for each prompt.
 
@@ -32,14 +41,16 @@ def collect(
         key: Start of each random stream's key. The prompt's index is appended, so that a prompt that
             occurs twice in a batch gets different completions.
         version: Number of optimiser steps of the weights.
-        on_progress: Called with the number of finished completions and their total.
+        title: Of a progress bar; without one there is none.
 
     Returns:
         New groups whose completions have the sampler's ids, log-probs and finish reason.
     """
     requests = [Request(g.prompt, (*key, i), n) for i, g in enumerate(prompts)]
     groups: list[Group] = []
-    for prompt, samples in zip(prompts, sampler(requests, sampling, on_progress), strict=True):
+    with bar(title) if title else nullcontext() as on_progress:
+        sampled = sampler(requests, sampling, on_progress)
+    for prompt, samples in zip(prompts, sampled, strict=True):
         completions = [renderer.completion(a.ids, a.finish) for a in samples]
         for c, a in zip(completions, samples, strict=True):
             c.version = version

@@ -55,19 +55,6 @@ def check_action(spec: AuditSpec, rewards: Sequence[RewardSpec]) -> None:
         raise ValueError("audit.act: refresh needs exactly one reward with 'model'")
 
 
-def warn_if_short(spec: AuditSpec, rollouts: int) -> None:
-    """Warn if a run with this number of rollouts is too short for ``act: stop`` to choose a policy."""
-    audited = round(spec.share * rollouts)
-    if spec.act == "stop" and audited < 2 * spec.block_size:
-        log.warning(
-            "audit: about %d of %d rollouts are audited, fewer than two blocks of %d: too few to "
-            "compare policies; raise audit.share or lower audit.block_size",
-            audited,
-            rollouts,
-            spec.block_size,
-        )
-
-
 @dataclass
 class GuardState:
     """What resuming needs in addition to ``audit.jsonl``."""
@@ -98,6 +85,7 @@ class Guard:
         spec: What to audit, and what to do.
         specs: The rewards of the run.
         rewards: The same, loaded; an action changes them.
+        rollouts: How many the run samples. A warning says when they are too few to compare policies.
     """
 
     def __init__(
@@ -106,7 +94,17 @@ class Guard:
         spec: AuditSpec,
         specs: Sequence[RewardSpec],
         rewards: Rewards,
+        rollouts: int,
     ) -> None:
+        audited = round(spec.share * rollouts)
+        if spec.act == "stop" and audited < 2 * spec.block_size:
+            log.warning(
+                "audit: about %d of %d rollouts are audited, fewer than two blocks of %d: too few to "
+                "compare policies; raise audit.share or lower audit.block_size",
+                audited,
+                rollouts,
+                spec.block_size,
+            )
         c = stage.config
         self.stage, self.spec, self.specs, self.rewards = stage, spec, specs, rewards
         self.out, self.loop, self.device = Path(c.out), c.loop, c.model.device

@@ -22,7 +22,7 @@ from trimtab.objectives.policy import PolicyMethod
 from trimtab.rewards.scoring import Scoring
 from trimtab.rewards.shape import Overlong, ShapeSpec, Truncated
 from trimtab.train.advantages import assign_advantages
-from trimtab.train.guard import Guard, warn_if_short
+from trimtab.train.guard import Guard
 from trimtab.train.loop import open_run, train
 from trimtab.train.rl_config import RLConfig
 from trimtab.train.rollouts import RolloutStage, nothing_scored, rollout_metrics
@@ -72,9 +72,8 @@ class RLStage(RolloutStage[RLConfig]):
         )
         self.guard: Guard | None = None
         if config.audit is not None:
-            self.guard = Guard(self, config.audit, config.rewards, self.scoring.rewards)
-            rollouts = config.steps * config.batch_size * config.method.group_size
-            warn_if_short(config.audit, rollouts)
+            rollouts = config.steps * config.batch_size * method.group_size
+            self.guard = Guard(self, config.audit, config.rewards, self.scoring.rewards, rollouts)
 
     def _load_critic(self) -> nn.Module:
         """The critic's model, or a value head on the policy's trunk."""
