@@ -127,8 +127,10 @@ def test_sft_and_reward_model_on_rows_and_datasets(model: str, tmp_path: Path) -
 
 
 def test_models_are_sampled_and_compared(model: str, tmp_path: Path) -> None:
-    sampling = {"max_new_tokens": 24, "temperature": 2.0}
-    items = tt.sample(model, PROMPTS, num_completions=2, sampling=sampling, out=tmp_path / "s")
+    sampling = {"max_new_tokens": 48}
+    items = tt.sample(
+        model, PROMPTS, num_completions=2, tries=8, sampling=sampling, out=tmp_path / "s"
+    )
     assert [len(i.completions) for i in items] == [2] * len(items) and items[0].extra["word"]
     results = tt.compare(
         {"a": model, "b": tt.Model(path=model, seed=1)}, PROMPTS[:4], [says_word],
