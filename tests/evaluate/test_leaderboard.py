@@ -19,6 +19,7 @@ from trimtab.evaluate.leaderboard import EvaluateConfig, Leaderboard, measure
 from trimtab.feedback import records as own
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.feedback.records import Records
+from trimtab.stats.length import Verdicts, length_controlled
 
 SKILL = {"base": 0.0, "mine": 0.7, "wordy": 0.0, "poor": -0.7}
 LONG = {"base": 20, "mine": 20, "wordy": 35, "poor": 20}
@@ -104,6 +105,40 @@ def test_alpaca_annotations_are_read(tmp_path: Path) -> None:
     assert standing.win_rate.value == pytest.approx((0 + 1 + 0.5 + 0.9) / 4)
     board = measure(settings(tmp_path / "annotations.json", baseline="ref", soft=False))
     assert board.against_baseline["mine"].win_rate.value == pytest.approx(2.5 / 4)
+
+
+def test_alpaca_evals_difficulty_is_read_by_the_row_number(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.normal(-0.5, 1.5, 200)
+    rows = [
+        {"instruction": f"q{i}", "output_1": "ä " * rng.integers(20, 60), "generator_1": "ref",
+         "output_2": "é" * rng.integers(20, 90), "generator_2": "mine", "annotator": "gpt4",
+         "preference": None if i == 3 else 1 + float(expit(hard[i] - 0.5))}
+        for i in range(200)
+    ]  # fmt: skip
+    (tmp_path / "annotations.json").write_text(json.dumps(rows))
+    table = "index,instruction_difficulty\n" + "".join(f"{i},{g}\n" for i, g in enumerate(hard))
+    (tmp_path / "difficulty.csv").write_text(table)
+    gamed = table + table.partition("\n")[2]  # df_gamed.csv: two gamed baselines
+    (tmp_path / "df_gamed.csv").write_text(gamed)
+    rates = [
+        measure(settings(tmp_path / "annotations.json", difficulty=str(tmp_path / name)))
+        .against_baseline["mine"].length_controlled
+        for name in ("difficulty.csv", "df_gamed.csv")
+    ]  # fmt: skip
+    names = tuple(str(i) for i in range(200) if i != 3)
+    left = [row for row in rows if row["preference"] is not None]
+    gaps = [len(r["output_2"]) - len(r["output_1"]) for r in left]  # in characters
+    verdicts = Verdicts(names, np.array([r["preference"] - 1 for r in left]), np.array(gaps, float))
+    gamma = {str(i): float(g) for i, g in enumerate(hard)}
+    want = length_controlled(verdicts, gamma, n=200, alpaca_eval=True)
+    assert [r.value for r in rates] == pytest.approx([want.value] * 2, abs=1e-12)
+    (tmp_path / "short.csv").write_text("index,instruction_difficulty\n0,1.5\n")
+    with pytest.raises(DataError, match="has 1 instructions, but mine was compared on 200"):
+        measure(settings(tmp_path / "annotations.json", difficulty=str(tmp_path / "short.csv")))
+    (tmp_path / "other.csv").write_text("index,score\n0,1.5\n")
+    with pytest.raises(DataError, match="row 1: has the columns index, score, but no number in"):
+        measure(settings(tmp_path / "annotations.json", difficulty=str(tmp_path / "other.csv")))
 
 
 def test_whose_verdicts(tmp_path: Path) -> None:

@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.browser import FIRST_LETTER, browsers, needs_chromium, sync_api
 from tests.support.labelling import Server, many, servers
 from trimtab.feedback.judgement import Judgement
 from trimtab.feedback.records import STORE
 from trimtab.label.store import Store
 
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="the browser tests need playwright: pip install playwright"
-)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM, reason="the browser tests need Chromium (Debian: apt-get install chromium)"
-)
+pytestmark = needs_chromium
 READ = 300  # ms, after which the page takes a verdict
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    yield from browsers()
 
 
 class Visit:
@@ -181,6 +172,32 @@ def test_pages_work_without_script(browser: Any, serve: Any) -> None:
     (j,) = stored(server)
     assert j.order is not None and j.ranks is not None
     assert [j.ranks[a] for a in j.order] == [1, 0, 0]
+
+
+def test_text_is_laid_out_in_its_own_direction(browser: Any, serve: Any) -> None:
+    """Also where one text holds paragraphs of both directions; code stays left to right."""
+    rows = [
+        {
+            "prompt": "ما هي عاصمة مصر؟",
+            "completions": [
+                "القاهرة هي العاصمة.\n\nIn English: Cairo.\n\n- القاهرة",
+                "Cairo.\n\nالقاهرة هي العاصمة.\n\n```\nx = 'القاهرة'\n```",
+            ],
+        }
+    ]
+    flags = ("--annotators", "ann", "--repeat_share", "0")
+    visit = Visit(browser, serve(rows, *flags), "ann")
+    place = {}
+    for block in visit.page.locator(".text :is(p, li, pre)").element_handles():
+        place.setdefault(block.inner_text().strip(), block.evaluate(FIRST_LETTER))
+    right = {text for text, x in place.items() if x > 0.5}
+    assert right == {"ما هي عاصمة مصر؟", "القاهرة هي العاصمة.", "القاهرة"}
+    assert set(place) - right == {"In English: Cairo.", "Cairo.", "x = 'القاهرة'"}
+    marked = serve([{"prompt": "x", "completion": "القاهرة\nCairo"}], *flags, "--marks", "true")
+    visit = Visit(browser, marked, "ann")
+    steps = visit.page.locator(".step .text").element_handles()
+    assert [step.evaluate(FIRST_LETTER) > 0.5 for step in steps] == [True, False]
+    assert not visit.wrong
 
 
 # --- hostile text

@@ -72,6 +72,7 @@ TAGS = set(
 NAMES = set(
     [
         "class",
+        "dir",
         "id",
         "lang",
         "charset",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +14,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from scipy.optimize import minimize
 from scipy.special import expit
 
 from trimtab.stats import label_audit, ranking
 from trimtab.stats import reliability as ag
-from trimtab.stats.length import Verdicts, difficulty, length_controlled
+from trimtab.stats.length import (
+    GAMED,
+    RIDGE_STRENGTH,
+    Verdicts,
+    difficulty,
+    length_controlled,
+)
 from trimtab.stats.logistic import ScoreTest, logistic
 from trimtab.stats.uncertainty import bootstrap_mean, bootstrap_sums
 
+DATA = Path(os.environ.get("TRIMTAB_DATA", Path(__file__).parents[3] / "shared" / "data"))
 FEW = settings(max_examples=30, deadline=None)
 TABLES = npst.arrays(np.int64, (3, 3), elements=st.integers(0, 30)).filter(
     lambda t: (t.sum(0) > 0).sum() > 1 and (t.sum(1) > 0).sum() > 1
@@ -347,6 +359,51 @@ def test_length_control_is_antisymmetric_and_keeps_quality() -> None:
         near(a, win.mean(), 0.03)  # no difference in length on average: nothing to control
     same = length_controlled(Verdicts(names, np.full(800, 0.5), np.zeros(800)), {}, n=20)
     near(same, (0.5, 0.5, 0.5), 1e-9)
+
+
+def test_alpaca_evals_fit_is_the_minimum_of_its_loss() -> None:
+    """The gamed baselines' verdicts count 0.1 each and have no strength."""
+    rng = np.random.default_rng(3)
+    gap, hard = rng.normal(-100, 300, 805), rng.normal(-0.6, 1.2, 805)
+    t = np.tanh(gap / gap.std(ddof=1))
+    win = rng.random(805) ** np.exp(1.0 - hard)  # a judge's probabilities
+    rows = [np.column_stack([np.ones(805), t, hard])]
+    rows.append(np.column_stack([np.zeros(len(GAMED)), GAMED[:, :2]]))
+    x, y = np.concatenate(rows), np.concatenate([win, GAMED[:, 2]])
+    weight = np.concatenate([np.ones(805), GAMED[:, 3]])
+
+    def loss(b: np.ndarray) -> float:
+        z = x @ b
+        return float((weight * (np.logaddexp(0, z) - y * z)).sum() + RIDGE_STRENGTH * b[0] ** 2 / 2)
+
+    theta, _, psi = minimize(loss, np.zeros(3), method="BFGS", options={"gtol": 1e-6}).x
+    names = tuple(map(str, range(805)))
+    gamma = dict(zip(names, hard.tolist(), strict=True))
+    verdicts = Verdicts(names, win, gap)
+    got = length_controlled(verdicts, gamma, n=20, alpaca_eval=True)
+    near(got.value, expit(theta + psi * hard).mean(), 1e-5)
+    assert got.low < got.value < got.high
+    # Without verdicts that tell phi and psi, they are those of the gamed baselines.
+    still = Verdicts(names, np.full(805, 0.5), np.zeros(805))
+    near(length_controlled(still, {}, n=2, alpaca_eval=True).value, 0.5, 1e-9)
+
+
+@pytest.mark.skipif(
+    not (DATA / "alpacaeval-lc.json.gz").is_file(), reason=f"no data at {DATA}; set TRIMTAB_DATA"
+)
+def test_length_controlled_rates_are_those_of_alpaca_evals_leaderboard() -> None:
+    """28 models, within 0.1 points; ``benchmarks/length_control.py`` measures 28 others."""
+    published = json.loads(gzip.decompress((DATA / "alpacaeval-lc.json.gz").read_bytes()))
+    names = tuple(map(str, range(805)))
+    gamma = dict(zip(names, published["difficulty"], strict=True))
+    assert len(published["models"]) == 28
+    for model in published["models"].values():
+        win = np.array(model["preference"]) - 1
+        longer = np.subtract(model["length"], model["base_length"])
+        verdicts = Verdicts(names, win, longer.astype(float))
+        near(100 * win.mean(), model["win_rate"], 1e-5)
+        rate = length_controlled(verdicts, gamma, n=2, alpaca_eval=True).value
+        near(100 * rate, model["length_controlled_winrate"], 0.1)
 
 
 def test_difficulty_is_found_from_several_models() -> None:

@@ -285,11 +285,11 @@ def _result(
     wins = _wins(groups, base, first)
     if first.compares:
         failed[first.name] = sum(w is None for w in wins)
-    lengths = [_words(x.text) for x in completions]
-    base_lengths = [_words(x.text) for g in base for x in g.completions]
+    lengths = [len(x.text) for x in completions]
+    base_lengths = [len(x.text) for g in base for x in g.completions]
     decided = [
-        (i, w, float(words - base_words))
-        for i, w, words, base_words in zip(owner, wins, lengths, base_lengths, strict=True)
+        (i, w, float(length - base_length))
+        for i, w, length, base_length in zip(owner, wins, lengths, base_lengths, strict=True)
         if w is not None
     ]
     prompts = [str(i) for i, _, _ in decided]
@@ -311,10 +311,6 @@ def _result(
         openings=openings(texts),
         decoding=candidate.decoding,
     )
-
-
-def _words(text: str) -> int:
-    return len(text.split())
 
 
 def _mean_score(groups: Sequence[Group], reward: str, model: str) -> Estimate:

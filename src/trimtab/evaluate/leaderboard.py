@@ -12,6 +12,7 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate.agreement_result import Rating
+from trimtab.evaluate.instruction_difficulty import read_difficulty
 from trimtab.evaluate.standing import Board, Standing, standings
 from trimtab.evaluate.table_text import as_text, plain, span
 from trimtab.exchange import convert
@@ -36,6 +37,9 @@ class EvaluateConfig(Config):
     """Only verdicts of these; by default of all but gold, or of gold if there are no others."""
     annotators: tuple[str, ...] = ()
     """Only verdicts of these annotators."""
+    difficulty: str | None = None
+    """AlpacaEval's instruction_difficulty.csv or df_gamed.csv, for length-controlled win rates as on
+    the leaderboard of AlpacaEval 2. Without it, difficulty is estimated from ``files``."""
     dimension: str | None = None
     """Verdicts on one rubric."""
     soft: bool = True
@@ -71,6 +75,7 @@ def measure(config: EvaluateConfig) -> Leaderboard:
         ConfigError: the baseline is none of the models.
         DataError: no verdict between two named models is left.
     """
+    published = read_difficulty(config.difficulty) if config.difficulty else None
     records = convert.read(config.files)
     current = records.current()
     chosen = [
@@ -103,7 +108,7 @@ def measure(config: EvaluateConfig) -> Leaderboard:
         verdicts=board.verdicts,
         prompts=len({k[0] for k in board.win}),
         connected=connected(total),
-        against_baseline=standings(board, baseline, config.draws, config.seed),
+        against_baseline=standings(board, baseline, config.draws, config.seed, published),
         elo=dict(sorted(ratings.items(), key=lambda r: -r[1].elo)),
     )
 
@@ -129,7 +134,7 @@ def as_table(board: Leaderboard) -> Table:
                     points,
                 )
             )
-    return Table(("Model", "Win rate", "LC win rate", "Won, tied, lost", "Words", "Elo"), rows)
+    return Table(("Model", "Win rate", "LC win rate", "Won, tied, lost", "Characters", "Elo"), rows)
 
 
 def page(board: Leaderboard) -> str:
@@ -156,7 +161,7 @@ def page(board: Leaderboard) -> str:
     lead = (
         f"{board.verdicts} verdicts on {board.prompts} prompts by {', '.join(board.annotators)}. A tie "
         "is half a win; intervals are 95 %, over prompts. LC is length-controlled: as if completions "
-        "were equally long. Words are the mean difference."
+        "were equally long. Characters are the mean difference."
     )
     section = Section("Leaderboard", lead, charts=charts, tables=[as_table(board)])
     return render([section], "Models compared", footer="docs/agreement.md explains each figure.")

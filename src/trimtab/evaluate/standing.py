@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.evaluate.agreement_result import Figure, Rating, Strengths
-from trimtab.feedback.judgement import Item
+from trimtab.evaluate.instruction_difficulty import InstructionDifficulty
 from trimtab.feedback.records import Records
 from trimtab.feedback.votes import Vote, prompt_key
 from trimtab.stats.length import Verdicts, difficulty, length_controlled
@@ -29,7 +29,8 @@ class Board:
         ids: dict[str, int] = {}
         wins: dict[tuple[str, int, int], list[float]] = defaultdict(list)
         longer: dict[tuple[str, int, int], list[float]] = defaultdict(list)
-        keys = {i: prompt_key(item) for i, item in records.items.items()}
+        self._items = records.items
+        self._keys = keys = {i: prompt_key(item) for i, item in records.items.items()}
         for v in cast:
             item, a, b = v.pair
             models = records.items[item].models
@@ -38,7 +39,8 @@ class Board:
                 continue
             i, j = (ids.setdefault(m, len(ids)) for m in (first, second))
             p = v.prob if soft else 1.0 - v.choice / 2
-            gap = _words(records.items[item], a) - _words(records.items[item], b)
+            texts = records.items[item].completions
+            gap = float(len(texts[a]) - len(texts[b]))
             key = (keys[item], i, j) if i < j else (keys[item], j, i)
             wins[key].append(p if i < j else 1 - p)
             longer[key].append(gap if i < j else -gap)
@@ -46,7 +48,7 @@ class Board:
         self.win = {k: float(np.mean(v)) for k, v in wins.items()}
         """(prompt, i, j), i < j -> P(i beats j)."""
         self.longer = {k: float(np.mean(v)) for k, v in longer.items()}
-        """Words of i's completion minus those of j's."""
+        """Characters of i's completion minus those of j's."""
         self.verdicts = sum(len(v) for v in wins.values())
 
     def against(self, model: str, baseline: str) -> Verdicts:
@@ -62,6 +64,12 @@ class Board:
             np.array([r[1] for r in rows]),
             np.array([r[2] for r in rows]),
         )
+
+    def prompts(self, model: str, baseline: str) -> list[str]:
+        """Prompts on which two models were compared, without a verdict too, in the order of files."""
+        pair = {model, baseline}
+        items = (i for i, item in self._items.items() if pair <= set(item.models or ()))
+        return list(dict.fromkeys(self._keys[i] for i in items))
 
     def wins(self) -> tuple[Floats, Floats]:
         """(wins on each prompt [P, M * M], their sum [M, M])."""
@@ -100,10 +108,6 @@ class Board:
         }
 
 
-def _words(item: Item, k: int) -> float:
-    return float(len(item.completions[k].split()))
-
-
 def strengths(records: Records, cast: Sequence[Vote], n: int, seed: int) -> Strengths | None:
     """Elo of the compared models and contradictions among them; None without two named models."""
     board = Board(records, (v for v in cast if v.judgement.who != "gold"))
@@ -132,18 +136,38 @@ class Standing:
     ties: int
     losses: int
     longer: float
-    """Mean words of its completions minus those of the baseline."""
+    """Mean characters of its completions minus those of the baseline."""
 
 
-def standings(board: Board, baseline: str, n: int, seed: int) -> dict[str, Standing]:
-    """Every model that was compared with the baseline."""
+def standings(
+    board: Board,
+    baseline: str,
+    n: int,
+    seed: int,
+    published: InstructionDifficulty | None = None,
+) -> dict[str, Standing]:
+    """Every model that was compared with the baseline.
+
+    Args:
+        board: The verdicts.
+        baseline: One of its models.
+        n: Bootstrap draws.
+        seed: Of the draws.
+        published: AlpacaEval's difficulties, for length-controlled rates as on its leaderboard;
+            without them, difficulty is estimated from the verdicts.
+    """
     rivals = {m: board.against(m, baseline) for m in board.names if m != baseline}
     rivals = {m: v for m, v in rivals.items() if v.prompt}
-    gamma = difficulty(rivals)
+    if published is None:
+        gamma = dict.fromkeys(rivals, difficulty(rivals))
+    else:
+        gamma = {m: published.by_prompt(m, board.prompts(m, baseline)) for m in rivals}
     return {
         model: Standing(
             win_rate=Figure(*bootstrap_mean(v.win_N, v.prompt, n, seed)),
-            length_controlled=Figure(*length_controlled(v, gamma, n, seed)),
+            length_controlled=Figure(
+                *length_controlled(v, gamma[model], n, seed, alpaca_eval=published is not None)
+            ),
             prompts=len(v.prompt),
             wins=int((v.win_N > 0.5).sum()),
             ties=int((v.win_N == 0.5).sum()),

@@ -19,6 +19,25 @@ RIDGE_LENGTH = 0.1
 RIDGE_PROMPT = 1.0
 """Weight of gamma^2 / 2: one prompt has few verdicts."""
 
+GAMED = np.array(
+    # tanh(length), difficulty, win rate, weight
+    [
+        [-0.8764, -0.5495, 0.1095, 63.571],
+        [-0.8711, 1.158, 0.3111, 30.1332],
+        [-0.4368, 2.2996, 0.7492, 24.7294],
+        [0.5538, 2.7792, 0.9235, 20.6482],
+    ]
+)
+"""AlpacaEval's two gamed baselines: gpt4_1106_preview, asked to be verbose or concise.
+
+AlpacaEval adds their 1,610 verdicts to each fit, with weight 0.1 and without a strength, which pulls
+phi and psi towards values at which the two are as good as the baseline. These four weighted verdicts
+have the same gradient in phi and psi (``python -m benchmarks.length_control --fit``).
+"""
+RIDGE_STRENGTH = 0.03
+"""Weight of theta^2 / 2 in AlpacaEval's fit, in place of an L1 penalty that it selects by
+cross-validation, mostly 0.05 or 0.36."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
@@ -28,12 +47,12 @@ class Verdicts:
     win_N: Floats
     """P(the model's completion is better): 1, 0, 0.5 for a tie, or a probability."""
     longer_N: Floats
-    """Length of the model's completion minus the baseline's, in any unit."""
+    """Characters of the model's completion minus those of the baseline's."""
 
 
 def _scaled(longer: Floats) -> Floats:
     """tanh(difference / its standard deviation): swapping the two models only flips the sign."""
-    unit = float(longer.std() or np.abs(longer).max()) if longer.size else 0.0
+    unit = float(longer.std(ddof=1) or np.abs(longer).max()) if longer.size > 1 else 0.0
     return np.tanh(longer / unit) if unit > 0 else np.zeros_like(longer)
 
 
@@ -73,7 +92,12 @@ def difficulty(models: Mapping[str, Verdicts]) -> dict[str, float]:
 
 
 def length_controlled(
-    verdicts: Verdicts, gamma: Mapping[str, float], n: int = 1000, seed: int = 0
+    verdicts: Verdicts,
+    gamma: Mapping[str, float],
+    n: int = 1000,
+    seed: int = 0,
+    *,
+    alpaca_eval: bool = False,
 ) -> Estimate:
     """Win rate if both completions were equally long, with a 95 % bootstrap over prompts.
 
@@ -85,24 +109,26 @@ def length_controlled(
         gamma: Difficulty by prompt (``difficulty``); a missing one counts as 0.
         n: Bootstrap draws.
         seed: Of the draws.
+        alpaca_eval: ``gamma`` is AlpacaEval's, and the fit is regularised as on its leaderboard.
+            Swapping the models then gives another result.
     """
     y = verdicts.win_N
     if y.size == 0:
         return Estimate(np.nan, np.nan, np.nan)
     hard = np.array([gamma.get(p, 0.0) for p in verdicts.prompt])
-    columns = [np.ones_like(y), _scaled(verdicts.longer_N)]
-    ridge = [1e-3, RIDGE_LENGTH]
-    if np.any(hard):
-        columns.append(hard)
-        ridge.append(RIDGE_LENGTH)
-    x = np.column_stack(columns)
+    x = np.column_stack([np.ones_like(y), _scaled(verdicts.longer_N), hard])
+    ridge = [RIDGE_STRENGTH, 0.0, 0.0] if alpaca_eval else [1e-3, RIDGE_LENGTH, RIDGE_LENGTH]
+    prior = GAMED if alpaca_eval else GAMED[:0]
+    prior_x = np.column_stack([np.zeros(len(prior)), prior[:, :2]])
+    fit_x, fit_y = np.concatenate([x, prior_x]), np.concatenate([y, prior[:, 2]])
     owner = cluster_ids(verdicts.prompt)
     units = int(owner.max()) + 1
     level = x.copy()
     level[:, 1] = 0.0
 
     def figure(weight_BN: Floats) -> Floats:
-        coef = fit_logistic(x, y, ridge, weight_BN)
+        prior_weight = np.broadcast_to(prior[:, 3], (len(weight_BN), len(prior)))
+        coef = fit_logistic(fit_x, fit_y, ridge, np.hstack([weight_BN, prior_weight]))
         return (weight_BN * expit(coef @ level.T)).sum(1) / weight_BN.sum(1)
 
     value = float(figure(np.ones((1, len(y))))[0])
