@@ -22,7 +22,8 @@ from benchmarks.learning.jobs import Job, run
 from benchmarks.overoptimisation_page import write
 from trimtab.config import build
 from trimtab.data import formats, sources
-from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.load_tokenizer import load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.datagen import sandbox_data, sandbox_labels
 from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.bradley_terry import ensemble

@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks.doctor.plan import RECIPES, Recipe, Spec, specs
 from benchmarks.doctor.run import STAGES, configured, kinds_of
 from benchmarks.doctor.worlds import put, scenes
-from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.load_tokenizer import load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.datagen.sandbox_data import prompt_groups
 from trimtab.models.load import LM, ModelSpec
 from trimtab.runs import Run, read_summary

@@ -16,7 +16,8 @@ from benchmarks.doctor.plan import GOLD, Spec
 from benchmarks.doctor.worlds import BASE, TASKS, prompts, put, reward_model, scenes
 from trimtab.audit.audit_run import draw
 from trimtab.config import import_function, merge
-from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.load_tokenizer import load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.datagen.sandbox_data import prompt_groups
 from trimtab.models.load import LM, ModelSpec
 from trimtab.runs import Run, read_metrics, read_samples, write_atomic

@@ -12,8 +12,9 @@ import torch
 
 import trimtab
 from trimtab.data.formats import Example
+from trimtab.data.load_tokenizer import load_tokenizer
 from trimtab.data.pack import Output, Pack, packs
-from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.models.heads import Scorer
 from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.bradley_terry import BradleyTerry

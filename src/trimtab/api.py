@@ -341,7 +341,9 @@ def _on_disk(data: Any, folder: Path, name: str) -> Any:
     if isinstance(data, Mapping | Config | str | os.PathLike):
         return data
     if hasattr(data, "to_json") and hasattr(data, "column_names") and hasattr(data, "features"):
-        rows: Any = iter(data)
+        from trimtab.data.sources import without_nulls
+
+        rows: Any = map(without_nulls, iter(data))
     elif isinstance(data, Sequence):
         rows = data
     else:

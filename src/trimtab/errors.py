@@ -19,6 +19,20 @@ class DataError(UserError):
     """A file or row of data cannot be used. The message names the file and the row (from 1)."""
 
 
+class RowError(DataError):
+    """One row cannot be used: an error where data is strict, otherwise dropped and counted.
+
+    Args:
+        source: The file or data set.
+        row: Number of the row, from 1.
+        reason: Why it cannot be used.
+    """
+
+    def __init__(self, source: str, row: int, reason: str) -> None:
+        super().__init__(f"{source or 'data'}: row {row}: {reason}")
+        self.reason = reason
+
+
 class ModelError(UserError):
     """A model or tokenizer cannot serve the stage it was given to."""
 

@@ -65,6 +65,8 @@ class Completion:
     """[T], True on tokens that are trained on (assistant turns and their end tokens)."""
     text: str = ""
     """The completion as a person reads it, without special tokens."""
+    messages: list[dict[str, Any]] | None = None
+    """Its turns with all their fields, where it came with conversational data."""
     rank: int | None = None
     """Place among the group's completions: 0 is best, equal ranks tie; None when not compared."""
     margin: float = 0.0

@@ -22,10 +22,11 @@ from transformers import PreTrainedTokenizerFast
 from tests.support import folders
 from trimtab.data import formats
 from trimtab.data.formats import Example
+from trimtab.data.load_tokenizer import PLAIN, load_tokenizer
 from trimtab.data.pack import build, packs
-from trimtab.data.render import PLAIN, Renderer, load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.data.sources import Rows, read
-from trimtab.errors import DataError, ModelError
+from trimtab.errors import DataError, ModelError, RowError
 from trimtab.types import Completion, Group
 
 DATA = Path(os.environ.get("TRIMTAB_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -251,14 +252,14 @@ def test_no_eos_and_no_template(tmp_path: Path) -> None:
     )
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> None:
+def test_a_template_that_does_not_continue_its_prompt_is_refused(tmp_path: Path) -> None:
     template = "{{ messages | length }}{% for m in messages %} {{ m['content'] }}{% endfor %}"
     renderer = Renderer(
         load_tokenizer(made(tmp_path, template=template)),
         max_prompt_length=9,
         max_completion_length=9,
     )
-    with pytest.raises(ModelError, match="rewrites earlier turns"):
+    with pytest.raises(RowError, match="row 1: the chat template's prompt for a turn"):
         renderer.demonstration(Example("", Q, [A]))
 
 

@@ -27,7 +27,8 @@ from trimtab.audit.run_settings import RunSettings
 from trimtab.config import Config
 from trimtab.data import formats, sources
 from trimtab.data.formats import Example
-from trimtab.data.render import Renderer, load_tokenizer, readable
+from trimtab.data.load_tokenizer import load_tokenizer
+from trimtab.data.render import Renderer, readable
 from trimtab.errors import ConfigError, DataError
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.rewards.score import Rewards

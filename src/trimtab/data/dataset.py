@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from trimtab.config import Config
 from trimtab.data import formats, sources
-from trimtab.errors import DataError
+from trimtab.errors import DataError, RowError
 from trimtab.types import Group
 
 log = logging.getLogger(__name__)
@@ -63,21 +63,33 @@ def load_groups(
     """
     rows = read(spec.path, split=spec.split, limit=spec.limit, strict=spec.strict)
     examples = make(rows)
+    groups: list[Group] = []
+    too_long = 0
+    for example in examples:
+        try:
+            group = render(example)
+        except RowError as error:
+            rows.bad(example.row, error.reason)
+            continue
+        if group is None:
+            too_long += 1
+        else:
+            groups.append(group)
     if rows.dropped:
         log.info(
             "%s: %d bad rows dropped, first: %s", rows.name, len(rows.dropped), rows.dropped[0]
         )
-    groups = [g for g in map(render, examples) if g is not None]
-    if len(groups) < len(examples):
+    if too_long:
         log.info(
             "%s: %d of %d prompts dropped: longer than max_prompt_length",
             rows.name,
-            len(examples) - len(groups),
+            too_long,
             len(examples),
         )
     if not groups:
+        why = f" (first: {rows.dropped[0]})" if rows.dropped else ""
         raise DataError(
-            f"{rows.name}: no row is left to train on; raise max_prompt_length, or look at the data"
+            f"{rows.name}: no row is left to train on{why}; raise max_prompt_length, or look at the data"
         )
     return groups
 

@@ -11,6 +11,7 @@ from trimtab.data.conversation import (
     BadRowError,
     Text,
     read_completion,
+    read_messages,
     read_prompt,
     read_text,
     split_conversation,
@@ -125,13 +126,11 @@ def demonstrations(rows: Rows) -> list[Example]:
 
     def make(row: Row) -> Example:
         if "messages" in row:
-            messages = read_text(row["messages"], "messages")
-            if isinstance(messages, str):
-                raise BadRowError("'messages' must be a list of messages")
+            messages = read_messages(row["messages"])
             prompt, answer = split_conversation(messages)
             return Example("", prompt, [answer])
         if "prompt" in row:
-            prompt = read_prompt(row["prompt"])
+            prompt = read_prompt(row["prompt"], prefill=True)
             completion = read_text(_need(row, "completion"), "completion")
             return Example("", prompt, [read_completion(completion, prompt, "completion")])
         text = read_text(_need(row, "text"), "text")
@@ -210,7 +209,7 @@ def comparisons(rows: Rows) -> list[Example]:
         if row.get("prompt") is None or _contain(row["prompt"], chosen, rejected):
             prompt, a, b = split_pair(chosen, rejected)
         else:
-            prompt = read_prompt(row["prompt"])
+            prompt = read_prompt(row["prompt"], prefill=True)
             a, b = (
                 read_completion(chosen, prompt, "chosen"),
                 read_completion(rejected, prompt, "rejected"),
@@ -269,12 +268,11 @@ def prompts(rows: Rows) -> list[Example]:
         if "prompt" in row:
             return Example("", read_prompt(row["prompt"]), [])
         if "messages" in row:
-            messages = read_text(row["messages"], "messages")
-            if isinstance(messages, list):
-                while messages and messages[-1]["role"] == "assistant":
-                    messages = messages[:-1]
-                if messages:
-                    return Example("", messages, [])
+            messages = read_messages(row["messages"])
+            while messages and messages[-1]["role"] == "assistant":
+                messages = messages[:-1]
+            if messages:
+                return Example("", messages, [])
             raise BadRowError("'messages' has no turn of the user to answer")
         return Example(
             "",

@@ -3,97 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from trimtab.data.conversation import Message, Text
+from trimtab.data.chat_template import ChatTemplate, Piece, join_turns
+from trimtab.data.conversation import (
+    BadRowError,
+    Message,
+    Text,
+    message_text,
+    template_columns,
+)
 from trimtab.data.formats import Example
-from trimtab.errors import DataError, ModelError
+from trimtab.data.load_tokenizer import special_tokens
+from trimtab.data.piece_tokens import completion_ids, raw_ids, shared_length
+from trimtab.errors import DataError, ModelError, RowError
 from trimtab.types import Completion, Finish, Group, Ints
 
 log = logging.getLogger(__name__)
 
 NO_LIMIT = 1 << 20
-
-PLAIN = (
-    "{{ bos_token if bos_token else '' }}"
-    "{% for m in messages %}"
-    "{% if m['role'] == 'assistant' %}{{ '\\n\\nAssistant: ' + m['content'] + eos_token }}"
-    "{% elif m['role'] == 'user' %}{{ '\\n\\nHuman: ' + m['content'] }}"
-    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\\n\\nAssistant: ' }}{% endif %}"
-)
-"""The built-in template "plain": the transcripts of hh-rlhf, each turn of the assistant ended by EOS."""
-
-
-def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
-    """A tokenizer with an EOS, and a pad token that is not the EOS; the vocabulary does not grow.
-
-    Args:
-        path: Folder or hub id.
-        chat_template: A Jinja file, or "plain", in place of the tokenizer's own.
-
-    Raises:
-        ModelError: there is no tokenizer, no EOS, nothing to pad with, or no such template.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"no tokenizer at {path!r}: {str(error).splitlines()[0]} (name one with model.tokenizer)"
-        ) from None
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"the tokenizer at {path!r} has no end-of-sequence token, so a model would never learn to "
-            "stop; set eos_token in its tokenizer_config.json"
-        )
-    if chat_template == "plain":
-        tokenizer.chat_template = PLAIN
-    elif chat_template is not None:
-        file = Path(chat_template)
-        if not file.is_file():
-            raise ModelError(f'chat_template: {chat_template!r} is neither a file nor "plain"')
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.pad_token = _pad(tokenizer)
-    return tokenizer
-
-
-def _special(tokenizer: Any) -> dict[str, int]:
-    """Special tokens, those that have no role of their own (as <|eot_id|>) included."""
-    tokens = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    tokens.update({str(t): i for i, t in tokenizer.added_tokens_decoder.items() if t.special})
-    return cast(dict[str, int], tokens)
-
-
-def _pad(tokenizer: Any) -> str:
-    """A token of the vocabulary to pad with: masks never read it, saved classifiers do.
-
-    It becomes special, so decoding drops it: it must be one that text never contains.
-    """
-    used = {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    template = tokenizer.chat_template or ""
-    spare = [t for t, i in _special(tokenizer).items() if i not in used and t not in template]
-    for sign in ("pad", "reserved", "unused", "unk"):
-        for token in spare:
-            if sign in token.lower():
-                return token
-    # The byte 0xFF, as byte-fallback and byte-level vocabularies spell it, is in no UTF-8 text.
-    for token in ("<0xFF>", "\u00ff"):
-        at = tokenizer.get_vocab().get(token)
-        if at is not None and tokenizer.decode([at]) == "\ufffd":
-            return token
-    if spare:
-        return spare[0]
-    raise ModelError(
-        f"the tokenizer {tokenizer.name_or_path!r} has no token to pad with other than its end of "
-        "sequence; add one to the vocabulary and set pad_token in its tokenizer_config.json"
-    )
 
 
 class Renderer:
@@ -118,6 +51,7 @@ class Renderer:
         end_ids: Iterable[int] = (),
     ) -> None:
         self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer)
         self.max_prompt_length = max_prompt_length
         self.max_completion_length = max_completion_length
         self.on_long = on_long
@@ -131,12 +65,10 @@ class Renderer:
             )
         self.eos = int(tokenizer.eos_token_id)
         self.bos: int | None = tokenizer.bos_token_id
-        self.adds_bos = self.bos is not None and self._raw("a", True)[:1] == [self.bos]
-        self.special = set(_special(tokenizer).values())
+        self.adds_bos = self.bos is not None and list(tokenizer("a")["input_ids"])[:1] == [self.bos]
+        self.special = set(special_tokens(tokenizer).values())
         self.stop_ids = self._stop_ids(end_ids)
-
-    def _raw(self, text: str, special: bool = False) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        self._ends = tuple(self.tokenizer.convert_ids_to_tokens(list(self.stop_ids)))
 
     def _stop_ids(self, end_ids: Iterable[int]) -> tuple[int, ...]:
         """EOS, ``end_ids``, and the token that ends a turn of the chat template."""
@@ -154,29 +86,15 @@ class Renderer:
                 )
         if self.tokenizer.chat_template:
             messages: list[Message] = [{"role": "user", "content": "a"}]
-            before = self._template(messages, True)
-            after = self._template([*messages, {"role": "assistant", "content": "a"}], False)
-            ends = [i for i in self._raw(after.removeprefix(before)) if i in self.special]
+            try:
+                before = self.template(messages, {}, "generate")
+                after = self.template([*messages, {"role": "assistant", "content": "a"}], {})
+            except BadRowError:
+                return tuple(ids)
+            turn = raw_ids(self.tokenizer, after[shared_length([before, after]) :])
+            ends = [i for i in turn if i in self.special]
             ids.update(ends[-1:])
         return tuple(sorted(ids))
-
-    def _template(self, messages: list[Message], generate: bool) -> str:
-        if not self.tokenizer.chat_template:
-            raise ModelError(
-                f"the data is conversational but the tokenizer {self.tokenizer.name_or_path!r} has no chat "
-                'template; give one with model.chat_template (a Jinja file, or "plain")'
-            )
-        try:
-            return cast(
-                str,
-                self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=generate
-                ),
-            )
-        except Exception as error:
-            if type(error).__module__.partition(".")[0] != "jinja2":
-                raise
-            raise ModelError(f"the chat template refuses a conversation: {error}") from None
 
     def _once(self, ids: list[int]) -> list[int]:
         """Exactly one BOS in front, where the tokenizer adds one."""
@@ -186,13 +104,17 @@ class Renderer:
             ids = ids[1:]
         return ids if ids[:1] == [self.bos] or not self.adds_bos else [self.bos, *ids]
 
-    def _prompt_ids(self, prompt: Text) -> list[int]:
-        if isinstance(prompt, list):
-            ids = self._once(self._raw(self._template(prompt, True)))
-        elif prompt:
-            ids = self._once(self._raw(prompt))
-        else:
-            ids = []
+    def _prompt_text(self, example: Example) -> str:
+        if isinstance(example.prompt, str):
+            return example.prompt
+        prefill = example.prompt[-1]["role"] == "assistant"
+        columns = template_columns(example.extra)
+        return self.template(example.prompt, columns, "prefill" if prefill else "generate")
+
+    def _prompt_ids(self, text: str, plain: bool) -> list[int]:
+        ids = raw_ids(self.tokenizer, text) if text else []
+        if plain and text:
+            ids = self._once(ids)
         # Never empty: the first token of the completion is predicted from the last of the prompt.
         return ids or [self.bos if self.bos is not None else self.eos]
 
@@ -203,58 +125,52 @@ class Renderer:
             raise DataError(f"{name}: {why}; shorten it, raise {key}, or remove long rows")
         return why
 
-    def _completion_ids(self, prompt: Text, answer: Text) -> tuple[list[int], list[bool]]:
-        ids: list[int] = []
-        mask: list[bool] = []
-        if isinstance(answer, str) or isinstance(prompt, str):
-            text = answer if isinstance(answer, str) else answer[-1]["content"]
-            ids = self._raw(text)
+    def _sequences(
+        self, example: Example, text: str, prompt: list[int], answer: Text
+    ) -> list[tuple[list[int], list[int], list[bool]]]:
+        """Prompt, completion and training mask of a completion, or of each turn that has a prompt
+        of its own."""
+        if isinstance(answer, str) or isinstance(example.prompt, str):
+            assert isinstance(answer, str), "a plain prompt has plain completions"
+            ids, _ = completion_ids(
+                self.tokenizer, prompt, [Piece(text, False), Piece(answer, True)]
+            )
             while ids[-1:] == [self.eos]:
                 ids = ids[:-1]
-            ids = [*ids, self.eos]
-            mask = [True] * len(ids)
-        else:
-            done = list(prompt)
-            before = self._template(done, True)
-            for n, message in enumerate(answer):
-                done.append(message)
-                following = answer[n + 1]["role"] if n + 1 < len(answer) else ""
-                after = self._template(done, following == "assistant")
-                if not after.startswith(before):
-                    raise ModelError(
-                        "the chat template rewrites earlier turns when later ones are added, so the tokens of "
-                        "a completion cannot be separated from its context; use another model.chat_template"
-                    )
-                part = self._raw(after[len(before) :])
-                spoken = message["role"] == "assistant"
-                if spoken:
-                    ends = [i for i, x in enumerate(part) if x in self.stop_ids]
-                    if ends:
-                        # What the template puts after the end token is context, not trained on.
-                        cut = ends[-1] + 1
-                        ids += part[:cut]
-                        mask += [True] * cut
-                        if n + 1 < len(answer):
-                            ids += part[cut:]
-                            mask += [False] * (len(part) - cut)
-                    else:
-                        last = n + 1 == len(answer)
-                        ids += [*part, self.eos] if last else part
-                        mask += [True] * (len(part) + last)
-                else:
-                    ids += part
-                    mask += [False] * len(part)
-                before = after
-        return ids, mask
+            return [(prompt, [*ids, self.eos], [True] * (len(ids) + 1))]
+        columns = template_columns(example.extra)
+        lists = self.template.completions(example.prompt, answer, columns, text, self._ends)
+        sequences: list[tuple[list[int], list[int], list[bool]]] = []
+        for pieces in lists:
+            context = prompt if pieces[0].text == text else self._prompt_ids(pieces[0].text, False)
+            ids, mask = completion_ids(self.tokenizer, context, pieces)
+            if not set(self.stop_ids).intersection(ids[len(ids) - 1 :]):
+                # The template ends turns with no token: the model must learn to stop all the same.
+                ids, mask = [*ids, self.eos], [*mask, True]
+            sequences.append((context, ids, mask))
+        return sequences
+
+    @contextmanager
+    def _row(self, example: Example) -> Iterator[None]:
+        try:
+            yield
+        except BadRowError as error:
+            raise RowError(example.source, example.row, str(error)) from None
 
     def prompt(self, example: Example) -> Group | None:
         """A group without completions; None when the prompt is over ``max_prompt_length``.
 
         Raises:
             DataError: it is, and ``on_long`` is "error".
-            ModelError: the chat template is missing or refuses the conversation.
+            RowError: the chat template refuses the conversation.
+            ModelError: there is no chat template.
         """
-        ids = np.array(self._prompt_ids(example.prompt), dtype=np.int64)
+        with self._row(example):
+            return self._prompt(example, self._prompt_text(example))
+
+    def _prompt(self, example: Example, text: str) -> Group | None:
+        plain = isinstance(example.prompt, str)
+        ids = np.array(self._prompt_ids(text, plain), dtype=np.int64)
         if len(ids) > self.max_prompt_length:
             why = self._long(
                 example, "prompt", len(ids), self.max_prompt_length, "max_prompt_length"
@@ -262,54 +178,146 @@ class Renderer:
             self.dropped.append(why)
             return None
         extra = dict(example.extra)
-        if isinstance(example.prompt, list):
+        if not plain:
             extra["messages"] = example.prompt
         return Group(example.id, ids, [], readable(example.prompt), extra)
 
+    def _completion(
+        self, example: Example, index: int, all_ids: Sequence[int], all_mask: Sequence[bool]
+    ) -> Completion:
+        """Completion ``index`` of a row, truncated to ``max_completion_length``."""
+        limit = self.max_completion_length
+        if len(all_ids) > limit:
+            key = "max_completion_length"
+            self.cut.append(self._long(example, "completion", len(all_ids), limit, key))
+        answer = example.completions[index]
+        return Completion(
+            np.array(all_ids[:limit], dtype=np.int64),
+            np.array(all_mask[:limit], dtype=bool),
+            readable(answer),
+            messages=answer if isinstance(answer, list) else None,
+            rank=example.ranks[index] if example.ranks is not None else None,
+            margin=example.margins[index] if example.margins is not None else 0.0,
+        )
+
     def comparison(self, example: Example) -> Group | None:
-        """A group with every completion, ranked where the example is."""
-        group = self.prompt(example)
-        if group is None:
-            return None
-        for i, answer in enumerate(example.completions):
-            all_ids, all_mask = self._completion_ids(example.prompt, answer)
-            ids = np.array(all_ids[: self.max_completion_length], dtype=np.int64)
-            mask = np.array(all_mask[: self.max_completion_length], dtype=bool)
-            if len(all_ids) > self.max_completion_length:
-                key = "max_completion_length"
-                self.cut.append(
-                    self._long(example, "completion", len(all_ids), self.max_completion_length, key)
-                )
-            group.completions.append(
-                Completion(
-                    ids,
-                    mask,
-                    readable(answer),
-                    rank=example.ranks[i] if example.ranks is not None else None,
-                    margin=example.margins[i] if example.margins is not None else 0.0,
-                )
-            )
-        return group
+        """A group with every completion, ranked where the example is.
+
+        Raises:
+            DataError, RowError, ModelError: as for ``prompt``.
+            RowError: a completion has several turns, and the chat template rewrites earlier ones.
+        """
+        with self._row(example):
+            text = self._prompt_text(example)
+            group = self._prompt(example, text)
+            if group is None:
+                return None
+            for i, answer in enumerate(example.completions):
+                sequences = self._sequences(example, text, group.prompt.tolist(), answer)
+                if len(sequences) > 1:
+                    raise BadRowError(
+                        "the chat template rewrites earlier turns of the assistant when later ones are "
+                        "added, so a completion of several turns has no log-prob; move its earlier turns "
+                        "to the prompt"
+                    )
+                _, ids, mask = sequences[0]
+                group.completions.append(self._completion(example, i, ids, mask))
+            return group
 
     def demonstration(self, example: Example) -> Group | None:
-        """A group with its one completion."""
-        return self.comparison(example)
+        """A group with its one completion. Where the chat template rewrites earlier turns, each turn
+        that has a context of its own is a completion; what all contexts share is the prompt.
+
+        Raises:
+            DataError, RowError, ModelError: as for ``prompt``.
+        """
+        with self._row(example):
+            text = self._prompt_text(example)
+            group = self._prompt(example, text)
+            if group is None:
+                return None
+            sequences = self._sequences(
+                example, text, group.prompt.tolist(), example.completions[0]
+            )
+            shared = shared_length([prompt for prompt, _, _ in sequences])
+            if shared == 0:
+                raise BadRowError("the chat template renders its turns without a common beginning")
+            group.prompt = group.prompt[:shared]
+            completions: list[Completion] = []
+            for prompt, ids, mask in sequences:
+                context = prompt[shared:]
+                completion = self._completion(
+                    example, 0, [*context, *ids], [False] * len(context) + mask
+                )
+                if len(context) < self.max_completion_length:
+                    completions.append(completion)
+            group.completions = completions
+            return group
+
+    def scoring(self, example: Example) -> Group | None:
+        """A group as a reward model reads it: conversations exactly as the chat template renders
+        them, with what it adds after the end token; the last token is where the score is read.
+
+        Raises:
+            DataError, RowError, ModelError: as for ``prompt``.
+        """
+        if isinstance(example.prompt, str):
+            return self.comparison(example)
+        with self._row(example):
+            group = self._prompt(example, self._prompt_text(example))
+            if group is None:
+                return None
+            columns = template_columns(example.extra)
+            rendered: list[list[int]] = []
+            for answer in example.completions:
+                assert isinstance(answer, list), "a conversation has turns as completions"
+                text = self.template(join_turns(example.prompt, answer), columns)
+                rendered.append(raw_ids(self.tokenizer, text))
+            shared = shared_length([group.prompt.tolist(), *rendered])
+            shared = min(shared, *(len(ids) - 1 for ids in rendered)) if rendered else shared
+            if shared < 1:
+                raise BadRowError(
+                    "the chat template renders its completions without a common beginning"
+                )
+            group.prompt = group.prompt[:shared]
+            for i, ids in enumerate(rendered):
+                tail = next((t for t, x in enumerate(reversed(ids)) if x in self.stop_ids), 0)
+                count = len(ids) - shared
+                mask = [k < count - tail for k in range(count)]
+                group.completions.append(self._completion(example, i, ids[shared:], mask))
+            return group
 
     def completion(self, ids: Ints, finish: Finish) -> Completion:
         """What a sampler emitted, unchanged."""
         text = cast(str, self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
         return Completion(ids, np.ones(len(ids), dtype=bool), text.strip(), finish=finish)
 
-    def retokenise(self, group: Group) -> Group:
-        """The same texts in this renderer's tokens, for a model with another vocabulary."""
+    def with_own_prompt(self, group: Group) -> Group:
+        """The group with its prompt in this tokenizer and template; the completions stay as they are."""
         messages = group.extra.get("messages")
-        prompt: Text = cast("list[Message]", messages) if messages else group.text
-        answers: list[Text] = [
-            [{"role": "assistant", "content": c.text}] if messages else c.text
-            for c in group.completions
-        ]
-        rendered = self.comparison(Example(group.id, prompt, answers))
-        assert rendered is not None, "retokenise needs a renderer without limits"
+        if not messages:
+            return group
+        own = self.prompt(Example(group.id, messages, [], extra=group.extra))
+        assert own is not None, "with_own_prompt needs a renderer without limits"
+        return replace(group, prompt=own.prompt)
+
+    def rerender(self, group: Group, texts: Sequence[str] | None = None) -> Group:
+        """The same conversations as ``scoring`` renders them, with this tokenizer and template.
+
+        Args:
+            group: Prompt and completions in other tokens, or in another template.
+            texts: The completions of a plain prompt, where they are not those of ``group``.
+        """
+        messages = cast("list[Message] | None", group.extra.get("messages"))
+        answers: list[Text] = (
+            [c.messages or [{"role": "assistant", "content": c.text}] for c in group.completions]
+            if messages
+            else list(texts or [c.text for c in group.completions])
+        )
+        rendered = self.scoring(
+            Example(group.id, messages or group.text, answers, extra=group.extra)
+        )
+        assert rendered is not None, "rerender needs a renderer without limits"
         return rendered
 
 
@@ -318,5 +326,5 @@ def readable(text: Text) -> str:
     if isinstance(text, str):
         return text
     if len(text) == 1:
-        return text[0]["content"]
-    return "\n\n".join(f"{m['role']}: {m['content']}" for m in text)
+        return message_text(text[0])
+    return "\n\n".join(f"{m['role']}: {message_text(m)}" for m in text)

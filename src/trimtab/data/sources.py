@@ -175,12 +175,12 @@ def _parquet(data: bytes, rows: Rows) -> None:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{rows.name}: incomplete or invalid parquet file: {error}") from None
     try:
-        rows.rows = list(enumerate(cast(list[Row], table.to_pylist()), 1))
+        rows.rows = [(i, without_nulls(row)) for i, row in enumerate(table.to_pylist(), 1)]
     except UnicodeDecodeError:
         # Slow, but it finds the rows that are not UTF-8.
         for i in range(table.num_rows):
             try:
-                rows.rows.append((i + 1, cast(Row, table.slice(i, 1).to_pylist()[0])))
+                rows.rows.append((i + 1, without_nulls(table.slice(i, 1).to_pylist()[0])))
             except UnicodeDecodeError as error:
                 rows.bad(i + 1, f"not UTF-8 at byte {error.start} of a column; write it as UTF-8")
 
@@ -198,7 +198,29 @@ def _hub(name: str, split: str | None, limit: int | None) -> list[tuple[int, Row
         ) from None
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
-    return [(i, dict(row)) for i, row in enumerate(dataset, 1)]
+    return [(i, without_nulls(dict(row))) for i, row in enumerate(dataset, 1)]
+
+
+_NESTED = frozenset(
+    ("messages", "prompt", "completion", "completions", "chosen", "rejected", "tools",
+     "chat_template_kwargs")
+)  # fmt: skip
+
+
+def without_nulls(row: Row) -> Row:
+    """A row of an Arrow table without the keys that a struct column fills in with null.
+
+    All messages of such a column have the keys of any of them; null means that the row had none.
+    A message's ``content`` stays, because null is one of its values.
+    """
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            fields = cast(Row, value)
+            return {k: clean(v) for k, v in fields.items() if v is not None or k == "content"}
+        return [clean(v) for v in cast(list[Any], value)] if isinstance(value, list) else value
+
+    return {k: clean(v) if k in _NESTED else v for k, v in row.items()}
 
 
 READERS: dict[str, Callable[[bytes, Rows], None]] = {

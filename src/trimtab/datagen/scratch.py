@@ -12,7 +12,7 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.data import sources
-from trimtab.data.render import PLAIN
+from trimtab.data.load_tokenizer import PLAIN
 from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
 from trimtab.runs import write_atomic

@@ -13,7 +13,8 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.data import formats
 from trimtab.data.dataset import DataSpec, load_groups
-from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.load_tokenizer import load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.errors import DataError
 from trimtab.evaluate.reward_models import figures
 from trimtab.feedback.comparisons import read_comparisons

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 from pydantic import BaseModel
 
 from trimtab.data import sources
+from trimtab.data.conversation import message_text
 from trimtab.errors import DataError
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.feedback.records import Records, parse_item, parse_judgement
@@ -72,7 +73,7 @@ def readable(prompt: Sequence[Mapping[str, Any]]) -> str:
     text = plain(prompt)
     if text is not None:
         return text
-    return "\n\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in prompt)
+    return "\n\n".join(f"{m.get('role', '')}: {message_text(dict(m))}" for m in prompt)
 
 
 def order_by_text(completions: Sequence[str]) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from trimtab.data import formats, sources
-from trimtab.data.conversation import Text
+from trimtab.data.conversation import Text, message_text
 from trimtab.errors import DataError
 from trimtab.feedback.judgement import Item
 from trimtab.feedback.records import messages, parse_item
@@ -66,7 +66,7 @@ def _pair(example: formats.Example) -> Item:
 
 
 def _last_turn(completion: Any) -> str:
-    return completion if isinstance(completion, str) else str(completion[-1]["content"])
+    return completion if isinstance(completion, str) else message_text(completion[-1])
 
 
 # --- for the label page
@@ -198,8 +198,8 @@ def full_text(completion: Text) -> str:
     if isinstance(completion, str):
         return completion
     if len(completion) == 1:
-        return completion[0]["content"]
-    return "\n\n".join(f"**{m['role']}:** {m['content']}" for m in completion)
+        return message_text(completion[0])
+    return "\n\n".join(f"**{m['role']}:** {message_text(m)}" for m in completion)
 
 
 def dense(ranks: Sequence[int]) -> tuple[int, ...]:

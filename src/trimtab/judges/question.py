@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from trimtab.data.conversation import message_text
 from trimtab.judges.rubric import Rubric
 
 LETTERS = "ABCDEFGHI"
@@ -37,7 +38,7 @@ def spoken(prompt: Sequence[Mapping[str, Any]]) -> str:
     >>> spoken([{"role": "user", "content": "hi"}])
     'user: hi'
     """
-    return "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+    return "\n\n".join(f"{m['role']}: {message_text(dict(m))}" for m in prompt)
 
 
 def mark_of(parts: Mapping[str, str]) -> str:

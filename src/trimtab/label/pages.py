@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from trimtab.data.conversation import message_text
 from trimtab.feedback import votes
 from trimtab.label.access import Visitor
 from trimtab.label.label_config import LabelConfig, Rubric
@@ -142,7 +143,7 @@ class Pages:
             )
         k = len(assignment.item.completions)
         roles = [str(m.get("role")) for m in assignment.item.prompt]
-        texts = [render_markdown(str(m.get("content") or "")) for m in assignment.item.prompt]
+        texts = [render_markdown(message_text(dict(m))) for m in assignment.item.prompt]
         return self._render(
             "label",
             visitor,

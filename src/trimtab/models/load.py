@@ -19,8 +19,9 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from trimtab.data.dataset import DataSpec
+from trimtab.data.load_tokenizer import load_tokenizer
 from trimtab.data.pack import Pack, build
-from trimtab.data.render import NO_LIMIT, Renderer, load_tokenizer
+from trimtab.data.render import NO_LIMIT, Renderer
 from trimtab.kernels.logprobs import LogitHead
 from trimtab.kernels.matmul import fast_linear, limit_primitive_cache
 from trimtab.models.forward import hidden_states, set_attention, token_logps

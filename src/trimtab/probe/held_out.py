@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from trimtab.errors import DataError
 from trimtab.evaluate import reward_models
 from trimtab.probe.probe_report import AccuracyCard
 from trimtab.probe.probed_reward import ProbedReward, disagreements
-from trimtab.types import Completion, Group
+from trimtab.types import Group
 
 
 def measure_accuracy(
@@ -91,7 +92,7 @@ def _other_prompt(reward: ProbedReward, groups: Sequence[Group]) -> float:
     for i, g in enumerate(groups):
         other = groups[(i + 1) % len(groups)]
         extra = {k: v for k, v in other.extra.items() if k != "probs"}
-        completions = [Completion(c.ids, c.mask, c.text, rank=c.rank) for c in g.completions]
+        completions = [replace(c, scores={}) for c in g.completions]
         shifted.append(Group(g.id, other.prompt, completions, other.text, extra))
     reward.rewards(shifted)
     metrics, _ = reward_models.figures(list(zip(shifted, reward.scores(shifted), strict=True)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trimtab.data.conversation import Message, Text
+from trimtab.data.conversation import Message, Text, message_text
 from trimtab.data.formats import Example
 from trimtab.data.render import readable
 from trimtab.sandbox import world
@@ -127,7 +127,7 @@ def with_remark(prompt: Text, remark: str) -> Text:
     """
     if isinstance(prompt, str):
         return f"{remark} {prompt}"
-    last: Message = {**prompt[-1], "content": f"{remark} {prompt[-1]['content']}"}
+    last: Message = {**prompt[-1], "content": f"{remark} {message_text(prompt[-1])}"}
     return [*prompt[:-1], last]
 
 
@@ -231,7 +231,7 @@ def make_contrasts(bases: Sequence[Base], phrases: Phrases, seed: int) -> list[C
     pad = " ".join(phrases.pads)
     for i, base in enumerate(bases):
         good, other = base.good, bases[(i + shift) % len(bases)].good
-        prompt = base.prompt if isinstance(base.prompt, str) else base.prompt[-1]["content"]
+        prompt = base.prompt if isinstance(base.prompt, str) else message_text(base.prompt[-1])
         changed = {
             "length": _pad(base, phrases),
             "repetition": f"{good} {good} {good}",

@@ -7,7 +7,8 @@ from typing import Literal
 
 from trimtab.data.conversation import Text
 from trimtab.data.formats import Example
-from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.load_tokenizer import load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.probe.perturb import ENGLISH, SANDBOX, Phrases
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.sandbox import BASE

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 import trimtab
+from trimtab.data.load_tokenizer import load_tokenizer
 from trimtab.data.pack import Output, Pack, packs, scatter
-from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.datagen.sandbox_data import prompt_groups
 from trimtab.models.heads import Scorer
 from trimtab.models.load import LM, ModelSpec

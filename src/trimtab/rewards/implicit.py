@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from trimtab.config import Config
-from trimtab.data.pack import Pack, packs
+from trimtab.data.load_tokenizer import load_tokenizer
+from trimtab.data.pack import packs
 from trimtab.data.render import Renderer
-from trimtab.models.load import LM, ModelSpec
+from trimtab.models.load import ModelSpec
 from trimtab.models.load_frozen import load_reference
 from trimtab.objectives.advantage import implicit_rewards
 from trimtab.types import Group, Score
@@ -35,6 +37,8 @@ class ImplicitSpec(Config):
 class ImplicitReward:
     """Writes the reward of every token to the column "dense" [T], and the sum as a score.
 
+    Each model reads the prompt in its own chat template, and then the policy's completion ids.
+
     Args:
         spec: The two models.
         renderer: The policy's; both models must have its vocabulary.
@@ -51,7 +55,7 @@ class ImplicitReward:
         self.spec = spec
         self.budget = token_budget
         self.trained, self.reference = (
-            load_reference(ModelSpec(path=path, device=device), renderer.tokenizer, key)
+            _Policy(path, key, renderer.tokenizer, device)
             for key, path in (
                 ("implicit.model", spec.model),
                 ("implicit.reference", spec.reference),
@@ -61,19 +65,33 @@ class ImplicitReward:
     @torch.no_grad()
     def __call__(self, groups: Sequence[Group]) -> None:
         """Fill ``scores[name]`` with the sum over tokens, and the column "dense"."""
-        share = self.trained.exact and self.reference.exact
-        for pack in packs(groups, self.budget, share=share):
-            pair = [self._logps(lm, pack) for lm in (self.trained, self.reference)]
-            reward_C = implicit_rewards(pair[0], pair[1], self.spec.beta).numpy()
-            done = [c for g in pack.groups for c in g.completions]
-            at = np.cumsum([c.trained for c in done])[:-1]
-            for c, part in zip(done, np.split(reward_C, at), strict=True):
-                row = np.zeros(len(c), dtype=np.float32)
-                row[c.mask] = part
-                c.tokens["dense"] = row
-                c.scores[self.spec.name] = Score(float(part.sum()))
+        trained, reference = (p.logps(groups, self.budget) for p in (self.trained, self.reference))
+        completions = [c for g in groups for c in g.completions]
+        for c, trained_T, reference_T in zip(completions, trained, reference, strict=True):
+            part = implicit_rewards(trained_T, reference_T, self.spec.beta).numpy()
+            row = np.zeros(len(c), dtype=np.float32)
+            row[c.mask] = part
+            c.tokens["dense"] = row
+            c.scores[self.spec.name] = Score(float(part.sum()))
 
-    @staticmethod
-    def _logps(lm: LM, pack: Pack) -> torch.Tensor:
-        on = pack.to(lm.device)
-        return lm.logps(lm.states(on), on, entropy=False)[0].cpu()
+
+class _Policy:
+    """One of the two models, and the renderer of its prompts where its template is not the policy's."""
+
+    def __init__(self, path: str, key: str, policy_tokenizer: Any, device: str) -> None:
+        self.lm = load_reference(ModelSpec(path=path, device=device), policy_tokenizer, key)
+        tokenizer = load_tokenizer(path)
+        other = tokenizer.chat_template not in (None, policy_tokenizer.chat_template)
+        self.renderer = Renderer(tokenizer) if other else None
+
+    def logps(self, groups: Sequence[Group], budget: int) -> list[torch.Tensor]:
+        """Log-probs of the trained tokens of each completion, in order."""
+        seen = [self.renderer.with_own_prompt(g) for g in groups] if self.renderer else groups
+        by_completion: dict[int, torch.Tensor] = {}
+        for pack in packs(seen, budget, share=self.lm.exact):
+            on = pack.to(self.lm.device)
+            logp_C = self.lm.logps(self.lm.states(on), on, entropy=False)[0].cpu()
+            completions = [c for g in pack.groups for c in g.completions]
+            parts = logp_C.split([c.trained for c in completions])
+            by_completion |= {id(c): part for c, part in zip(completions, parts, strict=True)}
+        return [by_completion[id(c)] for g in groups for c in g.completions]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -34,9 +35,12 @@ class Member:
             ``refer`` replaces them.
     """
 
-    def __init__(self, path: str, frozen: Frozen[Scorer], budget: int) -> None:
+    def __init__(
+        self, path: str, frozen: Frozen[Scorer], policy_tokenizer: Any, budget: int
+    ) -> None:
         self.path, self.scorer, self.budget = path, frozen.model, budget
-        self.renderer = frozen.renderer
+        self.renderer, self.same_vocabulary = frozen.renderer, frozen.same_vocabulary
+        self.policy_tokenizer = policy_tokenizer
         self.mean, self.std = self.scorer.mean, self.scorer.std
 
     @property
@@ -46,10 +50,11 @@ class Member:
 
     @torch.no_grad()
     def scores(self, groups: Sequence[Group]) -> Tensor:
-        """Raw scores [B] of all completions, in order, on the CPU."""
-        seen = list(groups)
-        if self.renderer is not None:
-            seen = [self.renderer.retokenise(g) for g in groups]
+        """Raw scores [B] of all completions, in order, on the CPU.
+
+        Conversations are scored as the model's own chat template renders them, like in transformers.
+        """
+        seen = [self._rendered(g) for g in groups]
         where = {id(c): i for i, c in enumerate(c for g in seen for c in g.completions)}
         values = torch.full((len(where),), math.nan)
         for pack in packs(seen, self.budget, share=self.scorer.exact):
@@ -57,6 +62,17 @@ class Member:
             flat = [c for g in pack.groups for c in g.completions]
             values[[where[id(c)] for c in flat]] = scores
         return values
+
+    def _rendered(self, group: Group) -> Group:
+        if group.extra.get("messages"):
+            return self.renderer.rerender(group)
+        if self.same_vocabulary:
+            return group
+        # A completion is decoded after its prompt: alone, it may lose the space in front.
+        decode = partial(self.policy_tokenizer.decode, skip_special_tokens=True)
+        start = len(decode(group.prompt))
+        texts = [decode([*group.prompt, *c.ids])[start:] for c in group.completions]
+        return self.renderer.rerender(group, texts)
 
     def refer(self, scores: Tensor) -> None:
         """Use the mean and standard deviation of these raw scores [R] to standardise.
@@ -126,8 +142,8 @@ class LearnedPart:
 
     Args:
         spec: A part with ``model`` or ``models``.
-        tokenizer: The policy's. A model with the same vocabulary scores its token ids unchanged,
-            another one scores the text in its own tokens.
+        tokenizer: The policy's. A model with the same vocabulary scores the token ids of plain text
+            unchanged; everything else it scores in its own tokens and chat template.
         budget: Tokens per forward pass.
         device: The device of the models.
 
@@ -144,9 +160,9 @@ class LearnedPart:
         for path in paths[:1] if self.average else paths:
             frozen = load_frozen(Scorer, ModelSpec(path=path, device=device), tokenizer)
             if self.average:
-                _require_one_vocabulary(paths, frozen.tokenizer)
+                _require_one_vocabulary(paths, frozen.renderer.tokenizer)
                 average_weights(frozen.model, paths)
-            self.members.append(Member(path, frozen, budget))
+            self.members.append(Member(path, frozen, tokenizer, budget))
         self.fit = RunningFit()
         if spec.reference is not None:
             self._refer(spec.reference, tokenizer)

@@ -48,8 +48,7 @@ class Rewards:
 
     Args:
         specs: The parts.
-        tokenizer: The policy's. A reward model with the same vocabulary scores its token ids
-            unchanged, another one scores the text in its own tokens.
+        tokenizer: The policy's; see ``LearnedPart``.
         token_budget: Tokens per forward pass.
         device: The device of reward models.
 

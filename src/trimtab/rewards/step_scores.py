@@ -60,8 +60,8 @@ class ProcessReward:
 
     Args:
         spec: The source of the scores and their use.
-        renderer: The policy's. A model with the same vocabulary reads its token ids unchanged,
-            another one reads the texts of the steps in its own tokens.
+        renderer: The policy's. A model with its vocabulary and chat template reads its token ids
+            unchanged, another one reads the prompt and the texts of the steps in its own.
         token_budget: Tokens per forward pass.
         device: The device of the model.
 
@@ -84,7 +84,7 @@ class ProcessReward:
         path = cast(str, spec.model)
         frozen = load_frozen(StepScorer, ModelSpec(path=path, device=device), renderer.tokenizer)
         self.scorer = frozen.model
-        if frozen.renderer is not None:
+        if not (frozen.same_vocabulary and frozen.same_template):
             self.foreign = Steps(frozen.renderer, spec.separator)
 
     def __call__(self, groups: Sequence[Group]) -> None:
@@ -138,7 +138,7 @@ class ProcessReward:
     def _retokenised(self, foreign: Steps, group: Group, c: Completion) -> Group:
         prompt = group.extra.get("messages") or group.text
         texts = self.steps.texts(c.ids)
-        retokenised = foreign.group(Example(group.id, prompt, list(texts)))
+        retokenised = foreign.group(Example(group.id, prompt, list(texts), extra=group.extra))
         assert retokenised is not None, "a renderer without limits drops nothing"
         return retokenised
 

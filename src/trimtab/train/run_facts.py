@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from trimtab.data.load_tokenizer import load_tokenizer
 from trimtab.data.pack import packs
-from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.data.token_facts import leaked, odd_pairs, pair_facts, token_facts
 from trimtab.models.load import LM, ModelSpec
 from trimtab.sample.sampler import Request, Sampler, SamplingConfig
@@ -50,13 +51,9 @@ def template_facts(
     own = load_tokenizer(spec.path) if not spec.path.endswith(".json") else None
     if own is None or not own.chat_template or own.get_vocab() != renderer.tokenizer.get_vocab():
         return {"template": "unknown"}
-    own_renderer = Renderer(
-        own,
-        max_prompt_length=renderer.max_prompt_length,
-        max_completion_length=renderer.max_completion_length,
-    )
+    own_renderer = Renderer(own)
     conversations = [g for g in prompts if g.extra.get("messages")][:_TEMPLATE_PROMPTS]
-    own_groups = [replace(own_renderer.retokenise(g), text=g.text) for g in conversations]
+    own_groups = [own_renderer.with_own_prompt(g) for g in conversations]
     changed = sum(
         a.prompt.tolist() != b.prompt.tolist()
         for a, b in zip(conversations, own_groups, strict=True)

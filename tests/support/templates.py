@@ -1,0 +1,193 @@
+"""Chat templates, one per mechanism that real ones have, and tokenizers that read any text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.support.models import tiny
+
+SPECIAL = (
+    "<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|return|>", "<|user|>",
+    "<|assistant|>", "<|system|>", "</s>",
+)  # fmt: skip
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Puts a newline after the end token."""
+
+TOOLS = (
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{% if m.content %}{{ m.content }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Renders tools, tool calls and thoughts, all in place."""
+
+DROPS = (
+    "{% set last = namespace(user=-1) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% set content = m.content or '' %}"
+    "{% if m.role == 'assistant' %}"
+    "{% if '</think>' in content %}{% set thought = content.split('</think>')[0].split('<think>')[-1].strip() %}"
+    "{% set content = content.split('</think>')[-1].lstrip() %}"
+    "{% else %}{% set thought = m.reasoning_content or '' %}{% endif %}"
+    "<|im_start|>assistant\n{% if loop.index0 > last.user %}<think>\n{{ thought }}\n</think>\n\n{% endif %}"
+    "{{ content }}<|im_end|>\n"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""Drops the thoughts of earlier turns, as Qwen3's; ``enable_thinking`` false prefills an empty one."""
+
+PREFILLS = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}"
+    "{% else %}<|assistant|>{{ m.content.split('</think>')[-1].lstrip() }}<eos>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+)
+"""Begins every sampled turn with a thought and renders none, as DeepSeek-R1's."""
+
+LAST_END = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% if loop.last and m.role == 'assistant' %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""Ends the last turn with another token than earlier ones, as GPT-OSS's."""
+
+STRICT = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+"""Refuses system turns and turns that do not alternate; has no generation prompt, as Llama-2's."""
+
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+"""The generation prompt ends with a newline of text, as TinyLlama's and Zephyr's."""
+
+NO_END = (
+    "{% for m in messages %}{{ '### ' + m.role + ':\n' + m.content + '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
+)
+"""Ends no turn with a token, as Alpaca's."""
+
+SPACE = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+"""The generation prompt ends with a space, which belongs to the next word's token."""
+
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}{{ p.text }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Renders content as a list of parts only."""
+
+TODAY = (
+    "{{ bos_token }}<|system|>Today is {{ strftime_now('%d %b %Y') }}.<|end|>"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""States the date."""
+
+ALL = {
+    "chatml": CHATML, "tools": TOOLS, "drops": DROPS, "prefills": PREFILLS, "last_end": LAST_END,
+    "strict": STRICT, "zephyr": ZEPHYR, "no_end": NO_END, "space": SPACE, "parts": PARTS, "today": TODAY,
+}  # fmt: skip
+
+_TEXT = (
+    "two plus two is four and three is seven . the sky is blue . user assistant system what ? "
+    "rain in leeds wet yes , take a coat . four four four seven seven it is it is"
+)
+
+
+def tokenizer(template: str, kind: str = "bytes", eos: str = "<eos>") -> PreTrainedTokenizerFast:
+    """A tokenizer that reads any text.
+
+    Args:
+        template: Its chat template.
+        kind: "bytes" is byte-level BPE. The others have SentencePiece's words, whose first character
+            is a space: "first" puts one in front of a text (Mistral v3), "legacy" in front of it and
+            after each special token (Llama-2, TinyLlama, Phi-3).
+        eos: Its end-of-sequence token.
+    """
+    from tokenizers import trainers
+
+    inner: Any = Tokenizer(models.BPE(byte_fallback=kind != "bytes", unk_token=None))
+    options: dict[str, Any] = {"vocab_size": 700, "show_progress": False}
+    if kind == "bytes":
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+        special = list(SPECIAL)
+    else:
+        if kind == "legacy":
+            inner.normalizer = normalizers.Sequence(
+                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            )
+        else:
+            inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        inner.decoder = decoders.Sequence(
+            [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
+        )
+        options["initial_alphabet"] = [
+            "▁",
+            *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?|<>/[]#_{}'\"",
+        ]
+        special = [*SPECIAL, *(f"<0x{b:02X}>" for b in range(256))]
+    # Words one by one, so that no token joins two of them.
+    words = ["▁" + w if kind != "bytes" else " " + w for w in _TEXT.split()] + _TEXT.split()
+    saved = inner.normalizer, inner.pre_tokenizer
+    if kind != "bytes":
+        inner.normalizer = None
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.train_from_iterator(words, trainers.BpeTrainer(special_tokens=special, **options))
+    if kind != "bytes":
+        # Byte tokens are no special tokens: only the model's fallback emits them.
+        config = inner.to_str()
+        import json
+
+        state = json.loads(config)
+        state["added_tokens"] = [
+            t for t in state["added_tokens"] if not t["content"].startswith("<0x")
+        ]
+        inner = Tokenizer.from_str(json.dumps(state))
+        inner.normalizer, inner.pre_tokenizer = saved
+        if saved[0] is None:
+            inner.normalizer = normalizers.Sequence([])
+        if saved[1] is None:
+            inner.pre_tokenizer = pre_tokenizers.Sequence([])
+    inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token=eos,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    fast.chat_template = template
+    return fast
+
+
+def model_folder(path: Path, template: str, kind: str = "bytes", seed: int = 0) -> Path:
+    """A tiny Llama with such a tokenizer."""
+    tokens = tokenizer(template, kind)
+    tiny("llama", seed=seed, vocab_size=len(tokens), max_position_embeddings=512).save_pretrained(
+        path
+    )
+    tokens.save_pretrained(path)
+    return path
