@@ -90,7 +90,9 @@ def test_another_vocabulary_scores_the_same_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", ["chatml", "drops", "prefills"])
 def test_training_reads_what_clients_read(template: str, tmp_path: Path) -> None:
     start = templates.model_folder(tmp_path / "start", templates.ALL[template])
-    rows = [{"prompt": Q, "chosen": answer(TEXTS[0]), "rejected": answer(TEXTS[1])}] * 4
+    rows: list[dict[str, object]] = [
+        {"prompt": Q, "chosen": answer(TEXTS[0]), "rejected": answer(TEXTS[1])}
+    ] * 4
     data = write(tmp_path / "pairs.jsonl", rows)
     config = RewardConfig.model_validate(
         {"out": str(tmp_path / "rm"), "model": {"path": str(start), "device": "cpu"}, "data": str(data),

@@ -239,8 +239,8 @@ def split_conversation(messages: list[Message]) -> tuple[list[Message], list[Mes
     if not spoke:
         roles = ", ".join(dict.fromkeys(m["role"] for m in messages))
         raise BadRowError(f"has no turn of the assistant; its roles are {roles}")
-    asked = next((i for i in turns if messages[i]["role"] not in ("assistant", "system")), None)
-    replies = [] if asked is None else [i for i in spoke if i > asked]
+    request = next((i for i in turns if messages[i]["role"] not in ("assistant", "system")), None)
+    replies = [] if request is None else [i for i in spoke if i > request]
     if not replies or _is_empty(messages[replies[0] - 1]):
         raise BadRowError("has no turn that the assistant replies to")
     return messages[: replies[0]], check_assistant_turns(

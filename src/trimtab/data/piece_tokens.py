@@ -12,7 +12,7 @@ from trimtab.data.chat_template import Piece
 _ANCHORS = ("\n", "a", "0", "|")
 
 
-def shared_length(sequences: Sequence[Sequence[Any]]) -> int:
+def shared_length(sequences: Sequence[str] | Sequence[list[int]]) -> int:
     """The number of items with which all ``sequences`` begin.
 
     >>> shared_length(["chat", "char", "cha"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -151,7 +151,7 @@ class Renderer:
         return sequences
 
     @contextmanager
-    def _row(self, example: Example) -> Iterator[None]:
+    def _row(self, example: Example) -> Generator[None]:
         try:
             yield
         except BadRowError as error:
