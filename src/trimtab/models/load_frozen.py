@@ -53,7 +53,6 @@ def load_frozen(kind: type[M], spec: ModelSpec, policy_tokenizer: Any) -> Frozen
     return Frozen(model, Renderer(tokenizer), same_vocabulary, same_template)
 
 
-
 def load_reference(spec: ModelSpec, policy_tokenizer: Any, key: str = "reference") -> LM:
     """Load a frozen language model that reads the policy's token ids.
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 from trimtab.data import formats, sources
 from trimtab.data.pack import packs
-from trimtab.data.render import Renderer, load_tokenizer
+from trimtab.data.load_tokenizer import load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.errors import DataError, ModelError
 from trimtab.models.heads import Scorer
 from trimtab.models.load import base_of
