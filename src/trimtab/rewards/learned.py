@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from trimtab.data import formats, sources
-from trimtab.data.pack import packs
 from trimtab.data.load_tokenizer import load_tokenizer
+from trimtab.data.pack import packs
 from trimtab.data.render import Renderer
 from trimtab.errors import DataError, ModelError
 from trimtab.models.heads import Scorer
