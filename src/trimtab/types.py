@@ -72,7 +72,7 @@ class Completion:
     margin: float = 0.0
     """How much better than the next rank it was judged (Llama-2 margin), 0 when unknown."""
     finish: Finish = "given"
-    """Why it ended."""
+    """Why it ended; "length" for data that was truncated to ``max_completion_length``."""
     version: int = -1
     """Weight version (optimiser steps done) of the policy that sampled it; -1 for data."""
     scores: dict[str, Score] = field(default_factory=dict[str, Score])

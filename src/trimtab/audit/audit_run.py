@@ -32,7 +32,7 @@ from trimtab.data.render import Renderer, readable
 from trimtab.errors import ConfigError, DataError
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.rewards.score import Rewards
-from trimtab.runs import read_metrics, read_samples, to_json, write_atomic
+from trimtab.runs import json_lines, read_metrics, read_samples, to_json, write_atomic
 from trimtab.sandbox import BASE
 from trimtab.types import Row
 
@@ -217,9 +217,7 @@ def read_judgements(path: Path, run: Path, rubric: str) -> list[AuditedRollout]:
     if not path.is_file():
         raise DataError(f"{path}: no such file of judgements")
     values: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in json_lines(path.read_bytes()):
         try:
             j = Judgement.model_validate_json(line)
         except ValidationError as error:
@@ -231,7 +229,7 @@ def read_judgements(path: Path, run: Path, rubric: str) -> list[AuditedRollout]:
             values.setdefault(j.item, {})[j.annotator] = scores[0] if scores else float(not j.bad)
     kl_by_step = recorded_kl(run)
     audited: list[AuditedRollout] = []
-    for line in (run / ITEMS).read_text(encoding="utf-8").splitlines():
+    for _, line in json_lines((run / ITEMS).read_bytes()):
         sample = json.loads(line)
         by_annotator = values.get(sample["item"])
         if by_annotator:

@@ -19,7 +19,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from trimtab.config import Config
 from trimtab.errors import DataError
 from trimtab.rewards.score import RewardSpec
-from trimtab.runs import fs, to_json, write_atomic
+from trimtab.runs import fs, json_lines, to_json, write_atomic
 from trimtab.stats.change import welch
 from trimtab.stats.overoptimisation import Fit, fit_points
 from trimtab.stats.sequential import fall
@@ -348,14 +348,12 @@ def read_audit(run: str | Path) -> list[AuditedRollout]:
     """
     path = Path(run) / FILE
     rollouts: list[AuditedRollout] = []
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    data = path.read_bytes() if path.exists() else b""
+    for number, line in json_lines(data):
         try:
             rollouts.append(AuditedRollout.model_validate_json(line))
         except ValidationError as error:
-            if number == len(lines):
+            if data.endswith(line):
                 break
             first = error.errors()[0]
             key = ".".join(str(x) for x in first["loc"]) or "line"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trimtab.config import Config
-from trimtab.data import formats, sources
+from trimtab.data import formats, schemas, sources
 from trimtab.errors import DataError, RowError
 from trimtab.types import Group
 
@@ -31,17 +32,42 @@ class DataSpec(Config):
     """Split of a hub dataset."""
     limit: int | None = Field(default=None, gt=0)
     """Use the first rows only."""
+    format: str | None = None
+    """Schema of the columns (docs/data.md), where they fit several; "trl" takes them as they are."""
     strict: bool = True
     """False drops bad rows and logs their number."""
     max_prompt_length: int = Field(default=512, gt=0)
     """Longer prompts (tokens) are dropped and counted."""
     max_completion_length: int = Field(default=512, gt=0)
-    """Longer completions (tokens) are truncated."""
+    """Longer completions (tokens) are truncated and counted."""
 
     @model_validator(mode="before")
     @classmethod
     def _from_path(cls, value: Any) -> Any:
         return {"path": str(value)} if isinstance(value, str | os.PathLike) else value
+
+    @field_validator("format")
+    @classmethod
+    def _check_format(cls, value: str | None) -> str | None:
+        if value is not None and value not in schemas.NAMES:
+            raise ValueError(f"{value!r} is none of {', '.join(schemas.NAMES)}")
+        return value
+
+
+@dataclass(slots=True)
+class ReadCounts:
+    """What reading lost, for ``facts.json``."""
+
+    bad_rows: int = 0
+    """Rows dropped because they cannot be used (``strict: false``)."""
+    long_prompts: int = 0
+    """Rows dropped because their prompt is over ``max_prompt_length``."""
+    equal_completions: int = 0
+    """Rows dropped because their completions have the same tokens, most often after truncation."""
+    completions: int = 0
+    """Completions read."""
+    cut_completions: int = 0
+    """Those truncated to ``max_completion_length``: they have no end token."""
 
 
 def load_groups(
@@ -49,6 +75,8 @@ def load_groups(
     make: Callable[[sources.Rows], list[formats.Example]],
     render: Callable[[formats.Example], Group | None],
     read: Callable[..., sources.Rows] = sources.read,
+    *,
+    counts: ReadCounts | None = None,
 ) -> list[Group]:
     """The rows of ``spec`` read by ``make`` and tokenised by ``render``; logs what was dropped.
 
@@ -57,14 +85,16 @@ def load_groups(
         make: Rows to examples.
         render: An example to a group; None when its prompt is too long.
         read: Reads the rows; ``feedback.comparisons.read_comparisons`` also reads label folders.
+        counts: What is lost is added to it.
 
     Raises:
         DataError: a row cannot be used (strict), or nothing is left.
     """
     rows = read(spec.path, split=spec.split, limit=spec.limit, strict=spec.strict)
+    rows.format = spec.format
     examples = make(rows)
+    lost = ReadCounts()
     groups: list[Group] = []
-    too_long = 0
     for example in examples:
         try:
             group = render(example)
@@ -72,26 +102,65 @@ def load_groups(
             rows.bad(example.row, error.reason)
             continue
         if group is None:
-            too_long += 1
-        else:
-            groups.append(group)
-    if rows.dropped:
-        log.info(
-            "%s: %d bad rows dropped, first: %s", rows.name, len(rows.dropped), rows.dropped[0]
-        )
-    if too_long:
-        log.info(
-            "%s: %d of %d prompts dropped: longer than max_prompt_length",
-            rows.name,
-            too_long,
-            len(examples),
-        )
+            lost.long_prompts += 1
+            continue
+        lost.completions += len(group.completions)
+        lost.cut_completions += sum(c.finish == "length" for c in group.completions)
+        if _compares(group) and not _compares(_tie_equal(group)):
+            lost.equal_completions += 1
+            continue
+        groups.append(group)
+    lost.bad_rows = len(rows.dropped)
+    _log_losses(spec, rows, lost, len(examples))
+    if counts is not None:
+        for name in ReadCounts.__slots__:
+            setattr(counts, name, getattr(counts, name) + getattr(lost, name))
     if not groups:
         why = f" (first: {rows.dropped[0]})" if rows.dropped else ""
         raise DataError(
-            f"{rows.name}: no row is left to train on{why}; raise max_prompt_length, or look at the data"
+            f"{rows.name}: no row is left to train on{why}; raise max_prompt_length and "
+            "max_completion_length, or look at the data"
         )
     return groups
+
+
+def _compares(group: Group) -> bool:
+    """Whether some completion is ranked above another."""
+    return len({c.rank for c in group.completions if c.rank is not None}) > 1
+
+
+def _tie_equal(group: Group) -> Group:
+    """``group``, in which completions with the same tokens share the better rank: the model cannot
+    tell them apart."""
+    ranked = [c for c in group.completions if c.rank is not None]
+    best: dict[bytes, int] = {}
+    for c in ranked:
+        assert c.rank is not None
+        best[c.ids.tobytes()] = min(c.rank, best.get(c.ids.tobytes(), c.rank))
+    for c in ranked:
+        c.rank = best[c.ids.tobytes()]
+    return group
+
+
+def _log_losses(spec: DataSpec, rows: sources.Rows, lost: ReadCounts, count: int) -> None:
+    if lost.bad_rows:
+        log.info("%s: %d bad rows dropped, first: %s", rows.name, lost.bad_rows, rows.dropped[0])
+    if lost.long_prompts:
+        log.info(
+            "%s: %d of %d prompts dropped: longer than max_prompt_length %d",
+            *(rows.name, lost.long_prompts, count, spec.max_prompt_length),
+        )
+    if lost.cut_completions:
+        log.warning(
+            "%s: %d of %d completions cut at max_completion_length %d; they teach no end token",
+            *(rows.name, lost.cut_completions, lost.completions, spec.max_completion_length),
+        )
+    if lost.equal_completions:
+        log.warning(
+            "%s: %d of %d comparisons dropped: the tokens of their completions are equal up to "
+            "max_completion_length %d",
+            *(rows.name, lost.equal_completions, count, spec.max_completion_length),
+        )
 
 
 def split(groups: list[Group], count: int, name: str) -> tuple[list[Group], list[Group]]:

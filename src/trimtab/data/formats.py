@@ -1,4 +1,7 @@
-"""TRL's column conventions, plain or conversational, and hh-rlhf transcripts, as examples."""
+"""TRL's column conventions, plain or conversational, and hh-rlhf transcripts, as examples.
+
+Rows of other public schemas are turned into these columns first (``trimtab.data.schemas``).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from trimtab.data.conversation import (
     split_pair,
     transcript,
 )
+from trimtab.data.schemas import recognise
 from trimtab.data.sources import Rows
 from trimtab.errors import DataError
 from trimtab.types import Row
@@ -52,19 +56,23 @@ class Example:
     """File or data set, for messages."""
 
 
-def _number(value: object, name: str) -> float:
-    """A margin >= 0; csv gives it as text."""
+def _number(value: object, name: str, least: float = 0.0) -> float:
+    """A number that is at least ``least``, 0 if it is missing; csv gives it as text."""
     try:
         number = 0.0 if value is None or value == "" else float(cast(Any, value))
     except (TypeError, ValueError):
         number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number) or number < 0:
-        raise BadRowError(f"{name!r} must be a number >= 0, got {value!r}")
+    if isinstance(value, bool) or not math.isfinite(number) or number < least:
+        bound = f" >= {least:g}" if math.isfinite(least) else ""
+        raise BadRowError(f"{name!r} must be a number{bound}, got {value!r}")
     return number
 
 
-_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-"""Spellings in lower case; csv gives values as text."""
+_BOOLEANS = {
+    **dict.fromkeys(("true", "1", "1.0", "yes", "good", "desirable"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "bad", "undesirable"), False),
+}
+"""Spellings in lower case; csv gives values as text, and pandas gives flags as floats."""
 
 
 def _tie(value: object) -> bool:
@@ -73,18 +81,6 @@ def _tie(value: object) -> bool:
     if key not in spellings:
         raise BadRowError(f"'tie' must be true or false, got {value!r}")
     return spellings[key]
-
-
-def _columns(
-    rows: Rows, wanted: list[set[str]], task: str, advice: str = "rename the columns"
-) -> None:
-    if not any(w <= row.keys() for _, row in rows.rows for w in wanted):
-        columns = sorted({name for _, row in rows.rows for name in row})
-        options = "; or ".join("+".join(sorted(w)) for w in wanted)
-        raise DataError(
-            f"{rows.name}: columns {', '.join(columns)} do not fit {task}, which needs {options}; "
-            f"{advice}"
-        )
 
 
 def _need(row: Row, name: str) -> Any:
@@ -122,7 +118,7 @@ def demonstrations(rows: Rows) -> list[Example]:
     Raises:
         DataError: the columns fit none of these, or (strict) a row cannot be used.
     """
-    _columns(rows, [{"messages"}, {"prompt", "completion"}, {"text"}], "demonstrations")
+    rows = recognise(rows, "demonstrations")
 
     def make(row: Row) -> Example:
         if "messages" in row:
@@ -155,6 +151,35 @@ def _contain(prompt: object, chosen: Text, rejected: Text) -> bool:
     )
 
 
+def _ranks(value: object, count: int) -> list[int]:
+    """One rank per completion, the lowest for the best; a dataset may write them as floats."""
+    raw: list[Any] = cast(list[Any], value) if isinstance(value, list) else []
+    numbers = [r for r in raw if type(r) in (int, float) and math.isfinite(r) and r >= 0]
+    if len(numbers) != count or len(raw) != count:
+        raise BadRowError(f"'ranks' must be {count} numbers >= 0, the lowest for the best")
+    if all(r == int(r) for r in numbers):
+        return [int(r) for r in numbers]
+    places = sorted(set(numbers))
+    return [places.index(r) for r in numbers]
+
+
+def _margin(row: Row) -> float:
+    """``margin``, or the difference of ``score_chosen`` and ``score_rejected``."""
+    if row.get("margin") not in (None, "") or any(
+        row.get(k) in (None, "") for k in ("score_chosen", "score_rejected")
+    ):
+        return _number(row.get("margin"), "margin")
+    chosen, rejected = (
+        _number(row[k], k, least=-math.inf) for k in ("score_chosen", "score_rejected")
+    )
+    if chosen < rejected:
+        raise BadRowError(
+            f"'score_chosen' {chosen:g} is below 'score_rejected' {rejected:g}; swap the completions, or "
+            "remove the scores"
+        )
+    return chosen - rejected
+
+
 def _ranked(row: Row) -> Example:
     prompt = read_prompt(_need(row, "prompt"))
     listed: Any = row["completions"]
@@ -164,14 +189,7 @@ def _ranked(row: Row) -> Example:
     for i, value in enumerate(cast(list[Any], listed)):
         name = f"completions[{i}]"
         answers.append(read_completion(read_text(value, name), prompt, name))
-    raw: Any = _need(row, "ranks")
-    ranks = (
-        [r for r in cast(list[Any], raw) if type(r) is int and r >= 0]
-        if isinstance(raw, list)
-        else []
-    )
-    if len(ranks) != len(answers) or len(ranks) != len(raw):
-        raise BadRowError(f"'ranks' must be {len(answers)} whole numbers, 0 for the best")
+    ranks = _ranks(_need(row, "ranks"), len(answers))
     for j, answer in enumerate(answers):
         i = answers.index(answer)
         if ranks[i] != ranks[j]:
@@ -195,10 +213,7 @@ def comparisons(rows: Rows) -> list[Example]:
     Raises:
         DataError: the columns fit none of these, or (strict) a row cannot be used.
     """
-    wanted = [{"chosen", "rejected"}, {"prompt", "completions", "ranks"}]
-    labelled = any({"completion", "label"} <= row.keys() for _, row in rows.rows)
-    advice = "labelled completions are for type: kto" if labelled else "rename the columns"
-    _columns(rows, wanted, "comparisons", advice)
+    rows = recognise(rows, "comparisons")
 
     def make(row: Row) -> Example:
         if "completions" in row:
@@ -218,7 +233,7 @@ def comparisons(rows: Rows) -> list[Example]:
             raise BadRowError(
                 "'chosen' and 'rejected' are equal; drop the row, or mark it \"tie\": true"
             )
-        margin = _number(row.get("margin"), "margin")
+        margin = 0.0 if tie else _margin(row)
         return Example("", prompt, [a, b], [0, 0] if tie else [0, 1], [margin, 0.0])
 
     used = {"id", "prompt", "chosen", "rejected", "completions", "ranks", "margin", "tie"}
@@ -227,7 +242,7 @@ def comparisons(rows: Rows) -> list[Example]:
 
 def _label(value: object) -> bool:
     """Whether a completion is good."""
-    key = str(value).lower()
+    key = str(value).strip().lower()
     if key not in _BOOLEANS:
         raise BadRowError(f"'label' must be true (good) or false (bad), got {value!r}")
     return _BOOLEANS[key]
@@ -240,10 +255,9 @@ def unpaired(rows: Rows) -> list[Example]:
     Raises:
         DataError: the columns fit neither, or (strict) a row cannot be used.
     """
-    wanted = {"prompt", "completion", "label"}
+    rows = recognise(rows, "labels")
     if any({"chosen", "rejected"} <= row.keys() or "ranks" in row for _, row in rows.rows):
         return comparisons(rows)
-    _columns(rows, [wanted, {"chosen", "rejected"}], "labelled completions")
 
     def make(row: Row) -> Example:
         prompt = read_prompt(_need(row, "prompt"))
@@ -253,7 +267,7 @@ def unpaired(rows: Rows) -> list[Example]:
             "", prompt, [read_completion(completion, prompt, "completion")], [int(not label)]
         )
 
-    return _all(rows, make, {"id", *wanted})
+    return _all(rows, make, {"id", "prompt", "completion", "label"})
 
 
 def prompts(rows: Rows) -> list[Example]:
@@ -262,7 +276,7 @@ def prompts(rows: Rows) -> list[Example]:
     Raises:
         DataError: the columns fit neither, or (strict) a row cannot be used.
     """
-    _columns(rows, [{"prompt"}, {"messages"}, {"chosen", "rejected"}], "prompts")
+    rows = recognise(rows, "prompts")
 
     def make(row: Row) -> Example:
         if "prompt" in row:
@@ -307,7 +321,13 @@ def steps(rows: Rows) -> list[Example]:
     Raises:
         DataError: the columns do not fit, or (strict) a row cannot be used.
     """
-    _columns(rows, [{"prompt", "completions", "labels"}], "stepwise supervision")
+    wanted = {"prompt", "completions", "labels"}
+    if not any(wanted <= row.keys() for _, row in rows.rows):
+        columns = sorted({name for _, row in rows.rows for name in row})
+        raise DataError(
+            f"{rows.name}: columns {', '.join(columns)} do not fit stepwise supervision, which needs "
+            f"{'+'.join(sorted(wanted))}; rename the columns"
+        )
 
     def make(row: Row) -> Example:
         prompt = read_prompt(_need(row, "prompt"))

@@ -39,6 +39,7 @@ class Renderer:
         on_long: "error" raises a DataError that names the row in either case.
         end_ids: Ids that end a completion besides the tokenizer's EOS and the template's end of a
             turn, as those of the model's generation config. Only added tokens count.
+        vocab_size: Of the model; a row with a token id beyond it is a ModelError.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class Renderer:
         max_completion_length: int = NO_LIMIT,
         on_long: Literal["drop", "error"] = "drop",
         end_ids: Iterable[int] = (),
+        vocab_size: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer)
         self.max_prompt_length = max_prompt_length
         self.max_completion_length = max_completion_length
         self.on_long = on_long
+        self.vocab_size = vocab_size
         self.dropped: list[str] = []
         """ "row N: why" of each dropped prompt."""
         self.cut: list[str] = []
@@ -118,6 +121,16 @@ class Renderer:
         # Never empty: the first token of the completion is predicted from the last of the prompt.
         return ids or [self.bos if self.bos is not None else self.eos]
 
+    def _check_ids(self, ids: Ints) -> None:
+        if self.vocab_size is None or not len(ids) or int(ids.max()) < self.vocab_size:
+            return
+        token = self.tokenizer.convert_ids_to_tokens(int(ids.max()))
+        raise ModelError(
+            f"the tokenizer {self.tokenizer.name_or_path!r} does not fit the model: its token {token!r} has "
+            f"id {int(ids.max())}, but the model's vocabulary has {self.vocab_size} ids; use the model's own "
+            "tokenizer (model.tokenizer), or a model whose embeddings were resized for this one"
+        )
+
     def _long(self, example: Example, what: str, length: int, limit: int, key: str) -> str:
         why = f"row {example.row}: {what} has {length} tokens, over {limit}"
         if self.on_long == "error":
@@ -171,6 +184,7 @@ class Renderer:
     def _prompt(self, example: Example, text: str) -> Group | None:
         plain = isinstance(example.prompt, str)
         ids = np.array(self._prompt_ids(text, plain), dtype=np.int64)
+        self._check_ids(ids)
         if len(ids) > self.max_prompt_length:
             why = self._long(
                 example, "prompt", len(ids), self.max_prompt_length, "max_prompt_length"
@@ -187,17 +201,20 @@ class Renderer:
     ) -> Completion:
         """Completion ``index`` of a row, truncated to ``max_completion_length``."""
         limit = self.max_completion_length
+        ids = np.array(all_ids[:limit], dtype=np.int64)
+        self._check_ids(ids)
         if len(all_ids) > limit:
             key = "max_completion_length"
             self.cut.append(self._long(example, "completion", len(all_ids), limit, key))
         answer = example.completions[index]
         return Completion(
-            np.array(all_ids[:limit], dtype=np.int64),
+            ids,
             np.array(all_mask[:limit], dtype=bool),
             readable(answer),
             messages=answer if isinstance(answer, list) else None,
             rank=example.ranks[index] if example.ranks is not None else None,
             margin=example.margins[index] if example.margins is not None else 0.0,
+            finish="length" if len(all_ids) > limit else "given",
         )
 
     def comparison(self, example: Example) -> Group | None:

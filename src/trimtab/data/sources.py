@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trimtab.errors import DataError
+from trimtab.runs import json_lines
 from trimtab.types import Row
 
 
@@ -32,6 +33,8 @@ class Rows:
     """False: a bad row is dropped and reported, not an error."""
     dropped: list[str] = field(default_factory=list[str])
     """ "row N: why" of each row dropped."""
+    format: str | None = None
+    """The schema of the columns (``trimtab.data.schemas``); recognised if not given."""
 
     def bad(self, number: int, why: str) -> None:
         """Record a row that cannot be used; an error when strict.
@@ -90,9 +93,7 @@ def read(
 
 def _lines(data: bytes, rows: Rows) -> list[tuple[int, str]]:
     lines: list[tuple[int, str]] = []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in json_lines(data):
         if b"\0" in line:
             rows.bad(number, "holds a NUL byte; the file is damaged or not text")
             continue

@@ -9,7 +9,7 @@ import numpy as np
 from trimtab.data.formats import Example
 from trimtab.data.render import Renderer
 from trimtab.errors import ConfigError, DataError
-from trimtab.types import Completion, Group, Ints
+from trimtab.types import Completion, Finish, Group, Ints
 
 
 class Steps:
@@ -124,5 +124,8 @@ class Steps:
         if example.labels is not None:
             label[ends[:fitting]] = example.labels[:fitting]
         text = self.separator.join(str(s) for s in example.completions[:fitting])
-        group.completions.append(Completion(ids, mask, text, tokens={"step_label": label}))
+        finish: Finish = "given" if fitting == len(parts) else "length"
+        group.completions.append(
+            Completion(ids, mask, text, finish=finish, tokens={"step_label": label})
+        )
         return group

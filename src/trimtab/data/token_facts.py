@@ -15,8 +15,9 @@ def token_facts(
     groups: Sequence[Group], bos: int | None, stops: Collection[int]
 ) -> dict[str, float]:
     """Beginnings and ends: number of "prompts", share with two BOS in front ("double_bos"), number of
-    completions ("answers"), and share of completions whose last trained token is no stop token
-    ("without_end"): a model trained on them never learns to stop.
+    completions ("answers"), share of completions truncated to the length limit ("cut"), and share
+    whose last trained token is no stop token ("without_end"): a model trained on them never learns to
+    stop.
 
     Args:
         groups: Prompts, with completions or without.
@@ -32,6 +33,7 @@ def token_facts(
     }
     if done:
         facts["without_end"] = sum(not _ends(c, stops) for c in done) / len(done)
+        facts["cut"] = sum(c.finish == "length" for c in done) / len(done)
     return facts
 
 

@@ -21,7 +21,7 @@ from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.rewards.score import Rewards, RewardSpec
 from trimtab.rollout.collector import collect, load_sampler
 from trimtab.rollout.monte_carlo import StateValues, monte_carlo_values
-from trimtab.runs import write_atomic
+from trimtab.runs import json_lines, write_atomic
 from trimtab.runs.console import bar
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.types import Completion, Group
@@ -156,7 +156,7 @@ def main(config: StepLabelsConfig) -> StepLabelsSummary:
             write_atomic(part, "".join(lines).encode())
             show(start + len(groups))
     data = b"".join(p.read_bytes() for p in parts)
-    rows = [json.loads(line) for line in data.splitlines()]
+    rows = [json.loads(line) for _, line in json_lines(data)]
     if not rows:
         raise DataError(
             f"{config.data.path}: no step could be labelled; the rewards gave no score to any "

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trimtab.errors import DataError
-from trimtab.runs import Run, read_object, write_atomic
+from trimtab.runs import Run, json_lines, read_object, write_atomic
 from trimtab.types import Row
 
 Source = Literal["trl", "wandb", "jsonl"]
@@ -237,7 +237,7 @@ def _read_wandb(path: Path) -> Imported:
 
 
 def _read_history(file: Path, into: Imported) -> None:
-    with file.open(encoding="utf-8", newline="") as handle:
+    with file.open(encoding="utf-8-sig", newline="") as handle:
         for row in csv.DictReader(handle):
             step = _step(row)
             if step is None:
@@ -259,9 +259,7 @@ def _read_jsonl(path: Path) -> Imported:
 
 
 def _read_lines(path: Path, into: Imported) -> None:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in json_lines(path.read_bytes()):
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)

@@ -225,7 +225,7 @@ CHANGES: dict[str, Callable[..., Change]] = {
     "label-rollouts": _ensemble("worst"),
     "clean-pairs": _smoothing,
     "anchor-chosen": _anchor_chosen,
-    "end-tokens": _longer_data,
+    "longer-completions": _longer_data,
     "own-template": _own_template,
 }
 """The configuration change of each remedy that has one."""

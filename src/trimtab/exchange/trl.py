@@ -6,6 +6,7 @@ a training library would take it for a choice: there ties are omitted and counte
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from trimtab.data import formats, sources
@@ -95,12 +96,15 @@ def load(rows: sources.Rows) -> Records:
     """
     records = Records()
     numbers: set[int] = set()
+    foreign: list[tuple[int, Row]] = []
     for number, row in rows.rows:
         column = shared.unpack(row)
         if "item" in column and "judgement" in column:
             _restore(rows, number, row, column, records, numbers)
         else:
-            _foreign(rows, number, row, records)
+            foreign.append((number, row))
+    if foreign:
+        _foreign(replace(rows, rows=foreign), records)
     return records
 
 
@@ -144,9 +148,10 @@ def _restore(
         numbers.add(place)
 
 
-def _foreign(rows: sources.Rows, number: int, row: Row, records: Records) -> None:
-    """A row of another tool."""
-    for example in formats.comparisons(sources.Rows(rows.name, [(number, row)], rows.strict)):
+def _foreign(rows: sources.Rows, records: Records) -> None:
+    """Rows of another tool."""
+    for example in formats.comparisons(rows):
+        number = example.row
         if example.ranks is None or any(
             not isinstance(a, str) and len(a) > 1 for a in example.completions
         ):
@@ -163,7 +168,7 @@ def _foreign(rows: sources.Rows, number: int, row: Row, records: Records) -> Non
         }
         item = shared.item_of(rows, number, fields)
         records.items.setdefault(item.id, item)
-        visible = {k: row[k] for k in VISIBLE if row.get(k) is not None}
+        visible = {k: example.extra[k] for k in VISIBLE if example.extra.get(k) is not None}
         ranks = [example.ranks[k] for k in order]
         fields = {"annotator": "data", **visible, "item": item.id, "ranks": ranks}
         records.judgements.append(shared.judgement_of(rows, number, fields))

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from trimtab.data import formats, sources
 from trimtab.data.conversation import Text, message_text
+from trimtab.data.schemas import with_completions
 from trimtab.errors import DataError
 from trimtab.feedback.judgement import Item
 from trimtab.feedback.records import messages, parse_item
@@ -26,7 +27,7 @@ def read_items(path: str, limit: int | None = None) -> list[Item]:
     Raises:
         DataError: the file or a row cannot be used; both are named.
     """
-    rows = sources.read(path, limit=limit)
+    rows = with_completions(sources.read(path, limit=limit))
     if all({"answers", "completions"} & row.keys() for _, row in rows.rows):
         items = [_ranked(f"{path}: row {number}", row) for number, row in rows.rows]
     else:
@@ -113,7 +114,7 @@ def read_entries(
     Raises:
         DataError: naming file, row and column.
     """
-    rows = sources.read(path, limit=limit, strict=strict)
+    rows = with_completions(sources.read(path, limit=limit, strict=strict))
     columns = sorted({name for _, row in rows.rows for name in row})
     single = marks and not {"completions", "chosen"} & set(columns)
     if not single and "chosen" not in columns and not {"prompt", "completions"} <= set(columns):

@@ -27,7 +27,7 @@ from trimtab.kernels.matmul import fast_linear, limit_primitive_cache
 from trimtab.models.forward import hidden_states, set_attention, token_logps
 from trimtab.models.lora import add_lora
 from trimtab.models.model_spec import ModelSpec
-from trimtab.models.weights import load_weights, model_end_ids
+from trimtab.models.weights import load_weights, model_end_ids, vocabulary_size
 from trimtab.types import Completion, Group
 
 log = logging.getLogger(__name__)
@@ -308,4 +308,5 @@ def renderer_for(model: ModelSpec, data: DataSpec | None = None) -> Renderer:
         max_prompt_length=data.max_prompt_length if data else NO_LIMIT,
         max_completion_length=data.max_completion_length if data else NO_LIMIT,
         end_ids=model_end_ids(model.path),
+        vocab_size=vocabulary_size(model.path),
     )

@@ -120,17 +120,36 @@ def model_end_ids(path: str) -> set[int]:
     ids: set[int] = set()
     names = (path,) if path.endswith(".json") else ("generation_config.json", "config.json")
     for name in names:
-        file = name if name == path else _resolve(path, name)
-        if file is None:
-            continue
-        try:
-            values: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ModelError(f"{file}: not valid JSON: {error}") from None
-        for part in (values, values.get("text_config") or {}):
+        for part in _config_parts(path, name):
             eos = part.get("eos_token_id")
             ids.update([eos] if isinstance(eos, int) else eos or [])
     return ids
+
+
+def vocabulary_size(path: str) -> int | None:
+    """Number of token ids in a model's config; None if it names none.
+
+    Args:
+        path: Folder, hub id or JSON config.
+
+    Raises:
+        ModelError: the file is not JSON.
+    """
+    parts = _config_parts(path, path if path.endswith(".json") else "config.json")
+    sizes = [p["vocab_size"] for p in parts if isinstance(p.get("vocab_size"), int)]
+    return sizes[-1] if sizes else None
+
+
+def _config_parts(path: str, name: str) -> list[dict[str, Any]]:
+    """A config file and its part for text; none if there is no such file."""
+    file = name if name == path else _resolve(path, name)
+    if file is None or not Path(file).is_file():
+        return []
+    try:
+        values: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{file}: not valid JSON: {error}") from None
+    return [values, values.get("text_config") or {}]
 
 
 def _resolve(path: str, name: str) -> str | None:

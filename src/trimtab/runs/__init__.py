@@ -4,7 +4,7 @@
 ``findings.jsonl``, ``checkpoints/``, ``model/`` and ``summary.json``.
 """
 
-from trimtab.runs.files import Files, fs, write_atomic
+from trimtab.runs.files import Files, fs, json_lines, write_atomic
 from trimtab.runs.folder import (
     Run,
     read_findings,
@@ -23,6 +23,7 @@ __all__ = [
     "Run",
     "Tracker",
     "fs",
+    "json_lines",
     "make_tracker",
     "read_findings",
     "read_metrics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 from pathlib import Path
@@ -45,6 +46,16 @@ class Files:
 
 
 fs = Files()
+
+
+def json_lines(data: bytes) -> list[tuple[int, bytes]]:
+    """The lines of a JSON lines file that are not blank, with their numbers from 1.
+
+    Only a line feed ends a line: ``str.splitlines`` also splits at U+0085, U+2028 and U+2029, which
+    may stand inside a JSON string. A byte order mark in front is removed.
+    """
+    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from trimtab.errors import DataError
-from trimtab.runs.files import fs, write_atomic
+from trimtab.runs.files import fs, json_lines, write_atomic
 from trimtab.runs.redact import redact
 from trimtab.runs.trackers import make_tracker
 from trimtab.types import Row
@@ -173,14 +173,12 @@ def _mend(path: Path) -> None:
 
 def _read_lines(path: Path) -> list[Row]:
     rows: list[Row] = []
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    data = path.read_bytes() if path.exists() else b""
+    for number, line in json_lines(data):
         try:
             row = json.loads(line)
         except ValueError as error:
-            if number == len(lines):  # torn by a crash: the line never ended
+            if data.endswith(line):  # torn by a crash: the line never ended
                 break
             raise DataError(
                 f"{path}, line {number}: not JSON ({error}); remove the line"

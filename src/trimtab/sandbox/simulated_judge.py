@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trimtab.data import sources
 from trimtab.feedback.judgement import Item
 from trimtab.sandbox.endpoint import FAULTS, Endpoint, Faults, TokenRow
 from trimtab.sandbox.scene_parser import read_scene
@@ -223,15 +224,14 @@ def probes(out: Path, prompts: str, items: str, limit: int = 200) -> dict[str, i
     1 - accuracy is how often the phrase wins. ``gold.jsonl`` ranks the completions of ``items`` by
     gold score.
     """
-    lines = Path(prompts).read_text(encoding="utf-8").splitlines()[:limit]
-    scenes = [Scene.from_json(json.loads(line)["scene"]) for line in lines]
+    scenes = [Scene.from_json(row["scene"]) for _, row in sources.read(prompts, limit=limit).rows]
     other = next(c for c in CLOSINGS if c not in VOICE)
     for name, phrase in (("voice", VOICE[1]), ("padded", other)):
         pairs = [_phrase_pair(str(i), s, phrase) for i, s in enumerate(scenes)]
         _write(out / f"{name}.jsonl", pairs)
     by_gold: list[Row] = []
-    for line in Path(items).read_text(encoding="utf-8").splitlines():
-        item = Item.model_validate_json(line)
+    for _, row in sources.read(items).rows:
+        item = Item.model_validate(row)
         scene = Scene.from_json(item.extra["scene"])
         scores = [gold(scene, a).total for a in item.completions]
         best = sorted(set(scores), reverse=True)

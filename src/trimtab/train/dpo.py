@@ -76,7 +76,9 @@ class PreferenceStage(DatasetStage[PreferenceConfig, LM]):
         """
         objective = self.config.objective
         read_rows = formats.unpaired if isinstance(objective, KTO) else formats.comparisons
-        groups = load_groups(spec, read_rows, self.renderer.comparison, read_comparisons)
+        groups = load_groups(
+            spec, read_rows, self.renderer.comparison, read_comparisons, counts=self.read_counts
+        )
         usable = [g for g in groups if objective.usable(g)]
         if len(usable) < len(groups):
             log.info(

@@ -32,7 +32,7 @@ from trimtab.errors import CheckpointError
 from trimtab.models import checkpoint
 from trimtab.rewards.learned import LearnedPart
 from trimtab.rewards.score import Rewards, RewardSpec, make_part
-from trimtab.runs import fs, to_json, write_atomic
+from trimtab.runs import fs, json_lines, to_json, write_atomic
 from trimtab.train.refresh import comparisons_by_gold, retrain
 from trimtab.train.rollouts import RolloutStage, log_ratio
 from trimtab.train.stage import Metrics
@@ -390,8 +390,8 @@ class Guard:
 def _drop_lines(path: Path, step: int) -> None:
     """Drop the lines of ``step`` and later from a JSON lines file: a resumed run writes them again."""
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        complete = [x for x in lines if x.endswith("\n")]  # a crash may have cut the last line
-        earlier = [x for x in complete if (json.loads(x).get("step") or 0) < step]
-        if len(earlier) < len(lines):
-            write_atomic(path, "".join(earlier).encode())
+        data = path.read_bytes()
+        complete = json_lines(data[: data.rfind(b"\n") + 1])  # a crash may have cut the last line
+        earlier = [x + b"\n" for _, x in complete if (json.loads(x).get("step") or 0) < step]
+        if len(b"".join(earlier)) < len(data):
+            write_atomic(path, b"".join(earlier))

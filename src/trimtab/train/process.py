@@ -48,7 +48,7 @@ class ProcessStage(DatasetStage[ProcessConfig, StepScorer]):
 
     def read(self, spec: DataSpec) -> list[Group]:
         """Labelled solutions as groups."""
-        return load_groups(spec, formats.steps, self.splitter.group)
+        return load_groups(spec, formats.steps, self.splitter.group, counts=self.read_counts)
 
     def load_model(self) -> StepScorer:
         """The model with a classifier of steps."""

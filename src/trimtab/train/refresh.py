@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +9,7 @@ from typing import Any, cast
 import torch
 
 from trimtab.audit.gold_audit import RefreshSpec
+from trimtab.data import sources
 from trimtab.data.dataset import DataSpec
 from trimtab.data.rows import comparison
 from trimtab.errors import ConfigError
@@ -119,4 +119,4 @@ def _read_comparisons(path: str) -> list[Row]:
     file = Path(path)
     if not file.is_file() or file.suffix != ".jsonl":
         raise ConfigError(f"audit.refresh.data: {path!r} must be a .jsonl file of comparisons")
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+    return [row for _, row in sources.read(path).rows]

@@ -54,7 +54,13 @@ class RewardStage(DatasetStage[RewardConfig, Scorer]):
 
     def read(self, spec: DataSpec) -> list[Group]:
         """Comparisons as groups of ranked completions."""
-        return load_groups(spec, formats.comparisons, self.renderer.scoring, read_comparisons)
+        return load_groups(
+            spec,
+            formats.comparisons,
+            self.renderer.scoring,
+            read_comparisons,
+            counts=self.read_counts,
+        )
 
     def load_model(self) -> Scorer:
         """The model with a scalar head, after a check of the held-out prompts."""

@@ -60,7 +60,10 @@ class RLStage(RolloutStage[RLConfig]):
         self.ptx: list[Group] = []
         if config.ptx is not None:
             self.ptx = load_groups(
-                config.ptx.data, formats.demonstrations, self.renderer.demonstration
+                config.ptx.data,
+                formats.demonstrations,
+                self.renderer.demonstration,
+                counts=self.read_counts,
             )
         self.steps = config.steps
         optim = {"policy": config.optim, "critic": config.critic.optim}

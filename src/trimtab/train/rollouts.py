@@ -53,7 +53,9 @@ class RolloutStage(Stage[C, LM]):
 
     def __init__(self, config: C) -> None:
         super().__init__(config)
-        self.prompts = load_groups(config.data, formats.prompts, self.renderer.prompt)
+        self.prompts = load_groups(
+            config.data, formats.prompts, self.renderer.prompt, counts=self.read_counts
+        )
         self.rewards = self.load_rewards()
         self.lm = self.network = LM.load(config.model)
         # Without dropout, log-probs of two forwards are of the same function.

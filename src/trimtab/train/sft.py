@@ -30,7 +30,9 @@ class SFTStage(DatasetStage[SFTConfig, LM]):
 
     def read(self, spec: DataSpec) -> list[Group]:
         """Demonstrations as groups of one completion."""
-        return load_groups(spec, formats.demonstrations, self.renderer.demonstration)
+        return load_groups(
+            spec, formats.demonstrations, self.renderer.demonstration, counts=self.read_counts
+        )
 
     def load_model(self) -> LM:
         """The language model."""

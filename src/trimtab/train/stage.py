@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -19,7 +20,7 @@ from pydantic import Field
 from torch import nn
 
 from trimtab.config import Config
-from trimtab.data.dataset import DataSpec, split
+from trimtab.data.dataset import DataSpec, ReadCounts, split
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.models.export import save_model
 from trimtab.models.load import ModelSpec, renderer_for
@@ -92,6 +93,7 @@ class Stage(ABC, Generic[C, M]):
     def __init__(self, config: C) -> None:
         self.config = config
         self.renderer = renderer_for(config.model, config.data)
+        self.read_counts = ReadCounts()
 
     @property
     def name(self) -> str:
@@ -115,7 +117,12 @@ class Stage(ABC, Generic[C, M]):
     def record_facts(self, run: Run) -> None:
         """Write ``facts.json``: what is true of data and model before the first step."""
         train, held_out = self.data
-        facts = {"stage": self.name, **data_facts(self.renderer, train, held_out), **self.facts()}
+        facts = {
+            "stage": self.name,
+            "read": asdict(self.read_counts),
+            **data_facts(self.renderer, train, held_out),
+            **self.facts(),
+        }
         write_atomic(run.path / "facts.json", json.dumps(facts, indent=1).encode())
 
     @abstractmethod

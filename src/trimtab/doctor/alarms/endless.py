@@ -9,8 +9,18 @@ from trimtab.stats.change import onset
 
 
 def check(e: Evidence) -> Symptom | None:
-    """Most labels lack an end token, or too few rollouts end by themselves."""
-    unended = e.fact("without_end")
+    """Labels were truncated or lack an end token, or too few rollouts end by themselves."""
+    unended, cut_labels = e.fact("without_end"), e.fact("cut")
+    if cut_labels is not None and cut_labels > limits.CUT_LABELS:
+        return Symptom(
+            message=f"{cut_labels:.0%} of the training completions are truncated to the length limit.",
+            number=cut_labels,
+            limit=limits.CUT_LABELS,
+            tier="T0",
+            severity="critical" if cut_labels > limits.UNENDED_LABELS else "warning",
+            cause="they are longer than data.max_completion_length, so the model learns no end for them",
+            remedies=(use("longer-completions"),),
+        )
     if unended is not None and e.fact("answers") and unended > limits.UNENDED_LABELS:
         return Symptom(
             message=f"{unended:.0%} of the training completions have no trained end token.",
@@ -21,7 +31,6 @@ def check(e: Evidence) -> Symptom | None:
                 "labels without EOS: the pad token is the EOS and is masked, or the chat template has no "
                 "end of turn"
             ),
-            other_causes=("every completion is longer than data.max_completion_length",),
             remedies=(use("end-tokens"),),
         )
     x, truncated = e.series("completion/truncated")
@@ -74,6 +83,7 @@ ALARM = Alarm(
         "missing-eos-penalty",
         "length-penalty",
         "end-tokens",
+        "longer-completions",
         "stop-token",
     ),
     precedence=140,

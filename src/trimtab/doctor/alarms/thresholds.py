@@ -100,6 +100,7 @@ OPENING_ONSET = T(0.3, "of completions", "above the start: where it began")
 
 # 9 endless
 UNENDED_LABELS = T(0.5, "of completions", "labels without an end token: a bug, not a few long rows")
+CUT_LABELS = T(0.1, "of completions", "truncated to the length limit, so they teach no end")
 ENDS = T(0.5, "of completions", "end by themselves; at the end: of those that did at the start")
 ENDS_EDGE = T(0.1, "of the steps", "the start, before training changes it")
 ENDS_MIN = T(4, "points", "fewer have no start and end")
