@@ -21,7 +21,7 @@ _ROLES = {
 def _turn(turn: Row) -> Message:
     """A turn with ``from`` and ``value``, or one that has a ``role`` already."""
     if "role" in turn:
-        return cast(Message, turn)
+        return turn
     who, text = turn.get("from"), turn.get("value")
     if who == "function_call":
         try:
@@ -29,14 +29,11 @@ def _turn(turn: Row) -> Message:
         except (TypeError, ValueError):
             raise BadRowError("a turn from 'function_call' must hold a call as JSON") from None
         calls = call if isinstance(call, list) else [call]
-        return cast(
-            Message,
-            {
-                "role": "assistant",
-                "content": "",
-                "tool_calls": [{"type": "function", "function": c} for c in calls],
-            },
-        )
+        return {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": c} for c in calls],
+        }
     if who not in _ROLES or not isinstance(text, str):
         raise BadRowError(
             f"a turn from {who!r} cannot be read: 'from' must be one of {', '.join(_ROLES)} or "
