@@ -27,7 +27,8 @@ from trimtab.data.render import Renderer
 from trimtab.datagen import sandbox_data, sandbox_labels
 from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.bradley_terry import ensemble
-from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.rollout.collector import collect
 from trimtab.runs import read_metrics
 from trimtab.sample.sampler import Sampler, SamplingConfig

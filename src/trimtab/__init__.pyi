@@ -42,7 +42,7 @@ from trimtab.objectives.preference import Hinge as Hinge
 from trimtab.objectives.preference import Robust as Robust
 from trimtab.objectives.preference import SimPO as SimPO
 from trimtab.objectives.preference import SLiC as SLiC
-from trimtab.rewards.reward_config import RewardSpec
+from trimtab.rewards.part_config import RewardSpec
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.train.rl_config import CriticSpec
 from trimtab.train.trainer import LoopSpec, OptimSpec

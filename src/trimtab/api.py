@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from trimtab.models.load import ModelSpec
     from trimtab.objectives.policy import PolicyMethod
     from trimtab.objectives.preference import Direct
-    from trimtab.rewards.reward_config import RewardSpec
+    from trimtab.rewards.part_config import RewardSpec
 
     Model = str | Path | ModelSpec | Mapping[str, Any]
     """A folder, a hub id, or the keys of ``model:``."""

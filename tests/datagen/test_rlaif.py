@@ -16,8 +16,8 @@ from trimtab.config import build, read_yaml
 from trimtab.datagen import calibrate_judge, judge_labels, revise, sample
 from trimtab.errors import ConfigError, DataError, JudgeError
 from trimtab.launch import recipe as pipeline
-from trimtab.rewards.reward_config import RewardSpec
-from trimtab.rewards.score import Rewards
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.runs import read_metrics
 from trimtab.sandbox.annotators import label_items
 from trimtab.sandbox.simulated_judge import VOICE, SimulatedJudge, in_voice, probes

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tests.support.folders import tokenizer
-from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.types import Completion, Group
 
 ROOT = Path(__file__).parents[2]

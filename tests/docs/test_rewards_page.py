@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from trimtab.config import build
-from trimtab.rewards.reward_config import _KINDS  # pyright: ignore[reportPrivateUsage]
+from trimtab.rewards.part_config import _KINDS  # pyright: ignore[reportPrivateUsage]
 from trimtab.rewards.shape import _PENALTIES  # pyright: ignore[reportPrivateUsage]
 from trimtab.train.rl import RLConfig
 

@@ -21,8 +21,8 @@ from trimtab.models.heads import Scorer, score_layer
 from trimtab.models.load import LM
 from trimtab.models.model_spec import ModelSpec
 from trimtab.models.step_scorer import StepScorer
-from trimtab.rewards.reward_config import RewardSpec
-from trimtab.rewards.score import Rewards
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 
 
 def spec(path: Path) -> ModelSpec:

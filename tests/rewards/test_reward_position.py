@@ -15,8 +15,8 @@ from tests.support.folders import write
 from trimtab.data.formats import Example
 from trimtab.data.load_tokenizer import load_tokenizer
 from trimtab.data.render import Renderer
-from trimtab.rewards.reward_config import RewardSpec
-from trimtab.rewards.score import Rewards
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.train.reward import RewardConfig, RewardStage
 from trimtab.train.reward import main as train_reward
 

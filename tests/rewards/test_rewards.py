@@ -23,9 +23,9 @@ from trimtab.errors import ConfigError, DataError, ModelError, RewardError
 from trimtab.models.heads import Scorer
 from trimtab.models.load import ModelSpec
 from trimtab.objectives.bradley_terry import ensemble
-from trimtab.rewards.reward_config import RewardSpec
+from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.rules import VerifierPart, last_number
-from trimtab.rewards.score import Rewards
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.stats.running import RunningFit
 from trimtab.types import Completion, Group
 

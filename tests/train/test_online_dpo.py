@@ -17,7 +17,8 @@ from trimtab.cli.main import main as cli
 from trimtab.config import build
 from trimtab.errors import ConfigError, DataError, RewardError
 from trimtab.rewards.judge_function import flipped
-from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.runs import Run, read_metrics, read_samples
 from trimtab.train import online_dpo
 from trimtab.train.loop import fit

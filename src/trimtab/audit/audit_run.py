@@ -31,7 +31,7 @@ from trimtab.data.load_tokenizer import load_tokenizer
 from trimtab.data.render import Renderer, readable
 from trimtab.errors import ConfigError, DataError
 from trimtab.feedback.judgement import Item, Judgement
-from trimtab.rewards.score import Rewards
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.runs import json_lines, read_metrics, read_samples, to_json, write_atomic
 from trimtab.sandbox import BASE
 from trimtab.types import Row

@@ -18,7 +18,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.config import Config
 from trimtab.errors import DataError
-from trimtab.rewards.score import RewardSpec
+from trimtab.rewards.part_config import RewardSpec
 from trimtab.runs import fs, json_lines, to_json, write_atomic
 from trimtab.stats.change import welch
 from trimtab.stats.overoptimisation import Fit, fit_points

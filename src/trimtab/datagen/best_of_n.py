@@ -17,7 +17,8 @@ from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
 from trimtab.evaluate.best_of_n_gain import curve
 from trimtab.models.load import ModelSpec, renderer_for
-from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.rollout.collector import collect, load_sampler
 from trimtab.runs import Run, to_json, write_atomic
 from trimtab.sample.sampler import SamplingConfig

@@ -18,7 +18,8 @@ from trimtab.data.steps import Steps
 from trimtab.datagen.output import write_summary
 from trimtab.errors import DataError
 from trimtab.models.load import ModelSpec, renderer_for
-from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.rollout.collector import collect, load_sampler
 from trimtab.rollout.monte_carlo import StateValues, monte_carlo_values
 from trimtab.runs import json_lines, write_atomic

@@ -18,7 +18,8 @@ from trimtab.data.render import Renderer
 from trimtab.errors import DataError
 from trimtab.evaluate.reward_models import figures
 from trimtab.feedback.comparisons import read_comparisons
-from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.runs import write_atomic
 from trimtab.types import Group
 

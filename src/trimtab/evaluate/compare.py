@@ -21,7 +21,8 @@ from trimtab.data.pack import packs
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate.candidates import BEST, LAST, START, Candidate, Loader, of_run
 from trimtab.models.load import LM, ModelSpec, renderer_for
-from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.rollout.collector import collect
 from trimtab.runs import to_json, write_atomic
 from trimtab.sample.sampler import Sampler, SamplingConfig

@@ -18,7 +18,8 @@ from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.probe.perturb import BeliefSwap, scene_row
 from trimtab.probe.probe_report import BestOfN, Metrics
 from trimtab.probe.score_probes import belief_result
-from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.rollout.collector import collect, load_sampler
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.sandbox.world import make_scenes

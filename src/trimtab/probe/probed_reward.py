@@ -10,7 +10,8 @@ from trimtab.data.formats import Example
 from trimtab.data.load_tokenizer import load_tokenizer
 from trimtab.data.render import Renderer
 from trimtab.probe.perturb import ENGLISH, SANDBOX, Phrases
-from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.sandbox import BASE
 from trimtab.types import Group
 

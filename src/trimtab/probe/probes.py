@@ -27,8 +27,7 @@ from trimtab.probe.score_probes import (
     probe_orders,
     probe_rollouts,
 )
-from trimtab.rewards.reward_config import Combine
-from trimtab.rewards.score import RewardSpec
+from trimtab.rewards.part_config import Combine, RewardSpec
 from trimtab.runs import to_json, write_atomic
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from trimtab.models.model_spec import ModelSpec
 from trimtab.models.weights import load_weights
 from trimtab.objectives.bradley_terry import ensemble
 from trimtab.rewards.functions import number
-from trimtab.rewards.reward_config import RewardSpec
+from trimtab.rewards.part_config import RewardSpec
 from trimtab.stats.running import RunningFit
 from trimtab.types import Group, Score
 

@@ -31,7 +31,8 @@ from trimtab.audit.gold_audit import (
 from trimtab.errors import CheckpointError
 from trimtab.models import checkpoint
 from trimtab.rewards.learned import LearnedPart
-from trimtab.rewards.score import Rewards, RewardSpec, make_part
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards, make_part
 from trimtab.runs import fs, json_lines, to_json, write_atomic
 from trimtab.train.refresh import comparisons_by_gold, retrain
 from trimtab.train.rollouts import RolloutStage, log_ratio

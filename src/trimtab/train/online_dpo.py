@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 
 from trimtab.objectives.kto import KTO
 from trimtab.objectives.preference import DPO, Preference
-from trimtab.rewards.score import Rewards, RewardSpec
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.train.dpo import with_margins
 from trimtab.train.loop import open_run, train
 from trimtab.train.rollouts import (

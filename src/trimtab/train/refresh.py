@@ -14,7 +14,7 @@ from trimtab.data.dataset import DataSpec
 from trimtab.data.rows import comparison
 from trimtab.errors import ConfigError
 from trimtab.models.load import ModelSpec
-from trimtab.rewards.score import Rewards
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.rollout.collector import collect
 from trimtab.runs import to_json, write_atomic
 from trimtab.train import reward

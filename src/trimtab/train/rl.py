@@ -19,8 +19,8 @@ from trimtab.models.heads import Scorer
 from trimtab.objectives.kl import KLController
 from trimtab.objectives.nll import SFT
 from trimtab.objectives.policy import PolicyMethod
-from trimtab.rewards.scoring import Scoring
 from trimtab.rewards.shape import Overlong, ShapeSpec, Truncated
+from trimtab.rewards.weighted_sum import Scoring
 from trimtab.train.advantages import assign_advantages
 from trimtab.train.guard import Guard
 from trimtab.train.loop import open_run, train

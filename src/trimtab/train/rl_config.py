@@ -13,7 +13,7 @@ from trimtab.models.load import ModelSpec
 from trimtab.objectives.methods import Method
 from trimtab.objectives.methods.ppo import PPO
 from trimtab.rewards.implicit import ImplicitSpec
-from trimtab.rewards.score import RewardSpec
+from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.step_scores import ProcessSpec
 from trimtab.train.guard import check_action
 from trimtab.train.rollouts import RolloutConfig

@@ -14,9 +14,8 @@ from trimtab.data.dataset import load_groups
 from trimtab.data.pack import Output, Pack
 from trimtab.errors import DataError
 from trimtab.models.load import LM, ModelSpec, disable_dropout
-from trimtab.rewards.score import Rewards
-from trimtab.rewards.scoring import Scoring
 from trimtab.rewards.shape import Shaper, ShapeSpec
+from trimtab.rewards.weighted_sum import Rewards, Scoring
 from trimtab.rollout.collector import collect
 from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.stats.order_stats import pick
