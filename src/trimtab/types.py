@@ -40,7 +40,8 @@ class Score:
     value: float | None
     """The raw number; None unless ``status`` is "ok". Failure is a status, never a number."""
     status: str = "ok"
-    """"ok", "error", "timeout", "invalid" or "truncated"."""
+    """"ok", "error", "timeout", "invalid" or "truncated"; "masked" where the part has nothing to say
+    about this completion, so that the other parts are its reward."""
     detail: str = ""
     """What went wrong, in a sentence; empty when nothing did."""
 
@@ -123,6 +124,8 @@ class Group:
     """The prompt as a person reads it."""
     extra: Row = field(default_factory=dict[str, Any])
     """Other columns of the row, passed to reward functions by name."""
+    prefill: str = ""
+    """What the chat template wrote of every completion at the end of the prompt: "<think>"."""
 
     @property
     def cost(self) -> int:

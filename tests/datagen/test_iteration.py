@@ -282,7 +282,7 @@ def test_a_reward_that_scores_nothing_has_no_accuracy(base: Path, tmp_path: Path
     settings = {
         "out": str(tmp_path / "o"), "tokenizer": str(base / "model"),
         "data": {"old": {"path": str(base / "pairs.jsonl")}},
-        "rewards": [{"name": "r", "function": "tests.support.bad_rewards:none"}],
+        "rewards": [{"name": "r", "function": "tests.support.reward_functions:none"}],
     }  # fmt: skip
     with pytest.raises(DataError, match=r"pairs\.jsonl: reward 'r' scored no pair"):
         accuracy.main(build(accuracy.AccuracyConfig, settings))

@@ -126,7 +126,7 @@ def test_failed_scores_are_left_out_and_counted(base: Path, tmp_path: Path) -> N
     assert results["b"].compared == len(pairs) < 24
     wins = [float(x > y) + 0.5 * (x == y) for x, y in pairs]
     assert results["b"].win_rate.value == pytest.approx(np.mean(wins))
-    broken = [{"name": "r", "function": "tests.support.bad_rewards:raises"}]
+    broken = [{"name": "r", "function": "tests.support.reward_functions:raises"}]
     with pytest.raises(DataError, match=r"scored no completion of a; .*no grader today"):
         compare(base, tmp_path, rewards=broken)
 

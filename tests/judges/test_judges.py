@@ -105,7 +105,9 @@ VERDICT = form("pairwise", load_rubric("helpful"), {}, 2, False, True)
 @pytest.mark.parametrize(
     "text",
     ['{"verdict": "A"}', ' {"verdict":"A"}\n', '```json\n{"verdict": "A"}\n```',
-     '<think>B is {"verdict": "B"}</think>{"verdict": "A"}'],
+     '<think>B is {"verdict": "B"}</think>{"verdict": "A"}',
+     'B is {"verdict": "B"}</think>\n\n```json\n{"verdict": "A"}\n```',
+     '[THINK]B wrote </think>{"verdict": "B"}[/THINK]{"verdict": "A"}'],
 )  # fmt: skip
 def test_a_reply_in_form_is_read(text: str) -> None:
     assert read(reply(text), VERDICT) == {"verdict": "A"}
@@ -115,11 +117,18 @@ def test_a_reply_in_form_is_read(text: str) -> None:
     "text",
     ["", "A", "A is better", '{"verdict": "C"}', '{"verdict": "a"}', '{"verdict": 0}', "{}", "[]",
      '{"verdict": "A"', '{"verdict": "A", "note": 1}', 'As B says: {"verdict": "B"}',
-     '{"verdict": "A"} {"verdict": "B"}', '{"verdict": ["A"]}', "null", "[" * 100_000],
+     '{"verdict": "A"} {"verdict": "B"}', '{"verdict": "A"}</think>', '<think>{"verdict": "A"}',
+     '{"verdict": ["A"]}', "null", "[" * 100_000],
 )  # fmt: skip
 def test_anything_else_is_no_verdict(text: str) -> None:
     with pytest.raises(InvalidReplyError):
         read(reply(text), VERDICT)
+
+
+def test_a_quotation_of_thoughts_is_a_part_of_the_reply() -> None:
+    criticised = form("pairwise", load_rubric("helpful"), {}, 2, True, True)
+    row = {"critique": "B ends with </think> and {}", "verdict": "A"}
+    assert read(reply(json.dumps(row)), criticised) == row
 
 
 def test_the_probability_of_a_verdict() -> None:

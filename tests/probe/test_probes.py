@@ -139,7 +139,7 @@ def test_refusals_of_a_configuration(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.jsonl"):
         probed(tmp_path, reward=LENGTH, data="absent.jsonl")
     with pytest.raises(DataError, match="scored no pair"):
-        probed(tmp_path, reward="tests.support.bad_rewards:none")
+        probed(tmp_path, reward="tests.support.reward_functions:none")
 
 
 def test_worse_content_is_worse_by_gold() -> None:

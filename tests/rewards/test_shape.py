@@ -100,6 +100,18 @@ def test_format_gives_and_takes() -> None:
     assert [c.reward for c in done] == [1.5, -1.0]
 
 
+def test_format_counts_what_the_template_wrote_of_the_completion() -> None:
+    """The pattern of docs/rewards.md, where the chat template ends the prompt with <think>."""
+    shaper = Shaper(
+        ShapeSpec.model_validate({"format": {"pattern": "(?s)^<think>.*</think>", "bonus": 0.2}})
+    )
+    done = [completion(2, reward=0.0, text=t) for t in ("a\nb</think>c", "a c")]
+    group = prompt(done=done)
+    group.prefill = "<think>\n"
+    shaper([group])
+    assert [c.reward for c in done] == [0.2, 0.0]
+
+
 def test_a_pattern_without_end_is_a_status() -> None:
     shaper = Shaper(ShapeSpec.model_validate({"format": {"pattern": "(a|a)*b|(x+x+)+y"}}))
     c = completion(2, reward=1.0, text="x" * 4000)

@@ -113,7 +113,7 @@ def seven(prompts: list[str], pairs: list[list[str]]) -> list[float]:
 
 
 def test_equal_answers_tie_without_a_question() -> None:
-    scores = judged(answers("a b", "a b"), judge="tests.support.bad_rewards:raises")
+    scores = judged(answers("a b", "a b"), judge="tests.support.reward_functions:raises")
     assert [s.value for s in scores] == [0.5, 0.5]
 
 
@@ -279,7 +279,7 @@ def test_a_missing_judge_is_told_before_the_model_is_loaded(
 
 
 def test_no_score_at_all_stops_with_the_reason(base: Path, tmp_path: Path) -> None:
-    broken = [{"name": "r", "function": "tests.support.bad_rewards:raises"}]
+    broken = [{"name": "r", "function": "tests.support.reward_functions:raises"}]
     with pytest.raises(DataError, match="no grader today"):
         train(base, tmp_path / "o", rewards=broken)
 

@@ -395,7 +395,7 @@ def test_state_advantages_telescope() -> None:
     assert got.tolist() == [0.25, 0.25, -0.5, 1.0, 1.0]
 
 
-def oracle(prompts: list[str], completions_steps: list[list[str]], worth: list[float]) -> list[Any]:
+def oracle(worth: list[float], *, completions_steps: list[list[str]]) -> list[Any]:
     return [
         None if w < 0 else [w / (i + 1) for i in range(len(s))]
         for s, w in zip(completions_steps, worth, strict=True)
@@ -437,7 +437,7 @@ def test_oracle_rewards_and_their_failures() -> None:
     assert good.scores["process"].value == pytest.approx(0.4)
     ProcessReward(ProcessSpec(function=f"{HERE}:broken", separator="."), renderer(), 9)(groups)
     assert (good.scores["process"].status, good.scores["process"].value) == ("error", None)
-    with pytest.raises(RewardError, match="one list of step scores"):
+    with pytest.raises(RewardError, match="one value for each of the 2 completions"):
         ProcessReward(ProcessSpec(function=f"{HERE}:too_few", separator="."), renderer(), 9)(groups)
 
 

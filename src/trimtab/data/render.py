@@ -21,12 +21,15 @@ from trimtab.data.conversation import (
 from trimtab.data.formats import Example
 from trimtab.data.load_tokenizer import special_tokens
 from trimtab.data.piece_tokens import completion_ids, raw_ids, shared_length
+from trimtab.data.thoughts import TOKENS, template_prefill
 from trimtab.errors import DataError, ModelError, RowError
 from trimtab.types import Completion, Finish, Group, Ints
 
 log = logging.getLogger(__name__)
 
 NO_LIMIT = 1 << 20
+_PREFILL_TOKENS = 16
+"""The last tokens of a prompt that are read for what the template wrote of the completion."""
 
 
 class Renderer:
@@ -69,7 +72,10 @@ class Renderer:
         self.eos = int(tokenizer.eos_token_id)
         self.bos: int | None = tokenizer.bos_token_id
         self.adds_bos = self.bos is not None and list(tokenizer("a")["input_ids"])[:1] == [self.bos]
-        self.special = set(special_tokens(tokenizer).values())
+        special = special_tokens(tokenizer)
+        self.special = set(special.values())
+        self.markers = {i for token, i in special.items() if token in TOKENS}
+        """Special tokens that a completion's text keeps, to tell thoughts from the answer."""
         self.stop_ids = self._stop_ids(end_ids)
         self._ends = tuple(self.tokenizer.convert_ids_to_tokens(list(self.stop_ids)))
 
@@ -194,7 +200,12 @@ class Renderer:
         extra = dict(example.extra)
         if not plain:
             extra["messages"] = example.prompt
-        return Group(example.id, ids, [], readable(example.prompt), extra)
+        last = example.prompt[-1] if isinstance(example.prompt, list) else None
+        if last is not None and last["role"] == "assistant":
+            prefill = message_text(last)
+        else:
+            prefill = template_prefill(self.tokenizer.decode(ids[-_PREFILL_TOKENS:].tolist()))
+        return Group(example.id, ids, [], readable(example.prompt), extra, prefill)
 
     def _completion(
         self, example: Example, index: int, all_ids: Sequence[int], all_mask: Sequence[bool]
@@ -306,7 +317,11 @@ class Renderer:
 
     def completion(self, ids: Ints, finish: Finish) -> Completion:
         """What a sampler emitted, unchanged."""
-        text = cast(str, self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+        read, hidden = ids.tolist(), self.special - self.markers
+        if self.markers.intersection(read):
+            text = self.tokenizer.decode([i for i in read if i not in hidden])
+        else:
+            text = self.tokenizer.decode(read, skip_special_tokens=True)
         return Completion(ids, np.ones(len(ids), dtype=bool), text.strip(), finish=finish)
 
     def with_own_prompt(self, group: Group) -> Group:

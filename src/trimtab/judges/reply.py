@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from trimtab.data.thoughts import answer_text
 from trimtab.judges.chat_completion import InvalidReplyError, Reply
 from trimtab.types import Row
 
-_THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.S)
 _BLOCK = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.S)
 
 
@@ -25,10 +25,12 @@ def read(reply: Reply, answer: type[BaseModel]) -> Row:
     Raises:
         InvalidReplyError: it is anything else.
     """
-    text = _THOUGHT.sub("", reply.content)
-    block = _BLOCK.match(text)
     try:
-        value: Any = json.loads(block[1] if block else text)
+        try:
+            value = _value(reply.content)
+        except ValueError:
+            # Only a reply that is no object has thoughts: one in its texts may be a quotation.
+            value = _value(answer_text(reply.content))
         return answer.model_validate(value).model_dump()
     except RecursionError:
         raise InvalidReplyError("the reply is nested without end") from None
@@ -40,6 +42,11 @@ def read(reply: Reply, answer: type[BaseModel]) -> Row:
         ) from None
     except ValueError as error:
         raise InvalidReplyError(f"not JSON ({error}); it was {_short(reply.content)}") from None
+
+
+def _value(text: str) -> Any:
+    block = _BLOCK.match(text)
+    return json.loads(block[1] if block else text)
 
 
 def _short(text: str) -> str:

@@ -30,6 +30,8 @@ class AIPart:
         ConfigError: the rubric, the cache or the function that starts the server is not valid.
     """
 
+    is_async = False
+
     def __init__(self, name: str, spec: JudgeSpec) -> None:
         self.name = name
         self.judge = Judge(spec)

@@ -54,7 +54,7 @@ class Child:
     def __init__(
         self, serve: str, arguments: dict[str, Any], *, what: str, memory_gb: float | None = None
     ) -> None:
-        self.first = {"serve": serve, "given": arguments, "memory_gb": memory_gb}
+        self.first = {"serve": serve, "arguments": arguments, "memory_gb": memory_gb}
         self.what = what
         self.starts = 0
         """Number of starts."""

@@ -1,85 +1,241 @@
-"""Python functions as rewards: in this process, or in a child process with a deadline."""
+"""Python functions of the user: called by argument name, here or in a child process with a deadline."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from numbers import Real
 from typing import Any, cast
 
 from trimtab.config import import_function
-from trimtab.errors import RewardError
+from trimtab.errors import ConfigError, RewardError
 from trimtab.rewards.child import Child, ChildDiedError, ChildTimeoutError
+from trimtab.rewards.signature import Signature
 from trimtab.types import Group, Score
 
-RewardFunction = Callable[..., object]
+log = logging.getLogger(__name__)
 Columns = dict[str, list[Any]]
 
 
-def number(x: object) -> Score:
-    """A finite number as a score; any other value has the status "invalid"."""
-    if isinstance(x, bool | Real) and math.isfinite(cast(float, x)):
-        return Score(float(cast(float, x)))
-    return Score(None, "invalid", f"not a finite number: {x!r:.200}")
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """The argument ``trainer_state``: the fields of transformers' class that are known here."""
+
+    global_step: int
+    """Optimiser steps done by the policy that sampled the completions."""
+    max_steps: int
+    """Optimiser steps of the whole run; 0 outside training."""
 
 
-def _parameters(function: RewardFunction) -> list[str] | None:
-    """The parameter names of ``function``; None if it has ``**kwargs``."""
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return None
-    return list(parameters)
+@dataclass(slots=True)
+class Returned:
+    """What one call of a function returned; plain values, as JSON."""
+
+    values: list[Any] = field(default_factory=list[Any])
+    error: str = ""
+    """The exception that it raised."""
+    broken: str = ""
+    """What it returned in place of a list with one value per item."""
+    details: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
+    """Values per item that it recorded by ``log_extra`` and ``log_metric``."""
+
+
+@cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """The loop of all async functions, in a thread: clients that they open outlive a call."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True, name="async rewards").start()
+    return loop
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, texts and lists of them; anything else as its description."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(x) for x in cast("Sequence[Any]", value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return float(value) if isinstance(value, Real) else f"{value!r:.80}"
 
 
 def _call(
-    function: RewardFunction, columns: Columns, options: dict[str, Any], count: int
-) -> list[Score] | str:
-    """The scores of ``count`` items, or a description of a return value that is not ``count`` values.
+    function: Callable[..., Any], signature: Signature, arguments: dict[str, Any], count: int
+) -> Returned:
+    """Call ``function`` for ``count`` items."""
+    returned = Returned()
 
-    Every argument is passed by name, as in TRL: a function declares those it needs.
-    """
+    def log_extra(column: str, values: Any) -> None:
+        plain = _plain(values)
+        if not any(isinstance(x, str) for x in plain):
+            returned.details[column] = plain
+
+    def log_metric(name: str, value: Any) -> None:
+        returned.details[name] = [_plain(value)] * count
+
+    state = TrainerState(*arguments["trainer_state"])
+    own = {"trainer_state": state, "log_extra": log_extra, "log_metric": log_metric}
     try:
-        raw = function(**columns, **options)
+        raw = signature.call(function, {**arguments, **own})
+        if inspect.isawaitable(raw):
+            raw = asyncio.run_coroutine_threadsafe(_awaited(raw), _event_loop()).result()
     except Exception as error:  # noqa: BLE001  a user's function may raise anything; it becomes a status
-        why = f"{type(error).__name__}: {error}"
-        return [Score(None, "error", why) for _ in range(count)]
-    values_raw: Any = raw
-    if hasattr(values_raw, "tolist"):
-        values_raw = values_raw.tolist()
-    if isinstance(values_raw, str | bytes) or not isinstance(values_raw, Sequence):
-        return type(raw).__name__
-    values = cast("Sequence[object]", values_raw)
-    if len(values) != count:
-        return f"{len(values)} values"
-    return [number(x) for x in values]
-
-
-def _texts(groups: Sequence[Group]) -> tuple[list[str], list[str], Columns]:
-    prompts: list[str] = []
-    completions: list[str] = []
-    columns: Columns = {k: [] for g in groups for k in g.extra}
-    for g in groups:
-        for c in g.completions:
-            prompts.append(g.text)
-            completions.append(c.text)
-            for key, column in columns.items():
-                column.append(g.extra.get(key))
-    return prompts, completions, columns
+        returned.error = f"{type(error).__name__}: {error}"
+        return returned
+    values = _plain(raw)
+    if not isinstance(values, list):
+        returned.broken = type(raw).__name__
+    elif len(cast("list[Any]", values)) != count:
+        returned.broken = f"{len(cast('list[Any]', values))} values"
+    else:
+        returned.values = cast("list[Any]", values)
+    return returned
 
 
 def serve(path: str, key: str, options: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-    """In the child process: the parameter names of the function, and the handler of calls."""
+    """In the child process: the function's signature, and the handler of calls."""
     function = import_function(path, key)
+    signature = Signature.of(function, key)
 
     def handle(call: dict[str, Any]) -> Any:
-        scores = _call(function, call["columns"], options, call["count"])
-        return (
-            scores if isinstance(scores, str) else [[s.value, s.status, s.detail] for s in scores]
-        )
+        arguments = {**call["columns"], **options}
+        return asdict(_call(function, signature, arguments, call["count"]))
 
-    return _parameters(function), handle
+    return asdict(signature), handle
+
+
+class UserFunction:
+    """A function of the user that gets lists with one value per item, by argument name.
+
+    Args:
+        owner: What it belongs to, for messages: "reward 'r'".
+        path: Import path of the function (see ``import_function``).
+        key: Its configuration key, for messages.
+        options: Its other keyword arguments; they replace columns of the same name.
+        timeout: Seconds per call. With a timeout, the arguments are sent as JSON to a child process
+            that is killed at the deadline. Without it, the function runs in this process, and
+            blocks it if the function hangs.
+
+    Raises:
+        ConfigError: the function cannot be imported or inspected.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        path: str,
+        key: str,
+        options: dict[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        self.label = f"{owner} ({path})"
+        self.options, self.timeout = options or {}, timeout
+        self.max_steps = 0
+        """Optimiser steps of the run, for ``trainer_state``."""
+        self.columns: set[str] = set()
+        """Columns of the whole dataset, where they are known: one batch may have rows without some."""
+        self.function: Callable[..., Any] | None = None
+        self.child: Child | None = None
+        if timeout is None:
+            self.function = import_function(path, key)
+            self.signature = Signature.of(self.function, key)
+        else:
+            arguments = {"path": path, "key": key, "options": self.options}
+            self.child = Child("trimtab.rewards.functions:serve", arguments, what=owner)
+            self.signature = Signature(**self.child.start())
+        if unused := [k for k in self.options if not self.signature.takes(k)]:
+            raise ConfigError(
+                f"{key}: {path} has no parameter {unused[0]!r}, which its options set; its parameters "
+                f"are: {', '.join(self.signature.names)}"
+            )
+
+    def __call__(
+        self, columns: Mapping[str, list[Any]], count: int, what: str, step: int = 0
+    ) -> Returned | Score:
+        """What the function returned for ``count`` items, or the status of a call that failed.
+
+        Args:
+            columns: Lists of ``count`` values; the function gets those that it takes.
+            count: Number of items.
+            what: The items, for messages: "completions".
+            step: Optimiser steps done.
+
+        Raises:
+            RewardError: the function needs an argument that is no column, or did not return one
+                value per item.
+        """
+        signature = self.signature
+        columns = {name: [None] * count for name in self.columns} | dict(columns)
+        available = {*columns, *self.options, "trainer_state", "log_extra", "log_metric"}
+        missing = [name for name in signature.required if name not in available]
+        if missing:
+            raise RewardError(
+                f"{self.label} needs the argument {missing[0]!r}, which is no column; arguments are "
+                f"passed by name, and there are: {', '.join(sorted(available))}"
+            )
+        sent = {k: v for k, v in columns.items() if signature.takes(k)}
+        sent["trainer_state"] = [step, self.max_steps]
+        if self.function is not None:
+            returned = _call(self.function, signature, {**sent, **self.options}, count)
+        else:
+            returned = self._remote(sent, count)
+        if isinstance(returned, Score):
+            return returned
+        if returned.error:
+            return Score(None, "error", returned.error)
+        if returned.broken:
+            raise RewardError(
+                f"{self.label} must return one value for each of the {count} {what}, but returned "
+                f"{returned.broken}"
+            )
+        return returned
+
+    def _remote(self, columns: dict[str, Any], count: int) -> Returned | Score:
+        assert self.child is not None and self.timeout is not None
+        for key, column in columns.items():
+            try:
+                json.dumps(column)
+            except (TypeError, ValueError) as error:
+                raise RewardError(
+                    f"{self.label} has a timeout, so its columns must be sent as JSON, but column "
+                    f"{key!r} cannot: {error}; convert it to text or numbers"
+                ) from None
+        try:
+            reply = self.child.call({"columns": columns, "count": count}, self.timeout)
+        except ChildTimeoutError as error:
+            return Score(None, "timeout", str(error))
+        except ChildDiedError as error:
+            return Score(None, "error", str(error))
+        return Returned(**reply)
+
+    def scores(self, values: Sequence[Any]) -> list[Score]:
+        """Values as scores: None and numbers that are not finite are "masked".
+
+        Raises:
+            RewardError: a value is no number.
+        """
+        return [self._score(i, x) for i, x in enumerate(values, 1)]
+
+    def _score(self, index: int, x: Any) -> Score:
+        if x is None:
+            return Score(None, "masked", "the function returned None")
+        if not isinstance(x, int | float):
+            raise RewardError(
+                f"{self.label} must return numbers (None for no score), but value {index} is {x!r:.80}, "
+                f"of type {type(x).__name__}"
+            )
+        return Score(float(x)) if math.isfinite(x) else Score(None, "masked", f"not finite: {x!r}")
 
 
 class FunctionPart:
@@ -87,84 +243,59 @@ class FunctionPart:
 
     Args:
         name: The part's name.
-        path: Import path of the function (see ``import_function``).
-        options: Keyword arguments of the function.
-        timeout: Seconds per call. With a timeout, the arguments are sent as JSON to a child process
-            that is killed at the deadline. Without it, the function runs in this process, and
-            blocks it if the function hangs.
-        kind: The configuration key of the function, for error messages.
-        what: The name of the argument with the scored items.
-
-    Raises:
-        ConfigError: the function cannot be imported.
+        function: Gets ``prompts``, ``completions``, ``completion_ids`` and the rows' other columns.
+        messages: Whether prompts and completions are lists of messages where the rows' prompts are;
+            None to find out: by the annotation of ``completions``, or else from the first call.
     """
 
-    def __init__(
-        self,
-        name: str,
-        path: str,
-        options: dict[str, Any],
-        timeout: float | None,
-        kind: str = "function",
-        what: str = "completions",
-    ) -> None:
-        self.name, self.path, self.options, self.timeout = name, path, options, timeout
-        self.what = what
-        key = f"rewards.{name}.{kind}"
-        self.function: RewardFunction | None = None
-        self.child: Child | None = None
-        if timeout is None:
-            self.function = import_function(path, key)
-            self.parameters = _parameters(self.function)
-        else:
-            arguments = {"path": path, "key": key, "options": options}
-            self.child = Child(
-                "trimtab.rewards.functions:serve", arguments, what=f"reward {name!r}"
-            )
-            self.parameters = cast("list[str] | None", self.child.start())
+    def __init__(self, name: str, function: UserFunction, messages: bool | None = None) -> None:
+        self.name, self.function = name, function
+        self.messages = function.signature.messages if messages is None else messages
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it waits for something else, so that it can run next to other parts."""
+        return self.function.signature.is_async
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
-        """A score for each completion, in order.
+        """A score for each completion, in order; "NAME/COLUMN" for what the function logged.
 
         Raises:
-            RewardError: the function returned something other than one value per completion.
+            RewardError: the function returned something other than one number per completion.
         """
-        return {self.name: self.ask(*_texts(groups))}
+        count = sum(len(g.completions) for g in groups)
+        conversational = all("messages" in g.extra for g in groups)
+        returned = self._ask(groups, conversational and bool(self.messages))
+        if self.messages is None and conversational:
+            if isinstance(returned, Returned):
+                self.messages = False
+            elif returned.detail.startswith(_WRONG_TYPE):
+                # It may be written for TRL, which passes messages: completion[0]["content"].
+                with_messages = self._ask(groups, True)
+                if isinstance(with_messages, Returned):
+                    returned, self.messages = with_messages, True
+                    log.info("%s is given messages: it does not read texts", self.function.label)
+        if isinstance(returned, Score):
+            return {self.name: [returned] * count}
+        details = {
+            f"{self.name}/{column}": self.function.scores(values)
+            for column, values in returned.details.items()
+            if len(values) == count
+        }
+        return {self.name: self.function.scores(returned.values), **details}
 
-    def ask(self, prompts: list[str], completions: Sequence[Any], columns: Columns) -> list[Score]:
-        """A score for each completion, or for each of the items passed as ``completions``.
+    def _ask(self, groups: Sequence[Group], messages: bool) -> Returned | Score:
+        rows = [(g, c) for g in groups for c in g.completions]
+        columns: Columns = {k: [g.extra.get(k) for g, _ in rows] for g in groups for k in g.extra}
+        columns["prompts"] = [g.extra["messages"] if messages else g.text for g, _ in rows]
+        columns["completions"] = [
+            (c.messages or [{"role": "assistant", "content": c.text}]) if messages else c.text
+            for _, c in rows
+        ]
+        columns["completion_ids"] = [c.ids.tolist() for _, c in rows]
+        step = max((c.version for _, c in rows), default=0)
+        return self.function(columns, len(rows), "completions", max(0, step))
 
-        Raises:
-            RewardError: the function returned something other than one value per item.
-        """
-        columns = {**columns, "prompts": prompts, self.what: list(completions)}
-        if self.parameters is not None:
-            columns = {k: v for k, v in columns.items() if k in self.parameters}
-        if self.function is not None:
-            scores = _call(self.function, columns, self.options, len(completions))
-        else:
-            scores = self._remote(columns, len(completions))
-        if isinstance(scores, str):
-            raise RewardError(
-                f"reward {self.name!r} ({self.path}) must return one number for each of the "
-                f"{len(completions)} {self.what}, but returned {scores}"
-            )
-        return scores
 
-    def _remote(self, columns: Columns, count: int) -> list[Score] | str:
-        assert self.child is not None and self.timeout is not None
-        for key, column in columns.items():
-            try:
-                json.dumps(column)
-            except (TypeError, ValueError) as error:
-                raise RewardError(
-                    f"reward {self.name!r} has a timeout, so its columns must be sent as JSON, but "
-                    f"column {key!r} cannot: {error}; convert it to text or numbers"
-                ) from None
-        try:
-            reply = self.child.call({"columns": columns, "count": count}, self.timeout)
-        except ChildTimeoutError as error:
-            return [Score(None, "timeout", str(error)) for _ in range(count)]
-        except ChildDiedError as error:
-            return [Score(None, "error", str(error)) for _ in range(count)]
-        return reply if isinstance(reply, str) else [Score(*s) for s in reply]
+_WRONG_TYPE = ("TypeError", "IndexError", "AttributeError")
+"""What code that expects messages raises where it is given a text."""

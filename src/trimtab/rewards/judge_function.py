@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
-from trimtab.rewards.functions import Columns
+from trimtab.rewards.functions import Columns, UserFunction
 from trimtab.types import Group, Score
 
 TIE = 0.5
@@ -20,14 +20,44 @@ def flipped(prompt: str, first: str, second: str) -> bool:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[0] % 2 == 1
 
 
-class Asked(Protocol):
+class PairJudge(Protocol):
     """Compares pairs: a function, or a model behind an endpoint."""
+
+    is_async: bool
+    """Whether it waits for something else."""
 
     def ask(
         self, prompts: list[str], completions: Sequence[Sequence[str]], columns: Columns
     ) -> list[Score]:
         """P(second is better) for each pair, or a status."""
         ...
+
+
+class JudgeFunction:
+    """A function that compares pairs.
+
+    Args:
+        function: Gets ``prompts``, ``pairs`` and the rows' other columns.
+    """
+
+    def __init__(self, function: UserFunction) -> None:
+        self.function = function
+        self.is_async = function.signature.is_async
+
+    def ask(
+        self, prompts: list[str], completions: Sequence[Sequence[str]], columns: Columns
+    ) -> list[Score]:
+        """P(second is better) for each pair, or a status.
+
+        Raises:
+            RewardError: the function returned something other than one number per pair.
+        """
+        pairs = [list(pair) for pair in completions]
+        columns = {**columns, "prompts": prompts, "pairs": pairs}
+        returned = self.function(columns, len(pairs), "pairs")
+        if isinstance(returned, Score):
+            return [returned] * len(pairs)
+        return self.function.scores(returned.values)
 
 
 class JudgedPart:
@@ -44,8 +74,9 @@ class JudgedPart:
         judge: Compares pairs.
     """
 
-    def __init__(self, name: str, judge: Asked) -> None:
+    def __init__(self, name: str, judge: PairJudge) -> None:
         self.name, self.judge = name, judge
+        self.is_async = judge.is_async
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, list[Score]]:
         """A score for each completion, in order.

@@ -22,7 +22,6 @@ from trimtab.models.load_frozen import Frozen, load_frozen
 from trimtab.models.model_spec import ModelSpec
 from trimtab.models.weights import load_weights
 from trimtab.objectives.bradley_terry import ensemble
-from trimtab.rewards.functions import number
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.stats.running import RunningFit
 from trimtab.types import Group, Score
@@ -205,16 +204,16 @@ class LearnedPart:
         scores_KB = torch.stack(
             [m.standardise(r) for m, r in zip(self.members, raw_KB, strict=True)]
         )
-        combined = [number(v) for v in self._combine(scores_KB).tolist()]
+        combined = [_score(v) for v in self._combine(scores_KB).tolist()]
         scores = {self.name: combined}
         if self.spec.residual_length:
             scores[self.name] = self._residual(combined, _lengths(groups))
             scores[f"{self.name}/with_length"] = combined
         if len(self.members) > 1:
             for i, raw in enumerate(raw_KB.tolist()):
-                scores[f"{self.name}/{i}"] = [number(v) for v in raw]
+                scores[f"{self.name}/{i}"] = [_score(v) for v in raw]
             spread = scores_KB.std(0, correction=0)
-            scores[f"{self.name}/disagreement"] = [number(v) for v in spread.tolist()]
+            scores[f"{self.name}/disagreement"] = [_score(v) for v in spread.tolist()]
         return scores
 
     def _residual(self, scores: Sequence[Score], lengths: Sequence[float]) -> list[Score]:
@@ -224,7 +223,7 @@ class LearnedPart:
             self.fit.add([x for x, _ in points], [cast(float, y) for _, y in points])
         slope, centre = self.fit.slope, self.fit.mean_x
         return [
-            number(cast(float, s.value) - slope * (x - centre)) if s.ok else s
+            _score(cast(float, s.value) - slope * (x - centre)) if s.ok else s
             for x, s in zip(lengths, scores, strict=True)
         ]
 
@@ -248,3 +247,10 @@ def _require_one_vocabulary(paths: Sequence[str], tokenizer: Any) -> None:
                 f"combine: average needs one vocabulary, but the tokenizers of {paths[0]!r} and "
                 f"{path!r} differ; use combine: mean"
             )
+
+
+def _score(value: float) -> Score:
+    """A finite number as a score; a model that returns any other is at fault: "invalid"."""
+    if math.isfinite(value):
+        return Score(value)
+    return Score(None, "invalid", f"the model's score is {value!r}")

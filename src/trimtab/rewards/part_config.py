@@ -20,6 +20,7 @@ _ONLY: dict[str, tuple[str, ...]] = {
     "residual_length": ("model", "models"),
     "timeout": ("function", "judge", "verifier"),
     "options": ("function", "judge", "verifier"),
+    "messages": ("function",),
 }
 
 
@@ -36,8 +37,12 @@ class RewardSpec(Config):
     """Two or more such models, combined by ``combine``."""
     function: FunctionPath | None = None
     """ "package.module:name" or "file.py:name": ``f(prompts, completions, **columns) -> list of
-    floats``. Every argument is passed by name, as in TRL; the function declares those it needs. None
-    means "no score"."""
+    floats``. Every argument is passed by name, as in TRL; the function declares those it needs, and
+    may be ``async``. None means "no score": the other parts are the completion's reward."""
+    messages: bool | None = None
+    """Whether the function gets conversational prompts and completions as lists of messages, as in
+    TRL, instead of texts. By default its annotation of ``completions`` decides, or else whether it
+    can read texts in its first call."""
     judge: FunctionPath | None = None
     """A function that compares two completions of one prompt, called by argument name:
     ``f(prompts, pairs, **columns) -> list``. 0: the first of the pair is better; 1: the second is;

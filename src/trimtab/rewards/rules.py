@@ -11,6 +11,7 @@ import regex
 from pydantic import Field, field_validator, model_validator
 
 from trimtab.config import Config, build
+from trimtab.data.thoughts import answer_text, names_marker
 from trimtab.errors import DataError
 from trimtab.rewards.math_answers import MathVerify
 from trimtab.types import Group, Score
@@ -47,7 +48,10 @@ def check_pattern(pattern: str) -> str:
 
 
 class Answer(Config):
-    """Where the right answer is, and how the final answer is extracted from a text."""
+    """Where the right answer is, and how the final answer is extracted from a text.
+
+    The thoughts of a completion (``<think>…</think>`` and the like) are not read: an answer that only
+    occurs in them is no answer."""
 
     column: str = "answer"
     """Column with the right answer, or a list of several right answers."""
@@ -61,12 +65,13 @@ class Answer(Config):
     def _pattern(cls, value: str | None) -> str | None:
         return None if value is None else check_pattern(value)
 
-    def given(self, text: str) -> str | None:
-        """The answer of a completion; None if ``extract`` does not match.
+    def extract_answer(self, text: str) -> str | None:
+        """The answer in a text; None if ``extract`` does not match after the thoughts.
 
         Raises:
             TimeoutError: the search took longer than ``PATTERN_S``.
         """
+        text = answer_text(text)
         if self.extract is None:
             return after_hashes(text)
         match = search(self.extract, text)
@@ -76,8 +81,8 @@ class Answer(Config):
 
     def gold(self, text: str) -> str:
         """The answer in the column, whose text may include the reasoning."""
-        extracted = self.given(text)
-        return after_hashes(text) if extracted is None else extracted
+        extracted = self.extract_answer(text)
+        return after_hashes(answer_text(text)) if extracted is None else extracted
 
 
 class Exact(Answer):
@@ -113,7 +118,10 @@ class Pattern(Config):
     column: str | None = None
     """Column with the pattern of each row, instead of ``pattern``."""
     full: bool = False
-    """Whether the whole completion must match, not only a part of it."""
+    """Whether the whole text must match, not only a part of it."""
+    after_thoughts: bool | None = None
+    """Whether only the text after the thoughts is searched. By default it is, unless the pattern
+    contains a marker of thoughts, such as ``<think>``."""
 
     @model_validator(mode="after")
     def _one(self) -> Pattern:
@@ -124,7 +132,10 @@ class Pattern(Config):
         return self
 
     def right(self, text: str, pattern: str) -> bool:
-        """Whether the text matches."""
+        """Whether the text, which includes the thoughts, matches."""
+        after = self.after_thoughts
+        if not names_marker(pattern) if after is None else after:
+            text = answer_text(text)
         find = regex.fullmatch if self.full else regex.search
         return find(pattern, text, timeout=PATTERN_S, concurrent=True) is not None
 
@@ -201,14 +212,16 @@ def after_hashes(text: str) -> str:
 class VerifierPart:
     """A verifier as a part of the reward: 1 for a right completion, 0 for a wrong one.
 
-    A completion without an answer is wrong: 0. If the row's right answer is missing or cannot be
-    parsed, the score has the status "invalid".
+    A completion without an answer is wrong: 0. A row without a right answer is "masked": it is for
+    other parts of the reward. If the right answer cannot be parsed, the score is "invalid".
     """
 
     def __init__(
         self, name: str, verifier: VerifierName, options: dict[str, Any], timeout: float | None
     ) -> None:
         self.name = name
+        self.columns: set[str] = set()
+        """Columns of the whole dataset, where they are known: one batch may have rows without some."""
         self.rule = verifier_options(verifier, options)
         self.check: Callable[[str, str], bool | Score | None]
         if isinstance(self.rule, Maths):
@@ -223,13 +236,16 @@ class VerifierPart:
             DataError: no row has the column of the right answer.
         """
         column = self.rule.column
-        if column is not None and groups and all(column not in g.extra for g in groups):
-            have = ", ".join(sorted(groups[0].extra)) or "none"
+        columns = self.columns.union(*(g.extra for g in groups))
+        if column is not None and groups and column not in columns:
+            have = ", ".join(sorted(columns)) or "none"
             raise DataError(
                 f"reward {self.name!r} needs the right answer in column {column!r}, but the rows' "
                 f"columns besides the prompt are: {have}; set options.column to the right one"
             )
-        return {self.name: [self._score(g, c.text) for g in groups for c in g.completions]}
+        return {
+            self.name: [self._score(g, g.prefill + c.text) for g in groups for c in g.completions]
+        }
 
     def _golds(self, group: Group) -> list[str] | None:
         if self.rule.column is None:
@@ -242,6 +258,9 @@ class VerifierPart:
         return [str(x) for x in golds]
 
     def _score(self, group: Group, text: str) -> Score:
+        column = self.rule.column
+        if column is not None and group.extra.get(column) in (None, "", []):
+            return Score(None, "masked", f"row {group.id}: no right answer in {column!r}")
         golds = self._golds(group)
         if golds is None:
             value = group.extra.get(cast(str, self.rule.column))
@@ -251,7 +270,7 @@ class VerifierPart:
                 answer: str | None = text
             else:
                 golds = [self.rule.gold(x) for x in golds]
-                answer = self.rule.given(text)
+                answer = self.rule.extract_answer(text)
             if answer is None:
                 return Score(0.0)
             for gold in golds:

@@ -93,7 +93,10 @@ class Truncated(Config):
 
 
 class Format(Config):
-    """``bonus`` if the pattern is found in the text, else -``penalty``."""
+    """``bonus`` if the pattern is found in the completion, else -``penalty``.
+
+    Where the chat template writes the start of the completion into the prompt (``<think>``), it counts
+    as a part of the completion."""
 
     pattern: str
     """In the syntax of the ``regex`` package: ^ and $ anchor it, (?s) lets . match newlines."""
@@ -107,7 +110,9 @@ class Format(Config):
 
     def __call__(self, c: Completion, group: Group) -> float:
         """The bonus or the penalty; raises TimeoutError if the search takes too long."""
-        match = regex.search(self.pattern, c.text, timeout=PATTERN_S, concurrent=True)
+        match = regex.search(
+            self.pattern, group.prefill + c.text, timeout=PATTERN_S, concurrent=True
+        )
         return self.bonus if match else -self.penalty
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -11,16 +10,16 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from trimtab.config import Config, import_function
+from trimtab.config import Config, FunctionPath
 from trimtab.data.formats import Example
 from trimtab.data.pack import packs
 from trimtab.data.render import Renderer
 from trimtab.data.steps import Steps
-from trimtab.errors import RewardError
 from trimtab.models.load import ModelSpec
 from trimtab.models.load_frozen import load_frozen
 from trimtab.models.step_scorer import StepScorer
 from trimtab.objectives.process_reward import Aggregate, aggregate_steps, step_differences
+from trimtab.rewards.functions import UserFunction
 from trimtab.types import Completion, Floats, Group, Score
 
 
@@ -31,12 +30,15 @@ class ProcessSpec(Config):
     """Name in metrics and samples."""
     model: str | None = None
     """Folder or hub id of a token classification model with two labels (``trimtab process``)."""
-    function: str | None = None
-    """ "package.module:name" or "file.py:name", called as ``f(prompts, completions_steps,
-    **columns)``. For each completion (a list of step texts) it returns a list with the probability
-    that each step is correct, or None for "no score"."""
+    function: FunctionPath | None = None
+    """ "package.module:name" or "file.py:name", called by argument name: ``f(prompts,
+    completions_steps, **columns)``. For each completion (a list of step texts) it returns a list with
+    the probability that each step is correct, or None for "no score"."""
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Keyword arguments of the function."""
+    timeout: float | None = Field(default=None, gt=0.0)
+    """Seconds per call of the function, which then runs in a child process that is killed at the
+    deadline."""
     separator: str = "\n"
     """Text that ends a step; must be the one that the model was trained with."""
     aggregate: Aggregate = "product"
@@ -76,10 +78,11 @@ class ProcessReward:
         self.spec = spec
         self.budget = token_budget
         self.steps = Steps(renderer, spec.separator)
-        self.function = None
+        self.function: UserFunction | None = None
         self.foreign: Steps | None = None
         if spec.function is not None:
-            self.function = import_function(spec.function, f"{spec.name}.function")
+            owner, key = f"process reward {spec.name!r}", f"{spec.name}.function"
+            self.function = UserFunction(owner, spec.function, key, spec.options, spec.timeout)
             return
         path = cast(str, spec.model)
         frozen = load_frozen(StepScorer, ModelSpec(path=path, device=device), renderer.tokenizer)
@@ -144,24 +147,15 @@ class ProcessReward:
 
     def _function(self, groups: Sequence[Group]) -> list[Floats | Score]:
         assert self.function is not None
-        rows = [(g, self.steps.texts(c.ids)) for g in groups for c in g.completions]
-        names = {k for g in groups for k in g.extra} - {"prompts", "completions_steps"}
-        takes = inspect.signature(self.function).parameters
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
-            names &= takes.keys()
-        columns = {k: [g.extra.get(k) for g, _ in rows] for k in sorted(names)}
-        texts = [t for _, t in rows]
-        try:
-            raw = self.function([g.text for g, _ in rows], texts, **columns, **self.spec.options)
-        except Exception as error:  # noqa: BLE001  a user's function may raise anything; it becomes a status
-            why = f"{type(error).__name__}: {error}"
-            return [Score(None, "error", why) for _ in rows]
-        if not isinstance(raw, Sequence) or len(raw) != len(rows):
-            raise RewardError(
-                f"process reward {self.spec.name!r} ({self.spec.function}) must return one list of "
-                f"step scores for each of the {len(rows)} completions"
-            )
-        return [_checked(x, len(t)) for x, t in zip(raw, texts, strict=True)]
+        rows = [(g, c) for g in groups for c in g.completions]
+        texts = [self.steps.texts(c.ids) for _, c in rows]
+        columns = {k: [g.extra.get(k) for g, _ in rows] for g in groups for k in g.extra}
+        columns |= {"prompts": [g.text for g, _ in rows], "completions_steps": texts}
+        step = max((c.version for _, c in rows), default=0)
+        returned = self.function(columns, len(rows), "completions", max(0, step))
+        if isinstance(returned, Score):
+            return [returned] * len(rows)
+        return [_checked(x, len(t)) for x, t in zip(returned.values, texts, strict=True)]
 
 
 def _checked(raw: Any, count: int) -> Floats | Score:

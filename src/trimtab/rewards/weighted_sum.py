@@ -7,14 +7,15 @@ the completion has no reward: a failure is never turned into a number.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, cast
 
 from trimtab.data.render import Renderer
 from trimtab.errors import ConfigError
 from trimtab.rewards.ai_judge import AIPart
-from trimtab.rewards.functions import FunctionPart
+from trimtab.rewards.functions import FunctionPart, UserFunction
 from trimtab.rewards.implicit import ImplicitReward, ImplicitSpec
-from trimtab.rewards.judge_function import JudgedPart
+from trimtab.rewards.judge_function import JudgedPart, JudgeFunction
 from trimtab.rewards.learned import LearnedPart
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.rules import VerifierPart
@@ -32,13 +33,15 @@ class RewardPart(Protocol):
 
 def make_part(spec: RewardSpec, tokenizer: Any, budget: int, device: str) -> RewardPart:
     """The part that ``spec`` describes."""
+    owner = f"reward {spec.name!r}"
     if spec.function is not None:
-        return FunctionPart(spec.name, spec.function, spec.options, spec.timeout)
+        key = f"rewards.{spec.name}.function"
+        function = UserFunction(owner, spec.function, key, spec.options, spec.timeout)
+        return FunctionPart(spec.name, function, spec.messages)
     if spec.judge is not None:
-        judge = FunctionPart(
-            spec.name, spec.judge, spec.options, spec.timeout, kind="judge", what="pairs"
-        )
-        return JudgedPart(spec.name, judge)
+        key = f"rewards.{spec.name}.judge"
+        function = UserFunction(owner, spec.judge, key, spec.options, spec.timeout)
+        return JudgedPart(spec.name, JudgeFunction(function))
     if spec.ai is not None:
         return AIPart(spec.name, spec.ai)
     if spec.verifier is not None:
@@ -71,24 +74,53 @@ class Rewards:
         self.specs = list(specs)
         self.parts = {s.name: make_part(s, tokenizer, token_budget, device) for s in specs}
 
+    def prepare(self, columns: set[str], max_steps: int) -> None:
+        """Tell the parts the columns of the whole dataset, and the run's number of optimiser steps."""
+        for part in self.parts.values():
+            judge = part.judge if isinstance(part, JudgedPart) else part
+            if isinstance(judge, FunctionPart | JudgeFunction):
+                judge.function.columns, judge.function.max_steps = columns, max_steps
+            elif isinstance(judge, VerifierPart):
+                judge.columns = columns
+
     def __call__(self, groups: Sequence[Group]) -> None:
-        """Fill ``Completion.scores`` and ``Completion.reward`` (None if a part failed).
+        """Fill ``Completion.scores`` and ``Completion.reward``.
+
+        The reward is the weighted sum of the parts that have a score. It is None if a part failed, or
+        if every part is masked. Parts with an async function run at the same time.
 
         Raises:
-            RewardError: a function did not return one value for each completion.
+            RewardError: a function did not return one number for each completion.
             DataError: no row has the column that a verifier compares with.
         """
         completions = [c for g in groups for c in g.completions]
-        for part in self.parts.values():
-            for name, scores in part(groups).items():
+        for part_scores in self._score(groups):
+            for name, scores in part_scores.items():
                 for c, score in zip(completions, scores, strict=True):
                     c.scores[name] = score
+        trained = [(s.name, s.weight) for s in self.specs if s.weight != 0.0]
         for c in completions:
-            parts = [(s.weight, c.scores[s.name]) for s in self.specs if s.weight != 0.0]
-            if all(p.ok for _, p in parts):
-                c.reward = sum((w * cast(float, p.value) for w, p in parts), 0.0)
-            else:
-                c.reward = None
+            parts = [(weight, c.scores[name]) for name, weight in trained]
+            counted = [(w, s) for w, s in parts if s.status != "masked"]
+            c.reward = None
+            if all(s.ok for _, s in counted) and (counted or not parts):
+                c.reward = sum((w * cast(float, s.value) for w, s in counted), 0.0)
+
+    def _score(self, groups: Sequence[Group]) -> list[dict[str, list[Score]]]:
+        """The scores of each part, in order."""
+        parts = self.parts.values()
+        waiting = [isinstance(p, FunctionPart | JudgedPart) and p.is_async for p in parts]
+        if not any(waiting):
+            return [part(groups) for part in parts]
+        with ThreadPoolExecutor(sum(waiting)) as pool:
+            futures = [
+                pool.submit(part, groups) if waits else None
+                for part, waits in zip(parts, waiting, strict=True)
+            ]
+            return [
+                part(groups) if future is None else future.result()
+                for part, future in zip(parts, futures, strict=True)
+            ]
 
     def state(self) -> dict[str, Any]:
         """The state that a resumed run needs: the fit on length of each reward model, by name."""
@@ -138,6 +170,12 @@ class Scoring:
             self.dense = ProcessReward(process, renderer, token_budget, device)
         elif implicit is not None:
             self.dense = ImplicitReward(implicit, renderer, token_budget, device)
+
+    def prepare(self, columns: set[str], max_steps: int) -> None:
+        """Tell the parts the columns of the whole dataset, and the run's number of optimiser steps."""
+        self.rewards.prepare(columns, max_steps)
+        if isinstance(self.dense, ProcessReward) and self.dense.function is not None:
+            self.dense.function.columns, self.dense.function.max_steps = columns, max_steps
 
     def outcome(self, groups: Sequence[Group]) -> None:
         """Compute the sequence reward only."""

@@ -28,7 +28,7 @@ def _begin(message: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
         limit = int(message["memory_gb"] * (1 << 30))
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     module, _, name = message["serve"].partition(":")
-    return getattr(importlib.import_module(module), name)(**message["given"])
+    return getattr(importlib.import_module(module), name)(**message["arguments"])
 
 
 def _serve(connection: Connection) -> None:

@@ -109,6 +109,7 @@ class OnlineStage(RolloutStage[OnlineConfig]):
         self.trainer = Trainer(
             {"model": self.lm.model}, {"model": config.optim}, config.steps, config.loop
         )
+        self.prepare_rewards()
 
     @property
     def title(self) -> str:
@@ -143,7 +144,7 @@ class OnlineStage(RolloutStage[OnlineConfig]):
                 metrics["objective/kl"] = float(np.mean(kls))
         pairs, ties, unscored = ranked(groups)
         if unscored == len(groups):
-            raise nothing_scored(f"step {index}", completions)
+            raise nothing_scored(f"step {index}", completions, 2)
         if pairs:
             part = Part(pairs, c.objective, self.forward, self.lm.exact)
             metrics |= with_margins(self.trainer.update([part]))

@@ -73,6 +73,7 @@ class RLStage(RolloutStage[RLConfig]):
             config.steps * method.updates.steps,
             config.loop,
         )
+        self.prepare_rewards()
         self.guard: Guard | None = None
         if config.audit is not None:
             rollouts = config.steps * config.batch_size * method.group_size
@@ -199,7 +200,7 @@ class RLStage(RolloutStage[RLConfig]):
                 if not (is_uniform and method.filter.dynamic_sampling):
                     batch.append(g)
         if unscored == sampled:
-            raise nothing_scored(f"step {index}", completions)
+            raise nothing_scored(f"step {index}", completions, 2 if method.needs_groups else 1)
         metrics = rollout_metrics(completions)
         if method.needs_groups:
             metrics["group/uniform"] = uniform / sampled

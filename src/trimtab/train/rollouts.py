@@ -75,6 +75,10 @@ class RolloutStage(Stage[C, LM]):
     def load_rewards(self) -> Rewards | Scoring:
         """What scores completions."""
 
+    def prepare_rewards(self) -> None:
+        """Tell the rewards the columns of all prompts, and the number of optimiser steps."""
+        self.rewards.prepare({k for g in self.prompts for k in g.extra}, self.trainer.total)
+
     @property
     @abstractmethod
     def needs_reference(self) -> bool:
@@ -140,12 +144,20 @@ class RolloutStage(Stage[C, LM]):
         self.rewards.load(state["rewards"])
 
 
-def nothing_scored(where: str, done: Sequence[Completion]) -> DataError:
-    """The error to raise when no completion of an iteration has a reward."""
-    failed = next(s for c in done for s in c.scores.values() if not s.ok)
+def nothing_scored(where: str, completions: Sequence[Completion], needed: int = 1) -> DataError:
+    """The error to raise when no prompt of an iteration has ``needed`` completions with a reward."""
+    scored = sum(c.reward is not None for c in completions)
+    failures: dict[str, str] = {}
+    for c in completions:
+        for name, s in c.scores.items():
+            if not s.ok and "/" not in name:
+                failures.setdefault(name, f"{name} was {s.status} ({s.detail})")
+    first = "; ".join(failures.values())
+    if scored == 0:
+        return DataError(f"{where}: no completion could be scored; the first failures: {first}")
     return DataError(
-        f"{where}: no completion could be scored; the first failure was "
-        f"{failed.status}: {failed.detail}"
+        f"{where}: {scored} of {len(completions)} completions have a reward, but no prompt has "
+        f"{needed}, which are needed to compare completions of one prompt; the first failures: {first}"
     )
 
 
@@ -161,7 +173,11 @@ def best_and_worst(completions: Sequence[Completion]) -> tuple[Completion, Compl
 
 
 def rollout_metrics(completions: Sequence[Completion]) -> dict[str, float]:
-    """Mean rewards by part, lengths, finish reasons and failures."""
+    """Mean rewards by part, lengths, finish reasons and failures.
+
+    "reward/NAME/unscored" is the share of completions that this part did not score, where there are
+    any.
+    """
     scored = [c.reward for c in completions if c.reward is not None]
     metrics = {
         "reward/mean": float(np.mean(scored)) if scored else math.nan,
@@ -170,9 +186,12 @@ def rollout_metrics(completions: Sequence[Completion]) -> dict[str, float]:
         "completion/length": float(np.mean([len(c) for c in completions])),
         "completion/truncated": float(np.mean([c.finish == "length" for c in completions])),
     }
-    for name in completions[0].scores:
-        values = [v for c in completions if (v := c.scores[name].value) is not None]
+    for name in dict.fromkeys(name for c in completions for name in c.scores):
+        scores = [c.scores.get(name) for c in completions]
+        values = [s.value for s in scores if s is not None and s.value is not None]
         metrics[f"reward/{name}"] = float(np.mean(values)) if values else math.nan
+        if len(values) < len(completions) and "/" not in name:
+            metrics[f"reward/{name}/unscored"] = 1.0 - len(values) / len(completions)
     return metrics
 
 
