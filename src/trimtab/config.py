@@ -50,7 +50,7 @@ def read_renamed(config: type[Config], values: Any) -> Any:
     """``values`` with the keys of the release before replaced, with one warning for each.
 
     A group of keys may have the name of an old single key: ``{"advantage": "advantage.estimator"}``
-    reads ``advantage: gae`` as ``advantage: {estimator: gae}``.
+    reads ``advantage: gae`` as ``advantage: {estimator: gae}``. A function never had that place.
     """
     if not isinstance(values, dict):
         return values
@@ -62,7 +62,8 @@ def read_renamed(config: type[Config], values: Any) -> Any:
     for old, new in renamed.items():
         if old not in values:
             continue
-        grouped = new.startswith(f"{old}.") and not isinstance(values[old], (dict, BaseModel))
+        single = not isinstance(values[old], (dict, BaseModel)) and not callable(values[old])
+        grouped = new.startswith(f"{old}.") and single
         if old in config.model_fields and not grouped:
             continue
         value = values.pop(old)

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import pytest
 import yaml
+from torch import Tensor
 
 import trimtab as tt
 from tests.support import folders
@@ -159,6 +160,26 @@ def test_packages_are_functions_whatever_was_imported_first() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["TypeError", "ConfigError", "ModelError"]
+
+
+def flat(rewards_BT: Tensor, mask_BT: Tensor, final_B: Tensor, group_B: Tensor) -> Tensor:
+    """The reward on every token."""
+    return final_B[:, None].expand(rewards_BT.shape)
+
+
+@pytest.mark.parametrize("advantage", [flat, {"estimator": flat, "scale": "none"}])
+def test_an_advantage_is_a_function(
+    advantage: Any, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = tt.GRPO(group_size=2, advantage=advantage)
+    assert method.advantage.baseline == "group", "the other keys keep the method's defaults"
+    assert "old name" not in caplog.text
+    run = tt.rl(
+        model, PROMPTS, [brevity], method=method, steps=1, batch_size=4,
+        sampling={"max_new_tokens": 4}, out=tmp_path / "run", **SMALL,
+    )  # fmt: skip
+    assert run.config["method"]["advantage"]["estimator"] == f"{__name__}:flat"
+    assert run.metrics["advantage/std"].notna().all()
 
 
 def test_mistakes_are_named(model: str, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def code(completions: list[str], task: list[str]) -> list[float | None]:
 
 
 def first_only(completions: list[str]) -> list[float | None]:
-    return [None if i % 4 else 5.0 for i, _ in enumerate(completions)]
+    return [None if i % 8 else 5.0 for i, _ in enumerate(completions)]
 
 
 def other_names(texts: list[str]) -> list[float]:

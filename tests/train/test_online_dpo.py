@@ -94,13 +94,13 @@ def test_a_judge_that_likes_places_is_shown_both() -> None:
 
 def test_what_a_judge_cannot_say_is_a_status() -> None:
     failed = judged(answers("a", "b c"), options={"fail": True})
-    assert [(s.value, s.status) for s in failed] == [(None, "invalid")] * 2
+    assert [(s.value, s.status) for s in failed] == [(None, "masked")] * 2
     alone = judged(answers("a"))[0]
     assert (alone.value, alone.status) == (None, "invalid")
     assert "two or more" in alone.detail
     outside = judged(answers("a", "b"), judge="tests.train.test_online_dpo:seven")
     assert all(s.status == "invalid" and "between 0 and 1" in s.detail for s in outside)
-    with pytest.raises(RewardError, match="one number for each of the 1 pairs"):
+    with pytest.raises(RewardError, match="one value for each of the 1 pairs"):
         judged(answers("a", "b"), judge="tests.train.test_online_dpo:too_few")
 
 

@@ -12,7 +12,7 @@ import torch
 from tests.support import folders
 from trimtab.config import build
 from trimtab.data.steps import Steps
-from trimtab.errors import ConfigError, ModelError
+from trimtab.errors import ConfigError, DataError, ModelError
 from trimtab.objectives.methods import METHODS
 from trimtab.objectives.process_reward import group_process_advantages
 from trimtab.runs import Run, read_metrics
@@ -265,3 +265,50 @@ def test_combinations_without_sense_are_refused(
 def test_names_of_rewards_differ(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"process\.name"):
         RLStage(config(base, tmp_path, process={**process(), "name": "wordy"}))
+
+
+# Functions ------------------------------------------------------------------------------------
+
+FUNCTIONS = "tests.support.reward_functions"
+TASKS: list[dict[str, object]] = [
+    {"prompt": [{"role": "user", "content": "what is red"}], "task": "maths", "answer": "red"},
+    {"prompt": [{"role": "user", "content": "where is blue"}], "task": "code", "answer": "sun"},
+]
+
+
+def one_iteration(base: Path, tmp_path: Path, *names: str) -> tuple[list[Group], dict[str, float]]:
+    """The groups and the metrics of an iteration on ``TASKS`` with these functions as rewards."""
+    path = folders.write(tmp_path / "tasks.jsonl", TASKS)
+    more = {
+        "data": {"path": str(path)},
+        "batch_size": 2,
+        "rewards": [{"function": f"{FUNCTIONS}:{name}"} for name in names],
+    }
+    return RLStage(config(base, tmp_path / "run", **more)).rollout(0)
+
+
+@pytest.mark.parametrize(
+    "name", ["swapped", "one_column", "no_keywords", "later", "first_message", "unannotated"]
+)
+def test_a_function_of_any_signature_is_a_reward(name: str, base: Path, tmp_path: Path) -> None:
+    groups, metrics = one_iteration(base, tmp_path, name)
+    assert metrics["reward/unscored"] == 0.0
+    if name in ("first_message", "unannotated"):
+        assert all(c.reward == len(c.text) for g in groups for c in g.completions)
+
+
+def test_two_rewards_each_for_its_own_task(base: Path, tmp_path: Path) -> None:
+    groups, metrics = one_iteration(base, tmp_path, "maths", "code")
+    rewards = {str(g.extra["task"]): {c.reward for c in g.completions} for g in groups}
+    assert rewards == {"maths": {1.0}, "code": {10.0}}
+    assert metrics["reward/unscored"] == 0.0
+    assert metrics["reward/maths/unscored"] == metrics["reward/code/unscored"] == 0.5
+
+
+def test_the_error_says_what_could_not_be_scored(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"2 of 16 completions .* no prompt has 2, .* returned None"
+    ):
+        one_iteration(base, tmp_path, "first_only")
+    with pytest.raises(DataError, match=r"no completion could be scored.* raises was error \(Runt"):
+        one_iteration(base, tmp_path, "maths", "raises")

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from trimtab.config import Config
+from trimtab.config import Config, FunctionPath
 
 Baseline = Literal["none", "batch", "group", "leave-one-out"]
 """What is subtracted from a completion's reward: nothing, or the mean reward of the batch, of its
@@ -21,10 +21,10 @@ Scale = Literal["none", "group", "leave-one-out", "batch"]
 class AdvantageSpec(Config):
     """How rewards become the advantage of every token."""
 
-    estimator: str = "returns"
+    estimator: FunctionPath = "returns"
     """"gae": generalised advantage estimates on state values. "returns": reward-to-go of the
     baselined reward. "process": step scores standardised over the group (2402.03300), plus the
-    baselined reward where rewards have weight. Or a function by import path, called as
+    baselined reward where rewards have weight. Or a function, in YAML by its import path, called as
     ``f(rewards_BT, mask_BT, final_B, group_B) -> advantages_BT``."""
     values: Literal["critic", "monte-carlo"] = "critic"
     """Where "gae" takes state values from: a trained critic, or continuations sampled from each

@@ -154,6 +154,8 @@ class PolicyMethod(Kind):
     def _merge_defaults(cls, group: Any, info: ValidationInfo) -> Any:
         """The keys given in a group, over the method's own defaults of that group."""
         default: Config = cls.model_fields[str(info.field_name)].default
+        if info.field_name == "advantage" and callable(group):
+            group = {"estimator": group}
         if isinstance(group, Config):
             kind = type(group)
             names = group.model_fields_set | {"type"} & set(kind.model_fields)
