@@ -72,6 +72,7 @@ def test_every_recipe_is_in_the_table() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_commands_and_example_run(work: Path) -> None:
     """In the order of the page; each command finds what the ones before it have written."""
     names = set[str]()
