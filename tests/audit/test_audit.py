@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.support import folders
+from tests.support.audit_rewards import not_red
 from trimtab.audit import audit_run
 from trimtab.audit.gold_audit import (
     FILE,
@@ -33,16 +34,6 @@ from trimtab.models import checkpoint
 from trimtab.runs import Run, read_metrics, read_samples
 from trimtab.train import reward
 from trimtab.train import rl as policy
-
-
-def red(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-    """The proxy: a share of one word."""
-    return [c.split().count("red") / max(1, len(c.split())) for c in completions]
-
-
-def not_red(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-    """Gold: the word is not wanted at all."""
-    return [1.0 - r for r in red(prompts, completions)]
 
 
 def rows(n: int, gold: Any, proxy: Any, kl: Any) -> list[AuditedRollout]:
@@ -119,10 +110,10 @@ def rl(base: Path, out: Path, **more: Any) -> dict[str, Any]:
     return {
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
         "data": {"path": str(base / "prompts.jsonl")},
-        "rewards": [{"name": "red", "function": "tests.audit.test_audit:red"}],
+        "rewards": [{"name": "red", "function": "tests.support.audit_rewards:red"}],
         "method": {"type": "rloo", "group_size": 4, "kl": {"beta": 0.0}}, "sampling": {"max_new_tokens": 6},
         "steps": 40, "batch_size": 8, "optim": {"lr": 1e-2, "lr_scheduler_type": "constant"},
-        "audit": {"gold": {"function": "tests.audit.test_audit:not_red"}, "share": 1.0, "block_size": 32},
+        "audit": {"gold": {"function": "tests.support.audit_rewards:not_red"}, "share": 1.0, "block_size": 32},
         **more,
     }  # fmt: skip
 
@@ -170,7 +161,9 @@ def test_stop_returns_to_the_best_audited_policy(base: Path, stopped: Path) -> N
     assert (stopped / FILE).read_bytes() == before
     audited = read_audit(stopped)
     assert len(audited) == 32 * len(metrics)
-    assert all(r.kl is not None and r.source == "tests.audit.test_audit:not_red" for r in audited)
+    assert all(
+        r.kl is not None and r.source == "tests.support.audit_rewards:not_red" for r in audited
+    )
 
 
 def test_advice_alone_changes_nothing(base: Path, tmp_path: Path) -> None:
@@ -323,7 +316,16 @@ def test_gold_afterwards_as_a_command(stopped: Path, tmp_path: Path, capsys: Any
     for name in ("config.yaml", "metrics.jsonl"):
         (run / name).write_bytes((stopped / name).read_bytes())
     (run / "samples").symlink_to(stopped / "samples")
-    cli(["audit", str(run), "--gold.function", "tests.audit.test_audit:not_red", "--share", "0.1"])
+    cli(
+        [
+            "audit",
+            str(run),
+            "--gold.function",
+            "tests.support.audit_rewards:not_red",
+            "--share",
+            "0.1",
+        ]
+    )
     audited = read_audit(run)
     steps = {r.step for r in audited}
     assert len(audited) == math.ceil(0.1 * 40 * 8 * 4) and len(steps) == len(read_metrics(run))

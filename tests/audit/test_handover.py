@@ -13,8 +13,8 @@ import pytest
 from safetensors.torch import load_file
 from scipy.stats import ttest_ind
 
-from tests.audit.test_audit import red
 from tests.support import folders
+from tests.support.audit_rewards import red
 from trimtab.audit.gold_audit import FILE, AuditedRollout, choose_policy, summarise
 from trimtab.config import build
 from trimtab.doctor import diagnosis, doctor_text
@@ -104,10 +104,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rl(
-    base: Path, out: Path, reward: str = "tests.audit.test_audit:red", **audit: Any
+    base: Path, out: Path, reward: str = "tests.support.audit_rewards:red", **audit: Any
 ) -> dict[str, Any]:
     """A run whose gold falls, and whose guard cannot be sure of it before the end."""
-    gold = {"function": "tests.audit.test_audit:not_red"}
+    gold = {"function": "tests.support.audit_rewards:not_red"}
     return {
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
         "data": {"path": str(base / "prompts.jsonl")},
@@ -189,7 +189,7 @@ def test_the_same_command_again_hands_over_the_same(base: Path, handed: Path) ->
 
 
 def test_a_sound_run_hands_over_its_last(base: Path, tmp_path: Path) -> None:
-    out = trained(rl(base, tmp_path / "sound", "tests.audit.test_audit:not_red"))
+    out = trained(rl(base, tmp_path / "sound", "tests.support.audit_rewards:not_red"))
     (action,) = actions(out)
     assert action["action"] == "keep" and "none is significantly better" in action["why"]
     assert read_summary(out)["audit"]["handed_over"] == 0

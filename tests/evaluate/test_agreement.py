@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.report.test_report import PAYLOADS, check
+from tests.support.active_pages import PAYLOADS, check
 from tests.support.panels import panel
 from trimtab.config import build
 from trimtab.errors import ConfigError, DataError

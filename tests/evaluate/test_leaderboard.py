@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from tests.report.test_report import check
+from tests.support.active_pages import check
 from trimtab.config import build
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate import leaderboard

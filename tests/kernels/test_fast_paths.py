@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import flops
-from tests.models.test_forward import alone, groups, packed, worst
 from tests.support.models import tiny
+from tests.support.packed_forwards import alone, groups, packed, worst
 from trimtab.data.pack import Output, Pack, build
 from trimtab.kernels.flash_cpu import flash_tree_attention
 from trimtab.kernels.logprobs import LogitHead

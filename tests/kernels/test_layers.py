@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from tests.models.test_forward import groups
 from tests.support.models import tiny
+from tests.support.packed_forwards import groups
 from trimtab.data.pack import Pack, build
 from trimtab.kernels.layers import RMSNorm, Rotate, rotate
 from trimtab.models import forward

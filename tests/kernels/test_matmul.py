@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from tests.models.test_forward import groups
 from tests.support.models import tiny
+from tests.support.packed_forwards import groups
 from trimtab.data.pack import build
 from trimtab.kernels import matmul
 from trimtab.kernels.matmul import (

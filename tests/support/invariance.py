@@ -138,3 +138,7 @@ def alone_heads(scorer: Scorer, g: Group, c: Completion) -> Tensor:
     model.set_attn_implementation("sdpa")
     ids = torch.from_numpy(np.concatenate([g.prompt, c.ids]))[None]
     return model.score(model.model(input_ids=ids).last_hidden_state[0])[:, 0]
+
+
+LAYOUTS = {"tree": (True, True), "segments": (False, True), "rows": (False, False)}
+"""Name to (share, exact): prompts shared; one segment a completion; padded rows, plain attention."""

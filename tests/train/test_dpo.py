@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import trimtab
 from tests.support import folders
-from tests.train.test_resume import start, wait_for, weights
+from tests.support.processes import start, wait_for, weights
 from trimtab.cli.main import main as command
 from trimtab.config import build
 from trimtab.errors import ConfigError, DataError, ModelError, UserError

@@ -18,8 +18,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from tests.support.models import tiny
-from tests.train.test_step_invariance import (
+from tests.support.invariance import (
     LAYOUTS,
     Shape,
     agree,
@@ -33,6 +32,7 @@ from tests.train.test_step_invariance import (
     shuffled,
     step,
 )
+from tests.support.models import tiny
 from trimtab.data.pack import Output, Pack
 from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.kto import KTO

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.support.invariance import (
+    LAYOUTS,
     TAU,
     Shape,
     agree,
@@ -50,6 +51,16 @@ def lm() -> LM:
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
     return double_scorer()
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(
+    request: pytest.FixtureRequest, lm: LM, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> bool:
+    share, exact = LAYOUTS[request.param]
+    monkeypatch.setattr(lm, "exact", exact)
+    monkeypatch.setattr(scorer, "exact", exact)
+    return share
 
 
 def rollout(lm: LM, groups: Sequence[Group], seed: int, fill: float = 0.0) -> None:

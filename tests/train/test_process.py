@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification
 
 from tests.support import folders
+from tests.support.invariance import agree, plain_gradient, shuffled, step
 from tests.support.models import tiny
-from tests.train.test_step_invariance import agree, plain_gradient, shuffled, step
 from trimtab.config import build
 from trimtab.data import formats
 from trimtab.data.pack import Output, Pack, packs

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import pytest
 import yaml
 
 from tests.support import folders
+from tests.support.processes import start, wait_for, weights
 from trimtab.runs import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -51,18 +48,6 @@ def config(stage: str, base: Path, out: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def start(stage: str, file: Path) -> subprocess.Popen[bytes]:
-    # This checkout's package, whatever is installed; ``tests`` for the reward.
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [sys.executable, "-m", "trimtab", stage, str(file)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def weights(out: Path) -> bytes:
-    return (out / "model" / "model.safetensors").read_bytes()
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
@@ -71,17 +56,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders.comparisons(folder / "pairs.jsonl")
     folders.prompts(folder / "prompts.jsonl")
     return folder
-
-
-def wait_for(out: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        metrics_file = out / "metrics.jsonl"
-        if metrics_file.is_file() and metrics_file.read_bytes().count(b"\n") >= lines:
-            return
-        assert process.poll() is None, process.stdout.read().decode()  # type: ignore[union-attr]
-        time.sleep(0.01)
-    raise AssertionError("no progress in 120 s")
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "rl", "online_dpo"])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from tests.support.invariance import (
+    LAYOUTS,
     Shape,
     agree,
     alone_heads,
@@ -55,10 +56,6 @@ def lm() -> LM:
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
     return double_scorer()
-
-
-LAYOUTS = {"tree": (True, True), "segments": (False, True), "rows": (False, False)}
-"""Name to (share, exact): prompts shared; one segment a completion; padded rows, plain attention."""
 
 
 @pytest.fixture(params=LAYOUTS)
