@@ -79,6 +79,9 @@ def test_models_by_name(base: Path, tmp_path: Path) -> None:
     assert summary["a"]["wordy"]["mean"] == pytest.approx(scores["a"].mean())
     assert summary["a"]["distinct_2"] == summary["a"]["style"]["distinct_2"]
     assert results["a"].kl is not None and results["b"].kl is None
+    # Per token of the completions: the baseline's own are the likelier ones under it.
+    assert results["a"].nll is not None and results["b"].nll is not None
+    assert 0 < results["b"].nll < results["a"].nll
     assert summary["b"]["gain"] == {"wordy": 0.0}
 
 
@@ -181,7 +184,7 @@ def test_hostile_completions_are_inert() -> None:
     bad = "<script>alert(1)</script>"
     rate = Estimate(0.5, 0.4, 0.6)
     result = ModelResult(
-        length=1.0, truncated=0.0, scores={"gold": rate}, failed={"gold": 1}, kl=None, win_rate=rate,
+        length=1.0, truncated=0.0, scores={"gold": rate}, failed={"gold": 1}, kl=None, nll=None, win_rate=rate,
         win_rate_length_controlled=rate, compared=1, gain={"gold": 0.0}, pass_at={},
         style={k: 0.5 for key, _, _ in STYLES for k in (key, f"{key}_low", f"{key}_high")},
         openings=[(bad, 1.0)],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 
+from trimtab.sandbox.instruction_edits import demonstration
 from trimtab.sandbox.instructions import (
     CONSTRAINTS,
     HELD_OUT_TOPICS,
@@ -70,3 +73,26 @@ def test_the_rewards_count_constraints() -> None:
     rows = {"completions": texts, "constraints": [of_row] * 3}
     assert share_satisfied(**rows) == [1.0, 0.5, 0.0]
     assert all_satisfied(**rows) == [1.0, 0.0, 0.0]
+
+
+TEXT = (
+    "Honey bees are small insects that live in hives, and they make honey. They visit flowers to "
+    "collect nectar. Bees also help plants grow by moving pollen. Without them many fruits would be rare."
+)
+
+
+def test_a_demonstration_satisfies_its_constraints_in_the_words_of_the_text() -> None:
+    rng = np.random.default_rng(0)
+    rows = [demonstration("Describe honey bees.", "honey bees", TEXT, rng) for _ in range(200)]
+    assert all(row is not None for row in rows)
+    seen: set[str] = set()
+    for row in rows:
+        assert row is not None and row["prompt"].startswith("Describe honey bees. ")
+        assert all(satisfied(row["completion"], c) for c in row["constraints"])
+        assert {"honey", "bees", "flowers"} & set(re.findall(r"\w+", row["completion"].lower()))
+        seen |= {c["type"] for c in row["constraints"]}
+    assert seen == set(CONSTRAINTS) - set(UNSEEN)
+
+
+def test_a_text_that_fits_no_constraint_gives_no_demonstration() -> None:
+    assert demonstration("Describe it.", "it", "no end", np.random.default_rng(0)) is None

@@ -49,6 +49,8 @@ class SampleConfig(Config):
     """Different completions per prompt; prompts with fewer give no item."""
     tries: int = Field(default=4, gt=0)
     """Rounds of sampling for a prompt with too few different completions."""
+    keep_truncated: bool = False
+    """Whether completions that reach ``sampling.max_new_tokens`` count."""
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
 
@@ -109,7 +111,8 @@ class SampleSummary:
 
 
 def main(config: SampleConfig) -> SampleSummary:
-    """Sample until there are enough different completions; empty and truncated ones do not count.
+    """Sample until there are enough different completions; empty ones do not count, nor truncated ones
+    without ``keep_truncated``.
 
     Raises:
         DataError: no prompt has enough different completions.
@@ -117,7 +120,8 @@ def main(config: SampleConfig) -> SampleSummary:
     c = config
     renderer = renderer_for(c.model, c.data)
     prompts = load_groups(c.data, formats.prompts, renderer.prompt)[c.skip :]
-    writer = Writer(renderer, load_sampler(c.model, renderer), c.sampling, c.num_completions)
+    sampler = load_sampler(c.model, renderer)
+    writer = Writer(renderer, sampler, c.sampling, c.num_completions, cut=c.keep_truncated)
     keys = [(c.seed, i) for i in range(len(prompts))]
     with bar("sample") as show:
         texts = writer(prompts, keys, c.tries, show)

@@ -11,15 +11,14 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from pydantic import BeforeValidator, Field, model_validator
 
 from trimtab.config import Config
 from trimtab.data import formats, sources
 from trimtab.data.formats import Example
-from trimtab.data.pack import packs
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate.candidates import BEST, LAST, START, Candidate, Loader, of_run
+from trimtab.evaluate.completion_logps import summed_logps
 from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
@@ -128,6 +127,9 @@ class ModelResult:
     """Completions without a score or verdict, by reward; the statistics exclude them."""
     kl: float | None
     """KL to the baseline, nats per completion; None for the baseline and for other decoding."""
+    nll: float | None
+    """Negative log-likelihood of its completions under the baseline, nats per token: how far they
+    are from fluent text, if the baseline is fluent; None for other decoding."""
     win_rate: Estimate
     """Share of prompts won against the baseline, ties half."""
     win_rate_length_controlled: Estimate
@@ -178,17 +180,23 @@ def main(config: CompareConfig) -> dict[str, ModelResult]:
     lm = base_lm = Loader()(base)  # its own loader, because checkpoints share a model
     groups: dict[str, list[Group]] = {}
     kls: dict[str, float] = {}
+    nlls: dict[str, float] = {}
     for candidate in candidates:
         if not candidate.decoding:
             lm = base_lm if candidate is base else load(candidate)
         done = groups[candidate.name] = _complete(c, candidate, lm, examples)
-        if lm is not base_lm and not candidate.decoding:
-            tau = candidate.sampling.temperature
-            own = _summed_logps(lm, done, c.token_budget, tau)
-            reference = _summed_logps(base_lm, done, c.token_budget, tau)
-            kls[candidate.name] = float(np.mean(np.asarray(own) - np.asarray(reference)))
+        if candidate.decoding:
+            continue
+        tau = candidate.sampling.temperature
+        reference = np.asarray(summed_logps(base_lm, done, c.token_budget, tau))
+        tokens = sum(len(x) for g in done for x in g.completions)
+        nlls[candidate.name] = -float(reference.sum()) / tokens
+        if lm is not base_lm:
+            own = np.asarray(summed_logps(lm, done, c.token_budget, tau))
+            kls[candidate.name] = float(np.mean(own - reference))
     results = {
-        x.name: _result(c, x, groups[x.name], groups[baseline], kls.get(x.name)) for x in candidates
+        name: _result(c, x, groups[name], groups[baseline], kls.get(name), nlls.get(name))
+        for name, x in zip(names, candidates, strict=True)
     }
     out = Path(c.out or (f"{c.run}/compare" if c.run else "runs/compare"))
     out.mkdir(parents=True, exist_ok=True)
@@ -233,7 +241,7 @@ def _complete(
     renderer = renderer_for(spec)
     tokenizer = renderer.tokenizer
     prompts = [g for g in map(renderer.prompt, examples) if g is not None]
-    sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
+    sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids, mixed=lm.mixed)
     # The key is the same for all models, so that differences are not due to the random stream.
     groups = collect(
         sampler,
@@ -250,25 +258,13 @@ def _complete(
     return groups
 
 
-@torch.no_grad()
-def _summed_logps(lm: LM, groups: Sequence[Group], budget: int, temperature: float) -> list[float]:
-    """Log-probability of each completion, nats, in the order of ``groups``."""
-    logps: dict[int, float] = {}
-    for pack in packs(groups, budget, share=lm.exact):
-        on = pack.to(lm.device)
-        logp, _ = lm.logps(lm.states(on), on, temperature or 1.0, entropy=False)
-        sums = torch.zeros(len(pack.last_B)).index_add(0, pack.owner_C, logp.cpu())
-        completions = [x for g in pack.groups for x in g.completions]
-        logps.update({id(x): float(s) for x, s in zip(completions, sums, strict=True)})
-    return [logps[id(x)] for g in groups for x in g.completions]
-
-
 def _result(
     c: CompareConfig,
     candidate: Candidate,
     groups: Sequence[Group],
     base: Sequence[Group],
     kl: float | None,
+    nll: float | None,
 ) -> ModelResult:
     completions = [x for g in groups for x in g.completions]
     owner = [i for i, g in enumerate(groups) for _ in g.completions]
@@ -302,6 +298,7 @@ def _result(
         scores=scores,
         failed=failed,
         kl=kl,
+        nll=nll,
         win_rate=bootstrap_mean(win_N, prompts),
         # One verdict per prompt and model does not determine a prompt's difficulty: gamma is empty.
         win_rate_length_controlled=length_controlled(Verdicts(tuple(prompts), win_N, longer_N), {}),

@@ -10,19 +10,25 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from trimtab.train.loop import Stage
+from trimtab.data.pack import plan as split
+from trimtab.models.load import base_of
+from trimtab.train.reference import NAME, CachedReference
+from trimtab.train.stage import DatasetStage, Stage
 from trimtab.train.trainer import batch_indices
 from trimtab.types import Group
 
 STEPS = 4
-"""Measured steps, after a first one that allocates the optimiser's state."""
+"""Measured steps at most, after a first one that allocates the optimiser's state."""
+SECONDS = 18.0
+"""About how long the measured steps may take together; a slow model's are cut short and scaled."""
 
 
 @dataclass(frozen=True)
@@ -78,44 +84,82 @@ def peak_mb(device: str) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
-def plan(make: Callable[[Any], Stage], config: Any) -> Need:
+class _Clock:
+    """Times parts of optimiser steps; what the optimiser itself takes does not grow with the part.
+
+    Attributes:
+        spent: Seconds so far, the first part included.
+    """
+
+    def __init__(self, stage: Stage[Any, Any]) -> None:
+        self.stage = stage
+        self.spent = self._optimiser = 0.0
+        self._parts: list[tuple[float, float, float]] = []
+        """Size, seconds without the optimiser, seconds of the optimiser."""
+        optimizer = stage.trainer.optimizer
+        step = optimizer.step
+
+        def timed(*args: Any, **keys: Any) -> Any:
+            since = time.monotonic()
+            result = step(*args, **keys)
+            self._optimiser += time.monotonic() - since
+            return result
+
+        optimizer.step = timed
+
+    def time(self, index: int, size: float) -> None:
+        """Run step ``index``, whose size is ``size``."""
+        self._optimiser = 0.0
+        since = time.monotonic()
+        self.stage.step(index)
+        seconds = time.monotonic() - since
+        self.spent += seconds
+        self._parts.append((size, seconds - self._optimiser, self._optimiser))
+
+    @property
+    def done(self) -> bool:
+        """Whether enough is measured."""
+        return len(self._parts) > STEPS or (len(self._parts) > 1 and self.spent > SECONDS)
+
+    def affordable(self) -> float:
+        """The size of the next part, if every part takes the same share of the time that is left."""
+        if not self._parts:
+            return 0.0
+        size, seconds, _ = self._parts[-1]
+        left = (SECONDS - self.spent) / (STEPS + 1 - len(self._parts))
+        return max(left, 0.0) * size / max(seconds, 1e-9)
+
+    def seconds_of(self, size: float) -> float:
+        """Seconds of a step of this size; the first part, which also warms up, is left out."""
+        sizes, seconds, optimiser = zip(*self._parts[1:], strict=True)
+        return sum(seconds) / sum(sizes) * size + float(np.mean(optimiser))
+
+
+def plan(make: Callable[[Any], Stage[Any, Any]], config: Any) -> Need:
     """Build the stage of ``config``, time the largest step and average ones, and scale to the run.
 
     With a fixed dataset, times are scaled by tokens to the average step. Online methods are timed on
-    their first iterations, and their completions may become longer or shorter later.
+    their first iterations, and their completions may become longer or shorter later. Where whole
+    steps take too long, parts of them are timed.
 
     Args:
         make: The stage's class.
         config: The configuration of the run; its folder is not touched.
     """
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="trimtab-plan-") as folder:
-        stage = make(config.model_copy(update={"out": folder}))
-        start = time.monotonic() - began
-        trainer = stage.trainer
-        tokens: list[int] = []
-        update = trainer.update
-
-        def counted(parts: Any) -> dict[str, float]:
-            tokens.append(sum(g.cost for part in parts for g in part.groups))
-            return update(parts)
-
-        trainer.update = counted
-        groups = getattr(stage, "train", None)
-        order = list(range(STEPS + 1))
-        if groups:
-            order = _order(groups, stage.steps, config.batch_size, config.loop.seed)
-        spent: list[tuple[float, int]] = []
-        for index in order:
-            tokens.clear()
-            since = time.monotonic()
-            stage.step(index)
-            spent.append((time.monotonic() - since, sum(tokens)))
-    each = spent[1:]  # the first one also warms up
-    mean = float(np.mean([t for _, t in each]))
-    if groups:
-        mean = config.batch_size * float(np.mean([g.cost for g in groups]))
-    seconds = sum(s for s, _ in each) / max(1, sum(t for _, t in each)) * mean
+    with tempfile.TemporaryDirectory(prefix="trimtab-plan-") as folder, _short_pass() as reference:
+        config = config.model_copy(update={"out": folder})
+        stage = make(config)
+        start = time.monotonic() - began + reference.left
+        clock = _Clock(stage)
+        if isinstance(stage, DatasetStage):
+            tokens = _time_dataset(stage, clock)
+            seconds = clock.seconds_of(tokens)
+            more_mb = 0.0
+        else:
+            tokens, more_mb = _time_online(stage, clock, config)
+            seconds = clock.seconds_of(config.batch_size)
+    trainer = stage.trainer
     parameters = [p for m in trainer.modules.values() for p in m.parameters()]
     device = parameters[0].device.type
     return Need(
@@ -123,13 +167,102 @@ def plan(make: Callable[[Any], Stage], config: Any) -> Need:
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         parameters=sum(p.numel() for p in parameters),
         steps=stage.steps,
-        tokens=mean,
+        tokens=tokens,
         seconds=seconds,
         start=start,
         budget=trainer.budget,
-        peak_mb=peak_mb(device),
+        peak_mb=peak_mb(device) + more_mb,
         device=device,
     )
+
+
+def _time_dataset(stage: DatasetStage[Any, Any], clock: _Clock) -> float:
+    """Time packs of the largest step and of average ones; the tokens of an average step."""
+    config, share, batch = stage.config, stage.network.exact, stage.batch
+    for index in _order(stage.train, stage.steps, config.batch_size, config.loop.seed):
+        packed = split(batch(index), stage.trainer.budget, share=share)
+        part: list[Group] = []
+        for pack in packed:
+            # At least a pack: no smaller part shows the memory and the speed of the step.
+            if part and sum(g.cost for g in [*part, *pack]) > clock.affordable():
+                break
+            part += pack
+        if not clock.spent:
+            part = part[: -(-len(part) // 4)]  # warms up
+        stage.batch = lambda index, part=part: part
+        clock.time(index, sum(g.cost for g in part))
+        if clock.done:
+            break
+    return config.batch_size * float(np.mean([g.cost for g in stage.train]))
+
+
+def _time_online(stage: Stage[Any, Any], clock: _Clock, config: Any) -> tuple[float, float]:
+    """Time iterations on as many prompts as time allows.
+
+    Returns:
+        The tokens of an iteration, and the memory in MB that its other prompts would take.
+    """
+    method = getattr(config, "method", None)
+    group_size = config.num_completions if method is None else method.group_size
+    least = 1 if method is None else -(-method.updates.minibatches // group_size)
+    tokens: list[float] = []
+    update = stage.trainer.update
+
+    def counted(parts: Any) -> dict[str, float]:
+        tokens[-1] += sum(g.cost for part in parts for g in part.groups)
+        return update(parts)
+
+    stage.trainer.update = counted
+    index = size = 0
+    while not clock.done:
+        size = min(config.batch_size, max(least, int(clock.affordable())))
+        stage.config = config.model_copy(update={"batch_size": size})
+        tokens.append(0.0)
+        clock.time(index, size)
+        tokens[-1] *= config.batch_size / size
+        index += 1
+    slots = config.sampling.slots
+    rows = [min(slots, n * group_size) for n in (config.batch_size, size)]
+    model = base_of(stage.network.model).config.get_text_config()
+    width = 2 * model.num_hidden_layers * model.hidden_size * 4  # bytes of keys and values at most
+    kv_heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
+    width *= kv_heads / model.num_attention_heads
+    more = (rows[0] - rows[1]) * config.sampling.max_new_tokens * width
+    return float(np.mean(tokens[1:])), more / 2**20
+
+
+@dataclass
+class _Pass:
+    """The reference's pass over the data before the first step."""
+
+    left: float = 0.0
+    """Seconds of the part that was left out."""
+
+
+@contextmanager
+def _short_pass() -> Generator[_Pass]:
+    """Context in which a reference computes a pack of the data, zeros for the rest, and no cache."""
+    result = _Pass()
+    annotate = CachedReference.annotate
+
+    def short(self: CachedReference, groups: Sequence[Group]) -> None:
+        for g in groups:
+            for c in g.completions:
+                c.tokens[NAME] = np.zeros(len(c), np.float32)
+        if not groups:
+            return
+        costs = np.cumsum([g.cost for g in groups])
+        part = groups[: 1 + int(np.searchsorted(costs, self.budget))]
+        since = time.monotonic()
+        self.compute(part)
+        seconds = time.monotonic() - since
+        result.left += seconds * (costs[-1] / sum(g.cost for g in part) - 1)
+
+    CachedReference.annotate = short
+    try:
+        yield result
+    finally:
+        CachedReference.annotate = annotate
 
 
 def _order(groups: Sequence[Group], steps: int, batch: int, seed: int) -> list[int]:

@@ -16,7 +16,9 @@ from trimtab.types import Group
 def load_sampler(spec: ModelSpec, renderer: Renderer) -> Sampler:
     """A sampler of a frozen model."""
     lm = LM.load(spec, train=False)
-    return Sampler(lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids)
+    return Sampler(
+        lm.plain_attention(), renderer.tokenizer, stop_ids=renderer.stop_ids, mixed=lm.mixed
+    )
 
 
 def collect(

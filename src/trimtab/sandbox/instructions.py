@@ -249,27 +249,35 @@ def instructions(count: int, seed: int, *, held_out: bool = False) -> list[Row]:
         held_out: About other topics, and a sixth of them with a type of ``UNSEEN``.
     """
     rng = np.random.default_rng((seed, int(held_out)))
-    topics = TOPICS[-HELD_OUT_TOPICS:] if held_out else TOPICS[:-HELD_OUT_TOPICS]
     rows: dict[str, Row] = {}
     while len(rows) < count:
-        unseen = held_out and len(rows) % 6 == 5
-        task = str(rng.choice(TASKS)).format(topic=rng.choice(topics))
-        constraints: list[Values] = []
-        sentences = [task]
-        for name in _draw_types(rng, unseen):
-            kind = CONSTRAINTS[name]
-            values = kind.draw(rng)
-            listed = " and ".join(f"'{x}'" for x in values.get("words", values.get("keys", ())))
-            phrasing = kind.texts[int(rng.integers(len(kind.texts)))]
-            sentences.append(phrasing.format(**values, listed=listed))
-            constraints.append({"type": name, **values})
-        prompt = " ".join(sentences)
-        kinds = " + ".join(c["type"] for c in constraints)
-        rows[prompt] = {"prompt": prompt, "constraints": constraints, "kind": kinds}
+        task, _ = draw_task(rng, held_out)
+        names = draw_types(rng, unseen=held_out and len(rows) % 6 == 5)
+        constraints = [{"type": name, **CONSTRAINTS[name].draw(rng)} for name in names]
+        row = instruction(task, constraints, rng)
+        rows[row["prompt"]] = row
     return list(rows.values())
 
 
-def _draw_types(rng: np.random.Generator, unseen: bool) -> list[str]:
+def draw_task(rng: np.random.Generator, held_out: bool = False) -> tuple[str, str]:
+    """A task without constraints, and its topic."""
+    topics = TOPICS[-HELD_OUT_TOPICS:] if held_out else TOPICS[:-HELD_OUT_TOPICS]
+    topic = topics[int(rng.integers(len(topics)))]
+    return TASKS[int(rng.integers(len(TASKS)))].format(topic=topic), topic
+
+
+def instruction(task: str, constraints: Sequence[Values], rng: np.random.Generator) -> Row:
+    """The row of a task with constraints, each in one of its phrasings."""
+    sentences = [task]
+    for c in constraints:
+        texts = CONSTRAINTS[c["type"]].texts
+        listed = " and ".join(f"'{x}'" for x in c.get("words", c.get("keys", ())))
+        sentences.append(texts[int(rng.integers(len(texts)))].format(**c, listed=listed))
+    kind = " + ".join(c["type"] for c in constraints)
+    return {"prompt": " ".join(sentences), "constraints": list(constraints), "kind": kind}
+
+
+def draw_types(rng: np.random.Generator, unseen: bool = False) -> list[str]:
     """One type of ``UNSEEN``, or one or two others of different families."""
     if unseen:
         return [str(rng.choice(UNSEEN))]

@@ -84,7 +84,7 @@ class CachedReference:
         completions = [c for g in groups for c in g.completions]
         flat = _read(path, sum(len(c) for c in completions))
         if flat is None:
-            self._compute(groups)
+            self.compute(groups)
             self.computed += len(completions)
             flat = np.concatenate([c.tokens[NAME] for c in completions])
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,8 @@ class CachedReference:
             start += len(c)
 
     @torch.no_grad()
-    def _compute(self, groups: Sequence[Group]) -> None:
+    def compute(self, groups: Sequence[Group]) -> None:
+        """The same without the cache."""
         for pack in packs(groups, self.budget, share=self.lm.exact):
             on = pack.to(self.lm.device)
             scatter(pack, {NAME: frozen_logps(self.lm, on, TEMPERATURE).cpu().numpy()})

@@ -61,7 +61,7 @@ def template_facts(
     facts: Row = {"template": "other", "prompts_changed": changed / max(1, len(conversations))}
     if not changed:
         return facts
-    sampler = Sampler(lm.plain_attention(), own, stop_ids=own_renderer.stop_ids)
+    sampler = Sampler(lm.plain_attention(), own, stop_ids=own_renderer.stop_ids, mixed=lm.mixed)
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=48)
     sampled = sampler([Request(g.prompt, (0, i)) for i, g in enumerate(own_groups)], greedy)
     completions = [own_renderer.completion(s[0].ids, s[0].finish) for s in sampled]
