@@ -8,6 +8,7 @@ rewards may be functions.
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import json
 import os
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import yaml
 
-from trimtab.config import Config, build, is_local_function
+from trimtab.config import Config, build
 from trimtab.errors import ConfigError
 from trimtab.launch.commands import COMMANDS
 
@@ -145,7 +146,9 @@ def _command(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 @_command("sft")
-def sft(model: Model, data: Data, *, out: str | Path = "runs/sft", **keys: Any) -> Run:
+def sft(
+    model: Model, data: Data, *, out: str | Path = "runs/sft", fresh: bool = False, **keys: Any
+) -> Run:
     """Fine-tune a model on demonstrations; ``keys`` as in ``trimtab sft --help``.
 
     Raises:
@@ -156,7 +159,9 @@ def sft(model: Model, data: Data, *, out: str | Path = "runs/sft", **keys: Any) 
 
 
 @_command("reward")
-def reward_model(model: Model, data: Data, *, out: str | Path = "runs/reward", **keys: Any) -> Run:
+def reward_model(
+    model: Model, data: Data, *, out: str | Path = "runs/reward", fresh: bool = False, **keys: Any
+) -> Run:
     """Train a reward model on comparisons; ``keys`` as in ``trimtab reward --help``.
 
     Raises:
@@ -167,7 +172,7 @@ def reward_model(model: Model, data: Data, *, out: str | Path = "runs/reward", *
 
 @_command("process")
 def process_reward_model(
-    model: Model, data: Data, *, out: str | Path = "runs/process", **keys: Any
+    model: Model, data: Data, *, out: str | Path = "runs/process", fresh: bool = False, **keys: Any
 ) -> Run:
     """Train a process reward model on labelled steps; ``keys`` as in ``trimtab process --help``.
 
@@ -184,6 +189,7 @@ def dpo(
     *,
     objective: Direct | str | Mapping[str, Any] = "dpo",
     out: str | Path = "runs/dpo",
+    fresh: bool = False,
     **keys: Any,
 ) -> Run:
     """Train on comparisons without a reward model: DPO, IPO, SimPO, KTO, …
@@ -192,7 +198,8 @@ def dpo(
         model: Where training starts, and the reference.
         data: Comparisons; for ``KTO`` completions with labels as well.
         objective: ``trimtab.DPO(beta=0.1)``, another one, or its name.
-        out: The run folder.
+        out: The run folder; with results in it the same call resumes.
+        fresh: Move the results of an earlier run in ``out`` aside, and start again.
         keys: As in ``trimtab dpo --help``.
 
     Raises:
@@ -209,6 +216,7 @@ def online_dpo(
     *,
     objective: Direct | str | Mapping[str, Any] = "dpo",
     out: str | Path = "runs/online_dpo",
+    fresh: bool = False,
     **keys: Any,
 ) -> Run:
     """Train on pairs of the policy's own completions, ranked by ``rewards``.
@@ -230,6 +238,7 @@ def rl(
     *,
     method: PolicyMethod | str | Mapping[str, Any] = "ppo",
     out: str | Path = "runs/rl",
+    fresh: bool = False,
     **keys: Any,
 ) -> Run:
     """Train a policy on its own completions: PPO, GRPO, DAPO, RLOO, …
@@ -240,7 +249,8 @@ def rl(
         rewards: Functions and ``trimtab.Reward(model=..., weight=...)``; their weighted sum is
             what is trained on.
         method: ``trimtab.GRPO(group_size=8)``, another one, or its name.
-        out: The run folder.
+        out: The run folder; with results in it the same call resumes.
+        fresh: Move the results of an earlier run in ``out`` aside, and start again.
         keys: As in ``trimtab rl --help``: ``steps``, ``batch_size``, ``sampling``, ``optim``, …
 
     Raises:
@@ -321,22 +331,29 @@ def _call(name: str, values: dict[str, Any]) -> Any:
     values = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
     if "files" in values:
         values["files"] = [str(file) for file in values["files"]]
+    fresh: bool = values.pop("fresh", False)
     out = Path(values.get("out", ""))
+    files: dict[Path, str] = {}
     for key in ("data", "eval_data"):
         if values.get(key) is not None:
-            values[key] = _on_disk(values[key], out / "data", key)
+            values[key] = _on_disk(values[key], out / "data", key, files)
     if values.get("evals"):
-        values["evals"] = {k: _on_disk(v, out / "data", k) for k, v in values["evals"].items()}
-    _refuse_local_resume(out)
-    result = command.load_function()(build(command.load_config(), values, name))
+        evals = values["evals"].items()
+        values["evals"] = {k: _on_disk(v, out / "data", k, files) for k, v in evals}
+    config = build(command.load_config(), values, name)
+    command.prepare(config, fresh=fresh)
+    for file, text in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    result = command.load_function()(config)
     return Run(out) if command.stage else result
 
 
-def _on_disk(data: Any, folder: Path, name: str) -> Any:
-    """``data`` as the stage reads it: rows and datasets become a file of the run folder.
+def _on_disk(data: Any, folder: Path, name: str, files: dict[Path, str]) -> Any:
+    """``data`` as the stage reads it: rows and datasets become one of the run folder's ``files``.
 
     Raises:
-        ConfigError: the run was started with other rows, or they are not of a known kind.
+        ConfigError: they are not of a known kind.
     """
     if isinstance(data, Mapping | Config | str | os.PathLike):
         return data
@@ -352,43 +369,8 @@ def _on_disk(data: Any, folder: Path, name: str) -> Any:
             "datasets.Dataset"
         )
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    file = folder / f"{name}.jsonl"
-    if (
-        file.exists()
-        and file.read_text(encoding="utf-8") != text
-        and _has_checkpoints(folder.parent)
-    ):
-        raise ConfigError(
-            f"{folder.parent}: this run was started with other rows of {name!r}; choose another out"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    # Named by its content: the run of other rows, which may be in the folder, keeps its own.
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
+    file = folder / f"{name}-{digest}.jsonl"
+    files[file] = text
     return str(file)
-
-
-def _has_checkpoints(out: Path) -> bool:
-    return any((out / "checkpoints").glob("step-*"))
-
-
-def _refuse_local_resume(out: Path) -> None:
-    """A run with a lambda cannot be resumed: nothing says that it is the same lambda.
-
-    Raises:
-        ConfigError: ``out`` holds such a run.
-    """
-
-    def has_local(value: Any) -> bool:
-        if isinstance(value, dict):
-            return any(map(has_local, value.values()))
-        if isinstance(value, list):
-            return any(map(has_local, value))
-        return isinstance(value, str) and is_local_function(value)
-
-    file = out / "config.yaml"
-    if not file.is_file() or not _has_checkpoints(out):
-        return
-    if has_local(yaml.safe_load(file.read_text(encoding="utf-8"))):
-        raise ConfigError(
-            f"{out}: this run was started with a lambda or a local function, so it cannot be "
-            "resumed; choose another out, or define the function at the top of a module"
-        )

@@ -39,6 +39,25 @@ class Config(BaseModel):
     )
     renamed: ClassVar[dict[str, str]] = {}
     """Keys of the release before and the dotted keys that replace them: still read, with a warning."""
+    extent_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys that say how far the work goes: they may change when a run is resumed."""
+    free_keys: ClassVar[frozenset[str]] = frozenset({"out"})
+    """Keys that never change the result: what is logged and saved, where it is written, and how much time
+    and memory it takes. They may change when a run is resumed."""
+    model_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys with the folder or hub id of a model or tokenizer."""
+
+    @classmethod
+    def declared_keys(
+        cls, name: Literal["extent_keys", "free_keys", "model_keys"]
+    ) -> frozenset[str]:
+        """``extent_keys``, ``free_keys`` or ``model_keys`` of this class and of its bases."""
+        return frozenset().union(*(vars(base).get(name, ()) for base in cls.__mro__))
+
+    def input_contents(self) -> dict[str, Any]:
+        """The ``runs.content.Content`` of keys that name an input which is not simply a model, a local
+        file or folder, or the code of a function."""
+        return {}
 
     @model_validator(mode="before")
     @classmethod

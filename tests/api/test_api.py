@@ -87,21 +87,34 @@ def test_the_same_call_resumes(run: tt.Run, model: str) -> None:
         out=run.path, **SMALL,
     )  # fmt: skip
     assert list(again.metrics.index) == [1, 2, 3]
-    with pytest.raises(ConfigError, match="started with other rows of 'data'"):
+    before = (run.path / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"data: 16 rows -> 4 rows, first difference in row 5"):
         tt.rl(model, PROMPTS[:4], [brevity], steps=3, out=run.path, **SMALL)
+    assert (run.path / "config.yaml").read_bytes() == before
+
+
+def test_fresh_moves_the_old_run_aside(model: str, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"out": tmp_path / "run", "epochs": 1, "batch_size": 4, **SMALL}
+    rows = [{"prompt": "what is the cat ?", "completion": "the cat is here ."}] * 8
+    tt.sft(model, rows, **keys)
+    with pytest.raises(ConfigError, match="row 8"):
+        tt.sft(model, rows[:7], **keys)
+    assert tt.sft(model, rows[:4], fresh=True, **keys).metrics.index.max() == 1
+    assert tt.Run(tmp_path / "run.old-1").metrics.index.max() == 2
 
 
 def test_a_lambda_trains_once_and_says_so(
     model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def train() -> tt.Run:
+        # A new function at each call, which nothing identifies.
         reward = lambda completions, **_: [float(len(c)) for c in completions]  # noqa: E731
         keys = {"steps": 1, "batch_size": 4, "sampling": {"max_new_tokens": 2}, **SMALL}
         return tt.rl(model, PROMPTS, [reward], method="rloo", out=tmp_path / "run", **keys)
 
     assert train().metrics["reward/mean"].iloc[0] >= 0
     assert caplog.text.count("cannot be resumed") == 1
-    with pytest.raises(ConfigError, match="lambda or a local function, so it cannot be resumed"):
+    with pytest.raises(ConfigError, match="a lambda or local function, which cannot be recognised"):
         train()
 
 

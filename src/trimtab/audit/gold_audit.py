@@ -66,6 +66,8 @@ class AuditedRollout(BaseModel):
 class GoldSpec(Config):
     """What gives the gold score: a function or a stronger reward model (people: ``trimtab audit``)."""
 
+    model_keys: ClassVar[frozenset[str]] = frozenset({"model"})
+
     function: str | None = None
     """ "package.module:name" or "file.py:name", called as a reward function; None means no score."""
     model: str | None = None

@@ -53,6 +53,7 @@ def usage() -> str:
         "  --help      after a command: its keys, the values that would be used, and what they mean",
         "  --dry-run   print the resolved configuration and stop",
         "  --plan      of a training command: predict time and memory from a few steps and stop",
+        "  --fresh     move what is in the output folder aside, and start again",
     ]
     return "\n".join(lines)
 
@@ -64,7 +65,7 @@ def run_command(command: Command, words: Sequence[str]) -> None:
         return
     config_class = command.load_config()
     booleans = {k.path for k in keys_of(config_class, {}) if k.boolean}
-    arguments = parse(words, frozenset({"plan"}), booleans.__contains__)
+    arguments = parse(words, frozenset({"plan", "fresh"}), booleans.__contains__)
     if "plan" in arguments.switches and not command.stage:
         raise ConfigError(f"--plan is for training stages; {command.name} trains nothing")
     files, values = arguments.positionals, arguments.values
@@ -96,7 +97,7 @@ def run_command(command: Command, words: Sequence[str]) -> None:
 
         print(plan(command.load_stage(), config).text())
     else:
-        command.load_function()(config)
+        command.run(config, fresh="fresh" in arguments.switches)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,7 +20,7 @@ _USAGE = """trimtab run RECIPE [--out DIR] [--STAGE.key value ...] [--inputs.NAM
   RECIPE       the name of a packaged recipe (see trimtab recipes), or a YAML file
   --STAGE.key  changes a key of a stage, as --ppo.steps 100
   --dry-run    print every stage, resolved, and stop
-  --fresh      run stages again whose settings have changed"""
+  --fresh      move stages whose inputs have changed aside, and run them again"""
 
 
 def find_recipe(name: str) -> Path:
@@ -59,7 +59,8 @@ def run(words: Sequence[str]) -> None:
     recipe = build(recipes.Recipe, {**values, "stages": stages}, source)
     if arguments.switches & {"help", "dry-run"}:
         for stage in recipes.plan(recipe, source):
-            state = "complete" if stage.complete else "to do"
+            marker = stage.read_marker()
+            state = "complete" if marker and marker.complete else "to do"
             print(f"# {stage.name}: {stage.command.name} -> {stage.folder} ({state})")
             resolved = {stage.name: stage.config.model_dump(mode="json")}
             print(yaml.safe_dump(resolved, sort_keys=False))

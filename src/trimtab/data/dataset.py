@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
@@ -13,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from trimtab.config import Config
 from trimtab.data import formats, schemas, sources
 from trimtab.errors import DataError, RowError
+from trimtab.runs.content import rows_content
 from trimtab.types import Group
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,13 @@ class DataSpec(Config):
         "max_prompt": "max_prompt_length",
         "max_completion": "max_completion_length",
     }
+
+    def input_contents(self) -> dict[str, Any]:
+        """The rows, as read."""
+        if Path(self.path).expanduser().is_dir():  # labels, whose files are compared
+            return {}
+        rows = sources.read(self.path, split=self.split, limit=self.limit, strict=self.strict)
+        return {"path": rows_content(row for _, row in rows.rows)}
 
     path: str
     """A local jsonl, json, parquet, csv or txt file (gz too), or a hub id."""

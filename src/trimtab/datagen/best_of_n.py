@@ -20,7 +20,7 @@ from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
 from trimtab.rollout.collector import collect, load_sampler
-from trimtab.runs import Run, to_json, write_atomic
+from trimtab.runs import Run, open_run, to_json, write_atomic
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.stats.order_stats import pick
 from trimtab.train.rollouts import best_and_worst, nothing_scored, sample_rows
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 class BestOfNConfig(Config):
     """Configuration of ``trimtab best-of-n``."""
 
+    free_keys: ClassVar[frozenset[str]] = frozenset({"token_budget"})
     renamed: ClassVar[dict[str, str]] = {"n": "num_completions"}
 
     out: str = "runs/best_of_n"
@@ -90,7 +91,11 @@ def main(config: BestOfNConfig) -> BestOfNSummary:
     Raises:
         DataError: no completion could be scored, or none is good enough for a row.
     """
-    c = config
+    with open_run(config, config.out) as run:
+        return _best_of_n(config, run)
+
+
+def _best_of_n(c: BestOfNConfig, run: Run) -> BestOfNSummary:
     renderer = renderer_for(c.model, c.data)
     prompts = load_groups(c.data, formats.prompts, renderer.prompt)
     rewards = Rewards(c.rewards, renderer.tokenizer, c.token_budget, c.model.device)
@@ -136,7 +141,6 @@ def main(config: BestOfNConfig) -> BestOfNSummary:
             f"have their best below threshold {c.threshold}, the others only completions that are "
             "unscored, empty, or truncated by sampling.max_new_tokens"
         )
-    run = Run(c.out, c.model_dump(mode="json"))
     for name, rows in (("best", best), ("pairs", pairs)):
         write_atomic(run.path / f"{name}.jsonl", "".join(to_json(r) + "\n" for r in rows).encode())
     run.samples(0, sample_rows(groups))

@@ -117,7 +117,11 @@ def main(config: JudgeConfig) -> JudgeSummary:
         DataError: an item cannot be judged.
         JudgeError: an endpoint cannot be used at all.
     """
-    c = config
+    with Run(config.out, config.model_dump(mode="json")) as run:
+        return _judge(config, run)
+
+
+def _judge(c: JudgeConfig, run: Run) -> JudgeSummary:
     items = read_items(c.data, c.limit)
     for number, item in enumerate(items, 1):
         if not 2 <= len(item.completions) <= len(LETTERS) and c.mode != "score":
@@ -125,7 +129,6 @@ def main(config: JudgeConfig) -> JudgeSummary:
                 f"{c.data}: row {number}: {len(item.completions)} completions; a judge compares 2 to "
                 f"{len(LETTERS)} (mode: score takes any number)"
             )
-    run = Run(c.out, c.model_dump(mode="json"))
     by_judge: list[list[Judgement]] = []
     summary = JudgeSummary(len(items))
     why: dict[str, str] = {}

@@ -81,10 +81,13 @@ def main(config: ReviseConfig) -> ReviseSummary:
         JudgeError: the endpoint cannot be used at all.
         DataError: every revision failed.
     """
-    c = config
+    with Run(config.out, config.model_dump(mode="json")) as run:
+        return _revise(config, run)
+
+
+def _revise(c: ReviseConfig, run: Run) -> ReviseSummary:
     rubric = load_rubric(c.rubric)
     items = read_items(c.data, c.limit)
-    run = Run(c.out, c.model_dump(mode="json"))
     spec = c.model_copy(update={"cache": c.cache or str(Path(c.out) / "cache.sqlite")})
     with Client(spec) as client, bar("revise") as show:
 

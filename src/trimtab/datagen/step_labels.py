@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,7 +22,7 @@ from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
 from trimtab.rollout.collector import collect, load_sampler
 from trimtab.rollout.monte_carlo import StateValues, monte_carlo_values
-from trimtab.runs import json_lines, write_atomic
+from trimtab.runs import json_lines, open_run, write_atomic
 from trimtab.runs.console import bar
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.types import Completion, Group
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 class StepLabelsConfig(Config):
     """Configuration of ``trimtab step-labels``."""
+
+    free_keys: ClassVar[frozenset[str]] = frozenset({"token_budget"})
 
     out: str = "runs/step_labels"
     model: ModelSpec
@@ -116,8 +118,12 @@ def main(config: StepLabelsConfig) -> StepLabelsSummary:
     Raises:
         DataError: no step could be labelled.
     """
-    out = Path(config.out)
-    (out / "parts").mkdir(parents=True, exist_ok=True)
+    with open_run(config, config.out) as run:
+        return _label_steps(config, run.path)
+
+
+def _label_steps(config: StepLabelsConfig, out: Path) -> StepLabelsSummary:
+    (out / "parts").mkdir(exist_ok=True)
     renderer = renderer_for(config.model, config.data)
     cutter = Steps(renderer, config.separator)
     prompts = load_groups(config.data, formats.prompts, renderer.prompt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,21 @@ Order = Literal["both", "random", "given"]
 
 class ClientSpec(Config):
     """An OpenAI-compatible endpoint, with limits on its use."""
+
+    free_keys: ClassVar[frozenset[str]] = frozenset(
+        {
+            "key_env",
+            "concurrency",
+            "timeout",
+            "tries",
+            "backoff",
+            "max_calls",
+            "max_spend",
+            "price_in",
+            "price_out",
+            "cache",
+        }
+    )
 
     endpoint: str = "https://api.openai.com/v1"
     """Base URL ("http://127.0.0.1:8000/v1"), or a function that starts a server

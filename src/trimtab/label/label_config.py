@@ -52,6 +52,10 @@ class Rubric(Config):
 class Plan(Config):
     """Which items an annotator sees, and in which order."""
 
+    free_keys: ClassVar[frozenset[str]] = frozenset(
+        {"overlap", "order", "gold_share", "repeat_share", "repeat_gap", "hold"}
+    )
+
     seed: int = 0
     """Determines the order of items and of the completions shown."""
     overlap: int = Field(default=1, ge=1)
@@ -75,6 +79,12 @@ class LabelConfig(Plan):
     """Configuration of ``trimtab label``."""
 
     renamed: ClassVar[dict[str, str]] = {"answers": "num_completions"}
+    # The store itself compares seed, ask and items: more of them may be added.
+    extent_keys: ClassVar[frozenset[str]] = frozenset(
+        {"seed", "ask", "data", "gold", "limit", "strict", "annotators"}
+    )
+    free_keys: ClassVar[frozenset[str]] = frozenset({"host", "port", "hosts", "open"})
+    model_keys: ClassVar[frozenset[str]] = frozenset({"model"})
 
     data: str
     """Completions to compare (``prompt`` with 2 to 9 ``completions``, or ``chosen`` and

@@ -24,6 +24,7 @@ from trimtab.label.access import Access, read_secret
 from trimtab.label.label_config import LabelConfig, read_rubric
 from trimtab.label.pages import Pages
 from trimtab.label.store import Store
+from trimtab.runs import claim, unlock
 
 log = logging.getLogger(__name__)
 Sample = Callable[[LabelConfig, list[formats.Example], Store], Iterator[list[Entry]]]
@@ -135,11 +136,10 @@ def main(config: LabelConfig, sample: Sample | None = None) -> dict[str, int]:
     sock = _listen(config)
     out = Path(config.out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"out: {out} cannot be created ({error.strerror}); name another folder"
-        ) from None
+        claim(config, out)
+    except UserError:
+        sock.close()
+        raise
     store = Store(out / STORE, config)
     store.add(entries)
     host = f"[{config.host}]" if ":" in config.host else config.host
@@ -183,6 +183,7 @@ def main(config: LabelConfig, sample: Sample | None = None) -> dict[str, int]:
             feeder.thread.join()
         written = _write(store, out)
         store.close()
+        unlock(out)
     if feeder is not None and feeder.error is not None:
         raise feeder.error
     return written

@@ -58,6 +58,27 @@ class Command:
         """The class of the training stage."""
         return _import(self.stage)
 
+    def run(self, config: Config, *, fresh: bool = False) -> Any:
+        """Call it with its configuration, after ``prepare``."""
+        self.prepare(config, fresh=fresh)
+        return self.load_function()(config)
+
+    def prepare(self, config: Config, *, fresh: bool) -> None:
+        """Check that the output can be written; ``fresh`` moves an earlier result aside.
+
+        Raises:
+            ConfigError: it cannot, or there is no folder to move aside.
+        """
+        from trimtab.runs import check_writable, set_aside
+
+        out: str | None = getattr(config, "out", None)
+        if out is not None:
+            check_writable(Path(out), "out")
+        if fresh:
+            if out is None:
+                raise ConfigError(f"--fresh: {self.name} has no output folder; leave the flag out")
+            set_aside(Path(out))
+
     def with_preset(self, values: dict[str, Any]) -> dict[str, Any]:
         """``values`` with the method that the verb is named after.
 

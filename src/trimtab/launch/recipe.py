@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 
 import trimtab
 from trimtab.config import Config, build
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, DataError
 from trimtab.launch.commands import Command, find_stage_type
 from trimtab.launch.plan import peak_mb
 from trimtab.report.recipe_report import RECIPE_FILE, AnyChart, report_recipe
-from trimtab.runs import Run, read_object, read_summary, write_atomic
+from trimtab.runs import (
+    Fingerprint,
+    Run,
+    check_writable,
+    read_object,
+    read_summary,
+    refusal,
+    set_aside,
+    write_atomic,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +56,17 @@ class Recipe(Config):
     """Commands to try afterwards."""
 
 
+class Marker(BaseModel):
+    """How the output of a stage was made."""
+
+    fingerprint: Fingerprint | None = None
+    """None for one of an earlier release."""
+    type: str = ""
+    complete: bool = False
+    seconds: float = 0.0
+    peak_rss_mb: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
     """A stage of a recipe, resolved and checked."""
@@ -56,8 +74,6 @@ class PlannedStage:
     name: str
     command: Command
     config: Config
-    fingerprint: str
-    """Of its settings and those of every stage before it."""
     folder: Path
 
     @property
@@ -65,15 +81,21 @@ class PlannedStage:
         """Holds the fingerprint that the folder was made with, and whether it is complete."""
         return self.folder / "stage.json"
 
-    def read_marker(self) -> dict[str, Any]:
-        """The content of the marker; empty when there is none."""
-        return read_object(self.marker)
+    def read_marker(self) -> Marker | None:
+        """What the marker holds; None when there is none.
 
-    @property
-    def complete(self) -> bool:
-        """Whether the folder holds the complete output of this stage."""
-        marker = self.read_marker()
-        return bool(marker.get("complete")) and marker.get("fingerprint") == self.fingerprint
+        Raises:
+            DataError: it is damaged.
+        """
+        values = read_object(self.marker)
+        if isinstance(values.get("fingerprint"), str):  # a hash, of an earlier release
+            del values["fingerprint"]
+        try:
+            return Marker.model_validate(values) if values else None
+        except ValidationError:
+            raise DataError(
+                f"{self.marker}: damaged; remove {self.folder} to run it again"
+            ) from None
 
 
 def _resolve(value: Any, folders: dict[str, Path], where: str) -> Any:
@@ -131,11 +153,7 @@ def plan(recipe: Recipe, source: str) -> list[PlannedStage]:
         if recipe.seed is not None:
             values = _with_seed(values, config_class, recipe.seed)
         config = build(config_class, {"out": str(out / name), **command.with_preset(values)}, where)
-        earlier = stages[-1].fingerprint if stages else trimtab.__version__
-        # Of what is written, not of what is resolved: a key that a later release adds changes nothing.
-        text = json.dumps([command.name, values, earlier], sort_keys=True)
-        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        stages.append(PlannedStage(name, command, config, fingerprint, out / name))
+        stages.append(PlannedStage(name, command, config, out / name))
         folders[name] = out / name
     return stages
 
@@ -147,39 +165,56 @@ def run(recipe: Recipe, source: str, *, fresh: bool = False) -> dict[str, Any]:
         The recipe's figures by name.
 
     Raises:
-        ConfigError: a stage's folder was made with other settings and ``fresh`` is not set.
+        ConfigError: a stage's folder was made from other inputs and ``fresh`` is not set.
     """
-    started = time.monotonic()
     out = Path(recipe.out)
-    for stage in plan(recipe, source):
-        marker = stage.read_marker()
-        if marker and marker.get("fingerprint") != stage.fingerprint:
-            if not fresh:
-                raise ConfigError(
-                    f"{stage.folder} was made with other settings than {source} gives now; "
-                    "choose another --out, or add --fresh to run this stage again"
-                )
-            shutil.rmtree(stage.folder)
-        if stage.complete:
-            log.info("%s: already complete", stage.name)
-            continue
-        marker = {"fingerprint": stage.fingerprint, "type": stage.command.name, "complete": False}
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(stage.marker, json.dumps(marker).encode())
-        before = time.monotonic()
-        stage.command.load_function()(stage.config)
-        seconds = time.monotonic() - before
-        marker |= {"complete": True, "seconds": seconds, "peak_rss_mb": peak_mb("cpu")}
-        write_atomic(stage.marker, json.dumps(marker).encode())
-    return finish(recipe, out, time.monotonic() - started)
+    check_writable(out, f"{source}: out")
+    stages = plan(recipe, source)
+    with Run(out) as folder:
+        for stage in stages:
+            _run_stage(stage, fresh=fresh)
+        return finish(recipe, stages, folder)
 
 
-def finish(recipe: Recipe, out: Path, seconds: float) -> dict[str, Any]:
+def _run_stage(stage: PlannedStage, *, fresh: bool) -> None:
+    """Run a stage unless its output is complete and was made from what it would be made from now."""
+    # Only now: its inputs are the outputs of the stages before.
+    fingerprint = Fingerprint.of(stage.config)
+    marker = stage.read_marker()
+    old = marker.fingerprint if marker else None
+    if old is not None and (changes := old.changes(fingerprint)):
+        if not fresh:
+            raise refusal(stage.folder, changes)
+        set_aside(stage.folder)
+        marker = old = None
+    if marker and marker.complete and (old is None or old.extent == fingerprint.extent):
+        if old is None:
+            log.warning("%s: made by an earlier release; its inputs are not compared", stage.folder)
+            marker.fingerprint = fingerprint
+            _write_marker(stage, marker)
+        log.info("%s: already complete", stage.name)
+        return
+    marker = Marker(fingerprint=fingerprint, type=stage.command.name)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    _write_marker(stage, marker)
+    before = time.monotonic()
+    stage.command.run(stage.config)
+    marker.complete = True
+    marker.seconds, marker.peak_rss_mb = time.monotonic() - before, peak_mb("cpu")
+    _write_marker(stage, marker)
+
+
+def _write_marker(stage: PlannedStage, marker: Marker) -> None:
+    write_atomic(stage.marker, marker.model_dump_json(indent=1).encode("utf-8", "replace"))
+
+
+def finish(recipe: Recipe, stages: Sequence[PlannedStage], folder: Run) -> dict[str, Any]:
     """Collect the figures, write the report, and log what was reached and what to try next."""
-    markers = [read_object(path) for path in sorted(out.glob("*/stage.json"))]
+    out = folder.path
+    markers = [marker for stage in stages if (marker := stage.read_marker())]
     figures: dict[str, Any] = {
-        "seconds": sum(m.get("seconds", 0.0) for m in markers),
-        "peak_rss_mb": max((m.get("peak_rss_mb", 0.0) for m in markers), default=0.0),
+        "seconds": sum(m.seconds for m in markers),
+        "peak_rss_mb": max((m.peak_rss_mb for m in markers), default=0.0),
     }
     for name, path in recipe.figures.items():
         stage, _, dotted = path.partition(".")
@@ -189,7 +224,7 @@ def finish(recipe: Recipe, out: Path, seconds: float) -> dict[str, Any]:
         if value is None:
             raise ConfigError(f"figures.{name}: {out / stage}/summary.json has no {dotted!r}")
         figures[name] = value
-    Run(str(out)).summary(figures)
+    folder.summary(figures)
     declared = recipe.model_dump(mode="json", include={"about", "charts"})
     text = yaml.safe_dump(declared, sort_keys=False, allow_unicode=True)
     write_atomic(out / RECIPE_FILE, text.encode())

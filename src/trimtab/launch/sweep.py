@@ -24,7 +24,14 @@ from trimtab.config import Config, build, override, set_path
 from trimtab.errors import ConfigError, DataError
 from trimtab.report.charts import Chart, Line, line_chart, number
 from trimtab.report.sections import Section, Table, Tile, Verdict, render
-from trimtab.runs import read_metrics, read_summary, to_json, write_atomic
+from trimtab.runs import (
+    Fingerprint,
+    read_metrics,
+    read_summary,
+    require_same,
+    to_json,
+    write_atomic,
+)
 from trimtab.train.rl import RLConfig
 
 log = logging.getLogger(__name__)
@@ -166,10 +173,13 @@ def _run(config: SweepConfig, runs: list[PlannedRun]) -> None:
     """Start the runs that are not finished.
 
     Raises:
+        ConfigError: a finished run was made from other data, models or reward code.
         DataError: every run failed.
     """
     workers = config.workers or max(1, (os.cpu_count() or 2) // 2)
     waiting = [r for r in runs if "seconds" not in read_summary(r.folder)]
+    for run in (r for r in runs if r not in waiting):
+        require_same(run.folder, Fingerprint.of(build(RLConfig, run.config, run.label)))
     log.info(
         "sweep: %d runs, %d finished, %d at once", len(runs), len(runs) - len(waiting), workers
     )
@@ -276,13 +286,8 @@ def main(config: SweepConfig) -> dict[str, Any]:
     write_atomic(out / "sweep.json", to_json(summary, indent=1).encode())
     page = _page(out, config, points, advice)
     for p in points:
-        log.info(
-            "  %-28s KL %s  reward %s  gold %s",
-            p.label,
-            _text(p.kl),
-            _text(p.reward),
-            _text(p.gold),
-        )
+        ends = f"KL {_text(p.kl)}  reward {_text(p.reward)}  gold {_text(p.gold)}"
+        log.info("  %-28s %s", p.label, ends)
     values = "; ".join(f"{k}: {_range(v)}" for k, v in advice.items())
     log.info("sweep: recommended %s -> %s", values, page)
     return summary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,9 @@ DType = Literal["float32", "bfloat16"]
 
 class ModelSpec(Config):
     """Which model to load, and how."""
+
+    free_keys: ClassVar[frozenset[str]] = frozenset({"device", "gradient_checkpointing"})
+    model_keys: ClassVar[frozenset[str]] = frozenset({"path", "tokenizer"})
 
     path: str = Field(description="Local folder, hub id, or a JSON file with a transformers config")
     """A folder or hub id is loaded with its weights; a JSON file gives random weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from trimtab.types import Group, Score
 
 class ImplicitSpec(Config):
     """r_t = beta (log pi_dpo - log pi_ref) on every token (2404.12358)."""
+
+    model_keys: ClassVar[frozenset[str]] = frozenset({"model", "reference"})
 
     name: str = Field(default="implicit", min_length=1)
     """Name of the part in metrics and samples, which have the sum over the completion."""

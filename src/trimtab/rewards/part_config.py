@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,8 @@ _ONLY: dict[str, tuple[str, ...]] = {
 class RewardSpec(Config):
     """One part of the reward: a model, an ensemble of models, a function, a judge (a function or
     an LLM) or a verifier."""
+
+    model_keys: ClassVar[frozenset[str]] = frozenset({"model", "models"})
 
     name: str = Field(default="", pattern=r"^[^/]+$")
     """Name in metrics and samples; details are recorded as "name/detail". The default is the name of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from trimtab.types import Completion, Floats, Group, Score
 
 class ProcessSpec(Config):
     """The source of step scores, and the rewards computed from them."""
+
+    model_keys: ClassVar[frozenset[str]] = frozenset({"model"})
 
     name: str = Field(default="process", min_length=1)
     """Name in metrics and samples."""

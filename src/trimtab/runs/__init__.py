@@ -1,10 +1,12 @@
 """The run folder: where every stage writes and every reader meets it.
 
 ``config.yaml`` (resolved, secrets redacted), ``metrics.jsonl``, ``samples/step-*.parquet``,
-``findings.jsonl``, ``checkpoints/``, ``model/`` and ``summary.json``.
+``findings.jsonl``, ``checkpoints/``, ``model/``, ``summary.json``, and ``fingerprint.json``: what the
+results were made from.
 """
 
 from trimtab.runs.files import Files, fs, json_lines, write_atomic
+from trimtab.runs.fingerprint import Fingerprint, read_fingerprint
 from trimtab.runs.folder import (
     Run,
     read_findings,
@@ -14,23 +16,34 @@ from trimtab.runs.folder import (
     read_summary,
     to_json,
 )
+from trimtab.runs.lock import unlock
+from trimtab.runs.open_run import check_writable, claim, open_run, refusal, require_same, set_aside
 from trimtab.runs.redact import HIDDEN, redact
 from trimtab.runs.trackers import Tracker, make_tracker
 
 __all__ = [
     "HIDDEN",
     "Files",
+    "Fingerprint",
     "Run",
     "Tracker",
+    "check_writable",
+    "claim",
     "fs",
     "json_lines",
     "make_tracker",
+    "open_run",
     "read_findings",
+    "read_fingerprint",
     "read_metrics",
     "read_object",
     "read_samples",
     "read_summary",
     "redact",
+    "refusal",
+    "require_same",
+    "set_aside",
     "to_json",
+    "unlock",
     "write_atomic",
 ]

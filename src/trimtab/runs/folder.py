@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,7 @@ import yaml
 
 from trimtab.errors import DataError
 from trimtab.runs.files import fs, json_lines, write_atomic
+from trimtab.runs.lock import lock, unlock
 from trimtab.runs.redact import redact
 from trimtab.runs.trackers import make_tracker
 from trimtab.types import Row
@@ -66,11 +67,11 @@ class Run:
         """Open ``path``; ``config`` (plain values) is written redacted as ``config.yaml``.
 
         Raises:
-            ConfigError: an unknown tracker, or one whose package is missing.
+            ConfigError: another process writes to it; an unknown tracker, or one whose package is missing.
         """
         self.path = Path(path)
-        for folder in (self.path, self.samples_path, self.checkpoints):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock(self.path)
         redacted = redact(_plain(config or {}))
         if config is not None:
             text = yaml.safe_dump(redacted, sort_keys=False, allow_unicode=True)
@@ -111,6 +112,7 @@ class Run:
             columns[name] = [_cell(row.get(name)) for row in rows]
         out = io.BytesIO()
         pq.write_table(pa.table(columns), out)
+        self.samples_path.mkdir(exist_ok=True)
         path = self.samples_path / f"step-{step:08d}.parquet"
         write_atomic(path, out.getvalue())
         return path
@@ -145,9 +147,16 @@ class Run:
                 fs.remove(path)
 
     def close(self) -> None:
-        """Finish the tracker and let go of open files."""
+        """Finish the tracker, close open files and unlock the folder."""
         self._release()
         self._tracker.close()
+        unlock(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _release(self) -> None:
         if self._metrics is not None:

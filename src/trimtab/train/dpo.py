@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from trimtab.objectives.kto import KTO, KTOAt, labels, mismatched
 from trimtab.objectives.pairs import summed
 from trimtab.objectives.preference import DPO, Preference
 from trimtab.stats.uncertainty import bootstrap_mean
-from trimtab.train.loop import open_run, train
+from trimtab.train.loop import run_stage
 from trimtab.train.reference import CachedReference
 from trimtab.train.stage import DatasetConfig, DatasetStage, Metrics, interval
 from trimtab.train.trainer import OptimSpec
@@ -41,6 +41,7 @@ class PreferenceConfig(DatasetConfig):
     stage: Literal["dpo"] = "dpo"
     out: str = "runs/dpo"
     objective: Preference = DPO()
+    free_keys: ClassVar[frozenset[str]] = frozenset({"reference_cache"})
     reference: ModelSpec | None = None
     """Another model as reference; without it, ``model`` before the first step (adapters off)."""
     reference_cache: str | None = None
@@ -235,5 +236,4 @@ def with_margins(metrics: Metrics) -> Metrics:
 
 def main(config: PreferenceConfig) -> Metrics:
     """Train on comparisons; the policy is exported to ``out``/model."""
-    run = open_run(config)
-    return train(PreferenceStage(config), run)
+    return run_stage(PreferenceStage, config)

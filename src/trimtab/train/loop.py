@@ -6,10 +6,12 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+from trimtab import runs
 from trimtab.doctor.diagnosis import examine_live
 from trimtab.models import checkpoint
 from trimtab.runs import Run, read_metrics
@@ -18,6 +20,7 @@ from trimtab.train.stage import Metrics, Stage, StageConfig
 from trimtab.train.trainer import LoopSpec
 
 log = logging.getLogger(__name__)
+C = TypeVar("C", bound=StageConfig)
 
 
 @dataclass(slots=True)
@@ -43,8 +46,14 @@ class _StopSignal:
 
 
 def open_run(config: StageConfig) -> Run:
-    """The run folder of a stage, with its resolved ``config.yaml``."""
-    return Run(config.out, config.model_dump(mode="json"), config.loop.report_to)
+    """The run folder of a stage, as ``trimtab.runs.open_run``."""
+    return runs.open_run(config, config.out, config.loop.report_to)
+
+
+def run_stage(make: Callable[[C], Stage[Any, Any]], config: C) -> Metrics:
+    """Open the run folder, build the stage of ``config`` and train it."""
+    with open_run(config) as run:
+        return train(make(config), run)
 
 
 def train(stage: Stage[Any, Any], run: Run) -> Metrics:

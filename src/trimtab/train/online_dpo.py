@@ -16,7 +16,7 @@ from trimtab.objectives.preference import DPO, Preference
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
 from trimtab.train.dpo import with_margins
-from trimtab.train.loop import open_run, train
+from trimtab.train.loop import run_stage
 from trimtab.train.rollouts import (
     RolloutConfig,
     RolloutStage,
@@ -38,6 +38,7 @@ class OnlineConfig(RolloutConfig):
     """
 
     renamed: ClassVar[dict[str, str]] = {"prompts": "batch_size", "answers": "num_completions"}
+    extent_keys: ClassVar[frozenset[str]] = frozenset({"steps"})
     stage: Literal["online_dpo"] = "online_dpo"
     out: str = "runs/online_dpo"
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
@@ -172,5 +173,4 @@ class OnlineStage(RolloutStage[OnlineConfig]):
 
 def main(config: OnlineConfig) -> Metrics:
     """Train on the policy's own completions; the policy is exported to ``out``/model."""
-    run = open_run(config)
-    return train(OnlineStage(config), run)
+    return run_stage(OnlineStage, config)

@@ -17,7 +17,7 @@ from trimtab.models.step_scorer import StepScorer
 from trimtab.objectives.process_reward import StepLoss
 from trimtab.stats.detection import bootstrap_auc, first_error
 from trimtab.stats.uncertainty import bootstrap_mean, calibration_bins, ece
-from trimtab.train.loop import open_run, train
+from trimtab.train.loop import run_stage
 from trimtab.train.stage import DatasetConfig, DatasetStage, Metrics, interval
 from trimtab.train.trainer import OptimSpec
 from trimtab.types import Group
@@ -125,5 +125,4 @@ class ProcessStage(DatasetStage[ProcessConfig, StepScorer]):
 
 def main(config: ProcessConfig) -> Metrics:
     """Train a process reward model; it is exported to ``out``/model."""
-    run = open_run(config)
-    return train(ProcessStage(config), run)
+    return run_stage(ProcessStage, config)

@@ -16,7 +16,7 @@ from trimtab.errors import ConfigError
 from trimtab.models.load import ModelSpec
 from trimtab.rewards.weighted_sum import Rewards
 from trimtab.rollout.collector import collect
-from trimtab.runs import to_json, write_atomic
+from trimtab.runs import fs, to_json, write_atomic
 from trimtab.train import reward
 from trimtab.train.rollouts import RolloutStage
 from trimtab.train.trainer import LoopSpec, OptimSpec
@@ -91,7 +91,9 @@ def retrain(
         The number of old comparisons.
     """
     old = _read_comparisons(spec.data)
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists():  # of steps that the run has gone back before
+        fs.remove(folder)
+    folder.mkdir(parents=True)
     mixed = folder / "comparisons.jsonl"
     lines = [to_json(r) + "\n" for r in [*old, *(rows * spec.repeat)]]
     write_atomic(mixed, "".join(lines).encode("utf-8", "replace"))

@@ -18,7 +18,7 @@ from trimtab.evaluate.reward_models import FIGURES, figures
 from trimtab.feedback.comparisons import read_comparisons
 from trimtab.models.heads import Scorer
 from trimtab.objectives.bradley_terry import BradleyTerry
-from trimtab.train.loop import open_run, train
+from trimtab.train.loop import run_stage
 from trimtab.train.stage import DatasetConfig, DatasetStage, Metrics, interval
 from trimtab.train.trainer import OptimSpec
 from trimtab.types import Group
@@ -149,5 +149,4 @@ def _describe(metrics: Metrics, prefix: str) -> str:
 
 def main(config: RewardConfig) -> Metrics:
     """Train a reward model; it is exported to ``out``/model."""
-    run = open_run(config)
-    return train(RewardStage(config), run)
+    return run_stage(RewardStage, config)

@@ -331,9 +331,9 @@ class RLStage(RolloutStage[RLConfig]):
 
 def main(config: RLConfig) -> Metrics:
     """Train a policy on rewards; it is exported to ``out``/model."""
-    run = open_run(config)
-    stage = RLStage(config)
-    metrics = train(stage, run)
-    if stage.guard is not None and stage.guard.why:
-        run.summary({"audit.why": stage.guard.why})
-    return metrics
+    with open_run(config) as run:
+        stage = RLStage(config)
+        metrics = train(stage, run)
+        if stage.guard is not None and stage.guard.why:
+            run.summary({"audit.why": stage.guard.why})
+        return metrics

@@ -47,6 +47,8 @@ class RLConfig(RolloutConfig):
 
     renamed: ClassVar[dict[str, str]] = {"prompts": "batch_size", "group": "method.group_size"}
 
+    extent_keys: ClassVar[frozenset[str]] = frozenset({"steps"})
+
     stage: Literal["rl"] = "rl"
     out: str = "runs/rl"
     method: Method = PPO()

@@ -10,7 +10,7 @@ from trimtab.data.dataset import DataSpec, load_groups
 from trimtab.data.pack import Output, Pack
 from trimtab.models.load import LM
 from trimtab.objectives.nll import SFT
-from trimtab.train.loop import open_run, train
+from trimtab.train.loop import run_stage
 from trimtab.train.stage import DatasetConfig, DatasetStage, Metrics
 from trimtab.train.trainer import OptimSpec
 from trimtab.types import Group
@@ -64,5 +64,4 @@ class SFTStage(DatasetStage[SFTConfig, LM]):
 
 def main(config: SFTConfig) -> Metrics:
     """Fine-tune a model; it is exported to ``out``/model."""
-    run = open_run(config)
-    return train(SFTStage(config), run)
+    return run_stage(SFTStage, config)

@@ -50,6 +50,7 @@ class DatasetConfig(StageConfig):
     """Keys of a stage that trains on a data set."""
 
     renamed: ClassVar[dict[str, str]] = {"batch": "batch_size"}
+    extent_keys: ClassVar[frozenset[str]] = frozenset({"epochs"})
     eval_data: DataSpec | None = None
     """Held-out rows; without it, ``holdout`` rows are taken from the end of ``data``."""
     holdout: int = Field(default=0, ge=0)

@@ -69,6 +69,17 @@ class LoopSpec(Config):
         "keep": "save_total_limit",
         "tracker": "report_to",
     }
+    free_keys: ClassVar[frozenset[str]] = frozenset(
+        {
+            "token_budget",
+            "save_steps",
+            "save_total_limit",
+            "eval_steps",
+            "sample_steps",
+            "doctor_steps",
+            "report_to",
+        }
+    )
     seed: int = 0
     """Orders the data and starts every random stream."""
     token_budget: int = Field(default_factory=default_token_budget, gt=0)

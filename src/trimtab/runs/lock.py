@@ -1,0 +1,55 @@
+"""One process per run folder.
+
+The operating system holds the lock, so it ends with its process, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO
+
+from trimtab.errors import ConfigError
+
+LOCK = ".lock"
+_HELD: dict[Path, IO[str]] = {}
+"""Locks of this process. A lock is the process's: the same process may open a folder twice."""
+
+
+def lock(folder: Path) -> None:
+    """Lock a run folder for this process, until ``unlock`` or its end.
+
+    Raises:
+        ConfigError: another process has it; its id, host and start are named.
+    """
+    place = folder.resolve()
+    if place in _HELD:
+        return
+    handle = (place / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if not isinstance(error, BlockingIOError | PermissionError):
+            return  # a file system without locks
+        handle.seek(0)
+        holder = handle.read().strip() or "unknown"
+        handle.close()
+        raise ConfigError(
+            f"{folder}: another process is writing to this run folder ({holder}); wait until it ends, "
+            "stop it, or choose another --out"
+        ) from None
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {started}\n")
+    handle.flush()
+    _HELD[place] = handle
+
+
+def unlock(folder: Path) -> None:
+    """Let other processes open the folder."""
+    handle = _HELD.pop(folder.resolve(), None)
+    if handle is not None:
+        handle.close()
