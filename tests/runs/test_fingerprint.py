@@ -13,7 +13,7 @@ from pydantic import Field
 from trimtab.config import Config, build
 from trimtab.data.dataset import DataSpec
 from trimtab.models.load import ModelSpec
-from trimtab.rewards.reward_config import RewardSpec
+from trimtab.rewards.part_config import RewardSpec
 from trimtab.runs import Fingerprint, open_run, read_fingerprint
 from trimtab.runs.content import Content, file_digest, rows_content
 
