@@ -104,10 +104,18 @@ class Run:
     def load_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The trained model, with the head it was trained with, and its tokenizer."""
         import transformers
+        from peft import PeftConfig
 
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self.model)
+        if (Path(self.model) / "adapter_config.json").is_file():
+            kinds = {"SEQ_CLS": "SequenceClassification", "TOKEN_CLS": "TokenClassification"}
+            task = str(PeftConfig.from_pretrained(self.model).task_type)
+            loader = getattr(transformers, f"AutoModelFor{kinds.get(task, 'CausalLM')}")
+            labels = {"SEQ_CLS": 1, "TOKEN_CLS": 2}
+            keys = {"num_labels": labels[task]} if task in labels else {}
+            return loader.from_pretrained(self.model, **keys), tokenizer
         config = transformers.AutoConfig.from_pretrained(self.model)
         loader = getattr(transformers, (config.architectures or ["AutoModelForCausalLM"])[0])
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self.model)
         return loader.from_pretrained(self.model), tokenizer
 
     def report(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,10 +30,15 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
         ModelError: there is no tokenizer, no EOS, nothing to pad with, or no such template.
     """
     from transformers import AutoTokenizer
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        adapter = find_adapter_config_file(path)
+        base = adapter and json.loads(Path(adapter).read_bytes()).get("base_model_name_or_path")
+        if base and base != path:  # an adapter without a tokenizer has that of its base model
+            return load_tokenizer(base, chat_template)
         raise ModelError(
             f"no tokenizer at {path!r}: {str(error).splitlines()[0]} (name one with model.tokenizer)"
         ) from None

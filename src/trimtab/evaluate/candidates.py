@@ -66,7 +66,9 @@ def of_run(
     if best is not None:
         candidates.append(Candidate(BEST, spec, sampling, best.path))
     if (run / "model").is_dir():
-        exported = spec.model_copy(update={"path": str(run / "model"), "lora": None})
+        exported = spec.model_copy(
+            update={"path": str(run / "model"), "lora": None, "adapter": "merge"}
+        )
         candidates.append(Candidate(LAST, exported, sampling))
     return candidates
 

@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from trimtab.models.adapters import merge, save_adapter
 from trimtab.models.forward import set_attention
 from trimtab.models.load import base_of
 
@@ -21,8 +22,10 @@ def save_model(
     tokenizer: Any,
     plain: str = "sdpa",
     stop_ids: Sequence[int] = (),
+    *,
+    adapter: bool = False,
 ) -> None:
-    """Save as a Hugging Face folder; adapters are merged into the weights.
+    """Save as a Hugging Face folder.
 
     Args:
         model: A transformers model, or a peft model around it.
@@ -30,14 +33,19 @@ def save_model(
         tokenizer: Is saved with the model.
         plain: Attention implementation outside packs.
         stop_ids: Every id that ends a completion, for programs that generate.
+        adapter: Save the adapters alone, as peft does, instead of merging them into the weights.
     """
     inner = base_of(model)
     set_attention(inner, plain)
-    if isinstance(model, PeftModel):
-        inner = cast(PreTrainedModel, copy.deepcopy(model).merge_and_unload())
     if inner.can_generate() and stop_ids:
         _set_end_tokens(inner, tokenizer, stop_ids)
-    inner.save_pretrained(folder, safe_serialization=True)
+    if adapter:
+        assert isinstance(model, PeftModel), "the configuration is checked before"
+        save_adapter(model, folder, tokenizer)
+    else:
+        if isinstance(model, PeftModel):
+            inner = merge(copy.deepcopy(model))
+        inner.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
 

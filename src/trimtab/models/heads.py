@@ -17,12 +17,10 @@ from trimtab.models.load import (
     backbone_of,
     base_of,
     check_sharing,
-    enable_gradient_checkpointing,
-    pick_device,
     plain_attention_of,
+    prepare,
     uses_mixed_precision,
 )
-from trimtab.models.lora import add_lora
 from trimtab.models.model_spec import ModelSpec
 from trimtab.models.weights import load_weights
 
@@ -152,25 +150,17 @@ def load_classifier(
         ModelError: the architecture has no such class, or the folder has another kind of head, or
             ``train`` is False and it has none.
     """
-    weights = load_weights(auto, spec, labels, new_head=train)
-    model = cast(nn.Module, weights.model)
+    weights = load_weights(auto, spec, task, labels, train=train)
+    model = prepare(weights, spec, task, train=train)
     config = cast(Any, base_of(model).config)
     if pad_id is not None:
         config.pad_token_id = pad_id
         config.get_text_config().pad_token_id = pad_id
-    model = model.to(pick_device(spec.device))
     plain = plain_attention_of(model)
     exact = check_sharing(model, plain)
     mixed = uses_mixed_precision(
-        spec, weights.model.device, int(config.get_text_config().hidden_size)
+        spec, base_of(model).device, int(config.get_text_config().hidden_size)
     )
-    if train and spec.lora is not None and spec.lora.r > 0:
-        model = add_lora(model, spec.lora, task, spec.seed)
-    else:
-        model.requires_grad_(train)
-    if train and spec.gradient_checkpointing:
-        enable_gradient_checkpointing(model)
-    model.train(train)
     # No dropout: equal completions must get equal scores.
     for module in model.modules():
         if isinstance(module, nn.Dropout):

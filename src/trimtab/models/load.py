@@ -27,7 +27,7 @@ from trimtab.kernels.matmul import fast_linear, limit_primitive_cache
 from trimtab.models.forward import hidden_states, set_attention, token_logps
 from trimtab.models.lora import add_lora
 from trimtab.models.model_spec import ModelSpec
-from trimtab.models.weights import load_weights, model_end_ids, vocabulary_size
+from trimtab.models.weights import Weights, load_weights, model_end_ids, vocabulary_size
 from trimtab.types import Completion, Group
 
 log = logging.getLogger(__name__)
@@ -185,6 +185,18 @@ def check_sharing(model: nn.Module, plain: str, *, exact_below: float | None = N
     return False
 
 
+def prepare(weights: Weights, spec: ModelSpec, task: TaskType, *, train: bool) -> nn.Module:
+    """Loaded weights on their device, with new adapters where they are trained with any."""
+    model = cast(nn.Module, weights.model).to(pick_device(spec.device))
+    if train and spec.lora is not None and spec.lora.r > 0:
+        model = add_lora(model, spec.lora, task, spec.seed, weights.base)
+    elif not isinstance(model, PeftModel):
+        model.requires_grad_(train)
+    if train and spec.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    return model.train(train)
+
+
 class LM:
     """A causal language model with packed forwards.
 
@@ -207,15 +219,8 @@ class LM:
     @classmethod
     def load(cls, spec: ModelSpec, *, train: bool = True) -> LM:
         """Load the model of ``spec``; ``train=False`` freezes it and adds no adapters."""
-        model = cast(nn.Module, load_weights(AutoModelForCausalLM, spec).model)
-        model = model.to(pick_device(spec.device))
-        if train and spec.lora is not None and spec.lora.r > 0:
-            model = add_lora(model, spec.lora, TaskType.CAUSAL_LM, spec.seed)
-        if train and spec.gradient_checkpointing:
-            enable_gradient_checkpointing(model)
-        model.train(train)
-        model.requires_grad_(train) if not (train and spec.lora) else None
-        return cls(model, spec)
+        weights = load_weights(AutoModelForCausalLM, spec, train=train)
+        return cls(prepare(weights, spec, TaskType.CAUSAL_LM, train=train), spec)
 
     @property
     def device(self) -> torch.device:
@@ -267,6 +272,11 @@ class LM:
         reference = copy.copy(self)
         reference.model = copy.deepcopy(self.model).eval().requires_grad_(False)
         return reference
+
+    @property
+    def starts_without_adapters(self) -> bool:
+        """Whether the model with its adapters disabled is the one that training started from."""
+        return isinstance(self.model, PeftModel) and self.spec.adapter != "continue"
 
     @contextlib.contextmanager
     def adapters_off(self) -> Generator[None]:

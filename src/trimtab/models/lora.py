@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+import warnings
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -23,10 +24,22 @@ class LoraSpec(Config):
     """Dropout rate of the adapters' input."""
     targets: tuple[str, ...] = ()
     """Names of the modules to adapt; empty means every linear layer except the output head."""
+    modules_to_save: tuple[str, ...] = ()
+    """Names of modules that are trained in full and saved with the adapter."""
 
 
-def add_lora(model: nn.Module, spec: LoraSpec, task: TaskType, seed: int) -> PeftModel:
-    """Wrap ``model`` with LoRA adapters initialised from ``seed``."""
+def add_lora(
+    model: nn.Module, spec: LoraSpec, task: TaskType, seed: int, base: str | None
+) -> PeftModel:
+    """Wrap ``model`` with LoRA adapters initialised from ``seed``.
+
+    Args:
+        model: A transformers model.
+        spec: The adapters.
+        task: Decides which head peft trains in full.
+        seed: Of the random weights.
+        base: Where the model is, for the exported adapter; None where it is on no disk.
+    """
     config = LoraConfig(
         r=spec.r,
         lora_alpha=spec.alpha,
@@ -34,8 +47,12 @@ def add_lora(model: nn.Module, spec: LoraSpec, task: TaskType, seed: int) -> Pef
         target_modules=list(spec.targets) or "all-linear",
         # peft trains a new head in full, but excludes it from adapters for sequence classifiers only.
         exclude_modules=["score", "classifier"] if task == TaskType.TOKEN_CLS else None,
+        modules_to_save=list(spec.modules_to_save) or None,
         task_type=task,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tied embeddings: see ``trimtab.models.adapters.merge``
         torch.manual_seed(seed)
-        return cast(PeftModel, get_peft_model(cast(PreTrainedModel, model), config))
+        peft_model = cast(PeftModel, get_peft_model(cast(PreTrainedModel, model), config))
+    cast(Any, peft_model.peft_config["default"]).base_model_name_or_path = base
+    return peft_model

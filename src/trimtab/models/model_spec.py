@@ -34,12 +34,29 @@ class ModelSpec(Config):
     """ "auto" uses CUDA if it is available."""
     lora: LoraSpec | None = None
     """Train adapters instead of the whole model."""
+    adapter: Literal["merge", "continue"] = "merge"
+    """Where ``path`` holds an adapter (peft, TRL): "merge" adds it to the weights of its base before
+    training, so that ``lora`` starts a new one; "continue" trains it further."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     seed: int = 0
     """Seed of the weights that are not loaded (a model from scratch, a new head)."""
 
+    @property
+    def trains_adapters(self) -> bool:
+        """Whether adapters are trained, and not the whole model."""
+        return self.adapter == "continue" or (self.lora is not None and self.lora.r > 0)
+
     @model_validator(mode="before")
     @classmethod
     def _from_path(cls, value: Any) -> Any:
         return {"path": str(value)} if isinstance(value, str | os.PathLike) else value
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> ModelSpec:
+        if self.adapter == "continue" and self.lora is not None:
+            raise ValueError(
+                "adapter: continue trains the adapter in path, and lora starts a new one; remove one "
+                "of the two keys"
+            )
+        return self

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft import PeftModel, TaskType
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
 from trimtab.errors import ModelError
+from trimtab.models.adapters import HEADS, attach, find_adapter, merge
 from trimtab.models.model_spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -26,42 +28,57 @@ log = logging.getLogger(__name__)
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
-HEADS = ("score", "classifier")
-"""Names of a classifier's head."""
-
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A loaded transformers model."""
+    """A loaded model."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | PeftModel
+    """A peft model only where its adapter is trained further."""
     new_head: bool
     """Whether the head of a classifier is newly initialised."""
+    base: str | None
+    """Where these weights are, for a new adapter on them; None where they are on no disk."""
 
 
 def load_weights(
-    auto: Any, spec: ModelSpec, labels: int | None = None, *, new_head: bool = False
+    auto: Any,
+    spec: ModelSpec,
+    task: TaskType = TaskType.CAUSAL_LM,
+    labels: int | None = None,
+    *,
+    train: bool = False,
 ) -> Weights:
     """Load ``spec.path`` with the transformers class ``auto``, or start from its JSON config.
 
     Args:
         auto: Such as ``AutoModelForCausalLM``.
-        spec: The model.
+        spec: The model, which may be an adapter.
+        task: What the model is used for.
         labels: Number of labels, where ``auto`` is a classifier.
-        new_head: Whether a classifier may start from a language model, with a new head.
+        train: Whether it is trained: a classifier may then start from a language model, with a new
+            head, and an adapter may be continued.
 
     Raises:
         ModelError: the model cannot be loaded, a weight is missing or has another shape, or a
             classifier is of another kind or has no trained head.
     """
     scratch = Path(spec.path).suffix == ".json"
+    adapter = find_adapter(spec.path)
+    keep = train and spec.adapter == "continue"
+    if keep and adapter is None:
+        raise ModelError(f"{spec.path}: holds no adapter to continue; remove adapter: continue")
+    path = adapter.base if adapter else spec.path
     try:
-        config: Any = _scratch_config(Path(spec.path)) if scratch else _saved_config(spec.path)
+        config: Any = _scratch_config(Path(path)) if scratch else _saved_config(path)
         classifier = "Classification" in _architecture(config)
         if labels is not None:
             if classifier:
                 _check_kind(spec.path, config, auto, labels)
             config.num_labels = labels
+            for name in ("reward_mean", "reward_std", "pad_token_id"):
+                if adapter and name in adapter.classifier:
+                    setattr(config, name, adapter.classifier[name])
         dtype = getattr(torch, spec.dtype)
         # New weights are initialised here, so seed them.
         with torch.random.fork_rng():
@@ -71,7 +88,7 @@ def load_weights(
                 missing = {f"{HEADS[0]}.weight"} if labels is not None else set[str]()
             else:
                 model, info = auto.from_pretrained(
-                    spec.path,
+                    path,
                     config=config,
                     dtype=dtype,
                     use_safetensors=True,
@@ -79,23 +96,29 @@ def load_weights(
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                 )
-                missing = _missing(spec.path, model, info)
+                missing = _missing(path, model, info)
     except json.JSONDecodeError as error:
         raise ModelError(f"{spec.path}: not valid JSON: {error}") from None
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
+        role = f" (the base of the adapter in {spec.path})" if adapter else ""
         raise ModelError(
-            f"model {spec.path!r} could not be loaded: {str(error).splitlines()[0]} "
+            f"model {path!r}{role} could not be loaded: {str(error).splitlines()[0]} "
             "(give a local folder with config.json and *.safetensors, a hub id that is reachable, "
             "or a .json config to start from scratch)"
         ) from None
+    if adapter:
+        model, brought = attach(model, adapter, spec.path, task, train=keep)
+        missing -= brought
+        if not keep:
+            model = merge(model)
     fresh = {name for name in missing if name.split(".")[0] in HEADS}
-    if fresh and (classifier or not new_head):
+    if fresh and (classifier or not train):
         raise ModelError(
             f"{spec.path}: has no trained head ({', '.join(sorted(fresh))} is not among its weights), "
             "so its scores would be random; give a folder that trimtab reward or trimtab process "
-            f"exported, or another {type(model).__name__} with its head"
+            f"exported, or another {auto.__name__.removeprefix('Auto')} with its head"
         )
     if missing - fresh:
         raise ModelError(
@@ -103,7 +126,7 @@ def load_weights(
             f"{type(model).__name__} would start from random values there; give a folder with all "
             f"weights of this class (its config names {_architecture(config) or 'no architecture'})"
         )
-    return Weights(cast(PreTrainedModel, model), bool(fresh))
+    return Weights(model, bool(fresh), None if scratch or adapter else _absolute(path))
 
 
 def model_end_ids(path: str) -> set[int]:
@@ -119,6 +142,9 @@ def model_end_ids(path: str) -> set[int]:
     """
     ids: set[int] = set()
     names = (path,) if path.endswith(".json") else ("generation_config.json", "config.json")
+    adapter = find_adapter(path)
+    if adapter:
+        ids = model_end_ids(adapter.base)
     for name in names:
         for part in _config_parts(path, name):
             eos = part.get("eos_token_id")
@@ -150,6 +176,11 @@ def _config_parts(path: str, name: str) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise ModelError(f"{file}: not valid JSON: {error}") from None
     return [values, values.get("text_config") or {}]
+
+
+def _absolute(path: str) -> str:
+    """A folder's absolute path; a hub id unchanged."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
 def _resolve(path: str, name: str) -> str | None:

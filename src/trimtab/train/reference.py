@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.data.pack import Pack, packs, scatter
+from trimtab.models.adapters import weights_without_adapters
 from trimtab.models.load import LM, ModelSpec, base_of
 from trimtab.models.load_frozen import load_reference
 from trimtab.runs import write_atomic
@@ -34,13 +34,15 @@ NAME = "ref_logp"
 TEMPERATURE = 1.0
 
 
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 of every weight except adapters, with names and types."""
+def weights_hash(lm: LM) -> str:
+    """SHA-256 of every weight that the reference's log-probs depend on, with names and types."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(base_of(model).state_dict().items()):
-        if "lora_" in name:
-            continue
-        digest.update(f"{name.replace('.base_layer', '')} {tensor.dtype}".encode())
+    new = lm.starts_without_adapters
+    weights: dict[str, Any] = (
+        weights_without_adapters(lm.model) if new else base_of(lm.model).state_dict()
+    )
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(memoryview(flat.numpy()))
     return digest.hexdigest()
@@ -61,7 +63,7 @@ class CachedReference:
     """Puts "ref_logp" on the completions of a data set, from the cache where it can.
 
     Args:
-        lm: The reference; its adapters are turned off. It may be freed afterwards.
+        lm: The reference; new adapters are turned off. It may be freed afterwards.
         tokenizer: The tokenizer of the token ids.
         folder: The cache.
         budget: Tokens per forward.
@@ -72,7 +74,7 @@ class CachedReference:
 
     def __init__(self, lm: LM, tokenizer: Any, folder: Path, budget: int) -> None:
         self.lm, self.tokenizer, self.folder, self.budget = lm, tokenizer, folder, budget
-        self.weights = weights_hash(lm.model)
+        self.weights = weights_hash(lm)
         self.computed = 0
 
     def annotate(self, groups: Sequence[Group]) -> None:
@@ -104,8 +106,8 @@ class CachedReference:
 
 
 def frozen_logps(lm: LM, pack: Pack, temperature: float) -> Tensor:
-    """Log-probs [C] of the model, without its adapters where it has any."""
-    with lm.adapters_off() if isinstance(lm.model, PeftModel) else contextlib.nullcontext():
+    """Log-probs [C] of the model, without its new adapters where it has any."""
+    with lm.adapters_off() if lm.starts_without_adapters else contextlib.nullcontext():
         return lm.logps(lm.states(pack), pack, temperature, entropy=False)[0]
 
 
@@ -115,7 +117,7 @@ class Reference:
     Args:
         policy: The policy before its first step, and before a checkpoint is restored.
         spec: Another model as reference. Without it, the policy before its first step: a frozen
-            copy, or the policy with its adapters off.
+            copy, or the policy with its new adapters off.
         tokenizer: The policy's tokenizer.
 
     Raises:
@@ -126,7 +128,7 @@ class Reference:
         self.lm = policy
         if spec is not None:
             self.lm = load_reference(spec, tokenizer)
-        elif not isinstance(policy.model, PeftModel):
+        elif not policy.starts_without_adapters:
             self.lm = policy.frozen_copy()
 
     @torch.no_grad()

@@ -83,7 +83,7 @@ class RLStage(RolloutStage[RLConfig]):
         """The critic's model, or a value head on the policy's trunk."""
         c = self.config
         if c.critic.type == "separate":
-            start = c.critic.model or c.model.model_copy(update={"lora": None})
+            start = c.critic.model or c.model.model_copy(update={"lora": None, "adapter": "merge"})
             pad_id = int(self.renderer.tokenizer.pad_token_id)
             self.critic = Scorer.load(start, pad_id=pad_id, zero=True)
             return self.critic.model

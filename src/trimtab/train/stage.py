@@ -13,10 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from trimtab.config import Config
@@ -44,6 +44,15 @@ class StageConfig(Config):
     data: DataSpec
     optim: OptimSpec
     loop: LoopSpec = LoopSpec()
+    export: Literal["merged", "adapter"] = "merged"
+    """What is exported where adapters are trained: the whole model with the adapters merged into its
+    weights, or the adapters alone, in peft's format."""
+
+    @model_validator(mode="after")
+    def _check_export(self) -> Self:
+        if self.export == "adapter" and not self.model.trains_adapters:
+            raise ValueError("export: adapter needs model.lora, or model.adapter: continue")
+        return self
 
 
 class DatasetConfig(StageConfig):
@@ -153,6 +162,7 @@ class Stage(ABC, Generic[C, M]):
             self.renderer.tokenizer,
             self.network.plain,
             self.renderer.stop_ids,
+            adapter=self.config.export == "adapter",
         )
 
     def progress(self, metrics: Metrics) -> str:
