@@ -19,8 +19,6 @@ from peft import (
 )
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from trimtab.rewards.reward_config import RewardSpec
-from trimtab.rewards.score import Rewards
 
 import trimtab as tt
 from tests.support import folders
@@ -32,6 +30,8 @@ from trimtab.models.heads import Scorer
 from trimtab.models.load import LM
 from trimtab.models.lora import LoraSpec
 from trimtab.models.model_spec import ModelSpec
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
 from trimtab.sample.sampler import Request, Sampler, SamplingConfig
 from trimtab.types import Completion, Group
 
