@@ -54,7 +54,7 @@ def test_pairs_that_truncation_makes_equal_are_dropped(
 
 
 def test_equal_completions_of_a_ranking_tie(tmp_path: Path) -> None:
-    row = {
+    row: dict[str, object] = {
         "prompt": "what",
         "completions": [LONG + "sun", "red", LONG + "moon"],
         "ranks": [0, 1, 2],

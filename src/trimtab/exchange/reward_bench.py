@@ -1,6 +1,8 @@
 """RewardBench (2403.13787: one chosen, one rejected) and RewardBench 2 (2506.01937: lists of both).
 
-Their labels are ground truth: judgements of ``who`` "gold".
+Their labels are ground truth: judgements of ``who`` "gold". Pairs are written as the ``rewardbench``
+program reads them from a file (``--dataset FILE --load_json``): ``chosen`` and ``rejected`` are whole
+conversations, and there is no ``prompt``. The benchmark's own files have a prompt and two texts.
 """
 
 from __future__ import annotations
@@ -23,9 +25,23 @@ NAME = "reward-bench"
 
 def sniff(row: Row) -> bool:
     """Whether a row is of either."""
+    if _conversations(row):
+        return "chosen_model" in row
     if not isinstance(row.get("prompt"), str) or "rejected" not in row:
         return False
     return "chosen_model" in row or (isinstance(row.get("chosen"), list) and "subset" in row)
+
+
+def _conversations(row: Row) -> bool:
+    """Whether chosen and rejected are whole conversations that share all but their last turn."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    return (
+        isinstance(chosen, list)
+        and isinstance(rejected, list)
+        and all(isinstance(m, dict) for m in cast("list[Any]", [*chosen, *rejected]))
+        and len(cast("list[Any]", chosen)) > 1
+        and chosen[:-1] == rejected[:-1]
+    )
 
 
 def load(rows: sources.Rows) -> Records:
@@ -33,6 +49,10 @@ def load(rows: sources.Rows) -> Records:
     records = Records()
     for number, row in rows.rows:
         column = shared.unpack(row)
+        prompt = None
+        if _conversations(row):
+            prompt = row["chosen"][:-1]
+            row = {**row, **{k: row[k][-1].get("content") for k in ("chosen", "rejected")}}
         second = isinstance(row.get("chosen"), list)
         chosen: list[Any] = list(row["chosen"]) if second else [row.get("chosen")]
         rejected: list[Any] = list(row["rejected"]) if second else [row.get("rejected")]
@@ -44,13 +64,14 @@ def load(rows: sources.Rows) -> Records:
         complete = isinstance(models, list) and len(cast(list[Any], models)) == len(texts)
         order = column.get("order") or shared.order_by_text(texts)
         fields: Row = {
-            "prompt": messages(shared.text_of(rows, number, row, "prompt")),
+            "prompt": prompt or messages(shared.text_of(rows, number, row, "prompt")),
             "completions": [texts[k] for k in order],
         }
         if complete and any(models):
             fields["models"] = [models[k] for k in order]
         if not column:
             original: Row = {"id": row.get("id")} | ({} if complete else {"models": models})
+            original |= {"conversations": True} if prompt else {}
             used = (*(SECOND if second else FIRST), KEY)
             fields["extra"] = {k: v for k, v in row.items() if k not in used} | {
                 "reward_bench": original | ({"order": order} if second else {})
@@ -88,9 +109,10 @@ def _row(item: Item, j: Judgement, number: int) -> Row:
     chosen = [k for k in listed if j.ranks[k] == 0]
     rejected = [k for k in listed if j.ranks[k] != 0]
     models = item.models or (None,) * len(texts)
-    row: Row = {"id": original.get("id", number), "prompt": shared.readable(item.prompt)}
+    row: Row = {"id": original.get("id", number)}
     if len(texts) > 2 or "order" in original:
         row |= {
+            "prompt": shared.readable(item.prompt),
             "chosen": [texts[k] for k in chosen],
             "rejected": [texts[k] for k in rejected],
             "num_correct": len(chosen),
@@ -100,18 +122,21 @@ def _row(item: Item, j: Judgement, number: int) -> Row:
         }
     else:
         a, b = chosen[0], rejected[0]
-        row |= {
-            "chosen": texts[a],
-            "chosen_model": models[a],
-            "rejected": texts[b],
-            "rejected_model": models[b],
-        }
+        if original and not original.get("conversations"):  # of the benchmark's own files
+            row["prompt"] = shared.readable(item.prompt)
+            row |= {"chosen": texts[a], "rejected": texts[b]}
+        else:
+            for name, k in (("chosen", a), ("rejected", b)):
+                row[name] = [*item.prompt, {"role": "assistant", "content": texts[k]}]
+            # The program takes "question" and "input" for the prompt, and needs one type per column.
+            extra = extra if original else {}
+        row |= {"chosen_model": models[a], "rejected_model": models[b]}
     row |= {"subset": "trimtab", **extra}
     back = load(sources.Rows("", [(1, row)]))
     if back.items.get(item.id) == item and back.judgements == [j]:
         return row
     column = {
-        "item": shared.other_item_fields(item),
+        "item": shared.other_item_fields(item, *(() if "prompt" in row else ("prompt",))),
         "judgement": shared.other_fields(
             j, ("item", "ranks") if set(j.ranks) == {0, 1} else ("item",)
         ),
