@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.models import tiny
@@ -107,13 +116,14 @@ ALL = {
     "strict": STRICT, "zephyr": ZEPHYR, "no_end": NO_END, "space": SPACE, "parts": PARTS, "today": TODAY,
 }  # fmt: skip
 
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?|<>/[]#_{}'\""
 _TEXT = (
     "two plus two is four and three is seven . the sky is blue . user assistant system what ? "
     "rain in leeds wet yes , take a coat . four four four seven seven it is it is"
 )
 
 
-def tokenizer(template: str, kind: str = "bytes", eos: str = "<eos>") -> PreTrainedTokenizerFast:
+def tokenizer(template: str, kind: str = "bytes") -> PreTrainedTokenizerFast:
     """A tokenizer that reads any text.
 
     Args:
@@ -121,24 +131,33 @@ def tokenizer(template: str, kind: str = "bytes", eos: str = "<eos>") -> PreTrai
         kind: "bytes" is byte-level BPE. The others have SentencePiece's words, whose first character
             is a space: "first" puts one in front of a text (Mistral v3), "legacy" in front of it and
             after each special token (Llama-2, TinyLlama, Phi-3).
-        eos: Its end-of-sequence token.
     """
-    from tokenizers import trainers
-
     inner: Any = Tokenizer(models.BPE(byte_fallback=kind != "bytes", unk_token=None))
-    options: dict[str, Any] = {"vocab_size": 700, "show_progress": False}
+    words = _TEXT.split()
+    space = " " if kind == "bytes" else "▁"
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else [space, *_LETTERS]
+    byte_tokens = [] if kind == "bytes" else [f"<0x{b:02X}>" for b in range(256)]
+    inner.pre_tokenizer = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if kind == "bytes"
+        else pre_tokenizers.WhitespaceSplit()
+    )
+    # Words one by one, so that no token joins two of them.
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, show_progress=False, initial_alphabet=list(alphabet),
+        special_tokens=[*SPECIAL, *byte_tokens],
+    )  # fmt: skip
+    inner.train_from_iterator([*words, *(space + w for w in words)], trainer)
     if kind == "bytes":
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         inner.decoder = decoders.ByteLevel()
-        options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
-        special = list(SPECIAL)
     else:
-        if kind == "legacy":
-            inner.normalizer = normalizers.Sequence(
-                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-            )
-        else:
-            inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        # Byte tokens are no special tokens: only the model's fallback emits them.
+        state = json.loads(inner.to_str())
+        state["added_tokens"] = [
+            t for t in state["added_tokens"] if t["content"] not in byte_tokens
+        ]
+        state["pre_tokenizer"] = None
+        inner = Tokenizer.from_str(json.dumps(state))
         inner.decoder = decoders.Sequence(
             [
                 decoders.Replace("▁", " "),
@@ -147,36 +166,15 @@ def tokenizer(template: str, kind: str = "bytes", eos: str = "<eos>") -> PreTrai
                 decoders.Strip(" ", 1, 0),
             ]
         )
-        options["initial_alphabet"] = [
-            "▁",
-            *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?|<>/[]#_{}'\"",
-        ]
-        special = [*SPECIAL, *(f"<0x{b:02X}>" for b in range(256))]
-    # Words one by one, so that no token joins two of them.
-    words = ["▁" + w if kind != "bytes" else " " + w for w in _TEXT.split()] + _TEXT.split()
-    saved = inner.normalizer, inner.pre_tokenizer
-    if kind != "bytes":
-        inner.normalizer = None
-        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.train_from_iterator(words, trainers.BpeTrainer(special_tokens=special, **options))
-    if kind != "bytes":
-        # Byte tokens are no special tokens: only the model's fallback emits them.
-        config = inner.to_str()
-        import json
-
-        state = json.loads(config)
-        state["added_tokens"] = [
-            t for t in state["added_tokens"] if not t["content"].startswith("<0x")
-        ]
-        inner = Tokenizer.from_str(json.dumps(state))
-        inner.normalizer, inner.pre_tokenizer = saved
-        if saved[0] is None:
-            inner.normalizer = normalizers.Sequence([])
-        if saved[1] is None:
-            inner.pre_tokenizer = pre_tokenizers.Sequence([])
+    if kind == "first":
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    elif kind == "legacy":
+        inner.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
     inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token=eos,
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>",
         clean_up_tokenization_spaces=False,
     )  # fmt: skip
     fast.chat_template = template

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Literal, cast
 
 from trimtab.data.conversation import BadRowError, Message, content_text
+from trimtab.data.piece_tokens import Piece, shared_length, shared_text
 from trimtab.errors import ModelError
 from trimtab.types import Row
 
 _PROBE = "probe of content"
-
-
-@dataclass(slots=True)
-class Piece:
-    """A part of a rendered text."""
-
-    text: str
-    trained: bool
-    """Whether the model is trained to emit it."""
 
 
 class ChatTemplate:
@@ -28,6 +18,8 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self.unsampled = ""
+        """How the first turn that does not continue its generation prompt differs from it."""
         self._known_kinds: dict[str, tuple[bool, bool]] = {}
 
     def __call__(
@@ -55,6 +47,12 @@ class ChatTemplate:
         try:
             return self._render([self._fit(m) for m in messages], columns, end)
         except Exception as error:  # noqa: BLE001  a template is a program and may raise anything
+            if any(m.get("content") is None for m in messages):
+                # Some templates read null content as text.
+                filled = [
+                    m if m.get("content") is not None else {**m, "content": ""} for m in messages
+                ]
+                return self(filled, columns, end)
             why = str(error) or type(error).__name__
             raise BadRowError(f"the chat template refuses the conversation: {why}") from None
 
@@ -112,7 +110,9 @@ class ChatTemplate:
         last one: a prompt, then turns and what is between them.
 
         Turns whose context contains the earlier ones unchanged are one list. A template that
-        rewrites earlier turns (drops their thoughts, say) begins a new list at each such turn.
+        rewrites earlier turns (drops their thoughts, say) begins a new list at each such turn. Where
+        the rendered turn does not continue the generation prompt (which begins a thought that the turn
+        does not have, say), its prompt ends where the two differ.
 
         Args:
             prompt: The turns before; where the last is the assistant's, it is continued.
@@ -122,8 +122,7 @@ class ChatTemplate:
             ends: Tokens that end a turn, as text; what the template adds after them is not trained on.
 
         Raises:
-            BadRowError: the template refuses the conversation, or does not continue its own
-                generation prompt.
+            BadRowError: the template refuses the conversation.
         """
         lists: list[list[Piece]] = []
         messages = join_turns(prompt, completion)
@@ -135,7 +134,15 @@ class ChatTemplate:
                 before = self(messages[:i], columns, "generate")
             after = self(messages[: i + 1], columns)
             if not after.startswith(before):
-                raise BadRowError(_broken_prompt(before, after))
+                self.unsampled = self.unsampled or _difference(before, after)
+                before = after[: shared_text(self.tokenizer, before, after)]
+                if not before.startswith(self(messages[:i], columns)):
+                    raise BadRowError(
+                        f"the chat template renders the turns before turn {i + 1} otherwise once it is "
+                        f"added ({self.unsampled}); use another model.chat_template"
+                    )
+            if after == before:
+                raise BadRowError(f"the chat template renders nothing for turn {i + 1}")
             turn = _cut(after[len(before) :], ends)
             so_far = "".join(p.text for p in lists[-1]) if lists else ""
             if lists and before.startswith(so_far):
@@ -160,13 +167,6 @@ def _cut(turn: str, ends: Collection[str]) -> str:
     return turn[:last]
 
 
-def _broken_prompt(before: str, after: str) -> str:
-    same = sum(
-        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
-    )
-    return (
-        f"the chat template's prompt for a turn of the assistant ends with {before[same:][-40:]!r} where the "
-        f"rendered turn has {after[same : same + 40]!r}, so the turn would be trained on a prompt that is "
-        "never sampled from; write the turn as the template expects it (thoughts in 'reasoning_content'), "
-        "set the template's options in a column 'chat_template_kwargs', or use another model.chat_template"
-    )
+def _difference(before: str, after: str) -> str:
+    same = shared_length([before, after])
+    return f"sampling continues {before[same:][-40:]!r}, the rendered text has {after[same : same + 40]!r}"

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from trimtab.data.chat_template import Piece
-
 _ANCHORS = ("\n", "a", "0", "|")
+
+
+@dataclass(slots=True)
+class Piece:
+    """A part of a rendered text."""
+
+    text: str
+    trained: bool
+    """Whether the model is trained to emit it."""
 
 
 def shared_length(sequences: Sequence[str] | Sequence[list[int]]) -> int:
@@ -21,6 +29,13 @@ def shared_length(sequences: Sequence[str] | Sequence[list[int]]) -> int:
     first, last = min(sequences), max(sequences)
     pairs = zip(first, last, strict=False)
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(first), len(last)))
+
+
+def shared_text(tokenizer: Any, first: str, second: str) -> int:
+    """The number of characters of ``second`` in the tokens with which both begin."""
+    count = shared_length([raw_ids(tokenizer, first), raw_ids(tokenizer, second)])
+    _, ends = _encode(tokenizer, second, offsets=True)
+    return max(ends[:count], default=0)
 
 
 def raw_ids(tokenizer: Any, text: str) -> list[int]:

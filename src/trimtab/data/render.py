@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from trimtab.data.chat_template import ChatTemplate, Piece, join_turns
+from trimtab.data.chat_template import ChatTemplate, join_turns
 from trimtab.data.conversation import (
     BadRowError,
     Message,
@@ -20,7 +20,7 @@ from trimtab.data.conversation import (
 )
 from trimtab.data.formats import Example
 from trimtab.data.load_tokenizer import special_tokens
-from trimtab.data.piece_tokens import completion_ids, raw_ids, shared_length
+from trimtab.data.piece_tokens import Piece, completion_ids, raw_ids, shared_length
 from trimtab.data.thoughts import TOKENS, template_prefill
 from trimtab.errors import DataError, ModelError, RowError
 from trimtab.types import Completion, Finish, Group, Ints
@@ -57,6 +57,7 @@ class Renderer:
     ) -> None:
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer)
+        self._warned = False
         self.max_prompt_length = max_prompt_length
         self.max_completion_length = max_completion_length
         self.on_long = on_long
@@ -235,22 +236,7 @@ class Renderer:
             DataError, RowError, ModelError: as for ``prompt``.
             RowError: a completion has several turns, and the chat template rewrites earlier ones.
         """
-        with self._row(example):
-            text = self._prompt_text(example)
-            group = self._prompt(example, text)
-            if group is None:
-                return None
-            for i, answer in enumerate(example.completions):
-                sequences = self._sequences(example, text, group.prompt.tolist(), answer)
-                if len(sequences) > 1:
-                    raise BadRowError(
-                        "the chat template rewrites earlier turns of the assistant when later ones are "
-                        "added, so a completion of several turns has no log-prob; move its earlier turns "
-                        "to the prompt"
-                    )
-                _, ids, mask = sequences[0]
-                group.completions.append(self._completion(example, i, ids, mask))
-            return group
+        return self._group(example, turns_apart=False)
 
     def demonstration(self, example: Example) -> Group | None:
         """A group with its one completion. Where the chat template rewrites earlier turns, each turn
@@ -259,28 +245,51 @@ class Renderer:
         Raises:
             DataError, RowError, ModelError: as for ``prompt``.
         """
+        return self._group(example, turns_apart=True)
+
+    def _group(self, example: Example, turns_apart: bool) -> Group | None:
         with self._row(example):
             text = self._prompt_text(example)
             group = self._prompt(example, text)
             if group is None:
                 return None
-            sequences = self._sequences(
-                example, text, group.prompt.tolist(), example.completions[0]
-            )
-            shared = shared_length([prompt for prompt, _, _ in sequences])
+            sequences: list[tuple[int, list[int], list[int], list[bool]]] = []
+            for i, answer in enumerate(example.completions):
+                parts = self._sequences(example, text, group.prompt.tolist(), answer)
+                if len(parts) > 1 and not turns_apart:
+                    raise BadRowError(
+                        "the chat template rewrites earlier turns of the assistant when later ones are "
+                        "added, so a completion of several turns has no log-prob; move its earlier turns "
+                        "to the prompt"
+                    )
+                sequences += [(i, *part) for part in parts]
+            contexts = [context for _, context, _, _ in sequences]
+            shared = shared_length(contexts) if contexts else len(group.prompt)
             if shared == 0:
-                raise BadRowError("the chat template renders its turns without a common beginning")
+                raise BadRowError("the chat template renders nothing in front of the turns")
             group.prompt = group.prompt[:shared]
-            completions: list[Completion] = []
-            for prompt, ids, mask in sequences:
-                context = prompt[shared:]
-                completion = self._completion(
-                    example, 0, [*context, *ids], [False] * len(context) + mask
-                )
-                if len(context) < self.max_completion_length:
-                    completions.append(completion)
-            group.completions = completions
+            for i, context, ids, mask in sequences:
+                own = context[shared:]
+                if len(own) < self.max_completion_length:
+                    group.completions.append(
+                        self._completion(example, i, [*own, *ids], [False] * len(own) + mask)
+                    )
+            self._warn_of_unsampled_prompts(example)
             return group
+
+    def _warn_of_unsampled_prompts(self, example: Example) -> None:
+        """Once: turns are trained on after another prompt than completions are sampled from."""
+        if self.template.unsampled and not self._warned:
+            self._warned = True
+            log.warning(
+                "%s: row %d: the chat template does not continue its own generation prompt (%s), so the "
+                "model is trained on a prompt that it is never sampled from. Write turns as the template expects them "
+                "(thoughts in 'reasoning_content'), set its options in a column 'chat_template_kwargs', "
+                "or use another model.chat_template",
+                example.source or "data",
+                example.row,
+                self.template.unsampled,
+            )
 
     def scoring(self, example: Example) -> Group | None:
         """A group as a reward model reads it: conversations exactly as the chat template renders
@@ -304,9 +313,7 @@ class Renderer:
             shared = shared_length([group.prompt.tolist(), *rendered])
             shared = min(shared, *(len(ids) - 1 for ids in rendered)) if rendered else shared
             if shared < 1:
-                raise BadRowError(
-                    "the chat template renders its completions without a common beginning"
-                )
+                raise BadRowError("the chat template renders nothing in front of the completions")
             group.prompt = group.prompt[:shared]
             for i, ids in enumerate(rendered):
                 tail = next((t for t, x in enumerate(reversed(ids)) if x in self.stop_ids), 0)
