@@ -44,12 +44,12 @@ class Recipe:
     held_out: dict[str, Any] = field(default_factory=dict[str, Any])
     """Laid over it on the held-out mix, whose prompts need another plant."""
     plant: str = ""
-    """A function of ``sandbox.faults`` laid on the stage, with ``options``."""
+    """A function of ``planted`` laid on the stage, with ``options``."""
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     pool: int = 240
     """Different prompts of RL."""
     data: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Of ``faults.labelled``, with "n"."""
+    """Of ``planted.labelled``, with "n"."""
     also: tuple[int, ...] = ()
     """Alarms that the fault truly brings about too: ringing is neither hit nor false."""
     causes: tuple[int, ...] = ()

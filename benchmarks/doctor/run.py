@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from benchmarks.doctor import planted
 from benchmarks.doctor.plan import GOLD, Spec
 from benchmarks.doctor.worlds import BASE, TASKS, prompts, put, reward_model, scenes
 from trimtab.audit.audit_run import draw
@@ -22,7 +23,7 @@ from trimtab.datagen.sandbox_data import prompt_groups
 from trimtab.models.load import LM, ModelSpec
 from trimtab.runs import Run, read_metrics, read_samples, write_atomic
 from trimtab.sample.sampler import Request, Sampler, SamplingConfig
-from trimtab.sandbox import faults
+from trimtab.sandbox.faults import echoes
 from trimtab.sandbox.tokenizer import TEMPLATE
 from trimtab.sandbox.world import Kind, Scene, demonstrations, gold
 from trimtab.train import dpo, reward, rl, sft
@@ -82,7 +83,7 @@ def make(spec: Spec, out: Path) -> dict[str, Any]:
         if recipe.plant == "plant_prompts":
             later = scenes(kinds_of(options.pop("kinds")), 200, spec.seed, 13)
             options["later"] = prompt_groups(later, stage.renderer)
-        getattr(faults, recipe.plant)(stage, **options)
+        getattr(planted, recipe.plant)(stage, **options)
     run = Run(folder, config.model_dump(mode="json"))
     fit(stage, run, config.loop)
     run.close()
@@ -129,7 +130,7 @@ def _usual(spec: Spec, data: Path, out: Path) -> dict[str, Any]:
     labels = dict(recipe.data)
     n = int(labels.pop("n"))
     task = kinds_of(spec.task)
-    rows = faults.labelled(scenes(task, n, seed, 11), seed, **labels)
+    rows = planted.labelled(scenes(task, n, seed, 11), seed, **labels)
     usual: dict[str, Any] = {
         "model": model,
         "data": {"path": str(put(data / "pairs.jsonl", rows))},
@@ -138,7 +139,7 @@ def _usual(spec: Spec, data: Path, out: Path) -> dict[str, Any]:
     }
     if labels.get("repeat"):
         return {**usual, "holdout": 60, "epochs": 1, "optim": {"lr": 2e-4}}
-    held_out = faults.labelled(
+    held_out = planted.labelled(
         scenes(task, 160, seed, 17),
         seed + 500,
         **{k: v for k, v in labels.items() if k in ("noise", "scale", "close")},
@@ -225,7 +226,7 @@ def symptoms(late: Sequence[dict[str, Any]], options: dict[str, Any]) -> dict[st
 def _probe(folder: Path, spec: Spec, config: rl.RLConfig) -> None:
     """Belief swaps of the trained policy and of its start, and whether the reward pays for following."""
     asking = [s for s in scenes(("ask",), 48, spec.seed, 19)]
-    pairs = [faults.swapped(s, i) for i, s in enumerate(asking)]
+    pairs = [planted.swapped(s, i) for i, s in enumerate(asking)]
     results: list[dict[str, Any]] = []
     for of, path in (("policy", folder / "model"), ("reference", BASE)):
         model = ModelSpec(path=str(path), chat_template=config.model.chat_template)
@@ -243,7 +244,7 @@ def _probe(folder: Path, spec: Spec, config: rl.RLConfig) -> None:
             SamplingConfig(temperature=0.0, max_new_tokens=40),
         )
         texts = [renderer.completion(x[0].ids, x[0].finish).text for x in sampled]
-        follows = [faults.echoes(s, t) for s, t in zip(flat, texts, strict=True)]
+        follows = [echoes(s, t) for s, t in zip(flat, texts, strict=True)]
         both = [follows[2 * i] and follows[2 * i + 1] for i in range(len(pairs))]
         results.append(
             {"of": of, "probe": "belief_swap", "value": float(np.mean(both)), "n": len(both)}

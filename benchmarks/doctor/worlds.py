@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 import trimtab
+from benchmarks.doctor.planted import labelled
 from trimtab.datagen.sandbox_data import prompt_rows
 from trimtab.runs import write_atomic
-from trimtab.sandbox.faults import labelled
 from trimtab.sandbox.world import Kind, Scene, make_scene
 from trimtab.train import reward
 

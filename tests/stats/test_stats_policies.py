@@ -15,7 +15,7 @@ from tests.support.oracles import near
 from trimtab.errors import DataError
 from trimtab.stats.order_stats import best_of_n, kl_bound, pass_at_k, pick
 from trimtab.stats.overoptimisation import Overoptimisation, fit_overoptimisation
-from trimtab.stats.text import distinct_n
+from trimtab.stats.style import distinct_n
 
 
 def kl_with_ties(masses: Sequence[float], n: int) -> float:

@@ -35,10 +35,10 @@ class Symptom:
     message: str
     number: float
     limit: float
-    tier: Tier
     cause: str
     remedies: tuple[Use, ...]
     """What to do, the most important first."""
+    tier: Tier = "T0"
     step: float | None = None
     other_causes: tuple[str, ...] = ()
     severity: Severity = "critical"
@@ -60,14 +60,14 @@ class Alarm:
     title: str
     figure: str
     """What its number is, with the unit."""
-    stages: tuple[str, ...]
-    """Training stages whose runs it checks."""
     remedies: tuple[str, ...]
     """Names in the catalogue of what helps against it, the best first."""
     precedence: int
     """Place in the order of causes: a finding with a lower one explains those with higher ones."""
     check: Callable[[Evidence], Symptom | None]
     """May raise ``Unchecked``."""
+    stages: tuple[str, ...] = RL_STAGES
+    """Training stages whose runs it checks."""
 
     def __call__(self, evidence: Evidence) -> Finding | None:
         """The finding, or None where nothing is wrong.

@@ -84,7 +84,6 @@ class FixedKL(KLSpec):
     type: Literal["fixed"] = "fixed"
 
     def next_beta(self, beta: float, kl: float, n: int) -> float:
-        """See ``KLSpec``."""
         return beta
 
 
@@ -99,7 +98,6 @@ class AdaptiveKL(KLSpec):
     """Completions over which a full correction is made."""
 
     def next_beta(self, beta: float, kl: float, n: int) -> float:
-        """See ``KLSpec``."""
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         return beta * (1.0 + error * n / self.horizon)
 
@@ -112,7 +110,6 @@ class HalvingKL(KLSpec):
     target: float = Field(default=6.0, gt=0.0)
 
     def next_beta(self, beta: float, kl: float, n: int) -> float:
-        """See ``KLSpec``."""
         if kl < self.target / 1.5:
             return beta / 2
         return beta * 2 if kl > self.target * 1.5 else beta
@@ -137,7 +134,6 @@ class RangeKL(KLSpec):
         return self
 
     def next_beta(self, beta: float, kl: float, n: int) -> float:
-        """See ``KLSpec``."""
         if kl > self.high:
             return beta * self.factor
         return beta / self.factor if kl < self.low else beta

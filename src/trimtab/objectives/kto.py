@@ -45,7 +45,6 @@ class KTO(Scaled):
         return self
 
     def usable(self, group: Group) -> bool:
-        """See ``Direct``."""
         return any(label is not None for label in labels(group))
 
     def counts(self, pack: Pack) -> Counts:
@@ -80,7 +79,6 @@ class KTOAt:
     """max(0, mean(logpi - logref)) over the step's mismatched pairs, nats; no gradient."""
 
     def counts(self, pack: Pack) -> Counts:
-        """See ``KTO``."""
         return self.config.counts(pack)
 
     def __call__(self, out: Output, pack: Pack) -> Loss:

@@ -30,7 +30,6 @@ class SFT(Config):
     aggregation: Aggregation = "token-mean"
 
     def counts(self, pack: Pack) -> Counts:
-        """See ``Objective``."""
         return default_counts(pack)
 
     def __call__(self, out: Output, pack: Pack) -> Loss:

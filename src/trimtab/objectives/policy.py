@@ -239,7 +239,6 @@ class PolicyMethod(Kind):
         return self.kl.place != "none" and not fixed_at_zero
 
     def counts(self, pack: Pack) -> Counts:
-        """See ``Objective``."""
         return default_counts(pack)
 
     def __call__(self, out: Output, pack: Pack) -> Loss:

@@ -60,7 +60,6 @@ class DPO(Scaled):
     type: Literal["dpo"] = "dpo"
 
     def loss(self, p: Pairs) -> Tensor:
-        """See the class."""
         return -logsigmoid(self.z(p))
 
 
@@ -86,7 +85,6 @@ class CDPO(Scaled):
         return self
 
     def loss(self, p: Pairs) -> Tensor:
-        """See the class."""
         return smoothed(self.z(p), self.smoothing)
 
 
@@ -104,7 +102,6 @@ class Robust(Scaled):
         return self
 
     def loss(self, p: Pairs) -> Tensor:
-        """See the class."""
         return robust(self.z(p), self.smoothing)
 
 
@@ -121,7 +118,6 @@ class IPO(Scaled):
         return self.beta * p.a_P / nw, self.beta * p.b_P / nl
 
     def loss(self, p: Pairs) -> Tensor:
-        """See the class."""
         return ipo(self.z(p) / self.beta, self.beta)
 
 
@@ -131,7 +127,6 @@ class Hinge(Scaled):
     type: Literal["hinge"] = "hinge"
 
     def loss(self, p: Pairs) -> Tensor:
-        """See the class."""
         return relu(1.0 - self.z(p))
 
 
@@ -147,7 +142,6 @@ class SLiC(Direct):
 
     @property
     def nll(self) -> float:
-        """See ``Direct``."""
         return self.nll_weight + self.rpo_alpha
 
     def implicit(self, p: Pairs) -> tuple[Tensor, Tensor]:
@@ -155,7 +149,6 @@ class SLiC(Direct):
         return p.W_P, p.L_P
 
     def loss(self, p: Pairs) -> Tensor:
-        """See the class."""
         return relu(self.delta - p.W_P + p.L_P)
 
 
@@ -169,7 +162,6 @@ class DPONorm(Scaled):
         return self.beta * p.a_P / p.nw_P, self.beta * p.b_P / p.nl_P
 
     def loss(self, p: Pairs) -> Tensor:
-        """See the class."""
         return -logsigmoid(self.z(p))
 
 
@@ -188,7 +180,6 @@ class SimPO(Scaled):
         return self.beta * p.W_P / p.nw_P, self.beta * p.L_P / p.nl_P
 
     def loss(self, p: Pairs) -> Tensor:
-        """See the class."""
         return -logsigmoid(self.z(p) - self.gamma)
 
 
@@ -202,7 +193,6 @@ class ORPO(Direct):
 
     @property
     def nll(self) -> float:
-        """See ``Direct``."""
         return 1.0 + self.rpo_alpha
 
     def implicit(self, p: Pairs) -> tuple[Tensor, Tensor]:
@@ -210,7 +200,6 @@ class ORPO(Direct):
         return self.lam * p.W_P / p.nw_P, self.lam * p.L_P / p.nl_P
 
     def loss(self, p: Pairs) -> Tensor:
-        """See the class."""
         return -self.lam * logsigmoid(log_odds(p.W_P / p.nw_P) - log_odds(p.L_P / p.nl_P))
 
 

@@ -119,49 +119,33 @@ class _Axes:
     def add(self, template: str, *values: object) -> None:
         self.parts.append(Markup(template).format(*values))
 
+    def text(self, kind: str, x: float, y: float, words: str) -> None:
+        self.add('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>', kind, x, y, words)
+
+    def bar(self, bar: Bar, x: float, width: float) -> None:
+        """A bar from zero, its left side at ``x`` in the picture."""
+        (_, y), (_, floor) = self.at(0, bar.value), self.at(0, 0)
+        shape = '<rect class="f{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2"/>'
+        self.add(shape, bar.colour % COLOURS, x, min(y, floor), width, abs(floor - y))
+
     def grid(self, *, x_ticks: bool = True) -> None:
         for value in ticks(*self.y):
             _, y = self.at(self.x[0], value)
             kind = "zero" if value == 0 else "grid"
             self.add('<path class="{}" d="M{} {:.1f}H{}"/>', kind, LEFT, y, W - RIGHT)
-            self.add(
-                '<text class="tick end" x="{}" y="{:.1f}">{}</text>', LEFT - 7, y + 4, number(value)
-            )
+            self.text("tick end", LEFT - 7, y + 4, number(value))
         for value in ticks(*self.x) if x_ticks else ():
-            x, _ = self.at(value, self.y[0])
-            self.add(
-                '<text class="tick mid" x="{:.1f}" y="{}">{}</text>',
-                x,
-                H - BOTTOM + 17,
-                number(value),
-            )
+            self.text("tick mid", self.at(value, self.y[0])[0], H - BOTTOM + 17, number(value))
 
-    def path(self, kind: str, points: Sequence[tuple[float, float] | None]) -> None:
-        pen, words = False, list[str]()
-        for point in points:
-            if point is None:
-                pen = False
-                continue
-            x, y = self.at(*point)
-            words.append(f"{'L' if pen else 'M'}{x:.1f} {y:.1f}")
-            pen = True
-        if words:
-            self.add('<path class="line {}" d="{}"/>', kind, "".join(words))
+    def path(self, kind: str, points: Sequence[tuple[float, float]]) -> None:
+        places = ["{:.1f} {:.1f}".format(*self.at(*point)) for point in points]
+        self.add('<path class="line {}" d="M{}"/>', kind, "L".join(places))
 
     def done(self, label: str) -> Markup:
         across, up = self.titles
-        self.add(
-            '<text class="axis mid" x="{:.0f}" y="{}">{}</text>',
-            (LEFT + W - RIGHT) / 2,
-            H - 8,
-            across,
-        )
-        middle = (TOP + H - BOTTOM) / 2
-        self.add(
-            '<text class="axis mid" transform="translate(13 {:.0f}) rotate(-90)">{}</text>',
-            middle,
-            up,
-        )
+        self.text("axis mid", (LEFT + W - RIGHT) / 2, H - 8, across)
+        turned = '<text class="axis mid" transform="translate(13 {:.0f}) rotate(-90)">{}</text>'
+        self.add(turned, (TOP + H - BOTTOM) / 2, up)
         head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(W, H, label)
         return head + Markup("").join(self.parts) + Markup("</svg>")
 
@@ -220,36 +204,18 @@ def bar_chart(
     reach = [v for b in bars for v in (b.value, b.low, b.high) if v is not None]
     axes = _Axes((0, len(bars)), bounds([*reach, level or 0.0], zero=True), "", y_title)
     axes.grid(x_ticks=False)
-    wide = (W - LEFT - RIGHT) / len(bars)
-    _, floor = axes.at(0, 0)
+    half = min((W - LEFT - RIGHT) / len(bars) * 0.32, 38)
     for place, bar in enumerate(bars):
         x, y = axes.at(place + 0.5, bar.value)
-        half = min(wide * 0.32, 38)
-        axes.add(
-            '<rect class="f{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2"/>',
-            bar.colour % COLOURS,
-            x - half,
-            min(y, floor),
-            2 * half,
-            abs(floor - y),
-        )
-        tip = min(y, floor)
+        axes.bar(bar, x - half, 2 * half)
+        tip = min(y, axes.at(0, 0)[1])
         if bar.low is not None and bar.high is not None:
             (_, low), (_, high) = axes.at(0, bar.low), axes.at(0, bar.high)
-            axes.add(
-                '<path class="whisker" d="M{0:.1f} {1:.1f}V{2:.1f}M{3:.1f} {1:.1f}h10M{3:.1f} {2:.1f}h10"/>',
-                x,
-                low,
-                high,
-                x - 5,
-            )
+            whisker = "M{0:.1f} {1:.1f}V{2:.1f}M{3:.1f} {1:.1f}h10M{3:.1f} {2:.1f}h10"
+            axes.add(f'<path class="whisker" d="{whisker}"/>', x, low, high, x - 5)
             tip = min(tip, high)
-        axes.add(
-            '<text class="value mid" x="{:.1f}" y="{:.1f}">{}</text>', x, tip - 6, number(bar.value)
-        )
-        axes.add(
-            '<text class="tick mid" x="{:.1f}" y="{}">{}</text>', x, H - BOTTOM + 18, bar.name[:18]
-        )
+        axes.text("value mid", x, tip - 6, number(bar.value))
+        axes.text("tick mid", x, H - BOTTOM + 18, bar.name[:18])
     if level is not None:
         axes.path("guide", [(0, level), (len(bars), level)])
     return Chart(title, see, axes.done(title))
@@ -264,26 +230,15 @@ def grouped_bars(
         return None
     axes = _Axes((0, len(groups)), bounds(values, zero=True), "", y_title)
     axes.grid(x_ticks=False)
-    _, floor = axes.at(0, 0)
     wide = (W - LEFT - RIGHT) / len(groups)
-    legend: dict[str, int] = {}
     for place, (name, bars) in enumerate(groups.items()):
         thick = wide * 0.8 / max(1, len(bars))
         middle, _ = axes.at(place + 0.5, 0)
         for index, bar in enumerate(bars):
-            legend[bar.name] = bar.colour
-            _, y = axes.at(0, bar.value)
-            axes.add(
-                '<rect class="f{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5"/>',
-                bar.colour % COLOURS,
-                middle + (index - len(bars) / 2) * thick + 1,
-                min(y, floor),
-                max(1.0, thick - 2),
-                abs(floor - y),
-            )
-        axes.add(
-            '<text class="tick mid" x="{:.1f}" y="{}">{}</text>', middle, H - BOTTOM + 18, name[:18]
-        )
+            left = middle + (index - len(bars) / 2) * thick + 1
+            axes.bar(bar, left, max(1.0, thick - 2))
+        axes.text("tick mid", middle, H - BOTTOM + 18, name[:18])
+    legend = {bar.name: bar.colour for bars in groups.values() for bar in bars}
     return Chart(title, see, axes.done(title), tuple(legend.items()))
 
 
@@ -304,11 +259,7 @@ def calibration_chart(title: str, bins: Sequence[Mapping[str, float]], see: str)
     for b in bins:
         x, y = axes.at(b["confidence"], b["accuracy"])
         radius = 2.5 + 6 * math.sqrt(b.get("count", 1) / max(most, 1))
-        axes.add(
-            '<circle class="dot f0" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{} pairs</title></circle>',
-            x,
-            y,
-            radius,
-            int(b.get("count", 0)),
-        )
+        dot = '<circle class="dot f0" cx="{:.1f}" cy="{:.1f}" r="{:.1f}">'
+        title_of_dot = "<title>{} pairs</title></circle>"
+        axes.add(dot + title_of_dot, x, y, radius, int(b.get("count", 0)))
     return Chart(title, see, axes.done(title))

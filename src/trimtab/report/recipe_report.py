@@ -64,7 +64,6 @@ class Scores(DeclaredChart):
     """More figures by label, shown as numbers."""
 
     def section(self, folder: Path, figures: Mapping[str, Any]) -> Section:
-        """See the base."""
         values = _figures(figures, self.bars)
         verdicts = [self._verdict(values, figures)] if self._complete(values) else []
         bars: list[Bar] = []
@@ -114,7 +113,6 @@ class Groups(DeclaredChart):
     """Label -> a figure that is a mapping from group to number."""
 
     def section(self, folder: Path, figures: Mapping[str, Any]) -> Section:
-        """See the base."""
         groups: dict[str, list[Bar]] = {}
         for i, (label, name) in enumerate(self.bars.items()):
             numbers = _lookup(figures, name)
@@ -135,7 +133,6 @@ class ProxyGold(DeclaredChart):
     """Metrics of the stages."""
 
     def section(self, folder: Path, figures: Mapping[str, Any]) -> Section:
-        """See the base."""
         changes = {
             label: [change(read_metrics(folder / stage), m) for m in (self.proxy, self.gold)]
             for label, stage in self.stages.items()
@@ -191,7 +188,6 @@ class Calibration(DeclaredChart):
     stage: str
 
     def section(self, folder: Path, figures: Mapping[str, Any]) -> Section:
-        """See the base."""
         measured = read_object(folder / self.stage / "calibration.json")
         evaluated = read_summary(folder / self.stage).get("eval") or {}
         accuracy, ceiling, error = (
@@ -237,7 +233,6 @@ class Curves(DeclaredChart):
     """Metric -> its unit; without them every metric that has a chart of its own."""
 
     def section(self, folder: Path, figures: Mapping[str, Any]) -> Section:
-        """See the base."""
         rows = read_metrics(folder / self.stage)
         if not self.metrics:
             return Section(self.title, self.lead, charts=curves(rows, rest=False))
@@ -257,7 +252,6 @@ class FigureTable(DeclaredChart):
     """Label -> figure by column."""
 
     def section(self, folder: Path, figures: Mapping[str, Any]) -> Section:
-        """See the base."""
         rows = [
             (label, *(number(values[c]) if c in values else "–" for c in self.columns))
             for label, names in self.rows.items()
@@ -279,11 +273,6 @@ class Completions(DeclaredChart):
     """Of each sort."""
 
     def section(self, folder: Path, figures: Mapping[str, Any]) -> Section:
-        """See the base.
-
-        Raises:
-            DataError: the table of completions cannot be read.
-        """
         file = folder / self.stage / "comparison.parquet"
         if not file.exists():
             return Section("")

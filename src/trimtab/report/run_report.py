@@ -8,19 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from trimtab.errors import DataError
-from trimtab.report.charts import (
-    number,
-)
+from trimtab.report.charts import number
 from trimtab.report.metric_charts import curves, series
-from trimtab.report.sections import (
-    Answer,
-    Pick,
-    Section,
-    Table,
-    Tile,
-    Verdict,
-    render,
-)
+from trimtab.report.sections import Answer, Pick, Section, Table, Tile, Verdict, render
 from trimtab.runs import read_findings, read_metrics, read_samples, read_summary, write_atomic
 from trimtab.types import Row
 
@@ -50,10 +40,9 @@ def report_run(folder: str | Path) -> Path:
     if rows:
         first, last = rows[0], rows[-1]
         tiles.append(Tile("Steps", number(float(last["step"])), "optimiser steps recorded"))
-        if isinstance(first.get("time"), (int, float)) and isinstance(
-            last.get("time"), (int, float)
-        ):
-            spent = float(last["time"]) - float(first["time"])
+        times = [r["time"] for r in (first, last) if isinstance(r.get("time"), (int, float))]
+        if len(times) == 2:
+            spent = float(times[1] - times[0])
             tiles.append(Tile("Time", f"{number(spent)} s", "between first and last record"))
         for name in ("loss", "reward/mean", "reward/gold", "objective/kl", "completion/length"):
             _, values = series(rows, name)

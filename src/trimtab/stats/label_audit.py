@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 import numpy as np
 import numpy.typing as npt
@@ -26,34 +27,25 @@ def error_bound(wrong: int, checked: int, total: int, confidence: float = 0.95) 
     assert 0 <= wrong <= checked <= total, (wrong, checked, total)
     if total == 0:
         return 1.0
-    low, high = wrong, total - (checked - wrong)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if float(hypergeom.cdf(wrong, total, middle, checked)) > 1 - confidence:
-            low = middle
-        else:
-            high = middle - 1
-    return low / total
+    possible = range(wrong, total - (checked - wrong) + 1)
+
+    def refuted(errors: int) -> bool:
+        return float(hypergeom.cdf(wrong, total, errors, checked)) <= 1 - confidence
+
+    return possible[max(0, bisect_left(possible, True, key=refuted) - 1)] / total
 
 
 def checks_needed(wrong: int, checked: int, total: int, target: float) -> int | None:
     """Labels to check in total until the bound is at most ``target``, if the observed error rate
     stays the same; None if checking all of them would not reach it."""
     rate = wrong / checked if checked else 0.0
-    low, high = checked, total
 
     def reached(n: int) -> bool:
         return error_bound(min(n, math.ceil(rate * n)), n, total) <= target
 
     if not reached(total):
         return None
-    while low < high:
-        middle = (low + high) // 2
-        if reached(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return checked + bisect_left(range(checked, total), True, key=reached)
 
 
 def entropy(p: npt.ArrayLike) -> Floats:

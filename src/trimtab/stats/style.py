@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from trimtab.stats.text import distinct_n
 from trimtab.stats.uncertainty import wilson
 
 FLATTERY = re.compile(
@@ -32,6 +31,16 @@ def openings(texts: Sequence[str], words: int = 3, most: int = 5) -> list[tuple[
     """The most common openings and their share of the texts."""
     counts = Counter(opening(t, words) for t in texts)
     return [(name, n / len(texts)) for name, n in counts.most_common(most)]
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Distinct n-grams divided by all n-grams of the texts, split at whitespace; 0 without any.
+
+    >>> distinct_n(["a b a b"], 1)
+    0.5
+    """
+    grams = [tuple(w[i : i + n]) for w in (t.split() for t in texts) for i in range(len(w) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def copied(prompt: str, text: str, n: int = 3) -> float:

@@ -85,7 +85,6 @@ def _symptom(
         message=message,
         number=number,
         limit=limit,
-        tier="T0",
         cause=cause,
         other_causes=other_causes,
         remedies=(use("clean-pairs"),),

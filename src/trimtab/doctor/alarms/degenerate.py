@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trimtab.doctor.alarm import RL_STAGES, Alarm, Symptom, use
+from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.evidence import Array, Evidence, Rollout
 from trimtab.doctor.signals import first_step, lengths, mean, repetition, reward_rose, scored, words
@@ -107,7 +107,6 @@ ALARM = Alarm(
     nature="alignment",
     title="Completions repeat themselves or are no language",
     figure="share of late completions",
-    stages=RL_STAGES,
     remedies=(
         "repetition-penalty",
         "copy-penalty",

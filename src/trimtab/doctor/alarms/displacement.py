@@ -28,7 +28,6 @@ def check(e: Evidence) -> Symptom | None:
         ),
         number=late,
         limit=limits.DISPLACED,
-        tier="T0",
         cause=f"beta {beta:g} is too small for these data, or pairs are repeated too often",
         other_causes=(
             "chosen and rejected completions are nearly the same text",

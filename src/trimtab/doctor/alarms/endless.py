@@ -26,7 +26,6 @@ def check(e: Evidence) -> Symptom | None:
             message=f"{unended:.0%} of the training completions have no trained end token.",
             number=unended,
             limit=limits.UNENDED_LABELS,
-            tier="T0",
             cause=(
                 "labels without EOS: the pad token is the EOS and is masked, or the chat template has no "
                 "end of turn"
@@ -46,7 +45,6 @@ def check(e: Evidence) -> Symptom | None:
             message=f"From the first step on only {start:.0%} of completions end by themselves.",
             number=start,
             limit=limits.ENDS,
-            tier="T0",
             cause="the stop token is wrong, or the model never learned to stop (labels without EOS)",
             other_causes=("max_new_tokens is too small",),
             remedies=(use("stop-token"),),
@@ -61,7 +59,6 @@ def check(e: Evidence) -> Symptom | None:
         ),
         number=late,
         limit=limits.ENDS * start,
-        tier="T0",
         cause="the end token is not rewarded, or the reward pays for longer completions",
         other_causes=("max_new_tokens is too small for these prompts",),
         remedies=(use("missing-eos-penalty"),),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.doctor.alarm import RL_STAGES, Alarm, Symptom, use
+from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.evidence import Evidence, Unchecked, end_mean, start_mean
 from trimtab.doctor.signals import compares_only, share_near_best
@@ -43,7 +43,6 @@ def check(e: Evidence) -> Symptom | None:
         ),
         number=left,
         limit=limits.ENTROPY_LEFT,
-        tier="T0",
         cause=(
             f"updates are too large for exploration to last (lr {s.lr or 0.0:g}, entropy_coef "
             f"{s.entropy_coef or 0.0:g})"
@@ -66,7 +65,6 @@ ALARM = Alarm(
     nature="mechanical",
     title="Exploration has ended too early",
     figure="entropy left, share of the start",
-    stages=RL_STAGES,
     remedies=("clip-higher", "entropy-bonus", "decoding", "lower-lr"),
     precedence=170,
     check=check,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.doctor.alarm import RL_STAGES, Alarm, Symptom, use
+from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.evidence import Evidence, end_mean
 from trimtab.doctor.signals import compares_only, share_near_best
@@ -52,7 +52,6 @@ def check(e: Evidence) -> Symptom | None:
         ),
         number=moved,
         limit=limit if penalised else limits.FROZEN_NIL,
-        tier="T0",
         cause=cause,
         other_causes=others,
         remedies=remedies,
@@ -79,7 +78,6 @@ ALARM = Alarm(
     nature="mechanical",
     title="The policy does not move",
     figure="KL to the reference, nats per completion",
-    stages=RL_STAGES,
     remedies=("lower-beta", "kl-target", "raise-lr"),
     precedence=150,
     check=check,

@@ -7,7 +7,7 @@ from typing import Any, cast
 from scipy.stats import ttest_1samp
 
 from trimtab.audit.probe_result import ProbeResult
-from trimtab.doctor.alarm import RL_STAGES, Alarm, Symptom, use
+from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.evidence import Evidence, Unchecked
 from trimtab.doctor.finding import Example
@@ -84,7 +84,6 @@ ALARM = Alarm(
     nature="alignment",
     title="The judge decides by the wrong thing",
     figure="wins of what is shown first, or value of the probe",
-    stages=RL_STAGES,
     remedies=("judge-both-orders", "fence-judge"),
     precedence=20,
     check=check,

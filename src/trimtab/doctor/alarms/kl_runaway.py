@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trimtab.doctor.alarm import RL_STAGES, Alarm, Symptom, use
+from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.evidence import Array, Evidence, Rollout, end_mean, start_mean
 from trimtab.stats.change import onset
@@ -48,7 +48,6 @@ def check(e: Evidence) -> Symptom | None:
         ),
         number=float(kl.max()),
         limit=limit,
-        tier="T0",
         cause=f"the KL penalty is too weak for this learning rate (beta {beta:g}, lr {lr:g})",
         other_causes=("the reward pays for text that the reference never writes",),
         remedies=(
@@ -97,7 +96,6 @@ ALARM = Alarm(
     nature="mechanical",
     title="The policy runs away from its reference",
     figure="KL to the reference, nats per completion",
-    stages=RL_STAGES,
     remedies=("kl-range", "kl-target", "lower-lr", "restart-before"),
     precedence=60,
     check=check,

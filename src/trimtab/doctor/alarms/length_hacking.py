@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from trimtab.doctor.alarm import RL_STAGES, Alarm, Symptom, use
+from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.evidence import MIN_ROLLOUTS, Array, Evidence, Rollout, Unchecked
 from trimtab.doctor.signals import (
@@ -95,7 +95,6 @@ ALARM = Alarm(
     nature="alignment",
     title="Reward is bought with length",
     figure="share of the reward gained that length explains",
-    stages=RL_STAGES,
     remedies=("residual-length", "length-penalty", "refresh-reward"),
     precedence=90,
     check=check,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trimtab.doctor.alarm import RL_STAGES, Alarm, Symptom, use
+from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.evidence import Evidence, Rollout, Unchecked
 from trimtab.doctor.signals import first_step, gold_rose, mean, opening, reward_rose
@@ -95,7 +95,6 @@ ALARM = Alarm(
     nature="alignment",
     title="Different prompts get one completion",
     figure="distinct completions left, share of the start",
-    stages=RL_STAGES,
     remedies=(
         "kl-target",
         "inspect-reward",

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from trimtab.audit.gold_audit import AuditedRollout
-from trimtab.doctor.alarm import RL_STAGES, Alarm, Symptom, use
+from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.evidence import Evidence, Unchecked, end_mean, start_mean
 from trimtab.errors import DataError
@@ -149,7 +149,6 @@ ALARM = Alarm(
     nature="alignment",
     title="The reward rises and the ground truth falls",
     figure="p that gold has not fallen, or fall of the watched reward",
-    stages=RL_STAGES,
     remedies=(
         "stop-at-peak",
         "switch-ensemble",

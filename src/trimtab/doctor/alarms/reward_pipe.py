@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from trimtab.doctor.alarm import RL_STAGES, Alarm, Symptom, use
+from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.evidence import Array, Evidence, Rollout
 from trimtab.doctor.signals import constant_reward, mean, words
@@ -26,7 +26,6 @@ def check(e: Evidence) -> Symptom | None:
             message=f"{share:.1%} of completions got no reward ({unscored.max():.0%} in the worst step).",
             number=share,
             limit=limits.UNSCORED,
-            tier="T0",
             cause="a reward function or judge fails or times out",
             remedies=(use("reward-timeout"),),
             step=onset(x, unscored > limits.UNSCORED, 1),
@@ -40,7 +39,6 @@ def check(e: Evidence) -> Symptom | None:
             message=f"Every completion gets the same reward ({rewards[-1]:.3g}).",
             number=0.0,
             limit=limits.NOISE,
-            tier="T0",
             cause="the reward does not depend on the completion",
             remedies=(use("inspect-reward"),),
             rollouts=e.rollouts,
@@ -84,7 +82,6 @@ def _fallback(e: Evidence) -> Symptom | None:
                 ),
                 number=float(share[cut:].mean()),
                 limit=limits.FALLBACK_AFTER,
-                tier="T0",
                 cause=f"failures of the reward are scored as {value:g} (a judge that times out or refuses)",
                 other_causes=("the reward was changed during the run",),
                 remedies=(use("reward-timeout"),),
@@ -156,7 +153,6 @@ ALARM = Alarm(
     nature="mechanical",
     title="Rewards are missing, constant or replaced",
     figure="share of completions without a reward, or with the fallback value",
-    stages=RL_STAGES,
     remedies=("reward-timeout", "inspect-reward", "whiten"),
     precedence=10,
     check=check,

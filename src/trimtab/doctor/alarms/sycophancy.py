@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import binomtest
 
-from trimtab.doctor.alarm import RL_STAGES, Alarm, Symptom, use
+from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.evidence import Evidence, Rollout, Unchecked
 from trimtab.doctor.signals import gold_rose, mean
@@ -144,7 +144,6 @@ ALARM = Alarm(
     nature="alignment",
     title="Completions follow what the person believes",
     figure="rise of the share of completions that follow the belief",
-    stages=RL_STAGES,
     remedies=("belief-swaps", "refresh-reward"),
     precedence=70,
     check=check,

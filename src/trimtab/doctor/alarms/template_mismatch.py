@@ -33,7 +33,6 @@ def check(e: Evidence) -> Symptom | None:
             message=f"{doubled:.0%} of prompts begin with two BOS tokens.",
             number=doubled,
             limit=0.0,
-            tier="T0",
             cause="the chat template writes a BOS and the tokenizer adds another",
             remedies=(use("one-bos"),),
         )
@@ -47,7 +46,6 @@ def check(e: Evidence) -> Symptom | None:
         ),
         number=gap,
         limit=limits.TEMPLATE_NLL,
-        tier="T0",
         cause="another chat template than the model was trained with",
         other_causes=("a wrong tokenizer",),
         remedies=(use("own-template"),),

@@ -55,7 +55,6 @@ def check(e: Evidence) -> Symptom | None:
         ),
         number=late,
         limit=limits.EXPLAINED,
-        tier="T0",
         cause=(
             f"the critic does not learn (critic.optim.lr {critic_lr:g})"
             if slow
