@@ -60,24 +60,26 @@ def write_page(
         tiles.append(Tile("Fit of gold", f"R² {s.gold.r2:.2f}", "Gao's form, over points"))
     parts = blocks(audited, block_size)
     steps = [float(b.last) for b in parts]
-    charts = [
-        line_chart(
-            "Gold by step",
-            [Line("Gold", steps, [b.gold for b in parts], 0)],
-            "Step",
+    curves = (
+        (
+            "Gold",
+            [b.gold for b in parts],
             "Mean gold score",
             f"Each point is the mean of {block_size} audited rollouts. Look for a fall.",
         ),
-        line_chart(
-            "Reward by step",
-            [Line("Reward", steps, [b.proxy for b in parts], 1)],
-            "Step",
+        (
+            "Reward",
+            [b.proxy for b in parts],
             "Mean reward of the same rollouts",
             "If the reward rises while gold falls, the reward is hacked.",
         ),
-        _by_distance(audited, "gold", s.gold, 0),
-        _by_distance(audited, "proxy", s.proxy, 1),
+    )
+    charts = [
+        line_chart(f"{name} by step", [Line(name, steps, y, colour)], "Step", unit, see)
+        for colour, (name, y, unit, see) in enumerate(curves)
     ]
+    charts.append(_by_distance(audited, "gold", s.gold, 0))
+    charts.append(_by_distance(audited, "proxy", s.proxy, 1))
     table = Table(
         ("Steps", "Gold", "Reward"),
         [(f"{b.first} to {b.last}", f"{b.gold:.3f}", f"{b.proxy:+.3f}") for b in parts],
@@ -89,8 +91,8 @@ def write_page(
     html = render(
         [
             Section("", "", [Verdict(head, text, tone)], tiles),
-            Section("Gold and reward", lead, charts=[c for c in charts if c is not None]),
-            Section("Blocks", "", tables=[table] if parts else []),
+            Section("Gold and reward", lead, charts=charts),
+            Section("Blocks", tables=[table]),
         ],
         "Is the reward real?",
         f"trimtab audit, run {run.resolve().name}",

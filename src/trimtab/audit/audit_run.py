@@ -128,16 +128,11 @@ def prompt_columns(run: Path) -> dict[str, Row]:
 def _audited(
     sample: Row, gold: float, kl_by_step: Mapping[int, float], source: str
 ) -> AuditedRollout:
-    step = int(sample["step"])
-    return AuditedRollout(
-        step=step,
-        prompt_id=sample["id"],
-        index=sample["index"],
-        proxy=float(sample["reward"]),
-        gold=gold,
-        kl=sample.get("kl"),
-        kl_mean=kl_by_step.get(step),
-        source=source,
+    fields = {key: sample[key] for key in ("step", "id", "index")}
+    fields |= {"proxy": sample["reward"], "kl": sample.get("kl")}
+    kl_mean = kl_by_step.get(int(sample["step"]))
+    return AuditedRollout.model_validate(
+        {**fields, "gold": gold, "kl_mean": kl_mean, "source": source}
     )
 
 

@@ -317,10 +317,8 @@ def choose_policy(
 
     Only for one look at the end: repeated looks would choose an earlier policy too often.
 
-    Args:
-        rollouts: Everything that was audited.
-        block_size: Rollouts per block; an incomplete last block counts with the one before it.
-        alpha: Level of the one-sided test, corrected for the number of blocks.
+    ``alpha`` is the level of the one-sided test, corrected for the number of blocks. An incomplete last
+    block counts with the one before it.
     """
     rollouts = sorted(rollouts, key=lambda r: r.step)
     complete = blocks(rollouts, block_size)

@@ -24,11 +24,6 @@ BETA = 0.05
 LEARNED = ("model", "models")
 
 
-def no_change(settings: RunSettings, **numbers: float) -> Change:
-    """Advice without a configuration change."""
-    return {}
-
-
 @dataclass(slots=True, frozen=True)
 class Remedy:
     """One thing to do about an alarm: a line of ``remedies.toml``, and its change."""
@@ -74,31 +69,18 @@ def _beta(s: RunSettings) -> float:
     return BETA if s.beta is None else s.beta
 
 
-def _kl_range(s: RunSettings) -> Change:
-    return _kl(s, type="range", beta=_round(max(2 * _beta(s), 0.02)), low=1.0, high=10.0)
-
-
 def _kl_target(s: RunSettings, target: float = 6.0, beta: float | None = None) -> Change:
     beta = max(_beta(s), 0.01) if beta is None else beta
     return _kl(s, type="adaptive", beta=float(f"{beta:.2g}"), target=round(target, 2))
 
 
 def _lower_beta(s: RunSettings, beta: float | None = None) -> Change:
-    return _kl(
-        s, type="fixed", beta=_round(_beta(s) / 10) if beta is None else float(f"{beta:.2g}")
-    )
+    lower = _round(_beta(s) / 10) if beta is None else float(f"{beta:.2g}")
+    return _kl(s, type="fixed", beta=lower)
 
 
 def _lr(s: RunSettings, factor: float) -> Change:
     return {} if s.lr is None else {"optim": {"lr": _round(s.lr * factor)}}
-
-
-def _lower_lr(s: RunSettings, divisor: float = 3.0) -> Change:
-    return _lr(s, 1 / divisor)
-
-
-def _raise_lr(s: RunSettings, factor: float = 10.0) -> Change:
-    return _lr(s, factor)
 
 
 def _critic_lr(s: RunSettings) -> Change:
@@ -124,24 +106,12 @@ def _ensemble(combine: str) -> Callable[[RunSettings], Change]:
     return lambda s: _rewards(s, lambda r: r.source == "models", combine=combine)
 
 
-def _timeout(s: RunSettings) -> Change:
-    return _rewards(s, lambda r: r.source in ("function", "judge"), timeout=30.0)
-
-
-def _residual_length(s: RunSettings) -> Change:
-    return _rewards(s, _learned, residual_length=True)
-
-
 def _audit(s: RunSettings, act: str) -> Change:
     if not s.rewards:
         return {}
     gold = s.gold or {"function": "FILE.py:gold"}
     more: Change = {"refresh": {"data": "OLD-COMPARISONS.jsonl"}} if act == "refresh" else {}
     return {"audit": {"gold": dict(gold), "share": 0.01, "act": act, **more}}
-
-
-def _switch(s: RunSettings) -> Change:
-    return _audit(s, "switch") if any(r.source == "models" for r in s.rewards) else {}
 
 
 def _shape(**keys: object) -> Callable[[RunSettings], Change]:
@@ -163,17 +133,6 @@ def _clip_higher(s: RunSettings) -> Change:
     return _method(clip={"high": float(f"{max(0.28, 1.4 * low):.2g}")})(s)
 
 
-def _dynamic_sampling(s: RunSettings) -> Change:
-    """Only where several completions of a prompt are compared."""
-    if s.group_size == 1 or s.method in ("", "ppo"):
-        return {}
-    return {"method": {"filter": {"dynamic_sampling": True}}}
-
-
-def _more_labels(s: RunSettings) -> Change:
-    return {"holdout": 300, "epochs": 2} if s.stage == "reward" else {}
-
-
 def _smoothing(s: RunSettings) -> Change:
     if s.stage == "dpo":
         return {"objective": {"type": "cdpo", "smoothing": 0.1}}
@@ -185,34 +144,35 @@ def _anchor_chosen(s: RunSettings) -> Change:
     return {"objective": {"beta": _round(max(0.1, 5 * beta)), "rpo_alpha": 1.0}}
 
 
-def _longer_data(s: RunSettings) -> Change:
-    return {"data": {"max_completion_length": 1024}}
-
-
-def _own_template(s: RunSettings) -> Change:
-    return {"model": {"chat_template": None}}
-
-
 CHANGES: dict[str, Callable[..., Change]] = {
-    "kl-range": _kl_range,
+    "kl-range": lambda s: _kl(
+        s, type="range", beta=_round(max(2 * _beta(s), 0.02)), low=1.0, high=10.0
+    ),
     "kl-target": _kl_target,
     "lower-beta": _lower_beta,
-    "lower-lr": _lower_lr,
-    "raise-lr": _raise_lr,
+    "lower-lr": lambda s, divisor=3.0: _lr(s, 1 / divisor),
+    "raise-lr": lambda s, factor=10.0: _lr(s, factor),
     "fewer-updates": _method(updates={"epochs": 1}),
     "clip-higher": _clip_higher,
     "entropy-bonus": _method(entropy_coef=0.01),
     "importance-cap": _method(mismatch={"correction": "token", "high": 2.0}),
-    "dynamic-sampling": _dynamic_sampling,
+    # Only where several completions of a prompt are compared.
+    "dynamic-sampling": lambda s: (
+        {}
+        if s.group_size == 1 or s.method in ("", "ppo")
+        else {"method": {"filter": {"dynamic_sampling": True}}}
+    ),
     "critic-lr": _critic_lr,
     "stop-at-peak": lambda s: _audit(s, "stop"),
-    "switch-ensemble": _switch,
+    "switch-ensemble": lambda s: (
+        _audit(s, "switch") if any(r.source == "models" for r in s.rewards) else {}
+    ),
     "refresh-reward": lambda s: _audit(s, "refresh") if any(map(_learned, s.rewards)) else {},
     "audit": lambda s: _audit(s, "none"),
     "worst-case": _ensemble("worst"),
     "uncertainty": _ensemble("uncertainty"),
     "average-weights": _ensemble("average"),
-    "residual-length": _residual_length,
+    "residual-length": lambda s: _rewards(s, _learned, residual_length=True),
     "length-penalty": _length_penalty,
     "repetition-penalty": _shape(repetition={"weight": 1.0, "n": 3}),
     "copy-penalty": _shape(copying={"weight": 1.0}),
@@ -220,23 +180,21 @@ CHANGES: dict[str, Callable[..., Change]] = {
     "missing-eos-penalty": _method(length={"missing_eos_penalty": 1.0}),
     "mask-truncated": _method(length={"mask_truncated": True}),
     "whiten": _shape(whiten=True, clip=5.0),
-    "reward-timeout": _timeout,
-    "more-labels": _more_labels,
+    "reward-timeout": lambda s: _rewards(
+        s, lambda r: r.source in ("function", "judge"), timeout=30.0
+    ),
+    "more-labels": lambda s: {"holdout": 300, "epochs": 2} if s.stage == "reward" else {},
     "label-rollouts": _ensemble("worst"),
     "clean-pairs": _smoothing,
     "anchor-chosen": _anchor_chosen,
-    "longer-completions": _longer_data,
-    "own-template": _own_template,
+    "longer-completions": lambda _: {"data": {"max_completion_length": 1024}},
+    "own-template": lambda _: {"model": {"chat_template": None}},
 }
 """The configuration change of each remedy that has one."""
 
 
-def _load() -> dict[str, Remedy]:
-    table = tomllib.loads(Path(__file__).with_name("remedies.toml").read_text(encoding="utf-8"))
-    return {
-        name: Remedy(name=name, change=CHANGES.get(name, no_change), **entry)
-        for name, entry in table.items()
-    }
-
-
-CATALOGUE = _load()
+_TABLE = tomllib.loads(Path(__file__).with_name("remedies.toml").read_text(encoding="utf-8"))
+CATALOGUE = {
+    name: Remedy(name=name, change=CHANGES.get(name, lambda _, **__: {}), **entry)
+    for name, entry in _TABLE.items()
+}
