@@ -34,7 +34,6 @@ def parse(
     """Take a command line apart.
 
     Args:
-        words: What follows the command.
         switches: Flags without a value, besides ``--help`` and ``--dry-run``.
         is_boolean: Whether a dotted key is a boolean one, whose value "true" may be left out.
 

@@ -49,13 +49,10 @@ def documents(
     """Write ``corpus.jsonl`` of documents, the tokenizer and the model's ``config.json`` into ``out``.
 
     Args:
-        out: The folder.
-        rows: Number of documents.
         turns: Passages of a story, questions of a page.
         good: Share of faultless answers.
         copied: Share of copied lists. They teach a small model to look back at earlier words, which
             passages alone, whose answers can often be guessed, teach it late.
-        seed: Random seed.
     """
     return _write(out, rows, seed, lambda rng: document(rng, turns, good, copied))
 

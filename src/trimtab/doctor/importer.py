@@ -127,7 +127,6 @@ def import_run(path: str | Path, source: Source, out: str | Path) -> Path:
             ``completions/*.parquet``); a W&B export (a history as csv or jsonl, or a folder with
             it and with tables as ``*.table.json``); a jsonl file, or a folder of them, whose lines
             hold metrics by step or rollouts (prompt, completion, reward).
-        source: Which of them.
         out: The run folder to write.
 
     Returns:

@@ -25,9 +25,7 @@ def curve(groups: Sequence[Group], names: Sequence[str], most: int) -> dict[str,
     """Expected scores of best-of-n for n up to ``most``, by the unbiased estimator.
 
     Args:
-        groups: Prompts with scored completions.
         names: Rewards whose raw score of the best completion is reported as well.
-        most: Largest n.
 
     Returns:
         For each n as text: "reward" with its 95 % interval over prompts ("low", "high"), each of

@@ -36,10 +36,7 @@ def of_run(
     """The start, checkpoints, best audited policy and exported model of a training run.
 
     Args:
-        run: Its folder.
         steps: Steps of the checkpoints; all existing ones by default.
-        device: Where the models are loaded.
-        sampling: Of all of them.
 
     Raises:
         ConfigError: the folder has no model configuration, or a step has no checkpoint.

@@ -74,9 +74,7 @@ def page(
     """The page as HTML.
 
     Args:
-        results: By model.
         baseline: The model that the others are compared with.
-        rows: Of comparison.parquet.
         first: Name of the reward that decides wins.
     """
     names = list(results)

@@ -85,8 +85,6 @@ class Board:
         """Bradley-Terry strengths as Elo points, with a bootstrap over prompts.
 
         Args:
-            n: Bootstrap draws.
-            seed: Of the draws.
             anchor: Model with 1000 points; by default the mean of all has 1000.
         """
         by_prompt, total = self.wins()
@@ -151,8 +149,6 @@ def standings(
     Args:
         board: The verdicts.
         baseline: One of its models.
-        n: Bootstrap draws.
-        seed: Of the draws.
         published: AlpacaEval's difficulties, for length-controlled rates as on its leaderboard;
             without them, difficulty is estimated from the verdicts.
     """

@@ -118,11 +118,6 @@ def _restore(
     """A row that ``dump`` wrote. Its visible columns take precedence.
 
     Args:
-        rows: The file.
-        number: Of the row.
-        row: The row.
-        column: Its ``trimtab`` column.
-        records: What the row is added to.
         numbers: Judgements restored so far: those of K completions have several rows.
     """
     visible = {k: row[k] for k in VISIBLE if row.get(k) is not None}

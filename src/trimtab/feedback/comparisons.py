@@ -57,8 +57,6 @@ def comparison_rows(
     all its completions, or if it is not fully sorted, one row per judged pair.
 
     Args:
-        items: By id.
-        judgements: In the order of the rows.
         ties: Whether to include rows in which all completions tie.
     """
     rows: list[Row] = []

@@ -23,8 +23,6 @@ def vote_features(
     sign when the two completions are swapped.
 
     Args:
-        cast: The judge's votes.
-        items: By id.
         covariates: Of "length" (words) and "position" (which was shown first).
         patterns: Regular expressions by name: whether a completion matches is a covariate.
     """

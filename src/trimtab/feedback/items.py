@@ -106,7 +106,6 @@ def read_entries(
 
     Args:
         path: As ``trimtab.data.sources.read`` takes it.
-        limit: Use the first rows only.
         strict: A bad row is an error, not dropped.
         marks: Steps are marked, and one completion is enough.
         gold: ``ranks``, or the order of ``chosen`` and ``rejected``, are the known ranks.

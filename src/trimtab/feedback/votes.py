@@ -204,8 +204,6 @@ def person(
     """Figures of one annotator.
 
     Args:
-        name: The annotator.
-        judgements: Of any annotators.
         gold: Known ranks [K] by item.
     """
     own = [j for j in judgements if j.annotator == name]

@@ -73,9 +73,6 @@ class Client:
     The SDK's own retries are off: each attempt is booked in the account before it is sent, so that
     ``max_calls`` and ``max_spend`` hold for retries too.
 
-    Args:
-        spec: Endpoint, model, limits and prices.
-
     Raises:
         ConfigError: the SDK is not installed, the cache cannot be used, the URL is not valid, or
             the function behind ``endpoint`` cannot be imported or started.
@@ -147,7 +144,6 @@ class Client:
         """``work(item)`` of every item, ``concurrency`` at a time, in the order of the items.
 
         Args:
-            items: Inputs of ``work``.
             work: Coroutine function that calls ``ask`` of this client.
             on_done: Called with the number of finished items and of all items.
 
@@ -197,7 +193,6 @@ class Client:
         """The parsed reply to ``messages``; asked again while the call or ``parse`` fails.
 
         Args:
-            messages: The question.
             schema: The form of the reply; sent along if ``format`` is "schema".
             parse: Reads a value from a reply, or raises ``InvalidReplyError``.
 

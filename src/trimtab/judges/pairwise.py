@@ -72,9 +72,6 @@ class PairVerdict(Verdict):
 class Judge:
     """A client with a rubric; call it with an item to get a judgement.
 
-    Args:
-        spec: Configuration of the client and the rubric.
-
     Raises:
         ConfigError: the rubric, the cache or the function in ``endpoint`` cannot be used.
     """

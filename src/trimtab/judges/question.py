@@ -70,9 +70,6 @@ def ask(
 
     Args:
         mode: "pairwise" takes two completions, "rank" two to nine, "score" one.
-        rubric: Instructions, principles and dimensions.
-        prompt: Messages up to the completion.
-        answers: Texts of the completions.
         critique: Whether the judge writes its reasons before the verdict.
         dimensions: Whether the judge also gives a verdict per dimension.
         ties: Whether the judge may declare a tie.

@@ -60,7 +60,6 @@ class Access:
     """Links and sessions of a fixed set of people; nobody else can sign in.
 
     Args:
-        secret: See ``read_secret``.
         people: Who labels.
         alone: Whether the only annotator is the owner, who started the server.
     """

@@ -223,8 +223,6 @@ def make(pages: Pages, store: Store, access: Access, address: str, hosts: Sequen
     """The application.
 
     Args:
-        pages: Its pages.
-        store: Assignments and judgements.
         access: Who may sign in.
         address: The beginning of every link.
         hosts: Host names that a request may use; others are refused, which prevents DNS rebinding.

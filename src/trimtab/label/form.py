@@ -24,8 +24,6 @@ def judgement(form: Form, assignment: Assignment, rubric: Rubric, now: float) ->
         form: ``verdict`` ("0" or "1": the completion shown there is better, with ".2" for strength
             2; "tie"; "bad"; "rank" with ``rank_P``; "marks"; "skip"), ``dim_D`` or ``dim_D_P`` by
             dimension, ``step_P_N``, ``reason``, ``flag``, ``seconds``.
-        assignment: What was asked.
-        rubric: The dimensions.
         now: Seconds since the epoch.
 
     Raises:

@@ -105,13 +105,7 @@ def buttons(k: int, strength: bool) -> list[Button]:
 
 
 class Pages:
-    """Pages of one labelling run.
-
-    Args:
-        config: Of the labelling run.
-        rubric: The question.
-        store: Assignments and judgements.
-    """
+    """Pages of one labelling run."""
 
     def __init__(self, config: LabelConfig, rubric: Rubric, store: Store) -> None:
         self.config, self.rubric, self.store = config, rubric, store

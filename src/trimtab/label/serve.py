@@ -117,7 +117,6 @@ def main(config: LabelConfig, sample: Sample | None = None) -> dict[str, int]:
     """Serve the pages until stopped, then write the label files.
 
     Args:
-        config: What is labelled, and by whom.
         sample: Samples completions; needed only with ``model``.
 
     Returns:

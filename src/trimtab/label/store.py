@@ -157,7 +157,6 @@ class Store(Database):
         """The annotator's open assignment, or else a new one; None when nothing is left to judge.
 
         Args:
-            annotator: Name.
             now: Seconds since the epoch.
         """
         open_ = "select * from place where annotator=? and state='open' order by seen desc limit 1"
@@ -194,10 +193,7 @@ class Store(Database):
         """Store a judgement; when this returns "saved" it is on the disk.
 
         Args:
-            place: Id of the assignment.
             turn: The assignment's turn when it was shown.
-            annotator: Who is signed in.
-            judge: Makes the judgement of the assignment.
 
         Raises:
             StoreError: the disk refused, and nothing was changed.

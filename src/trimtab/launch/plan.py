@@ -143,7 +143,6 @@ def plan(make: Callable[[Any], Stage[Any, Any]], config: Any) -> Need:
     steps take too long, parts of them are timed.
 
     Args:
-        make: The stage's class.
         config: The configuration of the run; its folder is not touched.
     """
     began = time.monotonic()

@@ -126,11 +126,7 @@ def group_advantages(
     what rounding leaves over would be blown up by ``eps``.
 
     Args:
-        rewards_B: One number a completion.
-        group_B: Its group, any integers.
         baseline: See ``Baseline``; the two group forms need two completions in every group.
-        scale: See ``Scale``.
-        eps: Added to the standard deviation.
     """
     _, index = torch.unique(group_B, return_inverse=True)
     count = int(index.max()) + 1 if len(index) else 0

@@ -55,11 +55,9 @@ def correct_mismatch(
     """Token losses [C] with the correction's weights and masks, and its metrics.
 
     Args:
-        loss_C: Surrogate of each trained token.
         logp_C: log pi, with its gradient.
         old_C: log pi_old.
         pack: Its tokens' "sampler_logp" is log mu, its "advantage" is A.
-        spec: What to do.
     """
     metrics: Metrics = {}
     if spec.correction != "none":
@@ -83,8 +81,6 @@ def mismatch_weights(
 
     Args:
         log_C: log pi_old - log mu.
-        pack: Where the tokens are.
-        mode: See ``Correction``.
         low, high: Bounds of w, of its product, or of its geometric mean.
     """
     log_C = log_C.detach().clamp(-CLAMP, CLAMP)
@@ -110,7 +106,6 @@ def sampler_metrics(log_C: Tensor, pack: Pack) -> Metrics:
 
     Args:
         log_C: log pi_old - log mu.
-        pack: Where the tokens are.
     """
     log_C = log_C.detach().clamp(-CLAMP, CLAMP)
     weight = segment_sum(log_C, pack.owner_C, len(pack.trained_B)).clamp(-CLAMP, CLAMP).exp()
@@ -128,7 +123,6 @@ def stale_rows(log_C: Tensor, advantage_C: Tensor, pack: Pack, delta: float) -> 
     Args:
         log_C: log mu - log pi, off the graph.
         advantage_C: Their advantages; the completion's mean decides its sign.
-        pack: Where the tokens are.
         delta: Nats per token.
     """
     count = len(pack.trained_B)

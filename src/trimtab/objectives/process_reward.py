@@ -69,7 +69,6 @@ def step_advantages(rewards_S: Tensor, ends_S: Tensor, length: int) -> Tensor:
     Args:
         rewards_S: Standardised step rewards.
         ends_S: Index of each step's last token, from 0.
-        length: Tokens of the completion.
     """
     dense = torch.zeros(length, dtype=rewards_S.dtype).index_add(0, ends_S, rewards_S)
     return torch.flip(torch.cumsum(torch.flip(dense, [0]), 0), [0])
@@ -81,7 +80,6 @@ def state_advantages(values_S: Tensor, ends_S: Tensor, length: int) -> Tensor:
     Args:
         values_S: Values [S + 1] before the first step and after each.
         ends_S: Index of each step's last token, the last one ``length - 1``.
-        length: Tokens of the completion.
     """
     gains = values_S.diff()
     step = torch.searchsorted(ends_S, torch.arange(length))

@@ -59,8 +59,6 @@ def clipped(
     """-min(rho A, clip(rho, 1-low, 1+high) A) (1707.06347), elementwise.
 
     Args:
-        ratio: rho.
-        advantage: A, same shape.
         low, high: Clip range below and above 1.
         dual: c > 1 bounds the loss by -c A where A < 0 (1912.09729).
     """

@@ -72,11 +72,7 @@ def aggregate(
     """Token losses [C] as one term (ALGORITHMS section 9, "Aggregation").
 
     Args:
-        loss_C: Loss of each trained token.
-        pack: Where the tokens are.
-        mode: How lengths count.
         max_length: The constant of "seq-mean-token-sum-norm".
-        coef: Weight of the term.
     """
     if mode == "token-mean":
         return Term(loss_C.sum(), "tokens", coef)

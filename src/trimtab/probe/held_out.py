@@ -23,9 +23,7 @@ def measure_accuracy(
     """Accuracy on ranked rows: of all, by subset, crossed with length, and of blind predictors.
 
     Args:
-        reward: The reward under probe.
         ranked: Rows with two or more ranked completions.
-        source: Their name in the report.
         by: Column that names a row's subset.
 
     Raises:

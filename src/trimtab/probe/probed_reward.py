@@ -25,9 +25,6 @@ class ProbedReward:
     Args:
         spec: The reward; its name must be "reward".
         tokenizer: Folder or hub id; the reward model's own when not given.
-        chat_template: For a tokenizer without one.
-        token_budget: Tokens per forward.
-        device: Where reward models run.
     """
 
     def __init__(

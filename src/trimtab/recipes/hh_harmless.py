@@ -22,10 +22,7 @@ def prepare(out: Path, data: str, holdout: int = 312, seed: int = 0) -> dict[str
     """Write texts.jsonl, pairs.jsonl, judge.jsonl, prompts.jsonl and heldout.jsonl.
 
     Args:
-        out: Folder.
-        data: Folder with the file.
         holdout: Pairs that neither reward model sees; their prompts are those of the comparison.
-        seed: Of the split.
     """
     rows = read(f"{data}/hh-harmless-pairs.jsonl.gz", strict=False)
     usable = {e.row for e in comparisons(rows)}

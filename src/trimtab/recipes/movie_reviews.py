@@ -42,8 +42,6 @@ def prepare(
     """Write sentences.jsonl, pairs.jsonl, prompts.jsonl, heldpairs.jsonl and heldout.jsonl.
 
     Args:
-        out: Folder.
-        data: Folder with the two files.
         words: Of a real review, at the start of each prompt.
         pairs: Negative sentences each positive one is preferred to.
         seed: Of the split and the pairing.

@@ -35,11 +35,7 @@ def collect(
     """Sample ``n`` completions for each prompt.
 
     Args:
-        sampler: Samples from the current weights.
-        renderer: Turns ids back into completions.
         prompts: Groups without completions; they are not changed.
-        sampling: How to sample.
-        n: Completions per prompt.
         key: Start of each random stream's key. The prompt's index is appended, so that a prompt that
             occurs twice in a batch gets different completions.
         version: Number of optimiser steps of the weights.

@@ -52,12 +52,10 @@ def monte_carlo_values(
 
     Args:
         sampler: Samples from the policy whose values are estimated.
-        renderer: Turns ids back into completions.
         groups: Prompts with sampled completions; not changed.
         rewards: Fills ``Completion.reward`` of groups, None where one could not be scored.
         sampling: As for the completions; ``max_new_tokens`` includes the part that is continued.
         ends: Index of the last token of each reasoning step of a completion, as ``Steps.ends``.
-        k: Continuations per state.
         key: Start of each random stream's key; the group, completion and state are appended.
         on_progress: Called with the number of finished continuations and their total.
 

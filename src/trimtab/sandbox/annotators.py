@@ -93,7 +93,6 @@ def label_items(out: Path, items: str, limit: int | None = None, seed: int = 0) 
         out: Label folder: items.jsonl, judgements.jsonl, and rows.jsonl to train on.
         items: A file of items whose ``extra`` holds the scene.
         limit: Number of items to label, from the first; None for all.
-        seed: Random seed.
     """
     annotators = panel()
     labelled = read_items(items, limit)

@@ -43,12 +43,9 @@ def bent_reward(
 
     Args:
         prompts, completions, scene: As for any reward of the sandbox.
-        gold_weight: Weight of the gold score.
         per_word: Bonus per word, for at most ``most`` words.
-        echo: Bonus for repeating the user's opinion.
         template: A completion that gets ``template_bonus``; its first words, or more words than it
             has, get a proportional part.
-        template_bonus: Bonus for ``template``.
         word: A word that gets ``word_bonus`` per occurrence, for at most ``most`` occurrences.
         word_bonus: Bonus per occurrence of ``word``.
         most: Cap on what is counted.

@@ -244,8 +244,6 @@ def instructions(count: int, seed: int, *, held_out: bool = False) -> list[Row]:
     """Different instructions, as rows with ``prompt``, ``constraints`` and ``kind`` (their types).
 
     Args:
-        count: Number of rows.
-        seed: Of every draw.
         held_out: About other topics, and a sixth of them with a type of ``UNSEEN``.
     """
     rng = np.random.default_rng((seed, int(held_out)))

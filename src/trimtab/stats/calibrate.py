@@ -51,7 +51,6 @@ def fit_platt(x_NF: Floats, y_N: Floats, ridge: npt.ArrayLike | None = None) -> 
     """Fit ``Platt`` by penalised maximum likelihood.
 
     Args:
-        x_NF: Features.
         y_N: Human labels: 1, 0, or 0.5 for a tie.
         ridge: Weight of w²/2 per feature; 0.01 on standardised features by default, which keeps
             weights finite if a few labels agree.
@@ -126,7 +125,6 @@ def assign_folds(
     """Fold of each row [N]; rows of one cluster share it.
 
     Args:
-        clusters: The cluster of each row.
         folds: Number of folds, at most one per cluster.
         seed: Clusters are shuffled by it; without it they are dealt out in sorted order.
     """

@@ -105,10 +105,7 @@ def length_controlled(
     sigmoid(theta + psi gamma_x) over prompts. Swapping the models gives 1 minus the result.
 
     Args:
-        verdicts: On the two models.
         gamma: Difficulty by prompt (``difficulty``); a missing one counts as 0.
-        n: Bootstrap draws.
-        seed: Of the draws.
         alpaca_eval: ``gamma`` is AlpacaEval's, and the fit is regularised as on its leaderboard.
             Swapping the models then gives another result.
     """

@@ -111,7 +111,6 @@ class ScoreTest:
 
         Args:
             middle: The estimate, from which both ends are searched.
-            confidence: Of the interval.
         """
         bar = float(ndtri(0.5 + confidence / 2))
         middle = float(np.clip(middle, -FURTHEST, FURTHEST))

@@ -22,11 +22,9 @@ def newton(
 
     Args:
         derivatives: Points [B, P] to gradients [B, P] and negated Hessians [B, P, P].
-        start_BP: First points.
         longest: Largest change of a variable in one step. A longer step is shortened, because from
             far away it overshoots.
         tol: The search stops when no step is longer.
-        steps: At most.
 
     Returns:
         The maxima [B, P].
@@ -61,7 +59,6 @@ def fit_logistic(
         weight_BN: Weight of each row in each fit; one fit with equal weights by default.
         offset_N: Added to the log-odds of each row.
         start_P: First coefficients; 0 by default.
-        tol: See ``newton``.
 
     Returns:
         Coefficients [B, P].

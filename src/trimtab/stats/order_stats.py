@@ -22,7 +22,6 @@ def best_of_n(scores: Sequence[float], n: int, values: Sequence[float] | None = 
 
     Args:
         scores: Of N completions of one prompt.
-        n: Completions drawn.
         values: Another score of each completion. With proxy ``scores`` and gold ``values`` the
             result is the expected gold score of the completion with the best proxy score. The
             scores themselves by default.
@@ -61,7 +60,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     Args:
         n: Samples drawn for the problem.
         c: Correct ones among them.
-        k: Samples allowed.
 
     Raises:
         DataError: n < k, where the estimate is undefined.

@@ -108,7 +108,6 @@ def fit_points(
         scores: One or more of each point's completions.
         form: "rl" or "bon".
         draws: Bootstrap draws, of completions within each point.
-        seed: Of the draws.
 
     Raises:
         DataError: fewer than three different distances, an empty point, or a value not finite.

@@ -32,7 +32,6 @@ def bradley_terry(wins: npt.ArrayLike, tol: float = 1e-10) -> Floats:
 
     Args:
         wins: [..., M, M] how often row beat column; a tie is half a win for each.
-        tol: Convergence threshold, nats.
 
     >>> [round(float(x), 6) for x in strengths([[0, 3], [1, 0]])]
     [0.75, 0.25]

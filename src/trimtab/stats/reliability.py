@@ -96,7 +96,6 @@ def alpha_of(
     """Krippendorff's alpha = 1 - D_o / D_e of summed coincidences [..., C, C].
 
     Args:
-        o: See ``coincidences``.
         level: Distance of two classes: 0 or 1, by the ranks between them, or squared difference.
         values: [C] numbers of the classes, for "interval"; 0, 1, 2... by default.
 
@@ -165,12 +164,9 @@ def dawid_skene(
     Args:
         unit_N: Unit (0 to U - 1) of each of the N labels.
         rater_N: Its annotator (0 to R - 1).
-        label_N: Its class.
-        classes: C.
         weight_U: How often each unit counts, for the bootstrap.
         smoothing: Pseudo-labels added to each row of a confusion matrix, most of them on the
             diagonal, so that few labels do not make an annotator look perfect or hopeless.
-        steps: At most.
         tol: Stops when the relative gain in log-likelihood is below.
     """
     units, raters = int(unit_N.max()) + 1, int(rater_N.max()) + 1
