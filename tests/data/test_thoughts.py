@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from tests.support import templates
 from tests.support.folders import TEMPLATE, tokenizer
 from trimtab.data.formats import Example
 from trimtab.data.render import Renderer
@@ -47,3 +50,27 @@ def test_a_prompt_knows_what_its_template_wrote_of_the_completion() -> None:
     assert answer_text(group.prefill + text) == "blue"
     plain = renderer.completion(np.array(ids[::2]), "stop").text
     assert plain == "red blue"
+
+
+@pytest.mark.parametrize(
+    ("template", "extra", "start"),
+    [
+        (templates.PREFILLS, {}, "<think>\n"),
+        (
+            templates.DROPS,
+            {"chat_template_kwargs": {"enable_thinking": False}},
+            "<think>\n\n</think>\n\n",
+        ),
+        (templates.DROPS, {}, ""),
+    ],
+)
+def test_templates_of_reasoning_models(template: str, extra: dict[str, Any], start: str) -> None:
+    renderer = Renderer(templates.tokenizer(template))
+    group = renderer.prompt(Example("0", [{"role": "user", "content": "who ?"}], [], extra=extra))
+    assert group is not None and group.prefill == start
+
+
+def test_the_start_of_the_last_turn_in_the_row_belongs_to_the_completion() -> None:
+    turns = [{"role": "user", "content": "who ?"}, {"role": "assistant", "content": "It is"}]
+    group = Renderer(templates.tokenizer(templates.CHATML)).prompt(Example("0", turns, []))
+    assert group is not None and group.prefill == "It is"

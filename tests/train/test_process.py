@@ -411,6 +411,7 @@ def too_few(prompts: list[str], completions_steps: list[list[str]]) -> list[Any]
 
 
 HERE = __file__
+REWARDS = "tests.support.reward_functions"
 
 
 def answered(text: str) -> Completion:
@@ -435,6 +436,12 @@ def test_oracle_rewards_and_their_failures() -> None:
     ProcessReward(raw, renderer(), 512)(groups)
     np.testing.assert_allclose(good.tokens["dense"], [0, 0.8, 0, 0.4], atol=1e-6)
     assert good.scores["process"].value == pytest.approx(0.4)
+    hangs = ProcessSpec(function=f"{REWARDS}:hangs", separator=".", timeout=0.3)
+    with pytest.raises(RewardError, match="needs the argument 'completions'"):
+        ProcessReward(hangs, renderer(), 9)(groups)
+    hangs = hangs.model_copy(update={"options": {"completions": []}})
+    ProcessReward(hangs, renderer(), 9)(groups)
+    assert good.scores["process"].status == "timeout"
     ProcessReward(ProcessSpec(function=f"{HERE}:broken", separator="."), renderer(), 9)(groups)
     assert (good.scores["process"].status, good.scores["process"].value) == ("error", None)
     with pytest.raises(RewardError, match="one value for each of the 2 completions"):

@@ -28,7 +28,7 @@ from trimtab.types import Completion, Finish, Group, Ints
 log = logging.getLogger(__name__)
 
 NO_LIMIT = 1 << 20
-_PREFILL_TOKENS = 16
+_PREFILL_TOKENS = 64
 """The last tokens of a prompt that are read for what the template wrote of the completion."""
 
 
