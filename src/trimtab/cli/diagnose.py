@@ -23,6 +23,8 @@ class DiagnoseConfig(Config):
     """Also write RUN/doctor.html, one self-contained page."""
     source: Literal["trl", "wandb", "jsonl"] | None = Field(default=None, alias="from")
     """Import first: TRL's output folder, a W&B export, or jsonl of metrics and rollouts."""
+    from_run: str | None = None
+    """The name of the run, where the imported files hold several."""
     out: str | None = None
     """Where the imported run folder goes; RUN-doctor unless given."""
     fail_on: Literal["any", "critical", "never"] = "any"
@@ -37,7 +39,8 @@ def main(config: DiagnoseConfig) -> None:
     """
     folder = Path(config.run)
     if config.source is not None:
-        folder = importer.import_run(folder, config.source, config.out or f"{folder}-doctor")
+        out = config.out or f"{folder}-doctor"
+        folder = importer.import_run(folder, config.source, out, config.from_run)
     diagnosed = diagnosis.examine(folder)
     diagnosis.write_findings(folder, diagnosed.findings)
     if config.html:

@@ -75,12 +75,18 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         if evidence.stage and evidence.stage not in alarm.stages:
             unchecked[alarm.name] = f"does not apply to stage {evidence.stage}"
             continue
+        evidence.metrics_read.clear()
         try:
             finding = alarm(evidence)
         except Unchecked as reason:
             unchecked[alarm.name] = str(reason)
             continue
-        if finding is None:
+        lost = sorted(evidence.metrics_read & evidence.not_finite.keys())
+        if finding is None and lost:
+            # The finite values of a run that diverged say nothing about its end.
+            since = evidence.not_finite[lost[0]]
+            unchecked[alarm.name] = f"{lost[0]} is not finite since step {since}"
+        elif finding is None:
             clean.append(alarm.name)
         else:
             findings.append(finding)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,6 +88,9 @@ class Evidence:
     reward_models: dict[str, Row] = field(default_factory=dict[str, Row])
     """Summaries of the runs that trained this run's reward models, by the models' folders."""
 
+    metrics_read: set[str] = field(default_factory=set[str])
+    """Names of the metrics that a check has read."""
+
     @cached_property
     def stage(self) -> str:
         """ "rl", "online_dpo", "dpo", "reward", "sft", or "" where the folder does not tell."""
@@ -99,6 +103,7 @@ class Evidence:
 
     def series(self, metric: str) -> tuple[Array, Array]:
         """Steps and finite values of a metric."""
+        self.metrics_read.add(metric)
         if metric not in self._series:
             points = [
                 (float(r["step"]), float(r[metric]))
@@ -112,6 +117,27 @@ class Evidence:
     @cached_property
     def _series(self) -> dict[str, tuple[Array, Array]]:
         return {}
+
+    @cached_property
+    def not_finite(self) -> dict[str, int]:
+        """The step since which a metric was never finite again, by name; of those that ended so.
+
+        A metric that is finite now and then, such as one of an evaluation in a table with NaN for the
+        steps between, counts only if the last stretch is more than twice as long as any before.
+        """
+        values: dict[str, list[tuple[int, bool]]] = {}
+        for row in self.rows:
+            for name, value in row.items():
+                is_finite = isinstance(value, (int, float)) and math.isfinite(value)
+                if is_finite or value is None or isinstance(value, float):
+                    values.setdefault(name, []).append((int(row["step"]), is_finite))
+        since: dict[str, int] = {}
+        for name, points in values.items():
+            stretches = [list(group) for _, group in groupby(points, key=lambda point: point[1])]
+            lengths = [len(stretch) for stretch in stretches if not stretch[0][1]]
+            if not points[-1][1] and lengths[-1] > 2 * max(lengths[:-1], default=0):
+                since[name] = stretches[-1][0][0]
+        return since
 
     def require(self, metric: str, least: int = 8, why: str = "") -> tuple[Array, Array]:
         """The series, or ``Unchecked`` if it has fewer than ``least`` points."""

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from trimtab.errors import DataError
 from trimtab.runs import Run, json_lines, read_object, write_atomic
+from trimtab.stats.uncertainty import wilson
 from trimtab.types import Row
 
 Source = Literal["trl", "wandb", "jsonl"]
@@ -52,8 +53,12 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "value/explained_variance": ("critic/vf_explained_var", "val/explained_variance"),
     "rewards/margins": ("rewards/margins",),
+    "rewards/accuracies": ("rewards/accuracies",),
     "logps/chosen": ("logps/chosen",),
     "logps/rejected": ("logps/rejected",),
+    "accuracy": ("accuracy",),
+    "margin": ("margin",),
+    "score/mean": ("mean_reward",),
     "nll": ("loss", "train/loss"),
     "grad_norm/policy": ("grad_norm", "train/grad_norm", "actor/grad_norm"),
     "lr/policy": ("learning_rate", "train/learning_rate", "actor/lr"),
@@ -79,47 +84,81 @@ _NOT_SCORES = {
 }
 
 
+_RUNS = ("run", "run_name", "run_id", "_run_id")
+"""Columns that name the run of a row of metrics."""
+_EVALS = ("eval/rewards/accuracies", "eval/accuracy")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """The metrics that a run recorded at a step."""
+
+    run: str
+    """Its name; empty where the file does not tell."""
+    step: int
+    values: dict[str, float | None]
+    """Under the names that alarms read; None for NaN and infinities, as in ``metrics.jsonl``."""
+
+
 @dataclass(slots=True)
 class Imported:
     """The contents of another library's files."""
 
-    metrics: list[tuple[int, Row]] = field(default_factory=list[tuple[int, Row]])
-    """Metrics by step, under the names that alarms read."""
+    metrics: list[MetricRow] = field(default_factory=list[MetricRow])
+    summary: Row = field(default_factory=Row)
+    """Figures as in ``summary.json``."""
     rollouts: list[Row] = field(default_factory=list[Row])
     """Rows as in ``samples/``."""
 
 
-def rename_metrics(row: Mapping[str, Any]) -> Row:
+def rename_metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
     """Metrics under the names that alarms read; numbers under other names keep them.
 
-    >>> rename_metrics({"frac_reward_zero_std": 0.5, "train/kl": 1.0, "note": "x"})
-    {'group/uniform': 0.5, 'objective/kl': 1.0}
+    A metric that is not finite is None. One that is missing or no number is left out.
+
+    >>> rename_metrics({"frac_reward_zero_std": 0.5, "train/kl": float("nan"), "note": "x"})
+    {'group/uniform': 0.5, 'objective/kl': None}
     """
-    metrics: Row = {}
+    metrics: dict[str, float | None] = {}
     for name, value in row.items():
         number = _number(value)
-        if number is None or name in _STEPS:
+        if number is None or name in (*_STEPS, *_RUNS):
             continue
-        short = name.removeprefix("train/")
-        metrics[_OURS.get(name) or _OURS.get(short) or short] = number
+        value = number if math.isfinite(number) else None
+        held_out = name.startswith(("eval_", "eval/"))
+        short = name.removeprefix("train/")[5 if held_out else 0 :]
+        ours = _OURS.get(name) or _OURS.get(short) or short
+        metrics[f"eval/{ours}" if held_out else ours] = value
     return metrics
 
 
 def _number(value: Any) -> float | None:
+    """The number that a cell holds, which may be NaN or infinite; None for anything else."""
     if isinstance(value, bool) or value is None or value == "":
         return None
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError):
         return None
-    return number if math.isfinite(number) else None
+
+
+def _finite(value: Any) -> float | None:
+    number = _number(value)
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _step(row: Mapping[str, Any]) -> float | None:
-    return next((_number(row[k]) for k in _STEPS if row.get(k) not in (None, "")), None)
+    return next((_finite(row[k]) for k in _STEPS if row.get(k) not in (None, "")), None)
 
 
-def import_run(path: str | Path, source: Source, out: str | Path) -> Path:
+def _metric_row(row: Mapping[str, Any], run: str = "") -> MetricRow | None:
+    """The metrics of a row; None if it has no step."""
+    step = _step(row)
+    name = run or next((str(row[k]) for k in _RUNS if row.get(k) not in (None, "")), "")
+    return None if step is None else MetricRow(name, int(step), rename_metrics(row))
+
+
+def import_run(path: str | Path, source: Source, out: str | Path, run: str | None = None) -> Path:
     """Write a run folder from another library's files.
 
     Args:
@@ -128,12 +167,14 @@ def import_run(path: str | Path, source: Source, out: str | Path) -> Path:
             it and with tables as ``*.table.json``); a jsonl file, or a folder of them, whose lines
             hold metrics by step or rollouts (prompt, completion, reward).
         out: The run folder to write.
+        run: The name of the run in files that hold several.
 
     Returns:
         ``out``.
 
     Raises:
-        DataError: nothing is there, or a file of it cannot be read.
+        DataError: nothing is there, a file of it cannot be read, or it holds several runs and ``run``
+            names none of them.
     """
     path = Path(path)
     if not path.exists():
@@ -151,26 +192,61 @@ def import_run(path: str | Path, source: Source, out: str | Path) -> Path:
     by_step: dict[int, list[Row]] = defaultdict(list)
     for row in imported.rollouts:
         by_step[int(row["step"])].append(row)
-    lines = _merge(imported.metrics, by_step)
+    lines = _merge(_one_run(imported.metrics, run, path), by_step)
     facts: Row = {"imported": source, "from": str(path)}
     if any("logps/chosen" in line for line in lines):
         facts["stage"] = "dpo"
         _add_shifts(lines)
-    run = Run(out)
-    for step, rows in by_step.items():
-        run.samples(step, rows)
-    metrics = "".join(json.dumps(line) + "\n" for line in lines)
-    write_atomic(run.path / "metrics.jsonl", metrics.encode())
-    write_atomic(run.path / "facts.json", json.dumps(facts, indent=1).encode())
-    run.close()
-    return run.path
+    elif any({"accuracy", "margin"} <= line.keys() for line in lines):
+        facts["stage"] = "reward"
+    with Run(out) as folder:
+        folder.rewind(-1)  # what an earlier import left
+        for step, rows in by_step.items():
+            folder.samples(step, rows)
+        metrics = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomic(folder.path / "metrics.jsonl", metrics.encode())
+        write_atomic(folder.path / "facts.json", json.dumps(facts, indent=1).encode())
+        if imported.summary:
+            folder.summary(imported.summary)
+        return folder.path
 
 
-def _merge(metrics: Iterable[tuple[int, Row]], by_step: Mapping[int, Sequence[Row]]) -> list[Row]:
+def _one_run(rows: Sequence[MetricRow], run: str | None, path: Path) -> list[MetricRow]:
+    """The rows of one run.
+
+    Raises:
+        DataError: there are several, and ``run`` names none of them.
+    """
+    names = list(dict.fromkeys(row.run for row in rows))
+    known = ", ".join(repr(name) for name in names)
+    if run is not None:
+        if run not in names:
+            raise DataError(f"{path}: no run {run!r}; it holds {known}")
+        return [row for row in rows if row.run == run]
+    if len(names) > 1:
+        raise DataError(
+            f"{path}: holds {len(names)} runs ({known}); choose one with --from-run NAME"
+        )
+    first: dict[tuple[int, str], float | None] = {}
+    changed: set[int] = set()
+    for row in rows:
+        for name, value in row.values.items():
+            if first.setdefault((row.step, name), value) != value:
+                changed.add(row.step)
+    # A run that was resumed repeats a few steps, and the later values count.
+    if 2 * len(changed) > len({row.step for row in rows}):
+        raise DataError(
+            f"{path}: {len(changed)} steps have two different values of a metric, so it seems to hold "
+            "two runs; give the file of one of them"
+        )
+    return list(rows)
+
+
+def _merge(metrics: Iterable[MetricRow], by_step: Mapping[int, Sequence[Row]]) -> list[Row]:
     """One line per step; mean and spread of the rollouts' rewards where the metrics have none."""
     lines: dict[int, Row] = {}
-    for step, values in metrics:
-        lines.setdefault(step, {}).update(values)
+    for row in metrics:
+        lines.setdefault(row.step, {}).update(row.values)
     for step, rollouts in by_step.items():
         rewards = [r["reward"] for r in rollouts if r["reward"] is not None]
         line = lines.setdefault(step, {})
@@ -186,7 +262,7 @@ def _merge(metrics: Iterable[tuple[int, Row]], by_step: Mapping[int, Sequence[Ro
 def _add_shifts(lines: Sequence[Row]) -> None:
     """Log-probs compared with the first recorded ones, since those of the start are unknown."""
     for name in ("logps/chosen", "logps/rejected"):
-        recorded = [line for line in lines if name in line]
+        recorded = [line for line in lines if line.get(name) is not None]
         for line in recorded:
             line[f"{name}_shift"] = line[name] - recorded[0][name]
 
@@ -205,8 +281,9 @@ def _read_trl(path: Path) -> Imported:
         for row in cast("list[Any]", read_object(last).get("log_history") or []):
             if not isinstance(row, dict) or "train_runtime" in row:
                 continue
-            if (step := _number(row.get("step"))) is not None:
-                imported.metrics.append((int(step), rename_metrics(row)))
+            if (metrics := _metric_row(row)) is not None:
+                imported.metrics.append(metrics)
+                imported.summary |= _held_out_accuracy(row, metrics)
     tables = sorted((folder / "completions").glob("*.parquet"))
     for file in tables or sorted(folder.glob("completions*.parquet")):
         try:
@@ -215,6 +292,23 @@ def _read_trl(path: Path) -> Imported:
             raise DataError(f"{file}: not a readable table ({error}); remove it") from None
         imported.rollouts += [_rollout(r, f"{file}, row {i}") for i, r in enumerate(rows, 1)]
     return imported
+
+
+def _held_out_accuracy(row: Mapping[str, Any], metrics: MetricRow) -> dict[str, float]:
+    """The accuracy in an evaluation of TRL, with its interval; the number of pairs follows from time
+    and speed."""
+    accuracy = next((a for k in _EVALS if (a := metrics.values.get(k)) is not None), None)
+    seconds, speed = _finite(row.get("eval_runtime")), _finite(row.get("eval_samples_per_second"))
+    pairs = round((seconds or 0.0) * (speed or 0.0))
+    if accuracy is None or pairs == 0:
+        return {}
+    low, high = wilson(accuracy * pairs, pairs)
+    return {
+        "eval.accuracy": accuracy,
+        "eval.accuracy_low": low,
+        "eval.accuracy_high": high,
+        "eval.pairs": pairs,
+    }
 
 
 def _read_wandb(path: Path) -> Imported:
@@ -238,16 +332,21 @@ def _read_wandb(path: Path) -> Imported:
 def _read_history(file: Path, into: Imported) -> None:
     with file.open(encoding="utf-8-sig", newline="") as handle:
         for row in csv.DictReader(handle):
-            step = _step(row)
-            if step is None:
+            if _step(row) is None:
                 raise DataError(f"{file}: no column of steps ({', '.join(_STEPS)})")
             # The web page's export writes "run - metric", and its bounds in columns of their own.
-            plain = {
-                k.rpartition(" - ")[2]: v
-                for k, v in row.items()
-                if k and not k.endswith(("__MIN", "__MAX"))
-            }
-            into.metrics.append((int(step), rename_metrics(plain)))
+            by_run: dict[str, dict[str, Any]] = defaultdict(dict)
+            for column, value in row.items():
+                run, _, name = (column or "").rpartition(" - ")
+                if column and not column.endswith(("__MIN", "__MAX")):
+                    by_run[run][name] = value
+            shared = by_run.pop("", {})
+            for run, values in by_run.items():
+                values = {k: v for k, v in values.items() if v not in (None, "")}
+                if values and (metrics := _metric_row({**shared, **values}, run)) is not None:
+                    into.metrics.append(metrics)
+            if not by_run and (metrics := _metric_row(shared)) is not None:
+                into.metrics.append(metrics)
 
 
 def _read_jsonl(path: Path) -> Imported:
@@ -269,10 +368,9 @@ def _read_lines(path: Path, into: Imported) -> None:
         if any(k in row for k in _COMPLETIONS):
             into.rollouts.append(_rollout(row, where))
             continue
-        step = _step(row)
-        if step is None:
+        if (metrics := _metric_row(row)) is None:
             raise DataError(f"{where}: no step ({', '.join(_STEPS)}) and no completion")
-        into.metrics.append((int(step), rename_metrics(row)))
+        into.metrics.append(metrics)
 
 
 def _rollout(row: Mapping[str, Any], where: str) -> Row:
@@ -283,9 +381,9 @@ def _rollout(row: Mapping[str, Any], where: str) -> Row:
             f"{where}: a rollout needs a prompt and a completion; the columns are {', '.join(row)}"
         )
     scores = {
-        k: n for k, v in row.items() if k not in _NOT_SCORES and (n := _number(v)) is not None
+        k: n for k, v in row.items() if k not in _NOT_SCORES and (n := _finite(v)) is not None
     }
-    reward = next((_number(row[k]) for k in _REWARDS if k in row), None)
+    reward = next((_finite(row[k]) for k in _REWARDS if k in row), None)
     if reward is None and scores:
         reward = sum(scores.values())  # TRL writes a column per reward function, and no sum
     text = _text(completion)
@@ -296,7 +394,7 @@ def _rollout(row: Mapping[str, Any], where: str) -> Row:
         "reward": reward,
         "scores": scores,
         "finish": str(row.get("finish") or ""),
-        "tokens": int(_number(row.get("tokens")) or len(text.split())),
+        "tokens": int(_finite(row.get("tokens")) or len(text.split())),
     }
 
 
