@@ -165,8 +165,8 @@ def pku(row: Row) -> Row:
 
 def openai(row: Row) -> Row:
     """Messages with a preferred and a non-preferred output."""
-    given: Any = value_of(row, "input")
-    fields = cast(Row, given) if isinstance(given, dict) else {"messages": given}
+    source: Any = value_of(row, "input")
+    fields = cast(Row, source) if isinstance(source, dict) else {"messages": source}
     pair = {"chosen": row["preferred_output"], "rejected": row["non_preferred_output"]}
     tools = {"tools": fields["tools"]} if fields.get("tools") else {}
     return {"prompt": fields.get("messages"), **pair, **tools}

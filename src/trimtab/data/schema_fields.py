@@ -69,8 +69,11 @@ def user_turn(text: str, row: Row, *systems: str) -> list[Message]:
     for turn in row.get("history") or ():
         if not isinstance(turn, list) or [type(t) for t in cast("list[Any]", turn)] != [str, str]:
             raise BadRowError("'history' must list pairs of texts: the user's and the assistant's")
-        asked, answered = cast("list[str]", turn)
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        question, answer = cast("list[str]", turn)
+        messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
     return [*messages, {"role": "user", "content": text}]
 
 

@@ -34,7 +34,7 @@ class Schema:
     kind: Kind
     columns: frozenset[str]
     """A row that has all of these is recognised."""
-    known: frozenset[str]
+    optional: frozenset[str]
     """Columns that the schema also explains; they may be missing."""
     read: Callable[[Row], Row]
     """A row to TRL's columns; raises BadRowError."""
@@ -46,7 +46,7 @@ class Schema:
     @property
     def explains(self) -> frozenset[str]:
         """All columns that it reads or replaces."""
-        return self.columns | self.known
+        return self.columns | self.optional
 
     def over(self, other: Schema) -> bool:
         """Whether a row that fits both is of this one, because it explains the other's columns."""
@@ -56,11 +56,11 @@ class Schema:
 
 
 def _schema(
-    kind: Kind, name: str, columns: str, read: Callable[[Row], Row], meaning: str, known: str = "",
+    kind: Kind, name: str, columns: str, read: Callable[[Row], Row], meaning: str, optional: str = "",
     group_by: str = "",
 ) -> Schema:  # fmt: skip
     return Schema(
-        name, kind, frozenset(columns.split()), frozenset(known.split()), read, meaning, group_by
+        name, kind, frozenset(columns.split()), frozenset(optional.split()), read, meaning, group_by
     )
 
 
