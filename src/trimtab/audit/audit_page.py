@@ -1,7 +1,5 @@
 """The page of a gold audit: is the reward real, and how far can it be trusted?"""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

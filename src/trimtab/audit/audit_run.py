@@ -1,7 +1,5 @@
 """``trimtab audit RUN``: get gold scores for a share of a finished run's rollouts, and test them."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

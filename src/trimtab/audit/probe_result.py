@@ -1,7 +1,5 @@
 """What a probe measured of a model: one entry of the list "probes" in ``probes.json``."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field

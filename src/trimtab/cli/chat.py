@@ -1,7 +1,5 @@
 """Talk to a model folder in the terminal."""
 
-from __future__ import annotations
-
 from trimtab.config import Config
 from trimtab.data.formats import Example
 from trimtab.errors import DataError

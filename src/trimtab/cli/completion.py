@@ -1,7 +1,5 @@
 """``trimtab completion``: completion scripts for bash, zsh and fish."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from trimtab.cli.flags import keys_of

@@ -1,7 +1,5 @@
 """Command lines: ``--a.b value`` laid over a configuration, and its keys as help."""
 
-from __future__ import annotations
-
 import types
 import typing
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """``trimtab label``: the label pages, with completions sampled while people label."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The entry point: finds the command, lays flags over its file, and reports mistakes in one line."""
 
-from __future__ import annotations
-
 import os
 import sys
 import textwrap

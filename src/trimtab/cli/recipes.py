@@ -1,7 +1,5 @@
 """``trimtab run`` and ``trimtab recipes``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

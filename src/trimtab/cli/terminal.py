@@ -1,7 +1,5 @@
 """What the command line prints of the package's log."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import warnings

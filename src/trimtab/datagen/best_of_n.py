@@ -1,7 +1,5 @@
 """``trimtab best-of-n``: sample, score and keep the best, as rows for sft (RAFT, 2304.06767) and dpo."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from typing import ClassVar, cast

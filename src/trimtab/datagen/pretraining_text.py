@@ -6,8 +6,6 @@ no document ends after an answer, so a model of them continues text and does not
 ``conversations`` are in the chat format, with good and bad answers alike.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

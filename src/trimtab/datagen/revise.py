@@ -1,7 +1,5 @@
 """``trimtab revise``: demonstrations from completions that a judge critiques and revises (2212.08073)."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

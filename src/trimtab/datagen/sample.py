@@ -1,7 +1,5 @@
 """``trimtab sample``: a model's completions as items, for people and judges to compare."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

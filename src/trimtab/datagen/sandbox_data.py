@@ -1,7 +1,5 @@
 """``trimtab sandbox-data``: demonstrations and prompts of the sandbox task."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

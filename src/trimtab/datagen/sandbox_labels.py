@@ -1,7 +1,5 @@
 """``trimtab sandbox-labels``: simulated annotators rank a model's completions on the sandbox task."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

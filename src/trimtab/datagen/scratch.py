@@ -1,7 +1,5 @@
 """``trimtab scratch``: a tokenizer and a model configuration, to train from scratch."""
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """``trimtab step-labels``: label reasoning steps by rollouts from each step (2312.08935)."""
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import dataclass

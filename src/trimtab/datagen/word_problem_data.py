@@ -1,7 +1,5 @@
 """``trimtab word-problems``: arithmetic word problems, with a tokenizer and a model configuration."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

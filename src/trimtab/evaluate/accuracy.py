@@ -1,7 +1,5 @@
 """``trimtab accuracy``: agreement of rewards with held-out comparisons."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

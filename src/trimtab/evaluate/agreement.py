@@ -1,7 +1,5 @@
 """``trimtab agreement``: agreement, quality and biases of annotators, and what to check next."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The findings of ``trimtab agreement`` in words, each with advice."""
 
-from __future__ import annotations
-
 from trimtab.evaluate.agreement_result import AgreementResult, AuditPlan
 from trimtab.evaluate.table_text import span
 from trimtab.report.sections import Verdict

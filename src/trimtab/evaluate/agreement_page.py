@@ -1,7 +1,5 @@
 """The figures of ``trimtab agreement`` as tables in the terminal and as a page."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Expected gain of best-of-n sampling."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast
 

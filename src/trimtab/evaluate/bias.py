@@ -4,8 +4,6 @@ With gold scores, or another measure of quality, the biases are absolute. Withou
 to the other annotators on the same pairs, so that a bias shared by all is invisible.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Policies to compare: named models, and the start, checkpoints, best and last policy of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Log-probabilities of completions under a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

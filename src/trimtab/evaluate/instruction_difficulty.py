@@ -1,7 +1,5 @@
 """The difficulty of each instruction of AlpacaEval 2, from the files that AlpacaEval publishes."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

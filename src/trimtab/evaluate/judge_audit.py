@@ -1,7 +1,5 @@
 """How far an AI judge can be trusted: calibration on people's labels, and what to check next."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """``trimtab evaluate``: a leaderboard of models by the verdicts of people, judges or gold."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Quality of each annotator: accuracy, consistency, drift and contradictions."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Agreement of a reward with held-out comparisons, and other explanations of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

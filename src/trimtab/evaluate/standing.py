@@ -1,7 +1,5 @@
 """Standing of several models: strengths, win rates, length-controlled win rates."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Figures and tables as plain text."""
 
-from __future__ import annotations
-
 from rich.cells import cell_len
 
 from trimtab.evaluate.agreement_result import Drift, Figure, Share

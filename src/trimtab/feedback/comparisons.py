@@ -1,7 +1,5 @@
 """Judgements as rows to train on, and label folders as datasets."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """Features of a judge's votes, which calibration fits to human labels."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

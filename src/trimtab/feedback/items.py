@@ -1,7 +1,5 @@
 """Rows of a dataset as items: for judges, and for the label page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Judgements as votes on pairs of completions: the input of every statistic."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -1,7 +1,5 @@
 """A cache of replies and the account of their cost, in one SQLite file."""
 
-from __future__ import annotations
-
 import sqlite3
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Critique and revision by a constitution (Bai et al. 2022, 2212.08073): better demonstrations."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

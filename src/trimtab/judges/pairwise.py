@@ -1,7 +1,5 @@
 """A judge with a rubric: the requests about one item, and the judgement from the verdicts."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence

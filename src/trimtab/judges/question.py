@@ -1,7 +1,5 @@
 """The prompt of a judge: instructions outside, conversation and completions inside a fence."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

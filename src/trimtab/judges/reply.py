@@ -1,7 +1,5 @@
 """Reading a judge's reply: what it says in the form that was asked for, or nothing."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

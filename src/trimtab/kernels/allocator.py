@@ -1,7 +1,5 @@
 """Tell glibc malloc to keep the memory that a training step frees."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from functools import lru_cache

@@ -7,8 +7,6 @@ log-sum-exp, so it is two calls as well. Nothing is copied per completion, so th
 does not depend on the number of its completions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

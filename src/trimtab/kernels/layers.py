@@ -11,8 +11,6 @@ The classes are subclasses of transformers' own, set on existing modules, so wei
 and adapters do not change.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any
 

@@ -4,8 +4,6 @@ Segments of similar shape form a bucket, and each bucket is one masked SDPA call
 the pack, no loop over completions. ``kernels.flash_cpu`` is faster where it applies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

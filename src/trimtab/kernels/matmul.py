@@ -6,8 +6,6 @@ The choice depends on the processor and the shapes only, never on a measurement,
 its resumption sum in the same order.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from functools import lru_cache

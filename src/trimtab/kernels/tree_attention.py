@@ -8,8 +8,6 @@ block mask. What neither supports (a soft cap or a window on CPU, dropout) uses 
 (``kernels.masked``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache

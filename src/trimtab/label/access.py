@@ -1,7 +1,5 @@
 """Access control: every link, session and form token is derived from one random secret."""
 
-from __future__ import annotations
-
 import hmac
 import os
 import secrets

@@ -1,7 +1,5 @@
 """The label server: routes, their access rights, and security headers."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Annotated

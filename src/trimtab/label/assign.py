@@ -1,7 +1,5 @@
 """Which item an annotator gets next: SQL on the label store, within one transaction."""
 
-from __future__ import annotations
-
 import sqlite3
 
 from trimtab.label import queue

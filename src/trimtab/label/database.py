@@ -4,8 +4,6 @@ Write-ahead log with ``synchronous=FULL``: a transaction has been synced to the 
 acknowledged.
 """
 
-from __future__ import annotations
-
 import sqlite3
 import threading
 from collections.abc import Generator

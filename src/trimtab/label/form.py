@@ -1,7 +1,5 @@
 """The fields of a submitted form as a judgement."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any

@@ -4,8 +4,6 @@ Markdown and code are rendered; raw HTML stays text, and links and pictures are 
 of being followed or fetched. The templates escape everything else on the page.
 """
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 from functools import lru_cache

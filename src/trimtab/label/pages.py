@@ -1,7 +1,5 @@
 """The label pages: their content and templates."""
 
-from __future__ import annotations
-
 import string
 from dataclasses import dataclass
 from pathlib import Path

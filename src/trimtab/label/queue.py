@@ -1,7 +1,5 @@
 """Order of the label queue. Pure functions of seeds."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 

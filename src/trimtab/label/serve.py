@@ -1,7 +1,5 @@
 """``trimtab label``: serves the label pages, then writes the label files."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import socket

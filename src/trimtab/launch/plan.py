@@ -4,8 +4,6 @@ The steps are real ones on the run's data; their changes are discarded. Measurin
 machine, which could be wrong.
 """
 
-from __future__ import annotations
-
 import resource
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """Runs a recipe: its stages in order, each skipped when its output is complete."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A grid of short runs in parallel processes, and the frontier of gold and reward against KL."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Losses of reward models on pairs and on K ranked completions; ensembles of scores."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Literal

@@ -1,7 +1,5 @@
 """Supervised fine-tuning: negative log-likelihood of the trained tokens."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

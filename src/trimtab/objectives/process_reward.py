@@ -1,7 +1,5 @@
 """Process rewards: scores of reasoning steps, and advantages from them (ALGORITHMS section 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

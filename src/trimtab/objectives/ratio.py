@@ -1,7 +1,5 @@
 """Importance ratios, their clipping and the surrogates built on them (ALGORITHMS sections 7 and 9)."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

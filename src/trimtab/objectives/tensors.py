@@ -1,7 +1,5 @@
 """Small tensor operations: masked statistics and ragged batches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ A loss never divides by a count of its own pack. It names the count, and the loo
 count over the whole optimiser step, so the result does not depend on micro-batches or packing.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 

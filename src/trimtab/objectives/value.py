@@ -1,7 +1,5 @@
 """The critic: its loss and how well it explains the returns."""
 
-from __future__ import annotations
-
 import torch
 from pydantic import Field
 from torch import Tensor

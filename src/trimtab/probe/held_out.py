@@ -1,7 +1,5 @@
 """Accuracy of a reward on held-out comparisons, compared with predictors that ignore the content."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -4,8 +4,6 @@ A reward is always asked the same: which of two completions of a prompt scores h
 differs from the first in one thing that makes it no better.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

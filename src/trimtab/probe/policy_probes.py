@@ -1,7 +1,5 @@
 """Probes that need a policy: best of n of its completions, and whether it repeats the user's belief."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The page of a reward's probes: what it pays for, on one screen."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

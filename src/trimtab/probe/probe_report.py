@@ -1,7 +1,5 @@
 """What ``trimtab probe`` reports: probe results, accuracy on held-out pairs, a best-of-n curve."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 

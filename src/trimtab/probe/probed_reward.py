@@ -1,7 +1,5 @@
 """The reward under probe: scores completions of prompts that are given as text."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Probes of a reward's scores: does a change that makes a completion no better raise its score?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ The loop that ``trimtab rl`` runs, without its run folder, resume and metrics. T
 sandbox's gold score, so the printed numbers should rise.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

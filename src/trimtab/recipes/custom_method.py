@@ -4,8 +4,6 @@ Neither is registered. The recipe names them by import path: ``type: trimtab.rec
 and ``advantage: {estimator: "trimtab.recipes.custom_method:median"}``. ``docs/methods.md`` explains them.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Data: ``hh-harmless-pairs.jsonl.gz``, the test split of Anthropic's harmless-bas
 ``chosen`` and ``rejected`` transcripts. The content can be offensive: it is red-team data.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

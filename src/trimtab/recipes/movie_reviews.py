@@ -4,8 +4,6 @@ Data: the sentence polarity set of Pang and Lee (2005), as ``movie-reviews-pos.t
 ``movie-reviews-neg.txt.gz``, one review sentence a line.
 """
 
-from __future__ import annotations
-
 import json
 from functools import lru_cache
 from pathlib import Path

@@ -4,8 +4,6 @@ Every text is escaped; colours are classes (``s0``…``s5``), since the page's p
 styles.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

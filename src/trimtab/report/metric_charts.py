@@ -1,7 +1,5 @@
 """Recorded metrics as charts, each known one with its unit and what to see in it."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

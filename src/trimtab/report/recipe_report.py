@@ -1,7 +1,5 @@
 """The report of a recipe's folder: the charts that the recipe declares, read from the folder alone."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sampling completions of prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Monte-Carlo state values: the mean reward of K continuations sampled from a state."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

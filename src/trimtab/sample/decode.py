@@ -6,8 +6,6 @@ input are one matmul, residual sums are in place, and the last layer of a prompt
 and values, except at its last token.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """Token sampling: filters, one random stream per completion, inverse-CDF draws."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 import torch

@@ -1,7 +1,5 @@
 """Attention over a static KV cache, registered as a transformers attention implementation."""
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any

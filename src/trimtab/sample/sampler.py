@@ -1,7 +1,5 @@
 """Continuous batching on the live weights of any transformers decoder, without copying them."""
 
-from __future__ import annotations
-
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence

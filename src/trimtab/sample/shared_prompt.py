@@ -4,8 +4,6 @@ The attention scores of all completions of a prompt against it are one matmul, a
 against their own tokens another. One softmax covers both, followed by two matmuls with the values.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Simulated annotators: Bradley-Terry on the gold score plus individual biases."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

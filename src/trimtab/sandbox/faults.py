@@ -1,7 +1,5 @@
 """Planted faults: biased rewards and biased judges; ``docs/doctor.md`` says which alarm each one tests."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

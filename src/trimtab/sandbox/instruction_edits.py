@@ -4,8 +4,6 @@ The texts may be a model's own answers to the bare tasks. A demonstration then d
 model writes anyway in the constraints alone, and needs no data from outside.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -4,8 +4,6 @@ A row is a task about a topic ("Describe the moon.") with one or two constraints
 letters only."). The column ``constraints`` states them for the checks, so a reward needs no model.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Parse the text of a prompt into its scene, for judges that see only the text."""
 
-from __future__ import annotations
-
 import re
 
 from trimtab.sandbox.world import BAD_VERBS, Fact, Relation, Scene

@@ -3,8 +3,6 @@
 It sees what any judge sees, the text of the question, so that the real client and parser are used.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """The sandbox's word-level tokenizer, as an ordinary transformers one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers

@@ -5,8 +5,6 @@ says whether each step is right and, for a writer who errs with a known probabil
 changed the probability of a right final answer. ``docs/sandbox.md`` works an example by hand.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Calibration of a judge's probabilities with a few human labels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass

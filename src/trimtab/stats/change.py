@@ -1,7 +1,5 @@
 """Tests for a change in a series: slope, two means, two rates, a lasting drop."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """How well scores separate correct from wrong: ROC AUC and location of the first error."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 

@@ -1,7 +1,5 @@
 """Bounds of an error rate from checked labels, and the information gain of a label."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 

@@ -1,7 +1,5 @@
 """Length-controlled win rate (Dubois et al., 2404.04475; ALGORITHMS section 15)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Logistic regression whose errors are valid when rows of one cluster are correlated."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Newton's method for concave log-likelihoods, several at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Unbiased estimators of best-of-n rewards and of pass@k."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

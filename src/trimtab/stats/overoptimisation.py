@@ -1,7 +1,5 @@
 """Gold reward as a function of the distance from the start (Gao et al., 2210.10760)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

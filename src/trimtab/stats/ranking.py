@@ -1,7 +1,5 @@
 """Bradley-Terry strengths from comparisons, and cyclic triads (ALGORITHMS section 13)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

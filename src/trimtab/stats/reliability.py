@@ -1,7 +1,5 @@
 """Agreement of annotators beyond chance, and the accuracy of each (ALGORITHMS section 13)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Tests that stay valid however often they are read."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

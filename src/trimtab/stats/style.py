@@ -1,7 +1,5 @@
 """Style of texts: openings, flattery, refusal, copying. Shares with their intervals."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

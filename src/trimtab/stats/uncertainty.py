@@ -1,7 +1,5 @@
 """Confidence intervals of proportions, means and win rates, and calibration error."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple

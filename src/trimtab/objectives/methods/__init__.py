@@ -3,8 +3,6 @@
 A file added here is found: its classes are known to YAML, flags and help by their ``type``.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from typing import Annotated

@@ -1,7 +1,5 @@
 """CISPO: MiniMax-M1, 2506.13585."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from trimtab.objectives.advantage import AdvantageSpec

@@ -1,7 +1,5 @@
 """DAPO: Yu et al. 2503.14476, in all its parts."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from trimtab.objectives.advantage import AdvantageSpec

@@ -1,7 +1,5 @@
 """Dr.GRPO, GRPO done right: Liu et al. 2503.20783."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from trimtab.objectives.advantage import AdvantageSpec

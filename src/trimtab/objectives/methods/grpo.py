@@ -1,7 +1,5 @@
 """GRPO: Shao et al. 2402.03300."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from trimtab.objectives.advantage import AdvantageSpec

@@ -1,7 +1,5 @@
 """GSPO and GSPO-token: Zheng et al. 2507.18071."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from trimtab.objectives.advantage import AdvantageSpec

@@ -1,7 +1,5 @@
 """PPO with a critic: Schulman et al. 1707.06347, for language as in Ouyang et al. 2203.02155."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from trimtab.objectives.advantage import AdvantageSpec

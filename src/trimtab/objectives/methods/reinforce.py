@@ -1,7 +1,5 @@
 """REINFORCE (Williams 1992) and A2C (1602.01783): the policy gradient itself, no ratio."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from trimtab.objectives.advantage import AdvantageSpec

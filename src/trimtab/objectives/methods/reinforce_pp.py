@@ -1,7 +1,5 @@
 """REINFORCE++ and its baseline variant: Hu et al. 2501.03262."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from trimtab.objectives.advantage import AdvantageSpec

@@ -1,7 +1,5 @@
 """RLOO: Ahmadian et al. 2402.14740."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from trimtab.objectives.advantage import AdvantageSpec

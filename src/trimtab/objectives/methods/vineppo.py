@@ -1,7 +1,5 @@
 """VinePPO: Kazemnejad et al. 2410.01679."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from trimtab.objectives.advantage import AdvantageSpec
