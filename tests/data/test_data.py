@@ -259,7 +259,7 @@ def test_a_template_that_does_not_continue_its_prompt_is_refused(tmp_path: Path)
         max_prompt_length=9,
         max_completion_length=9,
     )
-    with pytest.raises(RowError, match="row 1: the chat template's prompt for a turn"):
+    with pytest.raises(RowError, match="row 1: the chat template renders the turns before turn 2"):
         renderer.demonstration(Example("", Q, [A]))
 
 

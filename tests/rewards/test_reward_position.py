@@ -124,3 +124,18 @@ def test_plain_text_keeps_the_space_in_front_of_a_completion(tmp_path: Path) -> 
             for t in (" four", "four")
         ]
     assert by_trimtab(path, policy, [group]) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_thought_that_the_prompt_begins_is_scored_whole(tmp_path: Path) -> None:
+    raw = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+    )
+    renderer = Renderer(templates.tokenizer(raw))
+    group = renderer.prompt(Example("0", Q, []))
+    assert group is not None
+    ids = renderer.tokenizer("add them\n</think>\nfour<eos>", add_special_tokens=False)["input_ids"]
+    group.completions.append(renderer.completion(np.array(ids), "stop"))
+    scored = renderer.rerender(group)
+    text = renderer.tokenizer.decode([*scored.prompt, *scored.completions[0].ids])
+    assert text == "<|user|>two plus two<eos><|assistant|><think>\nadd them\n</think>\nfour<eos>"

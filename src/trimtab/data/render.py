@@ -20,8 +20,14 @@ from trimtab.data.conversation import (
 )
 from trimtab.data.formats import Example
 from trimtab.data.load_tokenizer import special_tokens
-from trimtab.data.piece_tokens import Piece, completion_ids, raw_ids, shared_length
-from trimtab.data.thoughts import TOKENS, template_prefill
+from trimtab.data.piece_tokens import (
+    Piece,
+    completion_ids,
+    raw_ids,
+    shared_length,
+    whole_ids,
+)
+from trimtab.data.thoughts import TOKENS, answer_text, template_prefill
 from trimtab.errors import DataError, ModelError, RowError
 from trimtab.types import Completion, Finish, Group, Ints
 
@@ -73,9 +79,8 @@ class Renderer:
         self.eos = int(tokenizer.eos_token_id)
         self.bos: int | None = tokenizer.bos_token_id
         self.adds_bos = self.bos is not None and list(tokenizer("a")["input_ids"])[:1] == [self.bos]
-        special = special_tokens(tokenizer)
-        self.special = set(special.values())
-        self.markers = {i for token, i in special.items() if token in TOKENS}
+        self.special = {i: token for token, i in special_tokens(tokenizer).items()}
+        self.markers = {i for i, token in self.special.items() if token in TOKENS}
         """Special tokens that a completion's text keeps, to tell thoughts from the answer."""
         self.stop_ids = self._stop_ids(end_ids)
         self._ends = tuple(self.tokenizer.convert_ids_to_tokens(list(self.stop_ids)))
@@ -153,7 +158,7 @@ class Renderer:
         if isinstance(answer, str) or isinstance(example.prompt, str):
             assert isinstance(answer, str), "a plain prompt has plain completions"
             ids, _ = completion_ids(
-                self.tokenizer, prompt, [Piece(text, False), Piece(answer, True)]
+                self.tokenizer, self.special, prompt, [Piece(text, False), Piece(answer, True)]
             )
             while ids[-1:] == [self.eos]:
                 ids = ids[:-1]
@@ -163,7 +168,7 @@ class Renderer:
         sequences: list[tuple[list[int], list[int], list[bool]]] = []
         for pieces in lists:
             context = prompt if pieces[0].text == text else self._prompt_ids(pieces[0].text, False)
-            ids, mask = completion_ids(self.tokenizer, context, pieces)
+            ids, mask = completion_ids(self.tokenizer, self.special, context, pieces)
             if not set(self.stop_ids).intersection(ids[len(ids) - 1 :]):
                 # The template ends turns with no token: the model must learn to stop all the same.
                 ids, mask = [*ids, self.eos], [*mask, True]
@@ -301,16 +306,18 @@ class Renderer:
         if isinstance(example.prompt, str):
             return self.comparison(example)
         with self._row(example):
-            group = self._prompt(example, self._prompt_text(example))
+            text = self._prompt_text(example)
+            group = self._prompt(example, text)
             if group is None:
                 return None
             columns = template_columns(example.extra)
+            prompt = group.prompt.tolist()
             rendered: list[list[int]] = []
             for answer in example.completions:
                 assert isinstance(answer, list), "a conversation has turns as completions"
-                text = self.template(join_turns(example.prompt, answer), columns)
-                rendered.append(raw_ids(self.tokenizer, text))
-            shared = shared_length([group.prompt.tolist(), *rendered])
+                whole = self.template(join_turns(example.prompt, answer), columns)
+                rendered.append(whole_ids(self.tokenizer, self.special, prompt, text, whole))
+            shared = shared_length([prompt, *rendered])
             shared = min(shared, *(len(ids) - 1 for ids in rendered)) if rendered else shared
             if shared < 1:
                 raise BadRowError("the chat template renders nothing in front of the completions")
@@ -324,7 +331,7 @@ class Renderer:
 
     def completion(self, ids: Ints, finish: Finish) -> Completion:
         """What a sampler emitted, unchanged."""
-        read, hidden = ids.tolist(), self.special - self.markers
+        read, hidden = ids.tolist(), self.special.keys() - self.markers
         if self.markers.intersection(read):
             text = self.tokenizer.decode([i for i in read if i not in hidden])
         else:
@@ -349,7 +356,10 @@ class Renderer:
         """
         messages = cast("list[Message] | None", group.extra.get("messages"))
         answers: list[Text] = (
-            [c.messages or [{"role": "assistant", "content": c.text}] for c in group.completions]
+            [
+                c.messages or [{"role": "assistant", "content": _content(group, c)}]
+                for c in group.completions
+            ]
             if messages
             else list(texts or [c.text for c in group.completions])
         )
@@ -358,6 +368,13 @@ class Renderer:
         )
         assert rendered is not None, "rerender needs a renderer without limits"
         return rendered
+
+
+def _content(group: Group, completion: Completion) -> str:
+    """The text of a sampled turn, with the beginning of its thoughts where the prompt has it."""
+    whole = group.prefill + completion.text
+    begins = not answer_text(group.prefill + "x")
+    return whole if begins and answer_text(whole) else completion.text
 
 
 def readable(text: Text) -> str:
