@@ -49,7 +49,7 @@ def test_the_program_reads_what_is_written(tmp_path: Path) -> None:
         assert row["chosen"][:-1] == row["rejected"][:-1] == list(prompt)
         assert (row["chosen"][-1]["content"], row["rejected"][-1]["content"]) == (best, worst)
     exchange(tmp_path / "bench.jsonl", tmp_path / "back.jsonl")
-    assert (tmp_path / "back.jsonl").read_bytes() == (tmp_path / "labels.jsonl").read_bytes()
+    assert own.read([str(tmp_path / "back.jsonl")]) == own.read([str(tmp_path / "labels.jsonl")])
 
 
 def test_a_foreign_file_in_this_form_comes_back(tmp_path: Path) -> None:
