@@ -18,6 +18,7 @@ from trimtab.data.token_facts import token_facts
 from trimtab.errors import DataError, ModelError
 from trimtab.models.load import renderer_for
 from trimtab.models.model_spec import ModelSpec
+from trimtab.report.run_report import report_run
 from trimtab.train import dpo, reward, sft
 from trimtab.types import Group
 
@@ -86,6 +87,7 @@ def test_the_runs_facts_have_the_counts(tmp_path: Path) -> None:
         findings = (out / "findings.jsonl").read_text()
         assert "of the training completions are truncated to the length limit" in findings
         assert "max_completion_length: 1024" in findings
+        assert "Truncated completions" in report_run(out).read_text()
 
 
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:

@@ -165,10 +165,10 @@ def _log_losses(spec: DataSpec, rows: sources.Rows, lost: ReadCounts, count: int
             *(rows.name, lost.cut_completions, lost.completions, spec.max_completion_length),
         )
     if lost.equal_completions:
+        limit = f" up to max_completion_length {spec.max_completion_length}"
         log.warning(
-            "%s: %d of %d comparisons dropped: the tokens of their completions are equal up to "
-            "max_completion_length %d",
-            *(rows.name, lost.equal_completions, count, spec.max_completion_length),
+            "%s: %d of %d comparisons dropped: the tokens of their completions are equal%s",
+            *(rows.name, lost.equal_completions, count, limit if lost.cut_completions else ""),
         )
 
 

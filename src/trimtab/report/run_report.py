@@ -11,7 +11,14 @@ from trimtab.errors import DataError
 from trimtab.report.charts import number
 from trimtab.report.metric_charts import curves, series
 from trimtab.report.sections import Answer, Pick, Section, Table, Tile, Verdict, render
-from trimtab.runs import read_findings, read_metrics, read_samples, read_summary, write_atomic
+from trimtab.runs import (
+    read_findings,
+    read_metrics,
+    read_object,
+    read_samples,
+    read_summary,
+    write_atomic,
+)
 from trimtab.types import Row
 
 LONGEST = 1500
@@ -50,6 +57,7 @@ def report_run(folder: str | Path) -> Path:
                 tiles.append(
                     Tile(name, number(values[-1]), f"from {number(values[0])} at the start")
                 )
+    tiles += _lost_rows(read_object(folder / "facts.json").get("read"))
     summary = read_summary(folder)
     flat = flatten(summary)
     table = Table(("Figure", "Value"), flat)
@@ -77,6 +85,24 @@ def report_run(folder: str | Path) -> Path:
     path = folder / "report.html"
     write_atomic(path, page.encode())
     return path
+
+
+_LOSSES = {
+    "cut_completions": ("Truncated completions", "longer than data.max_completion_length"),
+    "equal_completions": ("Equal completions", "comparisons dropped: both have the same tokens"),
+    "long_prompts": ("Long prompts", "rows dropped: over data.max_prompt_length"),
+    "bad_rows": ("Bad rows", "rows dropped (data.strict: false)"),
+}
+
+
+def _lost_rows(counts: object) -> list[Tile]:
+    """What reading the data lost, of ``facts.json``."""
+    if not isinstance(counts, Mapping):
+        return []
+    lost = cast(Mapping[str, float], counts)
+    return [
+        Tile(title, number(lost[k]), note) for k, (title, note) in _LOSSES.items() if lost.get(k)
+    ]
 
 
 def flatten(values: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
