@@ -8,7 +8,11 @@ export TOKENIZERS_PARALLELISM = false
 
 VLLM ?= .vllm
 
-.PHONY: setup vllm-env demo test quick wheel-check lint types layers check learning doctor-bench bench-env bench clean
+# Programs that read our files and whose files we read, each in an environment of its own.
+NEIGHBOURS ?= .neighbours
+PROGRAMS := $(basename $(notdir $(wildcard tests/neighbours/requirements/*.txt)))
+
+.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check learning doctor-bench bench-env bench clean
 
 setup: $(VENV)/installed
 
@@ -29,6 +33,18 @@ $(VLLM)/installed:
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VLLM)/requirements.txt
 	touch $@
 	@echo "now: TRIMTAB_VLLM=$(VLLM) $(BIN)/python -m pytest tests/judges/test_vllm.py; in .vllm, make test finds it"
+
+neighbours-env: $(PROGRAMS:%=$(NEIGHBOURS)/%/installed)
+
+$(NEIGHBOURS)/%/installed: tests/neighbours/requirements/%.txt
+	$(PYTHON) -m venv $(NEIGHBOURS)/$*
+	$(NEIGHBOURS)/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+# The real programs, and docs/neighbours.md. A program that cannot be installed is skipped, with the reason.
+neighbours: setup
+	-$(MAKE) --keep-going neighbours-env
+	TRIMTAB_NEIGHBOURS=$(NEIGHBOURS) TRIMTAB_NEIGHBOURS_PAGE=docs/neighbours.md $(BIN)/python -m pytest tests/neighbours
 
 demo: setup
 	$(BIN)/trimtab run sandbox-ppo

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from trimtab.cli.main import main as cli
 from trimtab.config import build
 from trimtab.data import sources
 from trimtab.errors import ConfigError, DataError
-from trimtab.exchange import convert
+from trimtab.exchange import convert, label_studio
 from trimtab.exchange.convert import FORMATS
 from trimtab.feedback import records as own
 from trimtab.feedback.comparisons import write_folder
@@ -255,6 +257,51 @@ def test_an_edit_in_the_other_tool_counts() -> None:
     rows[0]["annotations"][0]["result"][0]["value"]["selected"] = "right"
     changed = FORMATS["label_studio"].load(sources.Rows("f", [(1, rows[0])])).judgements
     assert [(j.annotator, j.ranks, j.seconds) for j in changed] == [("ann", (1, 0), 3.0)]
+
+
+def exported_by_label_studio(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tasks as Label Studio 1.23 exports them after an import: with its own ids and times, its users
+    by number, and predictions by id."""
+    rows = json.loads(json.dumps(rows))
+    count = itertools.count(1)
+    for row in rows:
+        for annotation in row["annotations"]:
+            assert "completed_by" not in annotation  # of unknown people are refused
+            annotation |= {"import_id": annotation["id"], "id": next(count), "completed_by": 1,
+                           "created_at": "2030-01-01T00:00:00Z"}  # fmt: skip
+        row["predictions"] = [next(count) for _ in row["predictions"]]
+    return rows
+
+
+@QUICK
+@given(data=st.data())
+def test_an_export_of_label_studio_gives_our_judgements_back(data: Any) -> None:
+    records = data.draw(labels())
+    rows = exported_by_label_studio(FORMATS["label_studio"].dump(records).rows)
+    back = FORMATS["label_studio"].load(sources.Rows("export", list(enumerate(rows, 1))))
+    assert back.items == records.items
+    assert back.judgements == records.judgements
+
+
+def test_label_studio_gets_an_interface_for_its_tasks() -> None:
+    for k, tag, data in ((2, "Pairwise", "answer_1"), (3, "Ranker", "answers")):
+        item = Item.of([{"role": "user", "content": "q"}], [f"x{n}" for n in range(k)])
+        ranks = tuple(range(k))
+        records = Records({item.id: item}, [Judgement(item=item.id, annotator="ann", ranks=ranks)])
+        [task] = FORMATS["label_studio"].dump(records).rows
+        names = re.findall(r'name="(\w+)"', label_studio.interface(records))
+        values = re.findall(r'value="\$(\w+)"', label_studio.interface(records))
+        [part] = task["annotations"][0]["result"]
+        assert {part["from_name"], part["to_name"]} <= set(names)
+        assert f"<{tag} " in label_studio.interface(records) and data in values
+        assert set(values) <= task["data"].keys()
+
+
+def test_a_prediction_that_is_only_an_id_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{**STUDIO[0], "predictions": [4]}]
+    records = FORMATS["label_studio"].load(sources.Rows("f", list(enumerate(rows, 1))))
+    assert [j.annotator for j in records.judgements] == ["5", "z@x.org"]
+    assert "f: row 1: prediction 4 is an id without its verdict" in caplog.text
 
 
 def test_plain_pairs_do_not_tell_the_chosen_by_its_place() -> None:

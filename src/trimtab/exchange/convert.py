@@ -219,5 +219,5 @@ def main(config: ExchangeConfig) -> Exchanged:
     for note in notes:
         log.info("omitted: %s", note)
     if config.write == "label_studio":
-        log.info("a labelling interface for these tasks:\n%s", label_studio.CONFIG)
+        log.info("a labelling interface for these tasks:\n%s", label_studio.interface(records))
     return Exchanged(len(records.items), len(records.judgements), count, notes)

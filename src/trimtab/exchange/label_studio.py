@@ -2,12 +2,18 @@
 
 A pair is a ``Pairwise`` result (left is the item's first completion), a tie the choice "tie", a
 ranking of more completions a ``Ranker`` result, a reason a text area. People's judgements are
-annotations with person, time and duration (``lead_time``); skipped ones are ``was_cancelled``, gold
-ones ``ground_truth``. AI judges are predictions. ``CONFIG`` is a labelling interface for these.
+annotations with time and duration (``lead_time``); skipped ones are ``was_cancelled``, gold ones
+``ground_truth``. AI judges are predictions. ``interface`` is a labelling interface for these.
+
+Label Studio refuses annotations by people who are not its users, and exports its users by number and
+predictions by id. Names and the verdicts of judges are therefore saved in the task's data too. An
+annotation is matched with them by its ``id``, which Label Studio exports as ``import_id``.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -21,12 +27,17 @@ from trimtab.feedback.judgement import Item, Judgement
 from trimtab.feedback.records import Records, messages
 from trimtab.types import Row
 
-CONFIG = """<View>
-  <Text name="prompt" value="$prompt"/>
-  <Pairwise name="preference" toName="answer_1,answer_2"/>
+log = logging.getLogger(__name__)
+PAIR = """  <Pairwise name="preference" toName="answer_1,answer_2"/>
   <Text name="answer_1" value="$answer_1"/>
   <Text name="answer_2" value="$answer_2"/>
-  <Choices name="tie" toName="prompt"><Choice value="tie"/></Choices>
+"""
+RANKING = """  <List name="answers" value="$answers" title="Best first"/>
+  <Ranker name="ranking" toName="answers"/>
+"""
+INTERFACE = """<View>
+  <Text name="prompt" value="$prompt"/>
+{}  <Choices name="tie" toName="prompt"><Choice value="tie"/></Choices>
   <TextArea name="reason" toName="prompt"/>
 </View>
 """
@@ -36,6 +47,7 @@ READ = frozenset(
      "model_version", "score")
 )  # fmt: skip
 """Fields of annotations and predictions that judgements have a place for."""
+VERDICT = ("ranks", "reason", "status")
 SIDE = re.compile(r"^(.*?)[_ -]?(1|2|a|b|left|right)$", re.I)
 
 
@@ -48,18 +60,29 @@ def _part(name: str, to: str, kind: str, **value: Any) -> Row:
     return {"from_name": name, "to_name": to, "type": kind, "value": value}
 
 
-def _result(j: Judgement) -> list[Row]:
+def ranks_more_than_two(records: Records) -> bool:
+    """Whether all items are written for a ``Ranker``: a project has one interface for all tasks."""
+    return any(len(item.completions) != 2 for item in records.items.values())
+
+
+def interface(records: Records) -> str:
+    """The labelling interface of a project for the tasks that ``dump`` writes."""
+    return INTERFACE.format(RANKING if ranks_more_than_two(records) else PAIR)
+
+
+def _result(j: Judgement, ranking: bool) -> list[Row]:
     parts: list[Row] = []
-    if j.ranks is not None and len(j.ranks) == 2:
-        if j.ranks[0] == j.ranks[1]:
-            parts.append(_part("tie", "prompt", "choices", choices=["tie"]))
-        else:
-            side = "left" if j.ranks[0] < j.ranks[1] else "right"
-            parts.append(_part("preference", "answer_1,answer_2", "pairwise", selected=side))
-    elif j.ranks is not None:
-        order = sorted(range(len(j.ranks)), key=lambda k: (j.ranks or ())[k])
-        rank = [f"answer_{k + 1}" for k in order]
-        parts.append(_part("preference", "answers", "ranker", ranker={"rank": rank}))
+    ranks = j.ranks or ()
+    if len(ranks) > 1 and len(set(ranks)) == 1:
+        parts.append(_part("tie", "prompt", "choices", choices=["tie"]))
+    elif ranking and ranks:
+        order = sorted(range(len(ranks)), key=lambda k: ranks[k])
+        names = [f"answer_{k + 1}" for k in order]
+        parts.append(_part("ranking", "answers", "ranker", ranker={"ranking": names}))
+    elif ranks:
+        # The page shows the result with either completion as its object, but not with both.
+        side = "left" if ranks[0] < ranks[-1] else "right"
+        parts.append(_part("preference", "answer_1", "pairwise", selected=side))
     if j.reason:
         parts.append(_part("reason", "prompt", "textarea", text=[j.reason]))
     return parts
@@ -76,8 +99,8 @@ def _verdict(result: Any, count: int) -> Row:
         elif kind == "choices" and [str(c).lower() for c in value.get("choices", [])] == ["tie"]:
             fields.setdefault("ranks", [0] * count)
         elif kind == "ranker":
-            ranker = cast(Row, value.get("ranker") or {})
-            order = [str(x) for x in cast(list[Any], ranker.get("rank") or [])]
+            buckets = list(cast("dict[str, list[Any]]", value.get("ranker") or {}).values())
+            order = [str(x) for x in buckets[0]] if len(buckets) == 1 else []
             places = [int(m.group(1)) - 1 for x in order if (m := re.search(r"(\d+)$", x))]
             if sorted(places) == list(range(count)):
                 fields["ranks"] = [places.index(k) for k in range(count)]
@@ -90,48 +113,43 @@ def dump(records: Records) -> Dump:
     """One task per item."""
     by_item = shared.numbered_by_item(records)
     items = enumerate(records.items.values(), 1)
-    return Dump([_task(number, item, by_item[item.id]) for number, item in items], [])
+    ranking = ranks_more_than_two(records)
+    return Dump([_task(number, item, by_item[item.id], ranking) for number, item in items], [])
 
 
-def _task(task: int, item: Item, numbered: list[Numbered]) -> Row:
+def _task(task: int, item: Item, numbered: list[Numbered], ranking: bool) -> Row:
     annotations: list[Row] = []
     predictions: list[Row] = []
     visible: list[Row] = []
     hidden: list[Row] = []
+    originals = {number: cast(Row, j.detail.get("label_studio", {})) for number, j in numbered}
+    used = {o.get("id") for o in originals.values()}
+    free = (n for n in itertools.count(1) if n not in used)
     for number, j in numbered:
         if j.status == "error":
             hidden.append({"number": number, **shared.other_fields(j, ("item",))})
             continue
-        result = _result(j)
-        expressed = ["item", "annotator", "reason", "status"]
-        if _verdict(result, len(item.completions)).get("ranks") == (
-            list(j.ranks) if j.ranks else None
-        ):
-            expressed.append("ranks")
-        original = j.detail.get("label_studio", {})
-        flags: Row = {}
+        result, original = _result(j, ranking), originals[number]
+        entry: Row = {"number": number, "by": j.annotator}
         if j.who == "ai" and j.status == "ok":
-            flags["machine"] = True  # one name may belong to a person and a judge
-            expressed.append("who")
-            if j.prob is not None:
-                flags["scored"] = True
-                expressed.append("prob")
+            entry["machine"] = True  # one name may belong to a person and a judge
             prediction = {"model_version": j.annotator, "score": j.prob, "result": result}
             predictions.append({**prediction, **original})
         else:
-            expressed += ["at", "seconds", *(["who"] if j.who == "gold" else [])]
             annotation = {
-                "completed_by": {"email": j.annotator},
+                "id": original.get("id") or next(free),
                 "result": result,
                 "was_cancelled": j.status == "skip",
                 "ground_truth": j.who == "gold",
                 "created_at": j.at,
                 "lead_time": j.seconds,
             }
+            entry["id"] = annotation["id"]
             annotations.append({**annotation, **original})
-        others = shared.other_fields(j, expressed)
-        visible.append({"number": number, "by": j.annotator, **flags, **others})
-    completions = {f"answer_{k + 1}": text for k, text in enumerate(item.completions)}
+        visible.append({**entry, **shared.other_fields(j, ("item", "annotator"))})
+    texts = {f"answer_{k + 1}": text for k, text in enumerate(item.completions)}
+    answers = [{"id": name, "body": text} for name, text in texts.items()]
+    completions = {"answers": answers} if ranking else texts
     column = {"item": shared.other_item_fields(item), "said": visible, "whole": hidden}
     foreign = cast(Row, item.extra.get("label_studio") or {})
     data = foreign.get("data") or {"prompt": shared.readable(item.prompt), **completions}
@@ -170,6 +188,11 @@ def _texts(name: str, number: int, data: Row) -> tuple[str, list[str]]:
     numbered = sorted(
         (int(m.group(1)), k) for k in texts if (m := re.fullmatch(r"answer_(\d+)", k))
     )
+    answers: Any = data.get("answers")
+    if isinstance(answers, list):  # of a List
+        bodies = cast("list[Row]", answers)
+        texts |= {f"answer_{n}": str(a.get("body", "")) for n, a in enumerate(bodies, 1)}
+        numbered = [(n, f"answer_{n}") for n in range(1, len(bodies) + 1)]
     sides = [k for _, k in numbered] or sorted(k for k in texts if SIDE.match(k))
     prompt = next((p for p in PROMPTS if p in texts), None) or next(
         (k for k in texts if k not in sides), None
@@ -194,36 +217,103 @@ def _judgements(
     rows: sources.Rows, number: int, row: Row, item: Item, column: Row
 ) -> list[Numbered]:
     """The judgement of each annotation and prediction."""
-    saved: dict[tuple[str, bool], list[Row]] = defaultdict(list)
-    for s in column.get("said", []):
-        by = (str(s["by"]), bool(s.get("machine")))
-        saved[by].append({k: v for k, v in s.items() if k not in ("by", "machine")})
-    given_by: list[tuple[str, bool, Row]] = []
-    for annotation in cast("list[Row]", row.get("annotations") or []):
-        given_by.append((_person(annotation), False, annotation))
-    for prediction in cast("list[Row]", row.get("predictions") or []):
-        given_by.append((str(prediction.get("model_version") or "prediction"), True, prediction))
+    count = len(item.completions)
+    saved = _Saved(column.get("said", []))
     result: list[Numbered] = []
-    for who, machine, source in given_by:
-        others = saved[who, machine].pop(0) if saved[who, machine] else {}
-        place = int(others.pop("number", -1))
-        scored = bool(others.pop("scored", False))
-        fields = _fields(source, machine, scored, len(item.completions))
-        if source.get("was_cancelled") or ("ranks" not in fields and "ranks" not in others):
-            fields["status"] = "skip"
-        if source.get("was_cancelled"):
-            fields.pop("ranks", None)
+
+    def add(source: Row, who: str, machine: bool) -> None:
+        entry = saved.take(source, who, machine)
+        fields = _fields(source, machine, bool(entry.pop("scored", False)), count)
+        place = int(entry.pop("number", -1))
         if place < 0:
-            detail = _foreign_detail(source, fields, who, machine, len(item.completions))
+            detail = _foreign_detail(source, fields, machine, count)
             fields["detail"] = {"label_studio": detail}
-        fields = {**fields, **others, "annotator": who, "item": item.id}
+        annotator = entry.pop("by", who)
+        fields = {**_restored(fields, entry, count), "annotator": annotator, "item": item.id}
         result.append((place, shared.judgement_of(rows, number, fields)))
+
+    for annotation in cast("list[Row]", row.get("annotations") or []):
+        add(annotation, _person(annotation), False)
+    for prediction in cast("list[Any]", row.get("predictions") or []):
+        if isinstance(prediction, dict):
+            source = cast(Row, prediction)
+            add(source, str(source.get("model_version") or "prediction"), True)
+        elif entry := saved.next_machine():
+            # Exports hold predictions as ids; their verdicts are saved in the task.
+            fields = {k: v for k, v in entry.items() if k not in ("number", "by")}
+            fields |= {"annotator": entry["by"], "item": item.id}
+            result.append((int(entry["number"]), shared.judgement_of(rows, number, fields)))
+        else:
+            log.warning(
+                "%s: row %d: prediction %s is an id without its verdict, and is not read; export "
+                "predictions as objects",
+                rows.name,
+                number,
+                prediction,
+            )
     return result
+
+
+class _Saved:
+    """What ``dump`` saved of the judgements of one task."""
+
+    def __init__(self, entries: list[Row]) -> None:
+        self.by_id = {e["id"]: dict(e) for e in entries if "id" in e}
+        self.machine: list[Row] = []
+        self.by_name: dict[tuple[str, bool], list[Row]] = defaultdict(list)
+        for e in entries:
+            if "id" not in e:
+                machine = bool(e.get("machine"))
+                entry = {k: v for k, v in e.items() if k != "machine"}
+                self.by_name[str(e["by"]), machine].append(entry)
+                if machine:
+                    self.machine.append(entry)
+
+    def take(self, source: Row, who: str, machine: bool) -> Row:
+        """The entry of an annotation or a prediction; empty if it is not ours."""
+        if not machine:
+            # In an export, "id" is Label Studio's own.
+            entry = self.by_id.pop(source.get("import_id", source.get("id")), None)
+            if entry is not None:
+                return entry
+        named = self.by_name[who, machine]
+        return dict(named.pop(0)) if named else {}
+
+    def next_machine(self) -> Row | None:
+        """The next judge's entry."""
+        return self.machine.pop(0) if self.machine else None
+
+
+def _restored(fields: Row, entry: Row, count: int) -> Row:
+    """Fields of a judgement: as saved, unless its verdict was edited in the other tool.
+
+    Args:
+        fields: What the annotation or prediction says.
+        entry: What was saved of it.
+        count: Completions of the item.
+    """
+    verdict = {k: fields.get(k) for k in VERDICT}
+    saved = {k: entry[k] for k in VERDICT if k in entry}
+    own = "id" in entry
+    entry = {k: v for k, v in entry.items() if k != "id"}
+    if "ranks" in saved or "status" in saved:  # earlier releases saved only what is not shown
+        result = _result(Judgement(item="", annotator="", **saved), count != 2)
+        cancelled = saved.get("status") == "skip"
+        written = _fields({"result": result, "was_cancelled": cancelled}, False, False, count)
+        if verdict == {k: written.get(k) for k in VERDICT}:
+            # Label Studio replaces the time by that of the import.
+            return {**fields, **({"at": None} if own else {}), **entry}
+    others = {k: v for k, v in entry.items() if k not in (*VERDICT, "prob", "strength")}
+    return {**others, **fields, "at": entry.get("at", fields.get("at"))}
 
 
 def _fields(source: Row, machine: bool, scored: bool, count: int) -> Row:
     """What an annotation or a prediction says itself."""
     fields = _verdict(source.get("result"), count)
+    if source.get("was_cancelled") or "ranks" not in fields:
+        fields["status"] = "skip"
+    if source.get("was_cancelled"):
+        fields.pop("ranks", None)
     if not machine:
         who = "gold" if source.get("ground_truth") else "human"
         return {
@@ -238,14 +328,15 @@ def _fields(source: Row, machine: bool, scored: bool, count: int) -> Row:
     return {**fields, "who": "ai", **prob}
 
 
-def _foreign_detail(source: Row, fields: Row, who: str, machine: bool, count: int) -> Row:
+def _foreign_detail(source: Row, fields: Row, machine: bool, count: int) -> Row:
     """The fields of another tool's annotation that writing it again would not reproduce."""
     detail = {k: v for k, v in source.items() if k not in READ}
     verdict = {k: v for k, v in fields.items() if k in ("ranks", "reason", "status")}
-    if _result(Judgement(item="", annotator="", **verdict)) != source.get("result"):
+    written = _result(Judgement(item="", annotator="", **verdict), count != 2)
+    if written != source.get("result"):
         detail["result"] = source.get("result")
     if machine:
         detail["score"] = source.get("score")
-    elif source.get("completed_by") != {"email": who}:
-        detail["completed_by"] = source.get("completed_by")
+    elif "completed_by" in source:
+        detail["completed_by"] = source["completed_by"]
     return detail
