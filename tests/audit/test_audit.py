@@ -340,6 +340,22 @@ def test_gold_afterwards_as_a_command(stopped: Path, tmp_path: Path, capsys: Any
         audit_run.draw(tmp_path, 0.1, 0)
 
 
+def test_gold_reads_the_conversation_of_the_dataset(tmp_path: Path) -> None:
+    prompt = [
+        {"role": "user", "content": "what ?"}, {"role": "assistant", "content": "red"},
+        {"role": "user", "content": "why ?"},
+    ]  # fmt: skip
+    data = folders.write(tmp_path / "prompts.jsonl", [{"prompt": prompt}])
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"stage": "rl", "data": {"path": str(data)}})
+    )
+    text = "user: what ?\n\nassistant: red\n\nuser: why ?"
+    sample = {"step": 1, "id": "1", "index": 0, "prompt": text, "completion": "so", "reward": 1.0}
+    gold = {"function": "tests.support.audit_rewards:turns", "low": 0, "high": 9}
+    config = audit_run.AuditConfig.model_validate({"run": str(tmp_path), "gold": gold})
+    assert [r.gold for r in audit_run.score([sample], tmp_path, config)] == [3.0]
+
+
 # Remedies ---------------------------------------------------------------------------------------
 
 

@@ -13,3 +13,8 @@ def red(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
 def not_red(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
     """Gold: the word is not wanted at all."""
     return [1.0 - r for r in red(prompts, completions)]
+
+
+def turns(messages: list[list[Any]], **_: Any) -> list[float]:
+    """The number of turns of each prompt."""
+    return [float(len(m)) for m in messages]

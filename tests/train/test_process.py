@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification
 
-from tests.support import folders
+from tests.support import folders, templates
 from tests.support.invariance import agree, plain_gradient, shuffled, step
 from tests.support.models import tiny
 from trimtab.config import build
@@ -119,6 +119,22 @@ def test_a_bad_row_is_named(bad: dict[str, Any], why: str) -> None:
 def test_wrong_columns_are_told() -> None:
     with pytest.raises(DataError, match="completions\\+labels\\+prompt"):
         formats.steps(rows({"prompt": "a", "chosen": "b"}))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "first", "legacy"])
+def test_steps_are_tokenised_as_they_follow_each_other(kind: str) -> None:
+    steps = Steps(Renderer(templates.tokenizer(templates.ZEPHYR, kind)))
+    row = {
+        "prompt": [{"role": "user", "content": "four"}],
+        "completions": ["two plus", "seven"],
+        "labels": [1, 0],
+    }
+    group = steps.group(formats.steps(Rows("rows", [(1, row)]))[0])
+    assert group is not None
+    tokenizer = steps.renderer.tokenizer
+    text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer(text + "two plus\nseven\n", add_special_tokens=False)["input_ids"]
+    assert [*group.prompt, *group.completions[0].ids] == whole
 
 
 def test_long_solutions_are_cut_at_a_step() -> None:

@@ -114,13 +114,13 @@ def draw(run: Path, share: float, seed: int) -> list[Row]:
     return sorted(selected, key=lambda r: int(r["step"]))
 
 
-def prompt_columns(run: Path) -> dict[str, Row]:
-    """Other columns of the run's dataset, by the prompt as a person reads it."""
+def _prompts(run: Path) -> dict[str, Example]:
+    """The prompts of the run's dataset, by the text that a person reads."""
     path = RunSettings.read(run).data
     if path is None or not Path(path).exists():
         return {}
     examples = formats.prompts(sources.read(path, strict=False))
-    return {readable(e.prompt): e.extra for e in examples}
+    return {readable(e.prompt): e for e in examples}
 
 
 def _audited(
@@ -153,16 +153,20 @@ def score(samples: Sequence[Row], run: Path, config: AuditConfig) -> list[Audite
     assert gold is not None
     tokenizer = load_tokenizer(gold.model or str(BASE))
     renderer = Renderer(tokenizer)
-    columns = prompt_columns(run)
-    examples = [
-        Example(
-            str(i),
-            [{"role": "user", "content": str(r["prompt"])}],
-            [[{"role": "assistant", "content": str(r["completion"])}]],
-            extra=dict(columns.get(str(r["prompt"]), {})),
+    prompts = _prompts(run)
+    examples: list[Example] = []
+    for i, r in enumerate(samples):
+        text = str(r["prompt"])
+        row = prompts.get(text)
+        conversation = row.prompt if row is not None and isinstance(row.prompt, list) else None
+        examples.append(
+            Example(
+                str(i),
+                conversation or [{"role": "user", "content": text}],
+                [[{"role": "assistant", "content": str(r["completion"])}]],
+                extra=dict(row.extra) if row is not None else {},
+            )
         )
-        for i, r in enumerate(samples)
-    ]
     groups = [g for g in map(renderer.comparison, examples) if g is not None]
     Rewards([gold.reward()], tokenizer, 8192, config.device)(groups)
     kl_by_step = recorded_kl(run)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.data.formats import Example
+from trimtab.data.piece_tokens import continuation
 from trimtab.data.render import Renderer
 from trimtab.errors import ConfigError, DataError
 from trimtab.types import Completion, Finish, Group, Ints
@@ -41,8 +42,8 @@ class Steps:
         self._closing = np.flatnonzero([t.endswith(separator) for t in texts])
 
     def _raw(self, text: str) -> Ints:
-        ids = self.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.array(ids, dtype=np.int64)
+        """The ids of a text that follows another."""
+        return np.array(continuation(self.renderer.tokenizer, text)[0], dtype=np.int64)
 
     def text(self, ids: Ints) -> str:
         """A step as a person reads it, without its separator."""
