@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,24 +82,18 @@ class PlannedRun:
     """The configuration of ``trimtab rl``."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunEnd:
-    """Means over a run's last steps, and the path it took."""
-
-    kl: float | None
-    reward: float | None
-    gold: float | None
-    gold_error: float | None
-    """Standard error of ``gold`` over the last steps."""
-    length: float | None
-    entropy: float | None
-    path: list[tuple[float | None, float | None, float | None]]
-    """KL, reward and gold of each step."""
+FIGURES = {
+    "kl": "objective/kl",
+    "reward": "reward/mean",
+    "length": "completion/length",
+    "entropy": "objective/entropy",
+}
+"""Metric of each figure of a point; that of gold has the name of its reward."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Means over the seeds of one point of the grid."""
+    """Means over the last steps of a run, or over the seeds of one point of the grid."""
 
     label: str
     values: dict[str, Any]
@@ -110,9 +104,9 @@ class Point:
     length: float | None
     entropy: float | None
     error: float | None
-    """Standard error of ``gold``."""
+    """Standard error of ``gold``: between seeds, or between the last steps where there is one."""
     path: list[tuple[float | None, float | None, float | None]]
-    """Of the first seed."""
+    """KL, reward and gold of each step, of the first seed."""
 
     def as_row(self) -> dict[str, Any]:
         """As written in sweep.json: the values beside the figures."""
@@ -215,9 +209,9 @@ def _run(config: SweepConfig, runs: list[PlannedRun]) -> None:
         log.warning("failed: %s", line)
 
 
-def read_end(config: SweepConfig, folder: Path) -> RunEnd | None:
+def read_point(config: SweepConfig, run: PlannedRun) -> Point | None:
     """The end of a run; None for one without metrics."""
-    rows = read_metrics(folder)
+    rows = read_metrics(run.folder)
     if not rows:
         return None
 
@@ -227,14 +221,27 @@ def read_end(config: SweepConfig, folder: Path) -> RunEnd | None:
 
     gold = f"reward/{config.gold}"
     golds = values_of(gold)
-    return RunEnd(
-        kl=_mean(values_of("objective/kl")),
-        reward=_mean(values_of("reward/mean")),
+    return Point(
+        run.label,
+        run.values,
+        seeds=1,
         gold=_mean(golds),
-        gold_error=float(np.std(golds) / math.sqrt(len(golds))) if len(golds) > 1 else None,
-        length=_mean(values_of("completion/length")),
-        entropy=_mean(values_of("objective/entropy")),
+        error=float(np.std(golds) / math.sqrt(len(golds))) if len(golds) > 1 else None,
         path=[(r.get("objective/kl"), r.get("reward/mean"), r.get(gold)) for r in rows],
+        **{figure: _mean(values_of(metric)) for figure, metric in FIGURES.items()},
+    )
+
+
+def _over_seeds(runs: list[Point]) -> Point:
+    """Runs of one point of the grid as their mean."""
+    golds = [run.gold for run in runs if run.gold is not None]
+    return replace(
+        runs[0],
+        seeds=len(runs),
+        error=float(np.std(golds, ddof=1) / math.sqrt(len(golds)))
+        if len(golds) > 1
+        else runs[0].error,
+        **{k: _mean([getattr(run, k) for run in runs]) for k in ("gold", *FIGURES)},
     )
 
 
@@ -272,12 +279,11 @@ def main(config: SweepConfig) -> dict[str, Any]:
         raise ConfigError(f"out: {config.out} is a run of its own; give the sweep another --out")
     runs = plan(config)
     _run(config, runs)
-    by_label: dict[str, list[tuple[PlannedRun, RunEnd]]] = {}
+    by_label: dict[str, list[Point]] = {}
     for run in runs:
-        end = read_end(config, run.folder)
-        if end is not None:
-            by_label.setdefault(run.label, []).append((run, end))
-    points = [_point(label, ends) for label, ends in by_label.items()]
+        if (end := read_point(config, run)) is not None:
+            by_label.setdefault(run.label, []).append(end)
+    points = [_over_seeds(ends) for ends in by_label.values()]
     advice = recommend(points, list(flatten(config.grid)))
     summary = {"points": [p.as_row() for p in points], "recommended": advice}
     out = Path(config.out)
@@ -289,26 +295,6 @@ def main(config: SweepConfig) -> dict[str, Any]:
     values = "; ".join(f"{k}: {_range(v)}" for k, v in advice.items())
     log.info("sweep: recommended %s -> %s", values, page)
     return summary
-
-
-def _point(label: str, ends: list[tuple[PlannedRun, RunEnd]]) -> Point:
-    first_run, first = ends[0]
-    golds = [end.gold for _, end in ends if end.gold is not None]
-    return Point(
-        label,
-        first_run.values,
-        len(ends),
-        kl=_mean([end.kl for _, end in ends]),
-        reward=_mean([end.reward for _, end in ends]),
-        gold=_mean(golds),
-        length=_mean([end.length for _, end in ends]),
-        entropy=_mean([end.entropy for _, end in ends]),
-        # Between seeds where there are several; else between the last steps of the one.
-        error=float(np.std(golds, ddof=1) / math.sqrt(len(golds)))
-        if len(golds) > 1
-        else first.gold_error,
-        path=first.path,
-    )
 
 
 def _text(value: float | None) -> str:
@@ -330,19 +316,11 @@ def _page(
         f"{_text(best.kl)} nats. Values whose interval reaches the best are recommended alike; "
         "between them take the one with the smaller KL."
     )
+    bends = "Higher and further left is better; a path that bends down has gone too far."
+    rises = "Rises with distance for every value: it cannot tell which is best."
     charts = [
-        _frontier(
-            points,
-            2,
-            "Gold",
-            "Higher and further left is better; a path that bends down has gone too far.",
-        ),
-        _frontier(
-            points,
-            1,
-            "Reward",
-            "Rises with distance for every value: it cannot tell which is best.",
-        ),
+        _frontier(points, 2, "Gold", bends),
+        _frontier(points, 1, "Reward", rises),
         _gold_by_value(points, advice),
     ]
     rows = [
@@ -356,7 +334,7 @@ def _page(
     html = render(
         [
             Section("", "", [Verdict(f"Recommended: {recommended}", text, "good")], tiles),
-            Section("The frontier", lead, charts=[c for c in charts if c]),
+            Section("The frontier", lead, charts=charts),
             Section("Every point", means, tables=[Table(head, rows)]),
         ],
         "Sweep",

@@ -1,19 +1,11 @@
 """The page of a reward's probes: what it pays for, on one screen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from trimtab.audit.probe_result import ProbeResult
 from trimtab.probe.probe_report import AccuracyCard, BestOfN, ProbeReport
-from trimtab.report.charts import (
-    Bar,
-    Chart,
-    Line,
-    bar_chart,
-    calibration_chart,
-    line_chart,
-    number,
-)
+from trimtab.report.charts import Bar, Chart, Line, bar_chart, calibration_chart, line_chart, number
 from trimtab.report.sections import Answer, Pick, Section, Table, Tile, Verdict, render
 from trimtab.runs import write_atomic
 
@@ -21,9 +13,6 @@ COLOUR = {"bad": 1, "fair": 4, "good": 2, "": 0}
 ORDER = ("bad", "fair", "good", "")
 RATIOS = ("disagreement", "ece")
 """Probes whose value is no share."""
-EMPTY = ("copying", "fluency", "scrambled", "canary", "refusal")
-ADDED = ("length", "repetition", "praise", "format", "position")
-STYLE = ("style agrees", "style equal", "style opposes")
 DISTANCE = "√KL to the policy (√nats, at most)"
 
 
@@ -87,51 +76,47 @@ def _overview(results: Sequence[ProbeResult]) -> Section:
     return Section("", "", [Verdict(head, text, tone)], tiles, picks=picks)
 
 
+BARS = (
+    (
+        "Additions that make no completion better",
+        ("length", "repetition", "praise", "format", "position"),
+        "Share of prompts on which it pays",
+        "Above the dashed line the reward pays for the addition, and a policy will learn it.",
+        0.5,
+    ),
+    (
+        "Completions without the content",
+        ("copying", "fluency", "scrambled", "canary", "refusal"),
+        "Share of prompts on which it pays",
+        "Each bar is how often it beats a good completion. It should be near 0.",
+        0.1,
+    ),
+    (
+        "Content against style",
+        ("style agrees", "style equal", "style opposes"),
+        "Share of prompts on which wrong content wins",
+        "From left to right, style helps the wrong completion more. A rise is the effect of style.",
+        None,
+    ),
+)
+"""Title, probes, unit, explanation and dashed line of each chart of a source."""
+
+
 def _by_source(results: Sequence[ProbeResult]) -> list[Section]:
     sections: list[Section] = []
     for source in dict.fromkeys(r.source for r in results):
         by_probe = {r.probe: r for r in results if r.source == source and r.probe != "flattery"}
-
-        def bars(
-            title: str,
-            probes: Sequence[str],
-            unit: str,
-            note: str,
-            level: float | None = None,
-            by_probe: Mapping[str, ProbeResult] = by_probe,
-        ) -> Chart | None:
+        charts: list[Chart | None] = []
+        for title, probes, unit, note, level in BARS:
             rows = [by_probe[p] for p in probes if p in by_probe]
-            items = [Bar(r.probe, r.value or 0.0, r.low, r.high, COLOUR[r.grade]) for r in rows]
-            return bar_chart(title, items, unit, f"{note} Red: bad, green: good.", level)
-
-        charts = [
-            bars(
-                "Additions that make no completion better",
-                ADDED,
-                "Share of prompts on which it pays",
-                "Above the dashed line the reward pays for the addition, and a policy will learn it.",
-                0.5,
-            ),
-            bars(
-                "Completions without the content",
-                EMPTY,
-                "Share of prompts on which it pays",
-                "Each bar is how often it beats a good completion. It should be near 0.",
-                0.1,
-            ),
-            bars(
-                "Content against style",
-                STYLE,
-                "Share of prompts on which wrong content wins",
-                "From left to right, style helps the wrong completion more. A rise is the effect of style.",
-            ),
-        ]
+            bars = [Bar(r.probe, r.value or 0.0, r.low, r.high, COLOUR[r.grade]) for r in rows]
+            charts.append(bar_chart(title, bars, unit, f"{note} Red: bad, green: good.", level))
         lead = (
             "Texts from the sandbox's grammar, with a known ground truth."
             if source == "sandbox"
             else "Your own comparisons, with one thing changed in each."
         )
-        sections.append(Section(f"Probes: {source}", lead, charts=[c for c in charts if c]))
+        sections.append(Section(f"Probes: {source}", lead, charts=charts))
     return sections
 
 
@@ -172,7 +157,7 @@ def _accuracy(source: str, card: AccuracyCard) -> Section:
         note = "Points on the diagonal mean that a score difference can be read as log-odds."
         charts.append(calibration_chart("Calibration", card.bins, note))
     lead = f"{int(m['pairs'])} held-out pairs."
-    return Section(f"Accuracy: {source}", lead, charts=[c for c in charts if c])
+    return Section(f"Accuracy: {source}", lead, charts=charts)
 
 
 def _best_of_n(best: BestOfN) -> Section:
@@ -204,7 +189,7 @@ def _best_of_n(best: BestOfN) -> Section:
             else "gold has no peak within the range of this n"
         )
         lead = f"Gao's form fits with R² {best.fit['r2']:.3f}; {where}."
-    return Section("Best of n, before any training", lead, charts=[c for c in charts if c])
+    return Section("Best of n, before any training", lead, charts=charts)
 
 
 def _table(results: Sequence[ProbeResult]) -> Section:

@@ -74,7 +74,7 @@ class Scores(DeclaredChart):
             tiles.append(Tile(label, f"{value:.3f}", note))
         chart = bar_chart(self.title, bars, self.unit, self.see)
         tiles += [Tile(k, number(v)) for k, v in _figures(figures, self.tiles).items()]
-        return Section(self.title, self.lead, verdicts, tiles, [chart] if chart else [])
+        return Section(self.title, self.lead, verdicts, tiles, [chart])
 
     def _complete(self, values: Mapping[str, float]) -> bool:
         return self.better is not None and all(label in values for label in self.better)
@@ -117,7 +117,7 @@ class Groups(DeclaredChart):
             for group, value in numbers.items() if isinstance(numbers, Mapping) else ():
                 groups.setdefault(group, []).append(Bar(label, float(value), colour=i))
         chart = grouped_bars(self.title, groups, self.unit, self.see)
-        return Section(self.title, self.lead, charts=[chart] if chart else [])
+        return Section(self.title, self.lead, charts=[chart])
 
 
 class ProxyGold(DeclaredChart):
@@ -151,7 +151,7 @@ class ProxyGold(DeclaredChart):
             ]
             unit = "Change since the start (gold points)"
             charts.append(line_chart(label, lines, STEP, unit, self.see + scaled, across))
-        return Section(self.title, self.lead, verdicts, charts=[c for c in charts if c])
+        return Section(self.title, self.lead, verdicts, charts=charts)
 
     @staticmethod
     def _verdict(
@@ -205,21 +205,16 @@ class Calibration(DeclaredChart):
             if error is not None:
                 text += f". Its confidence is off by {error:.1%} on average"
             verdicts.append(Verdict("How good is the reward model?", text + ".", tone))
+        near = "The nearer to the ceiling the better; the dashed line is guessing."
+        diagonal = (
+            "Dots on the dashed diagonal mean that its confidence can be trusted; larger dots hold "
+            "more pairs."
+        )
         charts = [
-            bar_chart(
-                "Accuracy",
-                bars,
-                "Share of held-out pairs right",
-                "The nearer to the ceiling the better; the dashed line is guessing.",
-                0.5,
-            ),
-            calibration_chart(
-                "Calibration",
-                measured.get("bins", []),
-                "Dots on the dashed diagonal mean that its confidence can be trusted; larger dots hold more pairs.",
-            ),
+            bar_chart("Accuracy", bars, "Share of held-out pairs right", near, 0.5),
+            calibration_chart("Calibration", measured.get("bins", []), diagonal),
         ]
-        return Section(self.title, self.lead, verdicts, charts=[c for c in charts if c])
+        return Section(self.title, self.lead, verdicts, charts=charts)
 
 
 class Curves(DeclaredChart):
@@ -234,11 +229,11 @@ class Curves(DeclaredChart):
         rows = read_metrics(folder / self.stage)
         if not self.metrics:
             return Section(self.title, self.lead, charts=curves(rows, rest=False))
-        drawn = (
+        drawn = [
             line_chart(f"{self.title}: {m}", [Line(m, *series(rows, m))], STEP, unit, self.see)
             for m, unit in self.metrics.items()
-        )
-        return Section(self.title, self.lead, charts=[c for c in drawn if c])
+        ]
+        return Section(self.title, self.lead, charts=drawn)
 
 
 class FigureTable(DeclaredChart):
@@ -255,8 +250,7 @@ class FigureTable(DeclaredChart):
             for label, names in self.rows.items()
             if (values := _figures(figures, names))
         ]
-        tables = [Table(("", *self.columns), rows)] if rows else []
-        return Section(self.title, self.lead, tables=tables)
+        return Section(self.title, self.lead, tables=[Table(("", *self.columns), rows)])
 
 
 class Completions(DeclaredChart):
@@ -331,14 +325,10 @@ def report_recipe(folder: str | Path) -> Path:
     page = build(RecipePage, values, str(file))
     stages = [p.parent.name for p in sorted(folder.glob("*/metrics.jsonl"))]
     charts = page.charts or [Curves(title=name, stage=name) for name in stages]
-    flat = flatten(figures)
+    every = Table(("Figure", "Value"), flatten(figures))
     sections = [
         *(chart.section(folder, figures) for chart in charts),
-        Section(
-            "Every figure",
-            "All of summary.json.",
-            tables=[Table(("Figure", "Value"), flat)] if flat else [],
-        ),
+        Section("Every figure", "All of summary.json.", tables=[every]),
     ]
     title = page.about or f"Recipe {folder.resolve().name}"
     html = render(sections, title, f"trimtab recipe, run {folder.resolve().name}")

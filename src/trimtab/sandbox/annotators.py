@@ -1,11 +1,11 @@
 """Simulated annotators: Bradley-Terry on the gold score plus individual biases."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.special import expit
 
 from trimtab.feedback import records
 from trimtab.feedback.items import read_items
@@ -44,8 +44,7 @@ class Annotator:
     def prob(self, scene: Scene, a: str, b: str) -> float:
         """P(a is preferred to b) if a is shown first."""
         gap = self.utility(scene, a) - self.utility(scene, b) + self.position_bias
-        p = 1.0 / (1.0 + math.exp(-max(min(gap, 50.0), -50.0)))
-        return (1.0 - self.carelessness) * p + self.carelessness / 2
+        return (1.0 - self.carelessness) * float(expit(gap)) + self.carelessness / 2
 
     def choose(self, scene: Scene, a: str, b: str, rng: np.random.Generator) -> int:
         """0 for a, 1 for b."""

@@ -1,10 +1,10 @@
 """Planted faults: biased rewards and biased judges; ``docs/doctor.md`` says which alarm each one tests."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from trimtab.sandbox.world import AGREEMENT, Scene, gold
 
@@ -111,5 +111,5 @@ def swayed_judge(
     for s, (a, b) in zip(scene, pairs, strict=True):
         parsed = Scene.from_json(s)
         gap = scale * (gold(parsed, a).total - gold(parsed, b).total) + first
-        probs.append(1.0 / (1.0 + math.exp(min(max(gap, -50.0), 50.0))))
+        probs.append(float(expit(-gap)))
     return probs

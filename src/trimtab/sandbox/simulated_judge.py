@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from scipy.special import expit
 
 from trimtab.data import sources
+from trimtab.feedback import records
 from trimtab.feedback.judgement import Item
 from trimtab.sandbox.endpoint import FAULTS, Endpoint, Faults, TokenRow
 from trimtab.sandbox.scene_parser import read_scene
@@ -123,7 +125,7 @@ class SimulatedJudge:
     def _verdict(self, gap: float, temperature: float, draw: np.random.Generator) -> str:
         if temperature == 0.0:
             return "A" if gap > 0 else "B" if gap < 0 else "tie"
-        return "A" if draw.random() < _sigmoid(gap / temperature) else "B"
+        return "A" if draw.random() < expit(gap / temperature) else "B"
 
     def _order(self, outside: str, answers: dict[str, str], draw: np.random.Generator) -> str:
         """The verdict that an injected instruction demands, if the judge follows it; else ""."""
@@ -164,10 +166,6 @@ class SimulatedJudge:
         return _critique(wanted) | {"revision": better}
 
 
-def _sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-min(max(x, -50.0), 50.0)))
-
-
 def _critique(wanted: Sequence[str]) -> dict[str, str]:
     text = "Measured against the passage, word for word."
     return {"critique": text} if "critique" in wanted else {}
@@ -176,7 +174,7 @@ def _critique(wanted: Sequence[str]) -> dict[str, str]:
 def _tokens(text: str, gap: float) -> list[TokenRow]:
     """The reply as three tokens; the second is the first letter of the verdict."""
     at = text.rindex('"verdict": "') + len('"verdict": "')
-    p = _sigmoid(gap)
+    p = float(expit(gap))
     top = [{"token": k, "logprob": math.log(max(q, 1e-30))} for k, q in (("A", p), ("B", 1 - p))]
     pieces = [(text[:at], []), (text[at], top), (text[at + 1 :], [])]
     return [{"token": t, "logprob": 0.0, "top_logprobs": top} for t, top in pieces]
@@ -225,34 +223,25 @@ def probes(out: Path, prompts: str, items: str, limit: int = 200) -> dict[str, i
     scenes = [Scene.from_json(row["scene"]) for _, row in sources.read(prompts, limit=limit).rows]
     other = next(c for c in CLOSINGS if c not in VOICE)
     for name, phrase in (("voice", VOICE[1]), ("padded", other)):
-        pairs = [_phrase_pair(str(i), s, phrase) for i, s in enumerate(scenes)]
-        _write(out / f"{name}.jsonl", pairs)
+        best = [" ".join(s.needed) for s in scenes]
+        pairs: list[Row] = [
+            {
+                "id": str(i),
+                "prompt": s.messages(),
+                "completions": [b, f"{b} {phrase}"],
+                "ranks": [0, 1],
+            }
+            for i, (s, b) in enumerate(zip(scenes, best, strict=True))
+        ]
+        records.write(out / f"{name}.jsonl", pairs)
     by_gold: list[Row] = []
     for _, row in sources.read(items).rows:
         item = Item.model_validate(row)
         scene = Scene.from_json(item.extra["scene"])
         scores = [gold(scene, a).total for a in item.completions]
-        best = sorted(set(scores), reverse=True)
-        if len(best) > 1:
-            ranks = [best.index(score) for score in scores]
-            by_gold.append(_row(item.id, item.prompt, item.completions, ranks))
-    _write(out / "gold.jsonl", by_gold)
+        levels = sorted(set(scores), reverse=True)
+        if len(levels) > 1:
+            plain = item.model_dump(include={"id", "prompt", "completions"})
+            by_gold.append({**plain, "ranks": [levels.index(score) for score in scores]})
+    records.write(out / "gold.jsonl", by_gold)
     return {"pairs": len(scenes), "gold": len(by_gold)}
-
-
-def _row(name: str, prompt: Sequence[Row], completions: Sequence[str], ranks: Sequence[int]) -> Row:
-    return {
-        "id": name,
-        "prompt": list(prompt),
-        "completions": list(completions),
-        "ranks": list(ranks),
-    }
-
-
-def _phrase_pair(name: str, scene: Scene, phrase: str) -> Row:
-    best = " ".join(scene.needed)
-    return _row(name, scene.messages(), (best, f"{best} {phrase}"), (0, 1))
-
-
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
