@@ -27,13 +27,14 @@ from trimtab.judges.call_error import retry_after
 from trimtab.judges.chat_completion import InvalidReplyError, Reply, Token
 from trimtab.judges.client import Client, Failure
 from trimtab.judges.judge_config import ClientSpec, JudgeSpec
-from trimtab.judges.pairwise import Judge, dense, majority, settled
+from trimtab.judges.pairwise import Judge, majority, settled
 from trimtab.judges.question import ask, fence, form, mark_of
 from trimtab.judges.reply import read, verdict_prob
 from trimtab.judges.rubric import load_rubric, shipped
 from trimtab.sandbox.scene_parser import read_scene
 from trimtab.sandbox.simulated_judge import SimulatedJudge
 from trimtab.sandbox.world import gold, make_scenes, sample_completion
+from trimtab.stats.ranking import ranks_by_worth
 
 PROMPT = [{"role": "user", "content": "q"}]
 
@@ -206,9 +207,9 @@ def test_many_answers_are_ranked_by_pairs_and_equal_ones_tie() -> None:
         assert judgement.prob is None
 
 
-def test_settled_dense_and_majority() -> None:
+def test_settled_ranks_and_majority() -> None:
     assert settled([0.0, 0.0]) == 0.0 and settled([0.5, 0.0]) == 0.5
-    assert dense([3, 1, 3, 2]) == (0, 2, 0, 1)
+    assert ranks_by_worth([3, 1, 3, 2]) == (0, 2, 0, 1)
 
     def j(*ranks: int, **more: Any) -> Judgement:
         return Judgement(item="i", annotator="a", who="ai", ranks=ranks, **more)

@@ -21,7 +21,6 @@ from trimtab.feedback.features import vote_features
 from trimtab.feedback.items import read_items
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.feedback.votes import Vote, votes
-from trimtab.judges.pairwise import dense
 from trimtab.stats.calibrate import (
     Method,
     Platt,
@@ -30,6 +29,7 @@ from trimtab.stats.calibrate import (
     fit_symmetric,
     quality,
 )
+from trimtab.stats.ranking import ranks_by_worth
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def _relabel(
         j.model_copy(
             update={
                 "annotator": f"{j.annotator}+{c.method}",
-                "ranks": dense(wins[j.item]),
+                "ranks": ranks_by_worth(wins[j.item]),
                 "prob": last_prob[j.item] if len(wins[j.item]) == 2 else None,
                 "detail": {**j.detail, "judged": list(j.ranks or ())},
             }

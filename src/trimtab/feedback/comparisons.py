@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from trimtab.data import formats, sources
 from trimtab.errors import DataError
-from trimtab.feedback.items import dense
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.feedback.records import ITEMS, JUDGEMENTS, Records, read_folder, write
+from trimtab.stats.ranking import dense_ranks
 from trimtab.types import Row
 
 _SIGNS = {1: "+", 0: "neutral", -1: "-"}
@@ -85,7 +85,7 @@ def _row(item: Item, judgement: Judgement, ranks: Sequence[int], ties: bool) -> 
     """One row, or none when there is nothing to learn from it."""
     texts = item.completions
     unique = [k for k, text in enumerate(texts) if text.strip() and texts.index(text) == k]
-    ranks = dense([ranks[k] for k in unique])
+    ranks = dense_ranks([ranks[k] for k in unique])
     if len(unique) < 2 or (max(ranks) == 0 and not ties):
         return []
     row: Row = {

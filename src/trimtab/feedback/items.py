@@ -1,6 +1,5 @@
 """Rows of a dataset as items: for judges, and for the label page."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ from trimtab.data.schemas import with_completions
 from trimtab.errors import DataError
 from trimtab.feedback.judgement import Item
 from trimtab.feedback.records import messages, parse_item
+from trimtab.stats.ranking import dense_ranks
 from trimtab.types import Row
 
 MAX_COMPLETIONS = 9
@@ -187,7 +187,7 @@ def _entry(
         item = item.model_copy(update={"id": example.id})
     if not isinstance(score, float | int):
         score = tuple(tuple(score[i][j] for j in unique) for i in unique)
-    ranks = dense([(example.ranks or [0])[i] for i in unique]) if gold else None
+    ranks = dense_ranks([(example.ranks or [0])[i] for i in unique]) if gold else None
     return Entry(item, ranks, score)
 
 
@@ -198,16 +198,6 @@ def full_text(completion: Text) -> str:
     if len(completion) == 1:
         return message_text(completion[0])
     return "\n\n".join(f"**{m['role']}:** {message_text(m)}" for m in completion)
-
-
-def dense(ranks: Sequence[int]) -> tuple[int, ...]:
-    """The same order with ranks 0, 1, 2, ... without gaps.
-
-    >>> dense([3, 1, 3])
-    (1, 0, 1)
-    """
-    places = sorted(set(ranks))
-    return tuple(places.index(r) for r in ranks)
 
 
 def lines(text: str) -> list[str]:

@@ -13,20 +13,11 @@ from trimtab.judges.judge_config import JudgeSpec
 from trimtab.judges.question import LETTERS, ask
 from trimtab.judges.reply import read, verdict_prob
 from trimtab.judges.rubric import Rubric, load_rubric
+from trimtab.stats.ranking import dense_ranks, ranks_by_worth
 from trimtab.types import Row
 
 TIE = 0.5
 _SHARE = {"A": 1.0, "B": 0.0, "tie": TIE}
-
-
-def dense(worths: Sequence[float]) -> tuple[int, ...]:
-    """Ranks from 0 without gaps, highest worth first; equal worths tie.
-
-    >>> dense([0.5, 1.0, 0.5])
-    (1, 0, 1)
-    """
-    places = {w: i for i, w in enumerate(sorted(set(worths), reverse=True))}
-    return tuple(places[w] for w in worths)
 
 
 def turned(item: str, seed: int = 0) -> bool:
@@ -169,9 +160,9 @@ class Judge:
             prob = sum(probs) / len(probs) if len(probs) == len(pair_verdicts) else None
         return self._judgement(
             item,
-            dense(wins),
+            ranks_by_worth(wins),
             verdicts,
-            dimensions={s: dense(scores) for s, scores in sides.items()},
+            dimensions={s: ranks_by_worth(scores) for s, scores in sides.items()},
             prob=prob if k == 2 else None,
         )
 
@@ -188,7 +179,7 @@ class Judge:
                 places[a] += rank
             reason = result.value.get("critique", "")
             verdicts.append(Verdict(list(order), result.reply, reason, ranks))
-        return self._judgement(item, dense([-p for p in places]), verdicts)
+        return self._judgement(item, dense_ranks(places), verdicts)
 
     async def _score(self, item: Item) -> Judgement:
         verdicts: list[Verdict] = []
@@ -204,7 +195,7 @@ class Judge:
         overall = scores["verdict"]
         return self._judgement(
             item,
-            dense(overall),
+            ranks_by_worth(overall),
             verdicts,
             scores={("overall" if n == "verdict" else n): tuple(v) for n, v in scores.items()},
         )
@@ -280,7 +271,7 @@ def majority(judgements: Sequence[Judgement]) -> Judgement | None:
             share = TIE if votes == 0 else float(votes > 0)
             wins[i] += share
             wins[j] += 1 - share
-        return dense(wins)
+        return ranks_by_worth(wins)
 
     probs = [j.prob for j in ok if j.prob is not None]
     names = set.intersection(*[set(j.dimensions) for j in ok])

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from trimtab.feedback.items import dense
 from trimtab.feedback.judgement import Judgement, Mark
 from trimtab.label.label_config import Rubric
 from trimtab.label.store import Assignment
+from trimtab.stats.ranking import dense_ranks
 
 Form = Mapping[str, str]
 MAX_REASON = 5000
@@ -78,7 +78,7 @@ def _places(form: Form, name: str, k: int) -> tuple[int, ...] | None:
         return None
     if not set(places) <= {str(i) for i in range(1, k + 1)}:
         raise ValueError(f"places are 1 to {k}")
-    return dense([int(place) for place in places])
+    return dense_ranks([int(place) for place in places])
 
 
 def _by_completion(by_position: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:

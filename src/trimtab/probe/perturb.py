@@ -15,6 +15,7 @@ from trimtab.data.formats import Example
 from trimtab.data.render import readable
 from trimtab.sandbox import world
 from trimtab.sandbox.world import Fact, Scene, gold, make_scenes
+from trimtab.stats.ranking import ranks_by_worth
 from trimtab.types import Row
 
 FIRST_BASE, FIRST_RANKED = 20_000_000, 30_000_000
@@ -177,12 +178,10 @@ def sandbox_ranked(n: int, seed: int) -> list[Example]:
         rng = np.random.default_rng((seed, 5, i))
         flawed = [world.sample_completion(scene, rng, good=0.0) for _ in range(6)]
         texts = list(dict.fromkeys([" ".join(scene.needed), *flawed]))[:4]
-        totals = [gold(scene, t).total for t in texts]
-        order = sorted(set(totals), reverse=True)
-        if len(order) < 2:
+        ranks = list(ranks_by_worth([gold(scene, t).total for t in texts]))
+        if not any(ranks):
             continue
         completions: list[Text] = [[{"role": "assistant", "content": t}] for t in texts]
-        ranks = [order.index(t) for t in totals]
         examples.append(
             Example(str(i), scene.messages(), completions, ranks, extra=scene_row(scene))
         )

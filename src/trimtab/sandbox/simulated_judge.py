@@ -21,6 +21,7 @@ from trimtab.feedback.judgement import Item
 from trimtab.sandbox.endpoint import FAULTS, Endpoint, Faults, TokenRow
 from trimtab.sandbox.scene_parser import read_scene
 from trimtab.sandbox.world import CLOSINGS, Scene, gold
+from trimtab.stats.ranking import ranks_by_worth
 from trimtab.types import Row
 
 VOICE = ("of course .", "i hope this helps .")
@@ -147,8 +148,7 @@ class SimulatedJudge:
     def _rank(self, scene: Scene | None, prompt: str, answers: Sequence[str]) -> dict[str, int]:
         utilities = [self.utility(scene, prompt, a) for a in answers]
         utilities[0] += self.position_bias
-        best = sorted(set(utilities), reverse=True)
-        return {"ABCDEFGHI"[i]: best.index(u) + 1 for i, u in enumerate(utilities)}
+        return dict(zip("ABCDEFGHI", (r + 1 for r in ranks_by_worth(utilities)), strict=False))
 
     def _score(self, scene: Scene | None, prompt: str, answer: str, name: str, schema: Row) -> int:
         low, high = (schema["properties"][name][k] for k in ("minimum", "maximum"))
@@ -238,10 +238,9 @@ def probes(out: Path, prompts: str, items: str, limit: int = 200) -> dict[str, i
     for _, row in sources.read(items).rows:
         item = Item.model_validate(row)
         scene = Scene.from_json(item.extra["scene"])
-        scores = [gold(scene, a).total for a in item.completions]
-        levels = sorted(set(scores), reverse=True)
-        if len(levels) > 1:
+        ranks = ranks_by_worth([gold(scene, a).total for a in item.completions])
+        if any(ranks):
             plain = item.model_dump(include={"id", "prompt", "completions"})
-            by_gold.append({**plain, "ranks": [levels.index(score) for score in scores]})
+            by_gold.append({**plain, "ranks": ranks})
     records.write(out / "gold.jsonl", by_gold)
     return {"pairs": len(scenes), "gold": len(by_gold)}

@@ -1,6 +1,7 @@
 """Bradley-Terry strengths from comparisons, and cyclic triads (ALGORITHMS section 13)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,21 @@ from trimtab.stats.newton import newton
 Floats = npt.NDArray[np.float64]
 ELO = 400 / math.log(10)
 """Elo points per nat of log-strength."""
+
+
+def dense_ranks(values: Sequence[float]) -> tuple[int, ...]:
+    """Ranks from 0 without gaps, the lowest value first; equal values tie.
+
+    >>> dense_ranks([3, 1, 3])
+    (1, 0, 1)
+    """
+    levels = sorted(set(values))
+    return tuple(levels.index(value) for value in values)
+
+
+def ranks_by_worth(worths: Sequence[float]) -> tuple[int, ...]:
+    """``dense_ranks`` with the highest first."""
+    return dense_ranks([-worth for worth in worths])
 
 
 def connected(wins: npt.ArrayLike) -> bool:
