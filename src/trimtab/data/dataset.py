@@ -90,8 +90,6 @@ def load_groups(
     """The rows of ``spec`` read by ``make`` and tokenised by ``render``; logs what was dropped.
 
     Args:
-        spec: Where rows come from.
-        make: Rows to examples.
         render: An example to a group; None when its prompt is too long.
         read: Reads the rows; ``feedback.comparisons.read_comparisons`` also reads label folders.
         counts: What is lost is added to it.

@@ -23,7 +23,6 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
     """A tokenizer with an EOS, and a pad token that is not the EOS; the vocabulary does not grow.
 
     Args:
-        path: Folder or hub id.
         chat_template: A Jinja file, or "plain", in place of the tokenizer's own.
 
     Raises:

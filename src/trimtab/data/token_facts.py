@@ -20,7 +20,6 @@ def token_facts(
     stop.
 
     Args:
-        groups: Prompts, with completions or without.
         bos: The beginning-of-sequence token, if there is one.
         stops: Tokens that end a completion.
     """

@@ -80,8 +80,6 @@ def save(
     """Write a checkpoint durably, then remove older ones beyond ``keep``.
 
     Args:
-        folder: the run's ``checkpoints/``.
-        step: optimiser steps done.
         tensors: one safetensors file per name.
         state: anything JSON can hold exactly.
         write_extra: writes more files (such as a Hugging Face export) into the folder passed to it.

@@ -62,7 +62,6 @@ class Scorer:
         """Load a classifier folder, or a language model with a new head.
 
         Args:
-            spec: The model to load.
             train: False freezes it.
             pad_id: Padding id for the saved config; must differ from every real last token.
             zero: Initialise a new head to zero (a critic whose first values are 0).

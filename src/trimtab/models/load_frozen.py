@@ -57,8 +57,6 @@ def load_reference(spec: ModelSpec, policy_tokenizer: Any, key: str = "reference
     """Load a frozen language model that reads the policy's token ids.
 
     Args:
-        spec: The model.
-        policy_tokenizer: The policy's tokenizer.
         key: The configuration key of the model, for the error message.
 
     Raises:

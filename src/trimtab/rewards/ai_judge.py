@@ -22,10 +22,6 @@ class AIPart:
     against the other completions of its prompt. In the mode "score", it is the rubric's score of
     the completion alone, scaled to [0, 1]. A missing or failed verdict becomes a status.
 
-    Args:
-        name: The part's name.
-        spec: The judge.
-
     Raises:
         ConfigError: the rubric, the cache or the function that starts the server is not valid.
     """

@@ -46,8 +46,6 @@ class Child:
     Args:
         serve: "module:factory". ``factory(**arguments)`` returns a value for ``start`` and a function
             that handles a call. Both values and calls must be JSON.
-        arguments: The factory's arguments.
-        what: The owner, for error messages.
         memory_gb: Limit of the address space in GiB; None for no limit.
     """
 

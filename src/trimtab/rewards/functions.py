@@ -242,7 +242,6 @@ class FunctionPart:
     """A Python function as a part of the reward.
 
     Args:
-        name: The part's name.
         function: Gets ``prompts``, ``completions``, ``completion_ids`` and the rows' other columns.
         messages: Whether prompts and completions are lists of messages where the rows' prompts are;
             None to find out: by the annotation of ``completions``, or else from the first call.

@@ -42,10 +42,7 @@ class ImplicitReward:
     Each model reads the prompt in its own chat template, and then the policy's completion ids.
 
     Args:
-        spec: The two models.
         renderer: The policy's; both models must have its vocabulary.
-        token_budget: Tokens per forward pass.
-        device: The device of the models.
 
     Raises:
         ModelError: a model cannot be loaded, or has another vocabulary.

@@ -68,10 +68,6 @@ class JudgedPart:
     for a win, 0 for a loss. Failed comparisons are not counted; a completion without any verdict has
     the status of its first failure. "NAME/first" records the share of a completion's comparisons
     that the one shown first won. The order is random, so it is 1/2 for a judge without position bias.
-
-    Args:
-        name: The part's name.
-        judge: Compares pairs.
     """
 
     def __init__(self, name: str, judge: PairJudge) -> None:

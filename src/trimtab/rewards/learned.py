@@ -145,8 +145,6 @@ class LearnedPart:
         spec: A part with ``model`` or ``models``.
         tokenizer: The policy's. A model with the same vocabulary scores the token ids of plain text
             unchanged; everything else it scores in its own tokens and chat template.
-        budget: Tokens per forward pass.
-        device: The device of the models.
 
     Raises:
         ModelError: a model cannot be loaded, or the members have no common scale.

@@ -51,7 +51,6 @@ class MathVerify:
     """Compares answers, all in one child process.
 
     Args:
-        name: The reward's name.
         timeout: Seconds per answer.
 
     Raises:

@@ -63,11 +63,8 @@ class ProcessReward:
     """Scores the reasoning steps of completions in place.
 
     Args:
-        spec: The source of the scores and their use.
         renderer: The policy's. A model with its vocabulary and chat template reads its token ids
             unchanged, another one reads the prompt and the texts of the steps in its own.
-        token_budget: Tokens per forward pass.
-        device: The device of the model.
 
     Raises:
         ConfigError: the function cannot be imported, or the separator has no token.

@@ -53,10 +53,7 @@ class Rewards:
     """Scores groups in place with every part of a list of rewards.
 
     Args:
-        specs: The parts.
         tokenizer: The policy's; see ``LearnedPart``.
-        token_budget: Tokens per forward pass.
-        device: The device of reward models.
 
     Raises:
         ConfigError: two parts have the same name, or a function cannot be imported.
@@ -139,11 +136,7 @@ class Scoring:
 
     Args:
         rewards: The parts of the sequence reward; may be empty if there is a dense reward.
-        process: Scores of reasoning steps, or None.
         implicit: A preference-trained policy as token reward, or None.
-        renderer: The policy's.
-        token_budget: Tokens per forward pass.
-        device: The device of reward models.
 
     Raises:
         ConfigError: two parts have the same name, or a function cannot be imported.

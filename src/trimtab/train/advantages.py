@@ -61,8 +61,6 @@ def assign_advantages(
 
     Args:
         groups: With ``reward`` on every completion, and the token columns the method needs.
-        method: How advantages are estimated.
-        beta: The current KL coefficient.
 
     Returns:
         Metrics: KL, values, rewards.

@@ -83,8 +83,6 @@ class Guard:
 
     Args:
         stage: The stage whose rollouts, weights and rewards are audited.
-        spec: What to audit, and what to do.
-        specs: The rewards of the run.
         rewards: The same, loaded; an action changes them.
         rollouts: How many the run samples. A warning says when they are too few to compare policies.
     """

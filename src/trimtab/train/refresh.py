@@ -35,8 +35,6 @@ def comparisons_by_gold(
     Args:
         stage: The policy, with the groups of the last batch.
         spec: The number of prompts, and of completions per prompt.
-        gold: The gold score.
-        key: Start of the random streams.
     """
     exploited: list[Group] = []
     for g in stage.last[: spec.num_prompts]:
@@ -80,12 +78,8 @@ def retrain(
     """Train the reward model at ``path`` on its old comparisons and on ``rows``.
 
     Args:
-        path: The reward model's folder.
-        device: Where it is trained.
-        rows: The new comparisons.
         spec: The old comparisons, and how to train.
         folder: The run folder of this training; the model is in ``folder``/model.
-        loop: The loop settings of the run.
 
     Returns:
         The number of old comparisons.

@@ -40,11 +40,8 @@ def template_facts(
     under its own, nats per token.
 
     Args:
-        lm: The model.
-        renderer: Applies the template in use.
         spec: Where the model, its tokenizer and the template come from.
         prompts: Prompts of the run; the first with messages are compared.
-        budget: Tokens per forward.
     """
     if spec.chat_template is None and spec.tokenizer is None:
         return {"template": "own"}

@@ -34,10 +34,6 @@ class MonteCarloValues:
 
     Args:
         spec: Number of continuations, and the separator of steps.
-        sampler: Samples from the policy.
-        renderer: The policy's renderer.
-        rewards: Fills ``Completion.reward``.
-        sampling: How the rollouts are sampled.
         seed: First part of every random stream's key.
 
     Raises:
