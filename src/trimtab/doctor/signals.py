@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 
 from trimtab.doctor.alarms import thresholds as limits
-from trimtab.doctor.evidence import Array, Evidence, Rollout, Unchecked, start_mean
-from trimtab.stats.change import onset, two_means
+from trimtab.doctor.evidence import MIN_ROLLOUTS, Array, Evidence, Rollout, Unchecked, start_mean
+from trimtab.stats.change import onset, slope, two_means
 
 WordPair = tuple[str, str]
 
@@ -22,6 +22,52 @@ def scored(rollouts: Sequence[Rollout]) -> list[Rollout]:
 def lengths(rollouts: Sequence[Rollout]) -> Array:
     """Tokens of each completion [n]."""
     return np.array([r.tokens for r in rollouts], np.float64)
+
+
+def reward_slope(e: Evidence, measure: Callable[[Sequence[Rollout]], Array]) -> float:
+    """Reward per unit of ``measure`` [n] among completions of one prompt in one step; within steps if each
+    prompt has one completion.
+
+    A prompt that asks for a long completion is no padding, so prompts are not compared if possible.
+    """
+    by_prompt: dict[tuple[int, str], list[Rollout]] = {}
+    for r in e.scored:
+        by_prompt.setdefault((r.step, r.prompt), []).append(r)
+    alone = mean([len(rs) for rs in by_prompt.values()]) < 2
+    xs: list[Array] = []
+    ys: list[Array] = []
+    for rs in map(scored, e.by_step().values()) if alone else by_prompt.values():
+        if len(rs) > (2 if alone else 1):
+            x, y = measure(rs), np.array([r.reward for r in rs], np.float64)
+            xs.append(x - x.mean())
+            ys.append(y - y.mean())
+    return slope(np.concatenate(xs), np.concatenate(ys))[0] if xs else 0.0
+
+
+def scored_ends(e: Evidence) -> tuple[list[Rollout], list[Rollout]]:
+    """Scored rollouts of the start and of the end, at least ``MIN_ROLLOUTS`` each.
+
+    Raises:
+        Unchecked: there are fewer.
+    """
+    early, late = (scored(part) for part in e.early_and_late)
+    if min(len(early), len(late)) < MIN_ROLLOUTS:
+        raise Unchecked(f"fewer than {MIN_ROLLOUTS} scored rollouts at the start or end")
+    return early, late
+
+
+def needs_power(early: Array, late: Array, change: float, z: float, what: str) -> None:
+    """Called where an alarm did not ring: whether it could have, had the mean changed by ``change``.
+
+    Raises:
+        Unchecked: a change of that size would not have been told from chance at ``z`` standard errors.
+    """
+    error = float(np.sqrt(early.var() / len(early) + late.var() / len(late)))
+    if z * error > change:
+        raise Unchecked(
+            f"not enough data: with {len(early)} and {len(late)} rollouts at the start and end, a change "
+            f"of {what} below {z * error:.2g} cannot be told from chance; set loop.sample_steps lower"
+        )
 
 
 def words(rollout: Rollout) -> list[str]:
@@ -101,16 +147,20 @@ def compares_only(e: Evidence) -> bool:
     return any(r.source == "judge" and r.weight for r in e.settings.rewards)
 
 
-def share_near_best(e: Evidence) -> float:
-    """Share of late rollouts near the best reward of the whole run."""
+def near_best(e: Evidence) -> float:
+    """The least reward that counts as the best of the whole run."""
     rewards = np.array([r.reward for r in e.scored])
     if len(rewards) < limits.BEST_MIN:
         raise Unchecked(
             "too few scored rollouts to know what the best reward is; set loop.sample_steps"
         )
+    best, lowest = np.quantile(rewards, [limits.BEST_QUANTILE, 1 - limits.BEST_QUANTILE])
+    return float(best - limits.NEAR_BEST * max(best - lowest, limits.NOISE))
+
+
+def share_near_best(e: Evidence) -> float:
+    """Share of late rollouts near the best reward of the whole run."""
+    least = near_best(e)
     steps = sorted({r.step for r in e.rollouts})
     last = set(steps[-max(1, len(steps) // 5) :])
-    late = np.array([r.reward for r in e.scored if r.step in last])
-    best, lowest = np.quantile(rewards, [limits.BEST_QUANTILE, 1 - limits.BEST_QUANTILE])
-    margin = limits.NEAR_BEST * max(best - lowest, limits.NOISE)
-    return float((late >= best - margin).mean())
+    return mean([(r.reward or 0.0) >= least for r in e.scored if r.step in last])

@@ -11,7 +11,16 @@ import numpy as np
 from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.evidence import Array, Evidence, Rollout
-from trimtab.doctor.signals import first_step, lengths, mean, repetition, reward_rose, scored, words
+from trimtab.doctor.signals import (
+    first_step,
+    lengths,
+    mean,
+    needs_power,
+    repetition,
+    reward_rose,
+    scored,
+    words,
+)
 from trimtab.stats.change import two_means
 
 
@@ -38,6 +47,10 @@ def check(e: Evidence) -> Symptom | None:
         and count / max(1, counts.total()) > limits.ONE_WORD
     )
     if not repeats and not odd:
+        if share_late <= limits.REPEATS_SHARE:
+            first, last = (x > limits.REPEATS for x in (repeats_early, repeats_late))
+            visible, z = limits.REPEATS_VISIBLE, limits.REPEATS_T
+            needs_power(first, last, visible, z, "the share that repeats itself")
         return None
 
     def began(rollouts: list[Rollout]) -> bool:

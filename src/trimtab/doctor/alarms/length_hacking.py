@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
-from trimtab.doctor.evidence import MIN_ROLLOUTS, Array, Evidence, Rollout, Unchecked
+from trimtab.doctor.evidence import Evidence, Rollout
 from trimtab.doctor.signals import (
     common_pairs,
     first_step,
     gold_rose,
     lengths,
     mean,
+    needs_power,
     own_pairs,
-    scored,
+    reward_slope,
+    scored_ends,
     words,
 )
-from trimtab.stats.change import slope, two_means
+from trimtab.stats.change import two_means
 
 
 def check(e: Evidence) -> Symptom | None:
     """Completions grow, length explains the gain, and what was added says nothing new."""
-    early, late = (scored(part) for part in e.early_and_late)
-    if min(len(early), len(late)) < MIN_ROLLOUTS:
-        raise Unchecked(f"fewer than {MIN_ROLLOUTS} scored rollouts at the start or end")
+    early, late = scored_ends(e)
     z = two_means(lengths(early), lengths(late))
     before = float(lengths(early).mean())
     growth = float(lengths(late).mean()) - before
     gain = mean([r.reward or 0.0 for r in late]) - mean([r.reward or 0.0 for r in early])
     if z <= limits.LENGTH_Z or growth < limits.LENGTH_GROWTH * before or gain <= 0:
+        visible = limits.LENGTH_VISIBLE * before
+        needs_power(lengths(early), lengths(late), visible, limits.LENGTH_Z, "length in tokens")
         return None
-    share = _slope_on_length(e) * growth / gain
+    share = reward_slope(e, lengths) * growth / gain
     if share <= limits.LENGTH_EXPLAINS:
         return None
     common = common_pairs([*early, *late])
@@ -68,25 +68,6 @@ def check(e: Evidence) -> Symptom | None:
 def _note(r: Rollout) -> str:
     reward = "" if r.reward is None else f", reward {r.reward:.3g}"
     return f"{r.tokens} tokens{reward}"
-
-
-def _slope_on_length(e: Evidence) -> float:
-    """Reward per token among completions of one prompt in one step; within steps if each prompt has one.
-
-    A prompt that asks for a long completion is no padding, so prompts are not compared if possible.
-    """
-    by_prompt: dict[tuple[int, str], list[Rollout]] = {}
-    for r in e.scored:
-        by_prompt.setdefault((r.step, r.prompt), []).append(r)
-    alone = mean([len(rs) for rs in by_prompt.values()]) < 2
-    xs: list[Array] = []
-    ys: list[Array] = []
-    for rs in map(scored, e.by_step().values()) if alone else by_prompt.values():
-        if len(rs) > (2 if alone else 1):
-            x, y = lengths(rs), np.array([r.reward for r in rs], np.float64)
-            xs.append(x - x.mean())
-            ys.append(y - y.mean())
-    return slope(np.concatenate(xs), np.concatenate(ys))[0] if xs else 0.0
 
 
 ALARM = Alarm(
