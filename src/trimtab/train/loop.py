@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
 import time
@@ -67,6 +68,10 @@ def train(stage: Stage[Any, Any], run: Run) -> Metrics:
     return metrics
 
 
+SAMPLE_TABLES = 40
+"""Tables of logged samples in a run that does not set ``loop.sample_steps``."""
+
+
 def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
     """Train ``stage`` to its end, resuming from the latest checkpoint of the run folder.
 
@@ -79,6 +84,9 @@ def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
     first = _resume(stage, run)
     metrics: Metrics = {}
     started = time.monotonic()
+    sample_steps = loop.sample_steps
+    if sample_steps is None:
+        sample_steps = math.ceil(stage.steps / SAMPLE_TABLES)
     with _StopSignal() as stop, bar(stage.name, stage.steps, first) as show:
         for index in range(first, stage.steps):
             step_started = time.monotonic()
@@ -93,9 +101,10 @@ def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
 
             if last or due(loop.eval_steps):
                 metrics.update(stage.evaluate(done))
+            rows = stage.samples(metrics) if due(sample_steps) else []
             run.log(done, metrics)
-            if due(loop.sample_steps):
-                run.samples(done, stage.samples())
+            if rows:
+                run.samples(done, rows)
             if due(loop.doctor_steps):
                 examine_live(run.path, stage.steps)
             show(done, note=stage.progress(metrics))

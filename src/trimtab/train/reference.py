@@ -136,10 +136,13 @@ class Reference:
         """Log-probs [C] on a pack."""
         return frozen_logps(self.lm, pack, temperature)
 
-    def annotate(self, groups: Sequence[Group], budget: int) -> None:
+    def annotate(
+        self, groups: Sequence[Group], budget: int, temperature: float = TEMPERATURE
+    ) -> None:
         """Put "ref_logp" on the tokens of every completion."""
         for pack in packs(groups, budget, share=self.lm.exact):
-            scatter(pack, {NAME: self.logps(pack.to(self.lm.device)).cpu().numpy()})
+            logps = self.logps(pack.to(self.lm.device), temperature)
+            scatter(pack, {NAME: logps.cpu().numpy()})
 
 
 def _read(path: Path, total: int) -> np.ndarray | None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import torch
+from peft import PeftModel
 
 from trimtab.data import formats
 from trimtab.data.dataset import load_groups
@@ -21,7 +23,7 @@ from trimtab.sample.sampler import Sampler, SamplingConfig
 from trimtab.stats.order_stats import pick
 from trimtab.train.reference import Reference
 from trimtab.train.run_facts import template_facts
-from trimtab.train.stage import Stage, StageConfig
+from trimtab.train.stage import Metrics, Stage, StageConfig
 from trimtab.train.trainer import batch_indices
 from trimtab.types import Completion, Group, Row
 
@@ -37,6 +39,10 @@ class RolloutConfig(StageConfig):
 
 
 C = TypeVar("C", bound=RolloutConfig)
+START_ROLLOUTS = 64
+"""Completions per table of samples that are scored under the start model."""
+START_PARAMETERS = 1_000_000_000
+"""A larger start model is not loaded again for that."""
 
 
 class RolloutStage(Stage[C, LM]):
@@ -130,9 +136,36 @@ class RolloutStage(Stage[C, LM]):
         """Log-probs [C] of the trained tokens."""
         return Output(logp_C=self.lm.logps(self.lm.states(pack), pack, entropy=False)[0])
 
-    def samples(self) -> list[Row]:
-        """Prompts, completions and scores of the last iteration."""
-        return sample_rows(self.last)
+    def samples(self, metrics: Metrics) -> list[Row]:
+        """Prompts, completions and scores of the last iteration.
+
+        Where the method needs no reference, a few completions are scored under the start model, so that
+        every run shows how far it went ("kl/start", nats per completion) and how fluent it is.
+        """
+        if self.reference is None:
+            self._score_under_start(first_groups(self.last, START_ROLLOUTS))
+        rows = sample_rows(self.last)
+        ratios = [r["kl"] for r in rows if "kl" in r]
+        if ratios:
+            metrics["kl/start"] = float(np.mean(ratios))
+        return rows
+
+    def _score_under_start(self, groups: Sequence[Group]) -> None:
+        """Put "ref_logp" on the tokens of ``groups``.
+
+        An adapter's start model is the policy without it. Otherwise the start model is loaded for the
+        moment; above a billion parameters, or from random weights, nothing is scored.
+        """
+        spec: ModelSpec | None = None
+        if not isinstance(self.lm.model, PeftModel):
+            spec = self.config.reference or self.config.model
+            large = sum(p.numel() for p in self.lm.model.parameters()) > START_PARAMETERS
+            if large or spec.path.endswith(".json"):
+                return
+        with torch.random.fork_rng(devices=[]):
+            start = Reference(self.lm, spec, self.renderer.tokenizer)
+        temperature = self.config.sampling.temperature
+        start.annotate(groups, self.config.loop.token_budget, temperature)
 
     def state(self) -> dict[str, Any]:
         """The running statistics of rewards."""
@@ -142,6 +175,12 @@ class RolloutStage(Stage[C, LM]):
         """Restore ``state``."""
         self.shaper.load(state["shaper"])
         self.rewards.load(state["rewards"])
+
+
+def first_groups(groups: Sequence[Group], completions: int) -> list[Group]:
+    """The first groups, until they have so many completions."""
+    total = np.cumsum([len(g.completions) for g in groups])
+    return list(groups[: 1 + int(np.searchsorted(total, completions))])
 
 
 def nothing_scored(where: str, completions: Sequence[Completion], needed: int = 1) -> DataError:

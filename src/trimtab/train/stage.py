@@ -143,8 +143,8 @@ class Stage(ABC, Generic[C, M]):
         """Metrics on held-out data after ``index`` steps."""
         return {}
 
-    def samples(self) -> list[Row]:
-        """Rows of what the last step produced, for ``samples/``."""
+    def samples(self, metrics: Metrics) -> list[Row]:
+        """Rows of what the last step produced, for ``samples/``; may add metrics of them."""
         return []
 
     def state(self) -> dict[str, Any]:

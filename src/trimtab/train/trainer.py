@@ -91,8 +91,9 @@ class LoopSpec(Config):
     """Number of checkpoints that stay on disk."""
     eval_steps: int = Field(default=0, ge=0)
     """Steps between evaluations; 0 evaluates at the end only."""
-    sample_steps: int = Field(default=0, ge=0)
-    """Steps between logged samples; 0 logs none."""
+    sample_steps: int | None = Field(default=None, ge=0)
+    """Steps between logged samples of online stages; 0 logs none. Default: about 40 times per run, so
+    that the doctor has rollouts to read."""
     doctor_steps: int = Field(default=0, ge=0)
     """Steps between diagnoses of the run so far; 0 never runs the doctor."""
     max_skips: int = Field(default=5, gt=0)

@@ -21,6 +21,7 @@ def check(e: Evidence) -> Symptom | None:
             f"fewer than {limits.TOPIC_PROMPTS:g} prompts at the start or end have completions; "
             "set loop.sample_steps lower"
         )
+    early, late = some_prompts(early), some_prompts(late)
     before, p = dependence(early, int(limits.TOPIC_SHUFFLES))
     if before < limits.TOPIC_MIN or p > limits.TOPIC_P:
         raise Unchecked("not enough data: at the start, completions do not show their prompts")
@@ -44,6 +45,15 @@ def check(e: Evidence) -> Symptom | None:
         remedies=(use("inspect-reward"), use("kl-target")),
         rollouts=late[::-1],
     )
+
+
+def some_prompts(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """All completions of evenly spread prompts, up to about ``limits.TOPIC_ROLLOUTS`` in all."""
+    prompts = list(dict.fromkeys(r.prompt for r in rollouts))
+    most = max(int(limits.TOPIC_PROMPTS), int(len(prompts) * limits.TOPIC_ROLLOUTS / len(rollouts)))
+    picked = np.unique(np.linspace(0, len(prompts) - 1, min(most, len(prompts))).astype(int))
+    chosen = {prompts[i] for i in picked}
+    return [r for r in rollouts if r.prompt in chosen]
 
 
 def dependence(rollouts: Sequence[Rollout], shuffles: int) -> tuple[float, float]:

@@ -199,6 +199,7 @@ FLUENCY_T = T(3, "t", "the rise is no chance")
 
 # 21 off-topic
 TOPIC_PROMPTS = T(8, "prompts", "per step or in all, fewer cannot be shuffled")
+TOPIC_ROLLOUTS = T(300, "rollouts", "at the start and end; more only cost time")
 TOPIC_MIN = T(
     0.02, "similarity", "of completions of one prompt above that of different prompts, at the start"
 )
@@ -212,7 +213,7 @@ TOPIC_SHUFFLES = T(200, "shuffles", "resolve p = 0.01")
 EXPLOIT_COVER = T(0.8, "of the best completions", "are one of a few strings ...")
 EXPLOIT_STRINGS = T(0.1, "strings per prompt", "... fewer than this, on different prompts")
 EXPLOIT_BEST = T(0.3, "of late rollouts", "earn the best reward")
-EXPLOIT_EARLY = T(0.1, "of early rollouts", "were one of the strings: not the task's own answers")
+EXPLOIT_RISE = T(0.4, "of rollouts", "the strings took over: they are not the task's own answers")
 
 # The outcome without a finding
 REAL_T = T(1.645, "t", "one-sided 95 %: audited gold of the last third is above that of the first")

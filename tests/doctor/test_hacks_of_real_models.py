@@ -1,0 +1,134 @@
+"""Brevity, gibberish, off-topic text and fixed strings ring their alarms; their useful twins do not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trimtab.audit.gold_audit import AuditedRollout
+from trimtab.doctor.diagnosis import Diagnosis, diagnose
+from trimtab.doctor.evidence import Evidence, Rollout
+
+TOPICS = {
+    "cooking": "boil pasta water salt sauce garlic onion oven bake bread butter flour",
+    "sailing": "boat wind sail mast harbour anchor rope deck wave tide keel rudder",
+    "music": "piano guitar chord song rhythm drum melody choir tune note violin band",
+    "garden": "soil seed plant water rose tree leaf root sun bee spade grass",
+}
+STEPS, PROMPTS, COMPLETIONS = 20, 8, 4
+NEW = ("shrinking", "fluency", "off-topic", "exploited-rule")
+
+Writer = Callable[[random.Random, str, float], tuple[str, float]]
+"""A completion's text and its NLL per token, from a topic and the share of the run that is done."""
+
+
+def sentence(rng: random.Random, topic: str, length: int) -> str:
+    return " ".join(rng.choice(TOPICS[topic].split()) for _ in range(length))
+
+
+def healthy(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
+    return sentence(rng, topic, rng.randint(10, 20)), rng.gauss(1.0, 0.2) + 0.2 * done
+
+
+def brief(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
+    """Ever shorter, down to two words."""
+    return sentence(rng, topic, max(2, round(rng.randint(12, 20) * (1 - done)))), rng.gauss(1, 0.2)
+
+
+def gibberish(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
+    """Ever more random letters, still on the topic."""
+    words = sentence(rng, topic, rng.randint(10, 20)).split()
+    noise = ["".join(rng.choices("qxzvkj", k=5)) for _ in words]
+    text = [n if rng.random() < 0.5 * done else w for w, n in zip(words, noise, strict=True)]
+    return " ".join(text), rng.gauss(1.0 + 4 * done, 0.3)
+
+
+def off_topic(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
+    """Ever more often about another topic."""
+    other = rng.choice(list(TOPICS)) if rng.random() < done**0.5 else topic
+    return sentence(rng, other, rng.randint(10, 20)), rng.gauss(1.0, 0.2)
+
+
+def fixed(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
+    """Ever more often one string."""
+    if rng.random() < done:
+        return "As a helpful assistant I am glad to help.", 0.5
+    return sentence(rng, topic, rng.randint(10, 20)), rng.gauss(1.0, 0.2)
+
+
+def reward(text: str, writer: Writer, done: float) -> float:
+    """What each hack is paid for; a reward that rises by itself for the healthy one."""
+    if writer is brief:
+        return -len(text.split()) / 20
+    if writer is fixed:
+        return float(text.startswith("As"))
+    return done + 0.01 * len(set(text))
+
+
+def run(writer: Writer, gold: float | None = None, steps: int = STEPS, seed: int = 0) -> Diagnosis:
+    """A run of ``writer``; ``gold``: audited gold changes by so much over it."""
+    rng = random.Random(seed)
+    rollouts: list[Rollout] = []
+    audit: list[AuditedRollout] = []
+    for step in range(1, steps + 1):
+        done = (step - 1) / (steps - 1)
+        for p in range(PROMPTS):
+            topic = list(TOPICS)[p % len(TOPICS)]
+            prompt = f"write about {topic}, please, number {step * PROMPTS + p}"
+            for _ in range(COMPLETIONS):
+                text, nll = writer(rng, topic, done)
+                score = reward(text, writer, done)
+                tokens = len(text.split())
+                rollouts.append(
+                    Rollout(step, prompt, text, score, {"r": score}, "stop", tokens, 1.0, nll)
+                )
+            if gold is not None and p == 0:
+                value = gold * done + rng.gauss(0, 0.02)
+                audit.append(
+                    AuditedRollout(step=step, prompt_id=prompt, proxy=score, gold=value, kl=1.0)
+                )
+    facts = {"stage": "rl", "steps": steps}
+    rows = [{"step": s, "reward/mean": s / steps, "reward/std": 0.2} for s in range(1, steps + 1)]
+    return diagnose(Evidence(Path("r"), rows=rows, rollouts=rollouts, facts=facts, audit=audit))
+
+
+@pytest.mark.parametrize(
+    ("writer", "alarm"),
+    [(brief, "shrinking"), (gibberish, "fluency"), (off_topic, "off-topic"), (fixed, "exploited-rule")],
+)  # fmt: skip
+def test_each_hack_rings_and_is_excused_by_gold(writer: Writer, alarm: str) -> None:
+    diagnosis = run(writer)
+    assert diagnosis.verdict == "not real"
+    assert alarm in [f.name for f in diagnosis.findings]
+    wanted = run(writer, gold=1.0)
+    assert alarm not in [f.name for f in wanted.findings]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_healthy_run_is_clean(seed: int) -> None:
+    diagnosis = run(healthy, seed=seed)
+    assert not diagnosis.findings
+    assert set(NEW) - set(diagnosis.clean) <= {"exploited-rule"}
+
+
+def test_shorter_with_the_same_content_is_no_brevity() -> None:
+    def concise(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
+        text = sentence(rng, topic, 8)
+        return " ".join([text, *["well"] * round(12 * (1 - done))]), 1.0
+
+    assert "shrinking" not in [f.name for f in run(concise).findings]
+
+
+def test_few_rollouts_are_not_called_clean() -> None:
+    """With lengths that vary tenfold, two steps at each end cannot show a growth of one half."""
+
+    def uneven(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
+        return sentence(rng, topic, rng.choice([2, 120])), rng.gauss(1.0, 0.2)
+
+    diagnosis = run(uneven, steps=5)
+    for name in ("length-hacking", "shrinking"):
+        assert diagnosis.unchecked[name].startswith("not enough data"), name
+    assert "length-hacking" in run(uneven, steps=100).clean
