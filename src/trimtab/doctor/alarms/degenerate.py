@@ -48,7 +48,9 @@ def check(e: Evidence) -> Symptom | None:
     )
     if not repeats and not odd:
         if share_late <= limits.REPEATS_SHARE:
-            first, last = (x > limits.REPEATS for x in (repeats_early, repeats_late))
+            first, last = (
+                (x > limits.REPEATS).astype(float) for x in (repeats_early, repeats_late)
+            )
             visible, z = limits.REPEATS_VISIBLE, limits.REPEATS_T
             needs_power(first, last, visible, z, "the share that repeats itself")
         return None
