@@ -99,14 +99,14 @@ def completion_ids(
 
 
 def whole_ids(
-    tokenizer: Any, special: Mapping[int, str], prompt: list[int], text: str, whole: str
+    tokenizer: Any, special: Mapping[int, str], prompt: list[int], text: str, full_text: str
 ) -> list[int]:
-    """The ids of ``whole``; faster where it begins with ``text``, whose ids are ``prompt``."""
-    if whole.startswith(text):
-        following = _following(tokenizer, special, prompt, text, whole[len(text) :], False)
+    """The ids of ``full_text``; faster where it begins with ``text``, whose ids are ``prompt``."""
+    if full_text.startswith(text):
+        following = _following(tokenizer, special, prompt, text, full_text[len(text) :], False)
         if following is not None:
             return prompt + following[0]
-    return raw_ids(tokenizer, whole)
+    return raw_ids(tokenizer, full_text)
 
 
 def _following(

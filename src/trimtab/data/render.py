@@ -315,8 +315,8 @@ class Renderer:
             rendered: list[list[int]] = []
             for answer in example.completions:
                 assert isinstance(answer, list), "a conversation has turns as completions"
-                whole = self.template(join_turns(example.prompt, answer), columns)
-                rendered.append(whole_ids(self.tokenizer, self.special, prompt, text, whole))
+                full_text = self.template(join_turns(example.prompt, answer), columns)
+                rendered.append(whole_ids(self.tokenizer, self.special, prompt, text, full_text))
             shared = shared_length([prompt, *rendered])
             shared = min(shared, *(len(ids) - 1 for ids in rendered)) if rendered else shared
             if shared < 1:
@@ -372,9 +372,9 @@ class Renderer:
 
 def _content(group: Group, completion: Completion) -> str:
     """The text of a sampled turn, with the beginning of its thoughts where the prompt has it."""
-    whole = group.prefill + completion.text
+    full_text = group.prefill + completion.text
     begins = not answer_text(group.prefill + "x")
-    return whole if begins and answer_text(whole) else completion.text
+    return full_text if begins and answer_text(full_text) else completion.text
 
 
 def readable(text: Text) -> str:

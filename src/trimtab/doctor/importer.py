@@ -218,14 +218,14 @@ def _one_run(rows: Sequence[MetricRow], run: str | None, path: Path) -> list[Met
         DataError: there are several, and ``run`` names none of them.
     """
     names = list(dict.fromkeys(row.run for row in rows))
-    known = ", ".join(repr(name) for name in names)
+    listed = ", ".join(repr(name) for name in names)
     if run is not None:
         if run not in names:
-            raise DataError(f"{path}: no run {run!r}; it holds {known}")
+            raise DataError(f"{path}: no run {run!r}; it holds {listed}")
         return [row for row in rows if row.run == run]
     if len(names) > 1:
         raise DataError(
-            f"{path}: holds {len(names)} runs ({known}); choose one with --from-run NAME"
+            f"{path}: holds {len(names)} runs ({listed}); choose one with --from-run NAME"
         )
     first: dict[tuple[int, str], float | None] = {}
     changed: set[int] = set()
