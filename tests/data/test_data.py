@@ -221,6 +221,13 @@ def test_tokenizers(adds: bool, pad: str | None, tmp_path: Path) -> None:
     assert plain.completions[0].ids[-1] == 2
 
 
+def test_the_end_of_a_turn_is_no_padding(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m['content'] }} <|reserved_0|> {% endfor %}"
+    tokenizer = load_tokenizer(made(tmp_path, pad="<|reserved_0|>", template=template))
+    assert tokenizer.pad_token not in ("<|reserved_0|>", "<eos>")
+    assert Renderer(tokenizer).stop_ids == (2, 4)
+
+
 def test_no_bos_invents_none(tmp_path: Path) -> None:
     renderer = Renderer(
         load_tokenizer(made(tmp_path, bos=False)), max_prompt_length=99, max_completion_length=99

@@ -15,7 +15,7 @@ from trimtab.data.dataset import DataSpec
 from trimtab.models.load import ModelSpec
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.runs import Fingerprint, open_run, read_fingerprint
-from trimtab.runs.content import Content, file_digest, rows_content
+from trimtab.runs.content import Content, file_digest, model_content, rows_content
 
 
 class Loop(Config):
@@ -148,6 +148,20 @@ def test_large_files_are_sampled(tmp_path: Path) -> None:
             handle.write(b"x" * 70_000 if position != size - 1 else b"x")
         digests.append(file_digest(path))
     assert len(set(digests)) == 3
+
+
+def test_an_adapter_is_also_its_base(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+    (base / "model.safetensors").write_bytes(b"a")
+    values = {"base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(values))
+    before = model_content(str(adapter))
+    assert before is not None and before == model_content(str(adapter))
+    (base / "model.safetensors").write_bytes(b"b")
+    after = model_content(str(adapter))
+    assert after is not None and f"base {base}" in before.change(after)
 
 
 def test_many_rows_are_compared_as_a_whole() -> None:

@@ -20,7 +20,7 @@ PLAIN = (
 
 
 def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
-    """A tokenizer with an EOS, and a pad token that is not the EOS; the vocabulary does not grow.
+    """A tokenizer with an EOS, and a pad token that ends nothing; the vocabulary does not grow.
 
     Args:
         chat_template: A Jinja file, or "plain", in place of the tokenizer's own.
@@ -53,7 +53,9 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
         if not file.is_file():
             raise ModelError(f'chat_template: {chat_template!r} is neither a file nor "plain"')
         tokenizer.chat_template = file.read_text(encoding="utf-8")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    # A completion may end with its template's end token, which a classifier would take for padding.
+    pad = tokenizer.pad_token
+    if pad in (None, tokenizer.eos_token) or pad in (tokenizer.chat_template or ""):
         tokenizer.pad_token = _pad(tokenizer)
     return tokenizer
 

@@ -145,11 +145,33 @@ def model_content(path_or_id: str) -> Content | None:
     """
     path = Path(path_or_id)
     if path.exists():
-        return path_content(path, inner=False)
+        return _with_base(path_content(path, inner=False), path)
     from huggingface_hub import hf_hub_download
 
+    for name in ("config.json", "adapter_config.json"):
+        try:
+            folder = Path(hf_hub_download(path_or_id, name)).parent
+        except (OSError, ValueError):  # not there, not reachable, or no valid id
+            continue
+        return _with_base(Content(kind="hub", digest=folder.name), folder)
+    return None
+
+
+def _with_base(content: Content, folder: Path) -> Content:
+    """``content``, with that of the base model where the folder holds an adapter."""
     try:
-        file = hf_hub_download(path_or_id, "config.json")
-    except (OSError, ValueError):  # not there, not reachable, or no valid id
-        return None
-    return Content(kind="hub", digest=Path(file).parent.name)
+        values = json.loads((folder / "adapter_config.json").read_bytes())
+        name = str(values["base_model_name_or_path"])
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # no adapter, or loading it reports the fault
+        return content
+    base = model_content(name) if Path(name) != folder else None
+    if base is None:
+        return content
+    digest = hashlib.sha256(f"{content.digest} {base.digest}".encode()).hexdigest()
+    files = {**content.files, f"base {name}": base.digest[:16]} if content.files else {}
+    return content.model_copy(update={"digest": digest, "files": files})
