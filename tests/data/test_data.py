@@ -92,6 +92,14 @@ def test_demonstrations(row: dict[str, Any], prompt: Any, answer: Any) -> None:
     assert example.completions == [answer]
 
 
+CALL = [
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "f", "arguments": {}}}],
+    },
+    {"role": "tool", "content": "wet"},
+]
 HH = "\n\nHuman: hi\n\nAssistant: yes ?\n\nHuman: why ?\n\nAssistant: "
 HELLO = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes ?"}, *Q]
 
@@ -103,6 +111,8 @@ HELLO = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ye
         ({"prompt": Q, "chosen": A, "rejected": B}, Q, [A, B], [0, 1]),
         ({"chosen": [*Q, *A], "rejected": [*Q, *B]}, Q, [A, B], [0, 1]),
         ({"prompt": "why ?", "chosen": [*Q, *A], "rejected": [*Q, *B]}, Q, [A, B], [0, 1]),
+        ({"chosen": [*Q, *CALL, *A], "rejected": [*Q, *CALL, *B]}, [*Q, *CALL], [A, B], [0, 1]),
+        ({"chosen": [*Q, *A, *A], "rejected": [*Q, *A, *B]}, Q, [[*A, *A], [*A, *B]], [0, 1]),
         ({"prompt": "why ?", "chosen": "so", "rejected": "no", "tie": True}, "why ?", ["so", "no"], [0, 0]),
         ({"chosen": HH + "so .", "rejected": HH + "no ."}, HELLO, [A, B], [0, 1]),
         ({"prompt": "why ?", "completions": ["a", "b", "c"], "ranks": [2, 0, 0]}, "why ?", ["a", "b", "c"], [2, 0, 0]),

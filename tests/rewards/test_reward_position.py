@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from tests.support.folders import write
 from trimtab.data.formats import Example
 from trimtab.data.load_tokenizer import load_tokenizer
 from trimtab.data.render import Renderer
+from trimtab.evaluate.accuracy import AccuracyConfig
+from trimtab.evaluate.accuracy import main as accuracy
+from trimtab.probe.probed_reward import ProbedReward
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
 from trimtab.train.reward import RewardConfig, RewardStage
@@ -75,6 +79,33 @@ def test_scores_equal_those_of_transformers(
         ids = [*policy(text, add_special_tokens=False)["input_ids"], renderer.eos]
         sampled.completions.append(renderer.completion(np.array(ids), "stop"))
     assert by_trimtab(path, policy, [sampled]) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_accuracy_and_probes_score_what_clients_score(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "rm", templates.CHATML)
+    rng = random.Random(0)
+    texts = [
+        " ".join(rng.choices(["two", "four", "seven", "is", "sky", "blue"], k=4)) for _ in range(40)
+    ]
+    rows: list[dict[str, object]] = [
+        {"prompt": Q, "chosen": answer(a + " yes"), "rejected": answer(b)}
+        for a, b in zip(texts[::2], texts[1::2], strict=True)
+    ]
+    data = write(tmp_path / "pairs.jsonl", rows)
+    scores = [
+        by_transformers(path, [a + " yes", b], "left")
+        for a, b in zip(texts[::2], texts[1::2], strict=True)
+    ]
+    wanted = sum(a > b for a, b in scores) / len(scores)
+    assert 0.0 < wanted < 1.0
+    config = AccuracyConfig.model_validate(
+        {"out": str(tmp_path / "accuracy"), "rewards": [{"name": "rm", "model": str(path)}],
+         "data": {"pairs": str(data)}, "tokenizer": str(path), "device": "cpu"}
+    )  # fmt: skip
+    assert accuracy(config)["rm"]["pairs"]["accuracy"] == pytest.approx(wanted)
+    probed = ProbedReward(RewardSpec(name="reward", model=str(path)), None, None, 512, "cpu")
+    group = probed.groups([(Q, TEXTS, {})])
+    assert probed.scores(group)[0] == pytest.approx(by_transformers(path, TEXTS, "left"), abs=1e-5)
 
 
 def test_another_vocabulary_scores_the_same_text(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.support.invariance import agree, plain_gradient, shuffled, step
 from tests.support.models import tiny
 from trimtab.config import build
 from trimtab.data import formats
+from trimtab.data.formats import Example
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.data.pack import build as build_pack
 from trimtab.data.render import Renderer
@@ -481,6 +482,27 @@ def test_model_rewards_read_what_was_trained(base: Path, tmp_path: Path) -> None
         got = c.tokens["step_score"][c.tokens["step_end"] > 0]
         np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
         assert c.scores["process"].value == pytest.approx(float(want.prod()), abs=1e-5)
+
+
+def test_a_model_with_another_template_reads_the_prompt_in_its_own(
+    base: Path, tmp_path: Path
+) -> None:
+    train_process(config(base, tmp_path / "run"))
+    prm = tmp_path / "run" / "model"
+    scores: list[list[float]] = []
+    for start in ("", "<user> what is "):
+        policy = folders.tokenizer()
+        policy.chat_template = start + str(policy.chat_template)
+        prompt = [{"role": "user", "content": "who ?"}]
+        group = Renderer(policy).prompt(Example("a", prompt, []))
+        assert group is not None
+        group.completions.append(answered("yes . no ."))
+        ProcessReward(ProcessSpec(model=str(prm), separator="."), Renderer(policy), 40, "cpu")(
+            [group]
+        )
+        c = group.completions[0]
+        scores.append(c.tokens["step_score"][c.tokens["step_end"] > 0].tolist())
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
 # Monte-Carlo -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from tests.support import folders
 from trimtab.config import build
+from trimtab.data.load_tokenizer import load_tokenizer
+from trimtab.data.render import Renderer
 from trimtab.data.steps import Steps
 from trimtab.errors import ConfigError, DataError, ModelError
 from trimtab.objectives.methods import METHODS
@@ -177,6 +180,24 @@ def test_implicit_rewards_are_of_the_two_models(base: Path, tmp_path: Path) -> N
             want = 0.3 * (logp["other"] - logp["model"])[:, 0]
             assert torch.allclose(torch.from_numpy(c.tokens["dense"]), want, atol=1e-4)
             assert c.scores["implicit"].value == pytest.approx(float(want.sum()), abs=1e-3)
+
+
+def test_implicit_models_read_prompts_in_their_own_template(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base / "other", tmp_path / "other")
+    spec = {"model": str(tmp_path / "other"), "reference": str(base / "model"), "beta": 0.3}
+    template = tmp_path / "other" / "chat_template.jinja"
+    template.write_text("<user> what is " + template.read_text())
+    stage = RLStage(config(base, tmp_path, rewards=[], implicit=spec, method={"type": "reinforce"}))
+    group = rolled(stage)[0]
+    other = Renderer(load_tokenizer(str(tmp_path / "other"))).with_own_prompt(group)
+    assert len(other.prompt) == len(group.prompt) + 3
+    c = group.completions[0]
+    logp: list[torch.Tensor] = []
+    for path, prompt in ((base / "other", other.prompt), (base / "model", group.prompt)):
+        ids = torch.from_numpy(np.concatenate([prompt, c.ids]))[None]
+        logits = folders_model(path)(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        logp.append(logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0])
+    assert torch.allclose(torch.from_numpy(c.tokens["dense"]), 0.3 * (logp[0] - logp[1]), atol=1e-4)
 
 
 @torch.no_grad()

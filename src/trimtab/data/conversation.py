@@ -183,9 +183,12 @@ def split_pair(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
         if x != y:
             break
         shared += 1
-    # A completion begins with the assistant: step back to the last turn of the user.
+    # A completion begins with the assistant, and replies to the user or a tool: step back to there.
     shared = min(shared, len(chosen) - 1, len(rejected) - 1)
-    while shared and chosen[shared - 1]["role"] != "user":
+    while shared and (
+        chosen[shared - 1]["role"] in ("assistant", "system")
+        or {chosen[shared]["role"], rejected[shared]["role"]} != {"assistant"}
+    ):
         shared -= 1
     prompt, a, b = chosen[:shared], chosen[shared:], rejected[shared:]
     if not prompt:

@@ -203,7 +203,7 @@ class Renderer:
             )
             self.dropped.append(why)
             return None
-        extra = dict(example.extra)
+        extra = {k: v for k, v in example.extra.items() if k != "messages"}
         if not plain:
             extra["messages"] = example.prompt
         last = example.prompt[-1] if isinstance(example.prompt, list) else None
