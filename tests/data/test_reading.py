@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from tests.support import folders
 from trimtab.data import formats
@@ -118,6 +119,23 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> N
     with pytest.raises(ModelError, match="the model's vocabulary has"):
         sft.main(sft.SFTConfig.model_validate(config))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_pad_token_that_the_model_lacks_is_replaced(tmp_path: Path) -> None:
+    base = folders.model_folder(tmp_path / "base")
+    tokenizer = folders.tokenizer()
+    tokenizer.add_tokens([f"new{i}" for i in range(400)])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(base)
+    rows = str(folders.write(tmp_path / "pairs.jsonl", TWINS))
+    config = {
+        "model": {"path": str(base), "device": "cpu"},
+        "data": rows,
+        "out": str(tmp_path / "run"),
+    }
+    reward.main(reward.RewardConfig.model_validate(config))
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    assert loaded.config.pad_token_id == tokenizer.convert_tokens_to_ids("<pad>")
 
 
 def test_a_row_that_the_template_refuses_is_named_or_dropped(tmp_path: Path) -> None:

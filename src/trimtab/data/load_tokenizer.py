@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +20,16 @@ PLAIN = (
 """The built-in template "plain": the transcripts of hh-rlhf, each turn of the assistant ended by EOS."""
 
 
-def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
+def load_tokenizer(
+    path: str, chat_template: str | None = None, vocab_size: int | None = None
+) -> Any:
     """A tokenizer with an EOS, and a pad token that ends nothing; the vocabulary does not grow.
 
     Args:
+        path: Folder or hub id.
         chat_template: A Jinja file, or "plain", in place of the tokenizer's own.
+        vocab_size: Of the model. A pad token beyond it is replaced: a saved classifier with such a
+            pad id cannot be loaded.
 
     Raises:
         ModelError: there is no tokenizer, no EOS, nothing to pad with, or no such template.
@@ -37,7 +43,7 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
         adapter = find_adapter_config_file(path)
         base = adapter and json.loads(Path(adapter).read_bytes()).get("base_model_name_or_path")
         if base and base != path:  # an adapter without a tokenizer has that of its base model
-            return load_tokenizer(base, chat_template)
+            return load_tokenizer(base, chat_template, vocab_size)
         raise ModelError(
             f"no tokenizer at {path!r}: {str(error).splitlines()[0]} (name one with model.tokenizer)"
         ) from None
@@ -54,9 +60,11 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
             raise ModelError(f'chat_template: {chat_template!r} is neither a file nor "plain"')
         tokenizer.chat_template = file.read_text(encoding="utf-8")
     # A completion may end with its template's end token, which a classifier would take for padding.
+    limit = vocab_size or sys.maxsize
     pad = tokenizer.pad_token
-    if pad in (None, tokenizer.eos_token) or pad in (tokenizer.chat_template or ""):
-        tokenizer.pad_token = _pad(tokenizer)
+    ends = pad in (None, tokenizer.eos_token) or pad in (tokenizer.chat_template or "")
+    if ends or tokenizer.pad_token_id >= limit:
+        tokenizer.pad_token = _pad(tokenizer, limit)
     return tokenizer
 
 
@@ -67,14 +75,15 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
     return cast(dict[str, int], tokens)
 
 
-def _pad(tokenizer: Any) -> str:
-    """A token of the vocabulary to pad with: masks never read it, saved classifiers do.
+def _pad(tokenizer: Any, limit: int) -> str:
+    """A token with an id below ``limit`` to pad with: masks never read it, saved classifiers do.
 
     It becomes special, so decoding drops it: it must be one that text never contains.
     """
     used = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     template = tokenizer.chat_template or ""
-    spare = [t for t, i in special_tokens(tokenizer).items() if i not in used and t not in template]
+    special = special_tokens(tokenizer)
+    spare = [t for t, i in special.items() if i not in used and i < limit and t not in template]
     for sign in ("pad", "reserved", "unused", "unk"):
         for token in spare:
             if sign in token.lower():

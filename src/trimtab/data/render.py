@@ -133,7 +133,12 @@ class Renderer:
         # Never empty: the first token of the completion is predicted from the last of the prompt.
         return ids or [self.bos if self.bos is not None else self.eos]
 
-    def _check_ids(self, ids: Ints) -> None:
+    def check_ids(self, ids: Ints) -> None:
+        """Refuse token ids that the model does not have.
+
+        Raises:
+            ModelError: naming the token.
+        """
         if self.vocab_size is None or not len(ids) or int(ids.max()) < self.vocab_size:
             return
         token = self.tokenizer.convert_ids_to_tokens(int(ids.max()))
@@ -196,7 +201,7 @@ class Renderer:
     def _prompt(self, example: Example, text: str) -> Group | None:
         plain = isinstance(example.prompt, str)
         ids = np.array(self._prompt_ids(text, plain), dtype=np.int64)
-        self._check_ids(ids)
+        self.check_ids(ids)
         if len(ids) > self.max_prompt_length:
             why = self._long(
                 example, "prompt", len(ids), self.max_prompt_length, "max_prompt_length"
@@ -219,7 +224,7 @@ class Renderer:
         """Completion ``index`` of a row, truncated to ``max_completion_length``."""
         limit = self.max_completion_length
         ids = np.array(all_ids[:limit], dtype=np.int64)
-        self._check_ids(ids)
+        self.check_ids(ids)
         if len(all_ids) > limit:
             key = "max_completion_length"
             self.cut.append(self._long(example, "completion", len(all_ids), limit, key))

@@ -119,6 +119,7 @@ class Steps:
             if not fitting:
                 return None
         ids = np.concatenate(parts[:fitting])
+        self.renderer.check_ids(ids)
         mask = np.zeros(len(ids), dtype=bool)
         mask[ends[:fitting]] = True
         label = np.zeros(len(ids), dtype=np.float32)

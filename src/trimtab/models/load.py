@@ -312,11 +312,12 @@ def disable_dropout(model: nn.Module) -> None:
 
 def renderer_for(model: ModelSpec, data: DataSpec | None = None) -> Renderer:
     """A renderer with the tokenizer, template and end tokens of ``model`` and the limits of ``data``."""
-    tokenizer = load_tokenizer(model.tokenizer or model.path, model.chat_template)
+    vocab_size = vocabulary_size(model.path)
+    tokenizer = load_tokenizer(model.tokenizer or model.path, model.chat_template, vocab_size)
     return Renderer(
         tokenizer,
         max_prompt_length=data.max_prompt_length if data else NO_LIMIT,
         max_completion_length=data.max_completion_length if data else NO_LIMIT,
         end_ids=model_end_ids(model.path),
-        vocab_size=vocabulary_size(model.path),
+        vocab_size=vocab_size,
     )
