@@ -31,6 +31,9 @@ _WARNED: set[tuple[str, str]] = set()
 """Classes and old keys that a warning was given for: one each per process."""
 
 
+KeyKind = Literal["extent_keys", "free_keys", "model_keys", "output_folders", "output_files"]
+
+
 class Config(BaseModel):
     """Base of every configuration: immutable, no unknown keys, defaults validated."""
 
@@ -41,18 +44,21 @@ class Config(BaseModel):
     """Keys of the release before and the dotted keys that replace them: still read, with a warning."""
     extent_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys that say how far the work goes: they may change when a run is resumed."""
-    free_keys: ClassVar[frozenset[str]] = frozenset({"out"})
-    """Keys that never change the result: what is logged and saved, where it is written, and how much time
-    and memory it takes. They may change when a run is resumed."""
+    free_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys that never change the result: what is logged and saved, and how much time and memory it takes.
+    They may change when a run is resumed, as may those of outputs."""
+    output_folders: ClassVar[frozenset[str]] = frozenset({"out"})
+    """Keys of folders that are written."""
+    output_files: ClassVar[frozenset[str]] = frozenset()
+    """Keys of files that are written."""
     model_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys with the folder or hub id of a model or tokenizer."""
 
     @classmethod
-    def declared_keys(
-        cls, name: Literal["extent_keys", "free_keys", "model_keys"]
-    ) -> frozenset[str]:
-        """``extent_keys``, ``free_keys`` or ``model_keys`` of this class and of its bases."""
-        return frozenset().union(*(vars(base).get(name, ()) for base in cls.__mro__))
+    def declared_keys(cls, *names: KeyKind) -> frozenset[str]:
+        """The keys of these kinds of this class and of its bases."""
+        kinds = (vars(base).get(name, ()) for name in names for base in cls.__mro__)
+        return frozenset().union(*kinds)
 
     def input_contents(self) -> dict[str, Any]:
         """The ``runs.content.Content`` of keys that name an input which is not simply a model, a local

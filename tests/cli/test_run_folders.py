@@ -106,5 +106,48 @@ def test_a_file_in_the_way_of_the_output_is_named(
     assert "file/run cannot be created" in message and "Traceback" not in message
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["exchange", "a.jsonl", "--to", "file/b.jsonl"], "to"),
+        (["agreement", "a.jsonl", "--html", "file/b.html"], "html"),
+        (["agreement", "a.jsonl", "--json", "folder"], "json"),
+        (["evaluate", "a.jsonl", "--json", "file/b.json"], "json"),
+        (["audit", "run", "--items", "file/b.jsonl"], "items"),
+        (["remedy", "run", "--out", "file/b.yaml"], "out"),
+        (["judge", "a.jsonl", "--model", "m", "--cache", "file/c.sqlite"], "cache"),
+        (["judge", "a.jsonl", "--model", "m", "--out", "file/c"], "out"),
+        (["mix", "--out", "file/c", "--inputs.a.path", "a.jsonl"], "out"),
+        (["sandbox-data", "--out", "file/c"], "out"),
+        (["compare", "run", "--out", "file/c", "--data", "a.jsonl", "--rewards", "[{verifier: math}]"], "out"),
+        (["run", "sandbox-ppo", "--out", "file/c"], "out"),
+        (["label", "a.jsonl", "--out", "file/c"], "out"),
+    ],
+)  # fmt: skip
+def test_outputs_of_other_commands_are_checked_first(
+    words: list[str],
+    key: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    message = refused(words, capsys)
+    assert f"{key}" in message and ("is a file" in message or "is a folder" in message), message
+
+
+def test_any_other_file_error_is_a_message(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a folder where a file of the run is written."""
+    out = tmp_path / "run"
+    (out / "facts.json").mkdir(parents=True)
+    (out / "facts.json" / "x").touch()
+    message = refused(command(tmp_path, "sft", settings(base, out, "sft")), capsys)
+    assert message == f"trimtab: {out / 'facts.json'}: Is a directory\n"
+
+
 def test_fresh_needs_an_output_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert "has no output folder" in refused(["chat", "nowhere", "--fresh"], capsys)

@@ -94,6 +94,9 @@ def test_an_output_that_cannot_be_created_is_said_before_any_work(tmp_path: Path
         ConfigError, match=r"out: .*file/a/b cannot be created, because .*file is a"
     ):
         check_writable(tmp_path / "file" / "a" / "b", "out")
+    check_writable(tmp_path / "file", "out", is_file=True)  # it is replaced
+    with pytest.raises(ConfigError, match="is a folder; give the path of a file"):
+        check_writable(tmp_path, "to", is_file=True)
     (tmp_path / "locked").mkdir(mode=0o500)
     if os.geteuid() != 0:  # everything is permitted to root
         with pytest.raises(ConfigError, match="no permission to write"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,17 +122,74 @@ def test_unknown_and_missing_trackers(tmp_path, monkeypatch):
         Run(tmp_path, tracker="wandb")
 
 
-def test_a_tracker_is_given_the_metrics(tmp_path, monkeypatch):
-    seen = []
+class FakeWandb(SimpleNamespace):
+    """Records what it is called with; a run has the id and the name of the call, or new ones."""
 
-    class Package:
-        init = staticmethod(lambda **k: seen.append(k))
-        log = staticmethod(lambda row, step: seen.append((step, row)))
-        finish = staticmethod(lambda: seen.append("finished"))
+    def __init__(self, name):
+        self.calls = []
 
-    monkeypatch.setattr("importlib.import_module", lambda _: Package)
-    run = Run(tmp_path, config={"hf_token": "s3cret"}, tracker="wandb")
+        def init(**keys):
+            self.calls.append(keys)
+            return SimpleNamespace(id=keys.get("id", "id-7"), name=keys.get("name", "new"))
+
+        super().__init__(
+            __name__=name,
+            init=init,
+            log=lambda row, step: self.calls.append((step, row)),
+            finish=lambda: self.calls.append("finished"),
+        )
+
+
+@pytest.mark.parametrize(("name", "resumed"), [("wandb", {"id": "id-7"}), ("trackio", None)])
+def test_a_tracker_is_given_the_metrics_and_continues_its_run(tmp_path, monkeypatch, name, resumed):
+    package = FakeWandb(name)
+    monkeypatch.setattr("importlib.import_module", lambda _: package)
+    run = Run(tmp_path, config={"hf_token": "s3cret"}, tracker=name)
     run.log(2, {"a": 1.0, "b": math.nan})
     run.close()
-    assert seen[0]["config"] == {"hf_token": "[redacted]"}
-    assert seen[1:] == [(2, {"a": 1.0}), "finished"]
+    first, *logged = package.calls
+    assert first["config"] == {"hf_token": "[redacted]"}
+    assert (first["name"], first["resume"]) == (tmp_path.name, "never")
+    assert logged == [(2, {"a": 1.0}), "finished"]
+    package.calls.clear()
+    Run(tmp_path, config={}, tracker=name).close()
+    again = {k: v for k, v in package.calls[0].items() if k in ("id", "name", "resume")}
+    assert again == {**(resumed or {"name": tmp_path.name}), "resume": "allow"}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_continues_at_mlflow(tmp_path):
+    mlflow = pytest.importorskip("mlflow", reason="pip install 'trimtab[mlflow]'")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for step in (1, 2):
+        with Run(tmp_path / "run", config={"lr": 0.1}, tracker="mlflow") as run:
+            run.log(step, {"loss": float(step)})
+    (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    history = mlflow.MlflowClient().get_metric_history(found.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 2.0)]
+    assert found.info.status == "FINISHED"
+    # A run that the tracker lost is started again.
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'other.db'}")
+    Run(tmp_path / "run", config={}, tracker="mlflow").close()
+    assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == 1
+
+
+def test_a_resumed_run_continues_at_trackio(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio", reason="pip install 'trimtab[trackio]'")
+    for step in (1, 2):
+        with Run(tmp_path / "run", config={"lr": 0.1}, tracker="trackio") as run:
+            run.log(step, {"loss": float(step)})
+    (found,) = trackio.Api().runs("trimtab")
+    assert found.name == "run"
+
+
+def test_a_resumed_run_continues_at_wandb(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    pytest.importorskip("wandb", reason="pip install 'trimtab[wandb]'")
+    for step in (1, 2):
+        with Run(tmp_path / "run", config={"lr": 0.1}, tracker="wandb") as run:
+            run.log(step, {"loss": float(step)})
+    ids = {p.name.rpartition("-")[2] for p in (tmp_path / "wandb").glob("offline-run-*")}
+    assert ids == {runs.read_object(tmp_path / "run" / "tracker.json")["wandb"]}

@@ -48,6 +48,8 @@ class AuditConfig(Config):
     """The folder of an online run that logged samples (loop.sample_steps)."""
     gold: GoldSpec | None = None
     """Scores the selected rollouts."""
+    output_files: ClassVar[frozenset[str]] = frozenset({"items"})
+
     items: str | None = None
     """Writes them as items for a label page instead: a .jsonl file."""
     judgements: str | None = None

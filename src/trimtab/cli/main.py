@@ -115,6 +115,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"trimtab: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(0) from None
+        if error.filename is None:
+            raise
+        print(f"trimtab: {error.filename2 or error.filename}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
@@ -131,5 +138,3 @@ def main(argv: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        raise SystemExit(0) from None

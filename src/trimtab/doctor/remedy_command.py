@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import yaml
 
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 class RemedyConfig(Config):
     """Configuration of ``trimtab remedy RUN``; without a name it lists what applies."""
+
+    output_files: ClassVar[frozenset[str]] = frozenset({"out"})
 
     run: str
     """A run folder with its config.yaml."""

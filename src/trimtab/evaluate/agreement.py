@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,8 @@ class AgreementConfig(Config):
     files: tuple[str, ...] = Field(min_length=1)
     """Items and judgements, in one file or several, or any format that ``trimtab exchange``
     reads."""
+    output_files: ClassVar[frozenset[str]] = frozenset({"html", "json_", "calibrated"})
+
     html: str | None = None
     """Write a page here."""
     json_: str | None = Field(default=None, alias="json")

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,6 +42,8 @@ class EvaluateConfig(Config):
     """Verdicts on one rubric."""
     soft: bool = True
     """Use a judge's probability, where it has one, as its verdict (weighted win rate)."""
+    output_files: ClassVar[frozenset[str]] = frozenset({"html", "json_"})
+
     html: str | None = None
     """Write a page here."""
     json_: str | None = Field(default=None, alias="json")

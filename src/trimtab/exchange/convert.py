@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,6 +63,8 @@ class ExchangeConfig(Config):
 
     files: tuple[str, ...] = Field(min_length=1)
     """Input: .jsonl, .json, .parquet or .csv, each also .gz, label folders, or hub://OWNER/NAME."""
+    output_files: ClassVar[frozenset[str]] = frozenset({"to"})
+
     to: str
     """Output: .jsonl, .json or .parquet, or hub://OWNER/NAME."""
     read: str | None = None

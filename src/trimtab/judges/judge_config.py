@@ -26,9 +26,9 @@ class ClientSpec(Config):
             "max_spend",
             "price_in",
             "price_out",
-            "cache",
         }
     )
+    output_files: ClassVar[frozenset[str]] = frozenset({"cache"})
 
     endpoint: str = "https://api.openai.com/v1"
     """Base URL ("http://127.0.0.1:8000/v1"), or a function that starts a server

@@ -71,9 +71,12 @@ class Command:
         """
         from trimtab.runs import check_writable, set_aside
 
+        files = config.declared_keys("output_files")
+        for key in sorted(files | config.declared_keys("output_folders")):
+            value: str | None = getattr(config, key, None)
+            if value and "://" not in value:
+                check_writable(Path(value), key, is_file=key in files)
         out: str | None = getattr(config, "out", None)
-        if out is not None:
-            check_writable(Path(out), "out")
         if fresh:
             if out is None:
                 raise ConfigError(f"--fresh: {self.name} has no output folder; leave the flag out")

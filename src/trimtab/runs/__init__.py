@@ -5,13 +5,12 @@
 results were made from.
 """
 
-from trimtab.runs.files import Files, fs, json_lines, write_atomic
+from trimtab.runs.files import Files, fs, json_lines, read_object, write_atomic
 from trimtab.runs.fingerprint import Fingerprint, read_fingerprint
 from trimtab.runs.folder import (
     Run,
     read_findings,
     read_metrics,
-    read_object,
     read_samples,
     read_summary,
     to_json,

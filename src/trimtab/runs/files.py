@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import shutil
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
+
+from trimtab.errors import DataError
 
 
 class Files:
@@ -61,9 +64,12 @@ def json_lines(data: bytes) -> list[tuple[int, bytes]]:
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` so that a reader, or a crash, sees the old or the new whole.
 
+    Its folder is created where there is none.
+
     Raises:
         OSError: when the disk refuses; the old file is then untouched.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with fs.open(temporary, "wb") as handle:
@@ -74,3 +80,20 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fs.fsync(path.parent)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A file that holds one JSON object; empty when there is none.
+
+    Raises:
+        DataError: the file is not a JSON object.
+    """
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{file}: not JSON ({error}); remove it and run again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: not a JSON object; remove it and run again")
+    return cast(dict[str, Any], content)

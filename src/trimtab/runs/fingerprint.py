@@ -57,7 +57,7 @@ class Fingerprint(BaseModel):
     def _add_config(self, config: Config, prefix: str) -> None:
         contents = config.input_contents()
         extent = config.declared_keys("extent_keys")
-        free = config.declared_keys("free_keys")
+        free = config.declared_keys("free_keys", "output_folders", "output_files")
         models = config.declared_keys("model_keys")
         for name, info in type(config).model_fields.items():
             value = getattr(config, name)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from trimtab.errors import DataError
-from trimtab.runs.files import fs, json_lines, write_atomic
+from trimtab.runs.files import fs, json_lines, read_object, write_atomic
 from trimtab.runs.lock import lock, unlock
 from trimtab.runs.redact import redact
 from trimtab.runs.trackers import make_tracker
@@ -215,23 +215,6 @@ def read_findings(path: str | Path) -> list[Row]:
 def read_summary(path: str | Path) -> dict[str, Any]:
     """``summary.json`` of the run folder ``path``, as ``read_object``."""
     return read_object(Path(path) / "summary.json")
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """A file that holds one JSON object; empty when there is none.
-
-    Raises:
-        DataError: the file is not a JSON object.
-    """
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{file}: not JSON ({error}); remove it and run again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: not a JSON object; remove it and run again")
-    return cast(dict[str, Any], content)
 
 
 def read_samples(path: str | Path, steps: Iterable[int] | None = None) -> list[Row]:

@@ -102,13 +102,15 @@ def set_aside(folder: Path) -> None:
     log.info("%s was moved to %s; remove it when it is no longer needed", folder, target)
 
 
-def check_writable(path: Path, key: str) -> None:
-    """Check that a folder, or a file, can be created at ``path``.
+def check_writable(path: Path, key: str, *, is_file: bool = False) -> None:
+    """Check that a folder, or a file, can be written at ``path``.
 
     Raises:
-        ConfigError: a file is in the way, or the permission is missing.
+        ConfigError: something is in the way, or the permission is missing.
     """
-    parent = path
+    if is_file and path.is_dir():
+        raise ConfigError(f"{key}: {path} is a folder; give the path of a file")
+    parent = path.parent if is_file else path
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
     if not parent.is_dir():

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from trimtab.errors import ConfigError
+from trimtab.runs.files import read_object, write_atomic
+
+log = logging.getLogger(__name__)
+FILE = "tracker.json"
+"""The id of the run at each tracker."""
 
 
 class Tracker(Protocol):
@@ -35,7 +42,13 @@ class _WandbLike:
 
     def __init__(self, package: Any, project: str, path: Path, config: Mapping[str, Any]) -> None:
         self._package = package
-        package.init(project=project, name=path.name, config=config)
+        # wandb knows a run by its id, trackio by its name.
+        key = "name" if package.__name__ == "trackio" else "id"
+        stored = _stored_run(path, package.__name__)
+        names = {"name": path.name} if stored is None else {key: stored}
+        resume = "never" if stored is None else "allow"
+        run = package.init(project=project, config=config, resume=resume, **names)
+        _store_run(path, package.__name__, str(getattr(run, key)))
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._package.log({k: v for k, v in metrics.items() if v is not None}, step=step)
@@ -48,7 +61,15 @@ class _Mlflow:
     def __init__(self, package: Any, project: str, path: Path, config: Mapping[str, Any]) -> None:
         self._package = package
         package.set_experiment(project)
-        package.start_run(run_name=path.name)
+        stored = _stored_run(path, "mlflow")
+        try:
+            run = package.start_run(run_id=stored, run_name=path.name)
+        except package.MlflowException as error:
+            if stored is None:
+                raise
+            log.warning("mlflow: the run %s is not there (%s); a new one is started", stored, error)
+            run = package.start_run(run_name=path.name)
+        _store_run(path, "mlflow", run.info.run_id)
         package.log_dict(config, "config.yaml")
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -57,6 +78,16 @@ class _Mlflow:
 
     def close(self) -> None:
         self._package.end_run()
+
+
+def _stored_run(path: Path, tracker: str) -> str | None:
+    """The tracker's id of the run in this folder, which a resumed run continues."""
+    return read_object(path / FILE).get(tracker)
+
+
+def _store_run(path: Path, tracker: str, run: str) -> None:
+    runs = {**read_object(path / FILE), tracker: run}
+    write_atomic(path / FILE, json.dumps(runs, indent=1).encode())
 
 
 class _Tensorboard:

@@ -41,7 +41,7 @@ class PreferenceConfig(DatasetConfig):
     stage: Literal["dpo"] = "dpo"
     out: str = "runs/dpo"
     objective: Preference = DPO()
-    free_keys: ClassVar[frozenset[str]] = frozenset({"reference_cache"})
+    output_folders: ClassVar[frozenset[str]] = frozenset({"reference_cache"})
     reference: ModelSpec | None = None
     """Another model as reference; without it, ``model`` before the first step (adapters off)."""
     reference_cache: str | None = None
