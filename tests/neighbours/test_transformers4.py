@@ -1,16 +1,8 @@
-"""Exported folders under a real transformers 4, which RewardBench and other programs pin.
-
-Make an environment once and name its Python:
-
-    python -m venv ENV && ENV/bin/pip install torch transformers==4.51.3 peft==0.15.2
-    TRIMTAB_TRANSFORMERS4=ENV/bin/python pytest tests/neighbours
-"""
+"""Exported folders under a real transformers 4, which RewardBench and other programs pin."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +13,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.support import folders
 from tests.support.models import tiny
+from tests.support.neighbours import program
 from trimtab.models.export import save_model
 from trimtab.models.heads import Scorer
 from trimtab.models.load import LM
 from trimtab.models.lora import LoraSpec
 from trimtab.models.model_spec import ModelSpec
 
-READER = Path(__file__).with_name("transformers4_reader.py")
-PYTHON = os.environ.get("TRIMTAB_TRANSFORMERS4", "")
 IDS = [1, 4, 9, 20, 7, 11, 8, 25, 13, 2, 6, 19]
 MESSAGES = [{"role": "user", "content": "who is there ?"}, {"role": "assistant", "content": "no"}]
 LLAMA3 = {
@@ -110,18 +101,16 @@ def ours(job: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.skipif(
-    not Path(PYTHON).is_file(), reason="no TRIMTAB_TRANSFORMERS4: a Python with transformers 4"
-)
 def test_transformers_4_computes_what_the_run_did(tmp_path: Path) -> None:
+    transformers4 = program("transformers 4", "transformers4", "transformers")
     jobs = exports(tmp_path)
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    command = [PYTHON, str(READER), str(tmp_path / "jobs.json"), str(tmp_path / "out.npz")]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    theirs = np.load(tmp_path / "out.npz")
+    out = tmp_path / "out.npz"
+    assert transformers4.client("transformers4", tmp_path / "jobs.json", out) == len(jobs)
+    largest = 0.0
+    theirs = np.load(out)
     for name, job in jobs.items():
         if name != "qwen2":  # transformers 5 reads any tokenizer of this type as Qwen's
             read = AutoTokenizer.from_pretrained(job["folder"])
@@ -129,9 +118,15 @@ def test_transformers_4_computes_what_the_run_did(tmp_path: Path) -> None:
         for key, value in ours(job).items():
             got = theirs[f"{name}/{key}"]
             if key == "logits":
+                largest = max(largest, float(np.abs(got - value).max()))
                 np.testing.assert_allclose(got, value, atol=1e-4, rtol=1e-4, err_msg=name)
             else:
                 assert sorted(got) == sorted(value) if key == "special" else [*got] == [*value], (
                     name,
                     key,
                 )
+    transformers4.report(
+        f"logits, token ids and templates of {len(jobs)} exported folders: "
+        f"{', '.join(jobs)} (peft 0.15.2)",
+        f"largest difference of logits from transformers 5 {largest:.1g}; equal tokens",
+    )

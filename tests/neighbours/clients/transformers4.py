@@ -1,6 +1,6 @@
-"""Runs under transformers 4: reads exported folders and writes what it computes with them.
+"""What transformers 4 computes with exported folders.
 
-python transformers4_reader.py JOBS.json OUT.npz; a job has a folder, token ids, a text, messages.
+Arguments: JSON file of jobs (folder, token ids, text, messages), .npz file to write. Prints the number of jobs.
 """
 
 import json
@@ -44,6 +44,7 @@ def main(jobs_file, out):
         arrays[f"{name}/messages"] = np.array(tokenizer.apply_chat_template(job["messages"]))
         arrays[f"{name}/special"] = np.array(tokenizer.all_special_ids)
     np.savez(out, **arrays)
+    print(len(arrays) // 4)
 
 
 if __name__ == "__main__":
