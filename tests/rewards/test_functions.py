@@ -172,6 +172,15 @@ def test_async_functions_run_at_the_same_time() -> None:
     assert group.completions[0].reward == 2.0, group.completions[0].scores
 
 
+@pytest.mark.parametrize("timeout", [None, CHILD])
+def test_a_judge_is_called_by_the_same_rules(timeout: float | None) -> None:
+    judge = {"judge": "tests.support.reward_functions:later_judge", "timeout": timeout}
+    groups = [group_of("a", "b", answer="b"), group_of("a", "b", answer="c")]
+    scorer = rewards({"name": "j", **judge}, function("maths", options={"task": ["maths"] * 4}))
+    scorer(groups)
+    assert [c.reward for g in groups for c in g.completions] == [1.0, 2.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("name", ["never", "hangs"])
 def test_a_function_ends_at_its_deadline(name: str) -> None:
     group = group_of("a")

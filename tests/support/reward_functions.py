@@ -157,5 +157,14 @@ def first_only(completions: list[str]) -> list[float | None]:
     return [None if i % 8 else 5.0 for i, _ in enumerate(completions)]
 
 
+async def later_judge(pairs: list[list[str]], answer: list[str]) -> list[float | None]:
+    """The one that is the answer is better; no verdict where neither is."""
+    await asyncio.sleep(0)
+    return [
+        float(a == second) if a in (first, second) else None
+        for (first, second), a in zip(pairs, answer, strict=True)
+    ]
+
+
 def other_names(texts: list[str]) -> list[float]:
     return [0.0 for _ in texts]

@@ -111,6 +111,7 @@ class Guard:
         self.gold = Rewards(
             [spec.gold.reward()], self.tokenizer, self.loop.token_budget, self.device
         )
+        stage.prepare(self.gold)
         self.audited: list[AuditedRollout] | None = None
         self.summary: AuditSummary | None = None
         self.progress = GuardState()

@@ -110,7 +110,7 @@ class OnlineStage(RolloutStage[OnlineConfig]):
         self.trainer = Trainer(
             {"model": self.lm.model}, {"model": config.optim}, config.steps, config.loop
         )
-        self.prepare_rewards()
+        self.prepare(self.rewards)
 
     @property
     def title(self) -> str:

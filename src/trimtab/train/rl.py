@@ -73,7 +73,7 @@ class RLStage(RolloutStage[RLConfig]):
             config.steps * method.updates.steps,
             config.loop,
         )
-        self.prepare_rewards()
+        self.prepare(self.rewards)
         self.guard: Guard | None = None
         if config.audit is not None:
             rollouts = config.steps * config.batch_size * method.group_size

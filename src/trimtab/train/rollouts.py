@@ -81,9 +81,9 @@ class RolloutStage(Stage[C, LM]):
     def load_rewards(self) -> Rewards | Scoring:
         """What scores completions."""
 
-    def prepare_rewards(self) -> None:
-        """Tell the rewards the columns of all prompts, and the number of optimiser steps."""
-        self.rewards.prepare({k for g in self.prompts for k in g.extra}, self.trainer.total)
+    def prepare(self, rewards: Rewards | Scoring) -> None:
+        """Tell rewards the columns of all prompts, and the number of optimiser steps."""
+        rewards.prepare({k for g in self.prompts for k in g.extra}, self.trainer.total)
 
     @property
     @abstractmethod
