@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trimtab.data import formats
+from trimtab.data import formats, sources
 from trimtab.data.dataset import DataSpec
 from trimtab.data.formats import Example
 from trimtab.data.schemas import SCHEMAS
@@ -222,6 +222,30 @@ def test_columns_that_fit_two_schemas_are_refused_with_the_way_out() -> None:
     assert example.completions == [B]
     with pytest.raises(ValueError, match="'dolley' is none of trl, sharegpt"):
         DataSpec(path="x", format="dolley")
+
+
+def test_a_format_that_no_row_fits_is_named() -> None:
+    rows = Rows("r", [(1, {"instruction": "2+2", "output": "four"})], format="dolly")
+    with pytest.raises(DataError, match=r"data\.format dolly, which has instruction\+response"):
+        formats.demonstrations(rows)
+    rows.format = "shp"
+    with pytest.raises(
+        DataError, match=r"data\.format shp, which has no columns for demonstrations"
+    ):
+        formats.demonstrations(rows)
+    pairs = Rows("r", [(1, PAIRS["shp"][0])], format="shp")
+    assert len(formats.unpaired(pairs)) == 1
+
+
+def test_a_subset_of_a_dataset(tmp_path: Path) -> None:
+    for name in ("axis", "comparisons"):
+        pq.write_table(pa.Table.from_pylist([{"text": name}]), tmp_path / f"{name}.parquet")
+    configs = "".join(
+        f"- config_name: {n}\n  data_files: {n}.parquet\n" for n in ("axis", "comparisons")
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    rows = sources._hub(str(tmp_path), None, None, "comparisons")  # pyright: ignore[reportPrivateUsage]
+    assert rows == [(1, {"text": "comparisons"})]
 
 
 def test_trls_columns_go_first() -> None:

@@ -39,6 +39,8 @@ class DataSpec(Config):
     """A local jsonl, json, parquet, csv or txt file (gz too), or a hub id."""
     split: str | None = None
     """Split of a hub dataset."""
+    subset: str | None = None
+    """Subset (configuration) of a hub dataset, such as "comparisons"."""
     limit: int | None = Field(default=None, gt=0)
     """Use the first rows only."""
     format: str | None = None
@@ -97,7 +99,9 @@ def load_groups(
     Raises:
         DataError: a row cannot be used (strict), or nothing is left.
     """
-    rows = read(spec.path, split=spec.split, limit=spec.limit, strict=spec.strict)
+    rows = read(
+        spec.path, split=spec.split, subset=spec.subset, limit=spec.limit, strict=spec.strict
+    )
     rows.format = spec.format
     examples = make(rows)
     lost = ReadCounts()

@@ -166,7 +166,7 @@ def _standard(rows: Rows, kind: Kind) -> Rows:
                 return cached[columns]
         return None
 
-    result = replace(rows, rows=[])
+    result = replace(rows, rows=[], format=TRL)
     counts: Counter[Schema] = Counter()
     for number, row, schema in _grouped([(n, r, schema_of(r)) for n, r in rows.rows]):
         if schema is None:
@@ -184,6 +184,12 @@ def _standard(rows: Rows, kind: Kind) -> Rows:
         result.rows.append((number, other | read))
     for schema, count in counts.items():
         log.info("%s: %d rows read as %s: %s", rows.name, count, schema.name, schema.meaning)
+    if rows.format is not None and not counts and not rows.dropped:
+        options = [s for s in SCHEMAS if s.name == rows.format and serves(s, kind)]
+        needs = (
+            "; or ".join("+".join(sorted(s.columns)) for s in options) or f"no columns for {kind}"
+        )
+        raise DataError(f"{rows.name}: no row fits data.format {rows.format}, which has {needs}")
     if rows.rows and not result.rows:
         raise DataError(f"{rows.name}: no usable row; first: {rows.dropped[0]}")
     return result

@@ -48,9 +48,21 @@ class Rows:
 
 
 def read(
-    path_or_id: str, *, split: str | None = None, limit: int | None = None, strict: bool = True
+    path_or_id: str,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    limit: int | None = None,
+    strict: bool = True,
 ) -> Rows:
     """Rows of a local .jsonl, .json, .parquet, .csv or .txt (each also .gz), or of a hub data set.
+
+    Args:
+        path_or_id: The file, or the id on the hub.
+        split: Of a hub data set; "train" if not given.
+        subset: Of a hub data set (``datasets`` calls it a configuration).
+        limit: Use the first rows only.
+        strict: A bad row is an error, not dropped.
 
     Raises:
         DataError: the file is missing, empty, of an unknown kind, not UTF-8 or not well formed;
@@ -64,7 +76,7 @@ def read(
         # A hub id may hold a dot, so only the endings read here make a path of it.
         if path.suffix in (*READERS, ".gz") or path_or_id.startswith((".", "/", "~")):
             raise DataError(f"{path}: no such file")
-        rows.rows = _hub(path_or_id, split, limit)
+        rows.rows = _hub(path_or_id, split, limit, subset)
     else:
         suffixes = [s for s in path.suffixes if s != ".gz"]
         kind = suffixes[-1] if suffixes else ""
@@ -186,12 +198,14 @@ def _parquet(data: bytes, rows: Rows) -> None:
                 rows.bad(i + 1, f"not UTF-8 at byte {error.start} of a column; write it as UTF-8")
 
 
-def _hub(name: str, split: str | None, limit: int | None) -> list[tuple[int, Row]]:
+def _hub(
+    name: str, split: str | None, limit: int | None, subset: str | None = None
+) -> list[tuple[int, Row]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
-        dataset: Any = load_dataset(name, split=split or "train")
+        dataset: Any = load_dataset(name, subset, split=split or "train")
     except (OSError, ValueError, DatasetsError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(

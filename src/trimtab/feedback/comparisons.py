@@ -21,7 +21,12 @@ _OWN = ("plain", "of", "pair")
 
 
 def read_comparisons(
-    path: str, *, split: str | None = None, limit: int | None = None, strict: bool = True
+    path: str,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    limit: int | None = None,
+    strict: bool = True,
 ) -> sources.Rows:
     """Rows to train on: of a label folder, its comparisons; otherwise as ``sources.read``.
 
@@ -31,7 +36,7 @@ def read_comparisons(
         DataError: the folder or file cannot be used.
     """
     if not Path(path).is_dir():
-        return sources.read(path, split=split, limit=limit, strict=strict)
+        return sources.read(path, split=split, subset=subset, limit=limit, strict=strict)
     records = read_folder(path)
     rows = sorted(comparison_rows(records.items, records.current()), key=by_item)
     if not rows:
