@@ -158,7 +158,8 @@ def test_a_tracker_is_given_the_metrics_and_continues_its_run(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_resumed_run_continues_at_mlflow(tmp_path):
+def test_a_resumed_run_continues_at_mlflow(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # artifacts go below the working folder
     mlflow = pytest.importorskip("mlflow", reason="pip install 'trimtab[mlflow]'")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     for step in (1, 2):
