@@ -130,7 +130,8 @@ def tokenizer(template: str, kind: str = "bytes") -> PreTrainedTokenizerFast:
         template: Its chat template.
         kind: "bytes" is byte-level BPE. The others have SentencePiece's words, whose first character
             is a space: "first" puts one in front of a text (Mistral v3), "legacy" in front of it and
-            after each special token (Llama-2, TinyLlama, Phi-3).
+            after each special token (Llama-2, TinyLlama); "strips" is "legacy" with special tokens
+            that take the space after them (Phi-3).
     """
     inner: Any = Tokenizer(models.BPE(byte_fallback=kind != "bytes", unk_token=None))
     words = _TEXT.split()
@@ -168,11 +169,13 @@ def tokenizer(template: str, kind: str = "bytes") -> PreTrainedTokenizerFast:
         )
     if kind == "first":
         inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    elif kind == "legacy":
+    elif kind in ("legacy", "strips"):
         inner.normalizer = normalizers.Sequence(
             [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
         )
-    inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    inner.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False, rstrip=kind == "strips") for t in SPECIAL]
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>",
         clean_up_tokenization_spaces=False,

@@ -11,6 +11,10 @@ from typing import Any
 _ANCHORS = ("\n", "a", "0", "|")
 
 
+Encoding = tuple[list[int], list[tuple[int, int]]]
+"""Token ids, and the characters from and to which each is; no spans where they were not asked for."""
+
+
 @dataclass(slots=True)
 class Piece:
     """A part of a rendered text."""
@@ -36,8 +40,8 @@ def shared_length(sequences: Sequence[str] | Sequence[list[int]]) -> int:
 def shared_text(tokenizer: Any, first: str, second: str) -> int:
     """The number of characters of ``second`` in the tokens with which both begin."""
     count = shared_length([raw_ids(tokenizer, first), raw_ids(tokenizer, second)])
-    _, ends = _encode(tokenizer, second, offsets=True)
-    return max(ends[:count], default=0)
+    _, spans = _encode(tokenizer, second, offsets=True)
+    return max((end for _, end in spans[:count]), default=0)
 
 
 def raw_ids(tokenizer: Any, text: str) -> list[int]:
@@ -45,24 +49,32 @@ def raw_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def continuation(tokenizer: Any, text: str, offsets: bool = False) -> tuple[list[int], list[int]]:
-    """The ids of ``text`` as they are inside a text, and where each ends (characters).
+def continuation(tokenizer: Any, text: str, offsets: bool = False) -> Encoding:
+    """The ids of ``text`` as they are inside a text, and their spans.
 
     Many tokenizers put a space before a text that stands alone, or read its first word otherwise.
     """
     for anchor in _ANCHORS:
         start = raw_ids(tokenizer, anchor)
-        ids, ends = _encode(tokenizer, anchor + text, offsets)
-        if ids[: len(start)] == start:
-            return ids[len(start) :], [e - len(anchor) for e in ends[len(start) :]]
+        encoding = _after(_encode(tokenizer, anchor + text, offsets), anchor, start)
+        if encoding is not None:
+            return encoding
     return _encode(tokenizer, text, offsets)
 
 
-def _encode(tokenizer: Any, text: str, offsets: bool) -> tuple[list[int], list[int]]:
+def _encode(tokenizer: Any, text: str, offsets: bool) -> Encoding:
     if not offsets:
         return raw_ids(tokenizer, text), []
     batch = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(batch["input_ids"]), [end for _, end in batch["offset_mapping"]]
+    return list(batch["input_ids"]), list(batch["offset_mapping"])
+
+
+def _after(encoding: Encoding, text: str, start: list[int]) -> Encoding | None:
+    """What follows ``text``, whose ids are ``start``; None if the encoding does not begin with them."""
+    ids, spans = encoding
+    if ids[: len(start)] != start:
+        return None
+    return ids[len(start) :], [(a - len(text), b - len(text)) for a, b in spans[len(start) :]]
 
 
 def completion_ids(
@@ -88,13 +100,16 @@ def completion_ids(
         parts = [continuation(tokenizer, p.text)[0] for p in pieces[1:]]
         flags = [p.trained for p, ids in zip(pieces[1:], parts, strict=True) for _ in ids]
         return [i for ids in parts for i in ids], flags
-    ids, ends = _following(
+    ids, spans = _following(
         tokenizer, special, prompt, pieces[0].text, rest, several
     ) or continuation(tokenizer, rest, several)
     if not several:
         return ids, [pieces[1].trained] * len(ids)
     cuts = list(accumulate(len(p.text) for p in pieces[1:]))
-    owners = [min(bisect_right(cuts, max(e - 1, 0)), len(cuts) - 1) for e in ends]
+    # A special token begins in its piece, and may take the space after it; a word may take the space
+    # before it, and ends in its piece.
+    places = [a if i in special else max(a, b - 1, 0) for i, (a, b) in zip(ids, spans, strict=True)]
+    owners = [min(bisect_right(cuts, at), len(cuts) - 1) for at in places]
     return ids, [pieces[1 + o].trained for o in owners]
 
 
@@ -116,14 +131,11 @@ def _following(
     text: str,
     rest: str,
     offsets: bool,
-) -> tuple[list[int], list[int]] | None:
-    """The ids of ``rest`` in the text that ``text`` begins, and where they end in ``rest``; None if
-    the ids of the text do not begin with ``prompt``."""
+) -> Encoding | None:
+    """The ids of ``rest`` in the text that ``text`` begins, and their spans in ``rest``; None if the
+    ids of the text do not begin with ``prompt``."""
     tail, start = _tail(special, prompt, text)
-    ids, ends = _encode(tokenizer, tail + rest, offsets)
-    if ids[: len(start)] != start:
-        return None
-    return ids[len(start) :], [e - len(tail) for e in ends[len(start) :]]
+    return _after(_encode(tokenizer, tail + rest, offsets), tail, start)
 
 
 def _tail(special: Mapping[int, str], prompt: list[int], text: str) -> tuple[str, list[int]]:

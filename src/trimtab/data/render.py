@@ -328,10 +328,10 @@ class Renderer:
                 raise BadRowError("the chat template renders nothing in front of the completions")
             group.prompt = group.prompt[:shared]
             for i, ids in enumerate(rendered):
-                tail = next((t for t, x in enumerate(reversed(ids)) if x in self.stop_ids), 0)
-                count = len(ids) - shared
-                mask = [k < count - tail for k in range(count)]
-                group.completions.append(self._completion(example, i, ids[shared:], mask))
+                own = ids[shared:]
+                tail = next((t for t, x in enumerate(reversed(own)) if x in self.stop_ids), 0)
+                mask = [k < len(own) - tail for k in range(len(own))]
+                group.completions.append(self._completion(example, i, own, mask))
             return group
 
     def completion(self, ids: Ints, finish: Finish) -> Completion:
