@@ -39,7 +39,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     tt.sft(model=base, data=data, optim=optim, epochs=4, out=folder / "sft")
     policy = folder / "sft" / "model"
     train = pairs(folder / "pairs.jsonl", 160, seed=0)
-    held_out = pairs(folder / "held-out.jsonl", 60, seed=1)
+    held_out = pairs(folder / "held-out.jsonl", 64, seed=1)
     model = {"path": str(policy), "device": "cpu"}
     tt.reward_model(model=model, data=train, optim=optim, epochs=2, out=folder / "reward")
     return Exported(policy, folder / "reward" / "model", train, held_out)

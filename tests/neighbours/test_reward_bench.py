@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.neighbours.conftest import Exported
+from tests.support.foreign import own_accuracy
 from tests.support.neighbours import Program, program
 from trimtab.config import build
-from trimtab.evaluate import accuracy
 from trimtab.exchange import convert
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -19,14 +19,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 @pytest.fixture(scope="module")
 def reward_bench() -> Program:
     return program("RewardBench", "rewardbench", "rewardbench")
-
-
-def own_accuracy(exported: Exported, out: Path) -> float:
-    """By ``trimtab accuracy``."""
-    model = {"name": "rm", "model": str(exported.reward)}
-    options = {"rewards": [model], "data": {"held": {"path": str(exported.held_out)}},
-               "tokenizer": str(exported.reward), "out": str(out)}  # fmt: skip
-    return accuracy.main(build(accuracy.AccuracyConfig, options))["rm"]["held"]["accuracy"]
 
 
 def written(exported: Exported, form: str, to: Path) -> Path:
@@ -39,7 +31,7 @@ def written(exported: Exported, form: str, to: Path) -> Path:
 def test_the_command_line_gives_our_accuracy(
     reward_bench: Program, exported: Exported, tmp_path: Path
 ) -> None:
-    own = own_accuracy(exported, tmp_path / "own")
+    own = own_accuracy(exported.reward, exported.held_out, tmp_path / "own")
     rows = written(exported, "reward_bench", tmp_path / "pairs.jsonl")
     out = tmp_path / "out"
     reward_bench.output(
@@ -60,7 +52,7 @@ def test_the_command_line_gives_our_accuracy(
 def test_reward_bench_2_gives_our_accuracy(
     reward_bench: Program, exported: Exported, tmp_path: Path
 ) -> None:
-    own = own_accuracy(exported, tmp_path / "own")
+    own = own_accuracy(exported.reward, exported.held_out, tmp_path / "own")
     rows = written(exported, "reward_bench", tmp_path / "rows.jsonl")
     pairs = [json.loads(line) for line in rows.read_text().splitlines()]
     second = [
