@@ -15,6 +15,14 @@ from trimtab.exchange import convert
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
+# Its pipeline moves every batch to "cuda", also on machines without one.
+COMMAND = """
+import transformers
+transformers.BatchEncoding.to = lambda self, device: self
+from rewardbench.rewardbench import main
+main()
+"""
+
 
 @pytest.fixture(scope="module")
 def reward_bench() -> Program:
@@ -35,7 +43,7 @@ def test_the_command_line_gives_our_accuracy(
     rows = written(exported, "reward_bench", tmp_path / "pairs.jsonl")
     out = tmp_path / "out"
     reward_bench.output(
-        "-c", "from rewardbench.rewardbench import main; main()", "--model", str(exported.reward),
+        "-c", COMMAND, "--model", str(exported.reward),
         "--dataset", str(rows), "--load_json", "--not_quantized", "--torch_dtype", "float32",
         "--output_dir", str(out), cwd=tmp_path,
     )  # fmt: skip
