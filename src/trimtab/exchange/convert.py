@@ -20,7 +20,7 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.data import sources
 from trimtab.errors import ConfigError, DataError
-from trimtab.exchange import alpaca, argilla, hub, label_studio, reward_bench, trl
+from trimtab.exchange import alpaca, argilla, hub, inspect_logs, label_studio, reward_bench, trl
 from trimtab.exchange.fields import Dump, other_fields
 from trimtab.feedback import records as own
 from trimtab.feedback.judgement import Who
@@ -101,19 +101,23 @@ def format_of(rows: sources.Rows) -> str:
 
 
 def read(files: Sequence[str], form: str | None = None) -> Records:
-    """Items and judgements of files of any known format, of label folders, or of the hub.
+    """Items and judgements of files of any known format, of label folders, of Inspect's logs, or of the hub.
 
     Raises:
         DataError: a file or row cannot be used; the message names them.
     """
     records = Records()
     outputs: list[tuple[int, Row]] = []
+    logs: list[inspect_logs.Log] = []
     for file in files:
         if file.startswith(hub.PREFIX):
             records.merge(hub.pull(file))
             continue
         if Path(file).is_dir():
             records.merge(own.read_folder(file))
+            continue
+        if log_of_inspect := inspect_logs.read_log(file):
+            logs.append(log_of_inspect)
             continue
         rows = sources.read(file)
         name = form or format_of(rows)
@@ -124,6 +128,8 @@ def read(files: Sequence[str], form: str | None = None) -> Records:
             outputs += rows.rows
         else:
             records.merge(FORMATS[name].load(rows))
+    if logs:
+        records.merge(inspect_logs.load(logs))
     if outputs:
         records.merge(alpaca.load_outputs(sources.Rows(", ".join(files), outputs)))
     records.check()
