@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from trimtab.cli.main import main as cli
-from trimtab.doctor import diagnosis
+from trimtab.doctor import diagnosis, importer
 from trimtab.doctor.evidence import Evidence, read
 from trimtab.doctor.importer import import_run
 from trimtab.errors import DataError
@@ -162,3 +164,70 @@ def test_the_reward_trainer_of_trl_is_checked(tmp_path: Path, accuracy: float, r
     assert report.stage == "reward"
     assert [f.name for f in report.findings] == (["weak-reward-model"] if rings else [])
     assert set(report.clean) == {"not-finite"} | (set() if rings else {"weak-reward-model"})
+
+
+def test_import_of_trl(tmp_path: Path) -> None:
+    out = tmp_path / "trl"
+    (out / "completions").mkdir(parents=True)
+    (out / "checkpoint-20").mkdir()
+    history = [
+        {
+            "step": s,
+            "reward": 1.0 + s,
+            "reward_std": 0.2,
+            "kl": 0.1 * s,
+            "frac_reward_zero_std": 0.8,
+            "completions/clipped_ratio": 0.0,
+            "entropy": 1.0,
+        }
+        for s in range(1, 21)
+    ]
+    (out / "checkpoint-20" / "trainer_state.json").write_text(
+        json.dumps(
+            {"global_step": 20, "log_history": [*history, {"step": 20, "train_runtime": 3.0}]}
+        )
+    )
+    for s in (1, 20):
+        pq.write_table(
+            pa.table(
+                {
+                    "step": [s] * 20,
+                    "prompt": [[{"role": "user", "content": f"q {i}"}] for i in range(20)],
+                    "completion": [f"a {i}" for i in range(20)],
+                    "len_reward": [0.5] * 20,
+                    "advantage": [0.0] * 20,
+                }
+            ),
+            out / "completions" / f"completions_{s:05d}.parquet",
+        )
+    (out / "training_args.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
+    with pytest.raises(SystemExit) as end:
+        cli(["doctor", str(out), "--from", "trl"])
+    assert end.value.code == 1
+    report = diagnosis.examine(tmp_path / "trl-doctor")
+    assert [f.name for f in report.findings] == ["dead-gradient"]
+    assert "kl-runaway" in report.clean and "value-collapse" in report.unchecked
+    assert read(tmp_path / "trl-doctor").rollouts[0].prompt == "q 0"
+
+
+def test_import_of_wandb_and_jsonl(tmp_path: Path) -> None:
+    (tmp_path / "h.csv").write_text(
+        '"Step","run - train/reward","run - train/reward__MIN"\n'
+        + "".join(f"{s},{s / 10},0\n" for s in range(1, 12))
+    )
+    folder = importer.import_run(tmp_path / "h.csv", "wandb", tmp_path / "w")
+    assert read(folder).series("reward/mean")[1][-1] == pytest.approx(1.1)
+    (tmp_path / "x.jsonl").write_text(
+        "".join(
+            json.dumps({"step": s, "kl": 0.1})
+            + "\n"
+            + json.dumps({"step": s, "prompt": "p", "completion": "c d", "reward": s})
+            + "\n"
+            for s in range(1, 12)
+        )
+    )
+    evidence = read(importer.import_run(tmp_path / "x.jsonl", "jsonl", tmp_path / "j"))
+    assert evidence.has("objective/kl") and len(evidence.rollouts) == 11 and evidence.stage == "rl"
+    (tmp_path / "bad.jsonl").write_text('{"loss": 1}\n')
+    with pytest.raises(DataError, match="line 1: no step"):
+        importer.import_run(tmp_path / "bad.jsonl", "jsonl", tmp_path / "k")
