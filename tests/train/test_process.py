@@ -1,189 +1,40 @@
-"""Process rewards: steps in data and in token ids, the model, its stage, and credit by steps.
-
-Over 500 lines, since these share one tokenizer, one set of stepwise rows and one trained folder.
-"""
+"""Process rewards: the model and its loss, its stage, and advantages by steps."""
 
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification
 
-from tests.support import folders, templates
+from tests.support import folders
 from tests.support.invariance import agree, plain_gradient, shuffled, step
 from tests.support.models import tiny
-from trimtab.config import build
+from tests.support.processing import ROWS, base_folder, config, ids, renderer, rows
 from trimtab.data import formats
 from trimtab.data.formats import Example
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.data.pack import build as build_pack
 from trimtab.data.render import Renderer
-from trimtab.data.sources import Rows
 from trimtab.data.steps import Steps
-from trimtab.datagen.step_labels import StepLabelsConfig
-from trimtab.datagen.step_labels import main as label_steps
-from trimtab.errors import ConfigError, DataError, ModelError, RewardError
+from trimtab.errors import ModelError, RewardError
 from trimtab.models.export import save_model
 from trimtab.models.load import ModelSpec
 from trimtab.models.lora import LoraSpec
 from trimtab.models.step_scorer import StepScorer
 from trimtab.objectives.process_reward import StepLoss, group_process_advantages, state_advantages
 from trimtab.rewards.step_scores import ProcessReward, ProcessSpec
-from trimtab.rollout.collector import collect
-from trimtab.rollout.monte_carlo import monte_carlo_values
 from trimtab.runs import Run
-from trimtab.sample.sampler import Request, Sampler, SamplingConfig
 from trimtab.train.loop import fit
-from trimtab.train.process import ProcessConfig, ProcessStage
+from trimtab.train.process import ProcessStage
 from trimtab.train.process import main as train_process
 from trimtab.types import Completion, Group
-
-ROWS = [
-    {"prompt": "what is the sun ?", "completions": ["the sun", "red cat"], "labels": [True, False]},
-    {"prompt": "who", "completions": ["a", "cat dog", "yes"], "labels": ["+", "neutral", "-"]},
-    {"prompt": [{"role": "user", "content": "who ?"}], "completions": ["no"], "labels": [0.25]},
-]
-
-
-def renderer(limit: int = 1 << 20, **more: Any) -> Renderer:
-    return Renderer(
-        folders.tokenizer(), max_prompt_length=limit, max_completion_length=limit, **more
-    )
-
-
-def ids(text: str) -> np.ndarray:
-    return np.array(folders.tokenizer()(text, add_special_tokens=False)["input_ids"])
-
-
-def rows(*values: dict[str, Any]) -> Rows:
-    return Rows("steps.jsonl", list(enumerate(values, 1)))
-
-
-def write_steps(path: Path, n: int = 48) -> Path:
-    """A step is correct when it holds no "not"."""
-    rng = random.Random(3)
-    lines: list[dict[str, object]] = []
-    for _ in range(n):
-        texts = [folders.sentence(rng).replace(".", "?") for _ in range(rng.randint(1, 4))]
-        texts = [t + " not" if rng.random() < 0.4 else t.replace("not", "yes") for t in texts]
-        lines.append(
-            {
-                "prompt": folders.sentence(rng),
-                "completions": texts,
-                "labels": ["not" not in t for t in texts],
-            }
-        )
-    return folders.write(path, lines)
-
-
-# Data ------------------------------------------------------------------------------------------
-
-
-def test_rows_become_marked_completions() -> None:
-    read = formats.steps(rows(*ROWS))
-    assert [e.labels for e in read] == [[1, 0], [1, 1, 0], [0.25]]
-    group = Steps(renderer(), ".").group(read[0])
-    assert group is not None
-    (c,) = group.completions
-    assert c.ids.tolist() == ids("the sun . red cat .").tolist()
-    assert np.flatnonzero(c.mask).tolist() == [2, 5]
-    assert c.tokens["step_label"][c.mask].tolist() == [1, 0]
-
-
-@pytest.mark.parametrize(
-    ("bad", "why"),
-    [
-        ({"labels": [True]}, "must list 2 labels"),
-        ({"labels": [True, 1.5]}, r"labels\[1\].*1.5"),
-        ({"labels": [-1, 1]}, r"labels\[0\].*neutral"),
-        ({"labels": [float("nan"), 1]}, r"labels\[0\]"),
-        ({"completions": "the sun"}, "list the steps"),
-        ({"completions": ["the sun", ""]}, r"completions\[1\].*empty"),
-        ({"completions": ["the sun", 3]}, r"completions\[1\].*int"),
-        ({"prompt": ""}, "'prompt' is empty"),
-    ],
-)
-def test_a_bad_row_is_named(bad: dict[str, Any], why: str) -> None:
-    with pytest.raises(DataError, match=rf"steps.jsonl: row 2: .*{why}"):
-        formats.steps(rows(ROWS[0], {**ROWS[0], **bad}))
-
-
-def test_wrong_columns_are_told() -> None:
-    with pytest.raises(DataError, match="completions\\+labels\\+prompt"):
-        formats.steps(rows({"prompt": "a", "chosen": "b"}))
-
-
-@pytest.mark.parametrize("kind", ["bytes", "first", "legacy"])
-def test_steps_are_tokenised_as_they_follow_each_other(kind: str) -> None:
-    steps = Steps(Renderer(templates.tokenizer(templates.ZEPHYR, kind)))
-    row = {
-        "prompt": [{"role": "user", "content": "four"}],
-        "completions": ["two plus", "seven"],
-        "labels": [1, 0],
-    }
-    group = steps.group(formats.steps(Rows("rows", [(1, row)]))[0])
-    assert group is not None
-    tokenizer = steps.renderer.tokenizer
-    text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer(text + "two plus\nseven\n", add_special_tokens=False)["input_ids"]
-    assert [*group.prompt, *group.completions[0].ids] == whole
-
-
-def test_long_solutions_are_cut_at_a_step() -> None:
-    example = formats.steps(rows(ROWS[1]))[0]
-    short = renderer(5)
-    group = Steps(short, ".").group(example)
-    assert group is not None
-    assert np.flatnonzero(group.completions[0].mask).tolist() == [1, 4]
-    assert short.cut == ["row 1: steps have 7 tokens, over 5"]
-    assert Steps(renderer(1), ".").group(example) is None
-    with pytest.raises(DataError, match=r"row 1.*max_completion_length"):
-        Steps(renderer(5, on_long="error"), ".").group(example)
-
-
-def test_a_separator_without_a_token_is_refused() -> None:
-    with pytest.raises(ConfigError, match="separator"):
-        Steps(renderer(), "\n")
-
-
-@pytest.mark.parametrize(
-    ("text", "ends", "closed", "reads"),
-    [
-        ("a . no <eos>", [1, 3], "a . no .", [1, 3]),
-        ("a . no . <eos>", [1, 4], "a . no .", [1, 3]),
-        ("a . . no", [1, 3], "a . . no .", [1, 4]),
-        ("a", [0], "a .", [1]),
-        ("<eos>", [0], ".", [0]),
-        (". a .", [2], ". a .", [2]),
-    ],
-)
-def test_steps_end_at_separators(text: str, ends: list[int], closed: str, reads: list[int]) -> None:
-    cutter = Steps(renderer(), ".")
-    assert cutter.ends(ids(text)).tolist() == ends
-    got, at = cutter.closed(ids(text))
-    assert (got.tolist(), at.tolist()) == (ids(closed).tolist(), reads)
-
-
-def test_rendered_and_sampled_steps_agree() -> None:
-    """What training reads is what scoring reads."""
-    cutter = Steps(renderer(), ".")
-    for example in formats.steps(rows(*ROWS)):
-        group = cutter.group(example)
-        assert group is not None
-        (c,) = group.completions
-        got, at = cutter.closed(np.append(c.ids[:-1], cutter.renderer.eos))
-        assert got.tolist() == c.ids.tolist()
-        assert at.tolist() == np.flatnonzero(c.mask).tolist()
-
 
 # Model and objective ---------------------------------------------------------------------------
 
@@ -330,28 +181,7 @@ def test_a_reward_model_is_no_step_scorer(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    folders.model_folder(folder / "model")
-    write_steps(folder / "steps.jsonl")
-    return folder
-
-
-def config(base: Path, out: Path, **more: Any) -> ProcessConfig:
-    return build(
-        ProcessConfig,
-        {
-            "out": str(out),
-            "model": {"path": str(base / "model"), "device": "cpu"},
-            "data": {"path": str(base / "steps.jsonl")},
-            "separator": ".",
-            "epochs": 2,
-            "batch_size": 8,
-            "holdout": 16,
-            "optim": {"lr": 1e-3},
-            "loop": {"save_steps": 2, "token_budget": 256},
-            **more,
-        },
-    )
+    return base_folder(tmp_path_factory.mktemp("base"))
 
 
 def weights(out: Path) -> bytes:
@@ -503,158 +333,6 @@ def test_a_model_with_another_template_reads_the_prompt_in_its_own(
         c = group.completions[0]
         scores.append(c.tokens["step_score"][c.tokens["step_end"] > 0].tolist())
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
-
-
-# Monte-Carlo -----------------------------------------------------------------------------------
-
-
-def test_a_request_may_have_a_lower_limit() -> None:
-    sampler = Sampler(tiny("llama"), stop_ids=())
-    sampling = SamplingConfig(max_new_tokens=6)
-    (a,), (b,) = sampler(
-        [Request(np.array([5]), (0,)), Request(np.array([5]), (0,), limit=2)], sampling
-    )
-    assert len(a.ids) == 6
-    assert b.ids.tolist() == a.ids[:2].tolist()
-    assert b.finish == "length"
-
-
-RIGHT, WRONG, CUT, EOS = 5, 6, 7, 2
-
-
-class Coin(nn.Module):
-    """Stands for a sampler: answers RIGHT with probability 1/4, WRONG else, then ends.
-
-    After a prefix that already holds WRONG it never answers RIGHT.
-    """
-
-    stop_ids = (EOS,)
-
-    def __call__(self, requests: Any, sampling: Any, progress: Any = None) -> Any:
-        from trimtab.sample.draw import uniforms
-        from trimtab.sample.sampler import Sampled
-
-        out: list[Any] = []
-        for r in requests:
-            samples: list[Any] = []
-            for i in range(r.n):
-                good = uniforms((*r.key, i), 1)[0] < 0.25 and WRONG not in r.prompt
-                drawn = np.array([RIGHT if good else WRONG, EOS])[: r.limit]
-                finish = "stop" if drawn[-1] == EOS else "length"
-                samples.append(Sampled(drawn, np.zeros(len(drawn), np.float32), finish))
-            out.append(samples)
-        return out
-
-
-def has_right(groups: Any) -> None:
-    for g in groups:
-        for c in g.completions:
-            c.reward = float(RIGHT in c.ids and WRONG not in c.ids)
-
-
-def test_values_of_a_known_chance() -> None:
-    """V is 1/4 at the start and after an empty step, 0 after a wrong one, 1 at a right end."""
-    k = 400
-    first = Completion(np.array([CUT, RIGHT, EOS]), np.ones(3, bool), finish="stop")
-    second = Completion(np.array([WRONG, CUT, RIGHT, EOS]), np.ones(4, bool), finish="stop")
-    groups = [Group("a", np.array([1, 9]), [first, second])]
-
-    def ends(x: np.ndarray) -> np.ndarray:
-        return np.array([int(np.flatnonzero(x == CUT)[0]), len(x) - 1])
-
-    ((a, b),) = monte_carlo_values(
-        cast(Any, Coin()), renderer(), groups, has_right, SamplingConfig(max_new_tokens=8),
-        ends, k, (0,),
-    )  # fmt: skip
-    low, high = binom.interval(0.9999, k, 0.25)
-    for returns in (a.returns[0], a.returns[1], b.returns[0]):
-        assert len(returns) == k
-        assert low <= sum(returns) <= high
-    assert a.returns[1] != a.returns[0], "each state has a stream of its own"
-    assert b.values.tolist()[1:] == [0.0, 0.0]
-    assert a.returns[2] == [1.0]
-    assert first.reward is None, "the completions given are not changed"
-
-
-def test_continuations_stay_within_the_limit_and_failures_are_left_out() -> None:
-    cut = Completion(np.array([CUT, RIGHT]), np.ones(2, bool), finish="length")
-    seen: list[int] = []
-
-    def judge(groups: Any) -> None:
-        for g in groups:
-            for i, c in enumerate(g.completions):
-                seen.append(len(c))
-                c.reward = None if i else 1.0
-
-    ((v,),) = monte_carlo_values(
-        cast(Any, Coin()), renderer(), [Group("a", np.array([1]), [cut])], judge,
-        SamplingConfig(max_new_tokens=2), lambda x: np.arange(len(x)), 3, (0,),
-    )  # fmt: skip
-    assert max(seen) == 2
-    assert v.returns == [[1.0], [1.0], [1.0]]
-
-
-def test_prefix_ids_are_continued_as_they_are() -> None:
-    """On a real sampler a greedy policy goes on to the very completion it was cut from."""
-    model = tiny("llama", seed=3)
-    sampler = Sampler(model, folders.tokenizer(), stop_ids=(2,))
-    greedy = SamplingConfig(max_new_tokens=8, temperature=0.0)
-    prompts = [Group(str(i), np.array([1, 6 + i]), []) for i in range(3)]
-    groups = collect(sampler, renderer(), prompts, greedy, n=1, key=(0,), version=0)
-    seen: list[list[int]] = []
-
-    def judge(scored_groups: Any) -> None:
-        for g in scored_groups:
-            for c in g.completions:
-                c.reward = 0.0
-                assert c.ids.tolist() == groups[int(g.id)].completions[0].ids.tolist()
-                seen.append(c.ids.tolist())
-
-    monte_carlo_values(
-        sampler, renderer(), groups, judge, greedy, lambda x: np.arange(len(x)), 1, (1,)
-    )
-    assert len(seen) >= sum(len(g.completions[0]) for g in groups)
-
-
-def said_answer(prompts: list[str], completions: list[str], answer: list[str]) -> list[float]:
-    return [float(a in c.split()) for a, c in zip(answer, completions, strict=True)]
-
-
-def test_labels_to_a_process_reward_model(base: Path, tmp_path: Path) -> None:
-    prompts = [{"prompt": f"who {w} ?", "answer": "cat"} for w in folders.WORDS[:6]]
-    folders.write(tmp_path / "prompts.jsonl", cast(Any, prompts))
-    values = {
-        "model": {"path": str(base / "model"), "device": "cpu"},
-        "data": {"path": str(tmp_path / "prompts.jsonl")},
-        "rewards": [{"name": "answer", "function": f"{HERE}:said_answer"}],
-        "solutions": 3,
-        "continuations": 4,
-        "separator": "is",
-        "sampling": {"max_new_tokens": 24},
-        "chunk": 4,
-    }
-    hard_config = build(StepLabelsConfig, {**values, "out": str(tmp_path / "hard")})
-    figures = label_steps(hard_config)
-    lines = (tmp_path / "hard" / "steps.jsonl").read_text().splitlines()
-    label_rows = [json.loads(x) for x in lines]
-    assert figures.solutions == len(label_rows) > 0
-    assert figures.steps == sum(len(r["labels"]) for r in label_rows)
-    for r in label_rows:
-        assert r["answer"] == "cat"
-        assert len(r["completions"]) == len(r["labels"]) == len(r["returns"])
-        assert r["labels"] == [float(any(x)) for x in r["returns"]]
-    # A stopped run goes on to the same bytes.
-    (tmp_path / "hard" / "parts" / "00000004.jsonl").unlink()
-    (tmp_path / "hard" / "steps.jsonl").unlink()
-    label_steps(hard_config)
-    assert (tmp_path / "hard" / "steps.jsonl").read_text().splitlines() == lines
-    label_steps(build(StepLabelsConfig, {**values, "out": str(tmp_path / "soft"), "label": "soft"}))
-    soft = [json.loads(x) for x in (tmp_path / "soft" / "steps.jsonl").read_text().splitlines()]
-    assert [r["completions"] for r in soft] == [r["completions"] for r in label_rows]
-    assert all(r["labels"] == pytest.approx(r["values"]) for r in soft)
-    data = {"path": str(tmp_path / "soft" / "steps.jsonl")}
-    trained = train_process(config(base, tmp_path / "prm", data=data, separator="is", holdout=4))
-    assert "eval/accuracy" in trained
 
 
 def test_packs_carry_step_columns() -> None:
