@@ -187,7 +187,7 @@ def test_stage_writes_a_start(tmp_path: Path) -> None:
     given = {"demonstrations": 30, "prompts": 10, "heldout": 10, "wrong": 0.0}
     for name in ("a", "b"):
         figures = run(build(config, {"out": str(tmp_path / name), **given}, "test"))
-        assert figures["right"] == 1.0
+        assert figures.right == 1.0
     for file in ("demonstrations.jsonl", "prompts.jsonl", "heldout.jsonl", "config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     row = json.loads((tmp_path / "a" / "heldout.jsonl").read_text().splitlines()[0])
