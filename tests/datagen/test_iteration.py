@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_the_curve_is_the_estimator_over_prompts(base: Path, tmp_path: Path) -> 
     means = [at["reward"] for at in curve.values()]
     assert means == sorted(means)
     assert curve["1"]["kl_bound"] == 0.0
-    assert json.loads((tmp_path / "o" / "summary.json").read_text()) == figures
+    assert json.loads((tmp_path / "o" / "summary.json").read_text()) == asdict(figures)
 
 
 def test_answers_without_a_score_are_counted_and_left_out(base: Path, tmp_path: Path) -> None:
