@@ -104,7 +104,7 @@ class Bench:
             "q", q.scene.messages(), [[{"role": "assistant", "content": a}] for a in q.answers],
             ranks=list(ranks) if ranks is not None else None,
         )  # fmt: skip
-        group = self.renderer.comparison(example)
+        group = self.renderer.scoring(example)
         assert group is not None
         return group
 

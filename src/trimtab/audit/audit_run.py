@@ -169,7 +169,7 @@ def score(samples: Sequence[Row], run: Path, config: AuditConfig) -> list[Audite
                 extra=dict(row.extra) if row is not None else {},
             )
         )
-    groups = [g for g in map(renderer.comparison, examples) if g is not None]
+    groups = [g for g in map(renderer.scoring, examples) if g is not None]
     Rewards([gold.reward()], tokenizer, 8192, config.device)(groups)
     kl_by_step = recorded_kl(run)
     scores = [g.completions[0].scores["gold"] for g in groups]

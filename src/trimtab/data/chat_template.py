@@ -134,13 +134,14 @@ class ChatTemplate:
                 before = self(messages[:i], columns, "generate")
             after = self(messages[: i + 1], columns)
             if not after.startswith(before):
-                self.unsampled = self.unsampled or _difference(before, after)
+                difference = _difference(before, after)
                 before = after[: shared_text(self.tokenizer, before, after)]
                 if not before.startswith(self(messages[:i], columns)):
                     raise BadRowError(
                         f"the chat template renders the turns before turn {i + 1} otherwise once it is "
-                        f"added ({self.unsampled}); use another model.chat_template"
+                        f"added ({difference}); use another model.chat_template"
                     )
+                self.unsampled = self.unsampled or difference
             if after == before:
                 raise BadRowError(f"the chat template renders nothing for turn {i + 1}")
             turn = _cut(after[len(before) :], ends)

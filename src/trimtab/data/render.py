@@ -293,9 +293,9 @@ class Renderer:
             self._warned = True
             log.warning(
                 "%s: row %d: the chat template does not continue its own generation prompt (%s), so the "
-                "model is trained on a prompt that it is never sampled from. Write turns as the template expects them "
-                "(thoughts in 'reasoning_content'), set its options in a column 'chat_template_kwargs', "
-                "or use another model.chat_template",
+                "model is trained on a prompt that it is never sampled from. Write turns as the "
+                "template expects them (thoughts in 'reasoning_content'), set its options in a column "
+                "'chat_template_kwargs', or use another model.chat_template",
                 example.source or "data",
                 example.row,
                 self.template.unsampled,

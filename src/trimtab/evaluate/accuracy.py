@@ -59,7 +59,7 @@ def main(config: AccuracyConfig) -> dict[str, dict[str, dict[str, float]]]:
             max_prompt_length=spec.max_prompt_length,
             max_completion_length=spec.max_completion_length,
         )
-        sets[name] = load_groups(spec, formats.comparisons, renderer.comparison, read_comparisons)
+        sets[name] = load_groups(spec, formats.comparisons, renderer.scoring, read_comparisons)
     rewards = Rewards(c.rewards, tokenizer, c.token_budget, c.device)
     results: dict[str, dict[str, dict[str, float]]] = {r.name: {} for r in c.rewards}
     for name, groups in sets.items():

@@ -27,7 +27,7 @@ def measure_accuracy(
     Raises:
         DataError: no pair could be scored.
     """
-    groups = [g for g in map(reward.renderer.comparison, ranked) if g is not None]
+    groups = [g for g in map(reward.renderer.scoring, ranked) if g is not None]
     reward.rewards(groups)
     scored = list(zip(groups, reward.scores(groups), strict=True))
     metrics, bins = reward_models.figures(scored)

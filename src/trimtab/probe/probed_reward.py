@@ -59,9 +59,7 @@ class ProbedReward:
                 t if isinstance(prompt, str) else [{"role": "assistant", "content": t}]
                 for t in texts
             ]
-            group = self.renderer.comparison(
-                Example(str(i), prompt, completions, extra=dict(extra))
-            )
+            group = self.renderer.scoring(Example(str(i), prompt, completions, extra=dict(extra)))
             assert group is not None
             groups.append(group)
         self.rewards(groups)
