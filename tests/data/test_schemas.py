@@ -261,7 +261,9 @@ def test_trls_columns_go_first() -> None:
 
 def test_a_prompt_keeps_the_columns_of_its_row() -> None:
     [example] = examples(formats.prompts, SFT["question and answer"][0])
-    assert example.extra["answer"] == "#### 4"
+    assert example.extra == {"question": "2+2", "answer": "#### 4"}
+    [example] = examples(formats.prompts, PAIRS["ultrafeedback"][0])
+    assert "completions" not in example.extra, "a reward function has an argument of this name"
 
 
 def test_a_dataset_for_another_stage_is_named() -> None:

@@ -128,7 +128,9 @@ SCHEMAS: tuple[Schema, ...] = (
     _schema("comparisons", "summarize-from-feedback", "info summaries choice", comparisons.summaries,
             "choice names the better of two summaries of info.post or info.article"),
 )  # fmt: skip
-_REPLACED = frozenset(("prompt", "messages", "chosen", "rejected", "rows"))
+_PROMPT_COLUMNS = frozenset(("prompt", "messages", "chosen", "rejected", "tools"))
+"""Columns that prompts are read from."""
+_REPLACED = _PROMPT_COLUMNS - {"tools"} | {"completions", "rows"}
 """Columns that only the schema's reader may set."""
 NAMES = (TRL, *dict.fromkeys(s.name for s in SCHEMAS))
 """Values of ``data.format``."""
@@ -181,6 +183,8 @@ def _standard(rows: Rows, kind: Kind) -> Rows:
         # A reward function may need the reference answer of a prompt, so it keeps every column.
         replaced = _REPLACED if kind == "prompts" else _REPLACED | schema.explains
         other = {k: v for k, v in row.items() if k not in replaced}
+        if kind == "prompts":
+            read = {k: v for k, v in read.items() if k in _PROMPT_COLUMNS}
         result.rows.append((number, other | read))
     for schema, count in counts.items():
         log.info("%s: %d rows read as %s: %s", rows.name, count, schema.name, schema.meaning)
