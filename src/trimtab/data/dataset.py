@@ -32,8 +32,16 @@ class DataSpec(Config):
         """The rows, as read."""
         if Path(self.path).expanduser().is_dir():  # labels, whose files are compared
             return {}
-        rows = sources.read(self.path, split=self.split, limit=self.limit, strict=self.strict)
+        rows = self.rows()
         return {"path": rows_content(row for _, row in rows.rows)}
+
+    def rows(self, read: Callable[..., sources.Rows] = sources.read) -> sources.Rows:
+        """The rows, as ``read`` gives them."""
+        rows = read(
+            self.path, split=self.split, subset=self.subset, limit=self.limit, strict=self.strict
+        )
+        rows.format = self.format
+        return rows
 
     path: str
     """A local jsonl, json, parquet, csv or txt file (gz too), or a hub id."""
@@ -99,10 +107,7 @@ def load_groups(
     Raises:
         DataError: a row cannot be used (strict), or nothing is left.
     """
-    rows = read(
-        spec.path, split=spec.split, subset=spec.subset, limit=spec.limit, strict=spec.strict
-    )
-    rows.format = spec.format
+    rows = spec.rows(read)
     examples = make(rows)
     lost = ReadCounts()
     groups: list[Group] = []
