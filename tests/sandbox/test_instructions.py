@@ -57,12 +57,15 @@ def test_every_type_has_a_case() -> None:
 def test_instructions_are_different_and_held_out_ones_are_about_other_topics() -> None:
     train, held_out = instructions(400, seed=0), instructions(120, seed=0, held_out=True)
     assert train == instructions(400, seed=0) != instructions(400, seed=1)
-    assert len({r["prompt"] for r in train + held_out}) == 520
-    assert not any(t in r["prompt"] for r in train for t in TOPICS[-HELD_OUT_TOPICS:])
+    texts = [r["prompt"][0]["content"] for r in train]
+    assert len({*texts, *(r["prompt"][0]["content"] for r in held_out)}) == 520
+    assert not any(t in text for text in texts for t in TOPICS[-HELD_OUT_TOPICS:])
     kinds = {c["type"] for r in train for c in r["constraints"]}
     assert kinds == set(CONSTRAINTS) - set(UNSEEN)
     assert {c["type"] for r in held_out for c in r["constraints"]} == set(CONSTRAINTS)
-    assert all("{" not in r["prompt"] and len(r["constraints"]) in (1, 2) for r in train)
+    assert all(
+        "{" not in str(r["prompt"][0]["content"]) and len(r["constraints"]) in (1, 2) for r in train
+    )
     families = [[CONSTRAINTS[c["type"]].family for c in r["constraints"]] for r in train]
     assert all(len(set(f)) == len(f) for f in families)
 
@@ -87,9 +90,11 @@ def test_a_demonstration_satisfies_its_constraints_in_the_words_of_the_text() ->
     assert all(row is not None for row in rows)
     seen: set[str] = set()
     for row in rows:
-        assert row is not None and row["prompt"].startswith("Describe honey bees. ")
-        assert all(satisfied(row["completion"], c) for c in row["constraints"])
-        assert {"honey", "bees", "flowers"} & set(re.findall(r"\w+", row["completion"].lower()))
+        assert row is not None
+        text = row["completion"][0]["content"]
+        assert row["prompt"][0]["content"].startswith("Describe honey bees. ")
+        assert all(satisfied(text, c) for c in row["constraints"])
+        assert {"honey", "bees", "flowers"} & set(re.findall(r"\w+", text.lower()))
         seen |= {c["type"] for c in row["constraints"]}
     assert seen == set(CONSTRAINTS) - set(UNSEEN)
 

@@ -119,5 +119,6 @@ def demonstration(
                 break
             constraints.append({"type": name, **values})
         if len(constraints) == len(names) and all(satisfied(edited, c) for c in constraints):
-            return {**instruction(task, constraints, rng), "completion": edited}
+            completion = [{"role": "assistant", "content": edited}]
+            return {**instruction(task, constraints, rng), "completion": completion}
     return None

@@ -251,7 +251,7 @@ def instructions(count: int, seed: int, *, held_out: bool = False) -> list[Row]:
         names = draw_types(rng, unseen=held_out and len(rows) % 6 == 5)
         constraints = [{"type": name, **CONSTRAINTS[name].draw(rng)} for name in names]
         row = instruction(task, constraints, rng)
-        rows[row["prompt"]] = row
+        rows[row["prompt"][0]["content"]] = row
     return list(rows.values())
 
 
@@ -270,7 +270,8 @@ def instruction(task: str, constraints: Sequence[Values], rng: np.random.Generat
         listed = " and ".join(f"'{x}'" for x in c.get("words", c.get("keys", ())))
         sentences.append(texts[int(rng.integers(len(texts)))].format(**c, listed=listed))
     kind = " + ".join(c["type"] for c in constraints)
-    return {"prompt": " ".join(sentences), "constraints": list(constraints), "kind": kind}
+    prompt = [{"role": "user", "content": " ".join(sentences)}]
+    return {"prompt": prompt, "constraints": list(constraints), "kind": kind}
 
 
 def draw_types(rng: np.random.Generator, unseen: bool = False) -> list[str]:
