@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from trimtab.config import read_yaml
+from trimtab.runs import read_object
 
 Plain = Mapping[str, object]
 """A mapping as it is read from YAML."""
@@ -132,7 +133,14 @@ class RunSettings:
             ConfigError: the file is no YAML mapping.
         """
         path = run / "config.yaml"
-        return cls.of(read_yaml(path)) if path.is_file() else cls()
+        settings = cls.of(read_yaml(path)) if path.is_file() else cls()
+        rates = cast("dict[str, float]", read_object(run / "facts.json").get("lr") or {})
+        critic_lr = rates.pop("critic", None)
+        return replace(
+            settings,
+            lr=settings.lr or next(iter(rates.values()), None),
+            critic_lr=settings.critic_lr or critic_lr,
+        )
 
 
 def _reward(entry: Plain) -> RewardSettings:

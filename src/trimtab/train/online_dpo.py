@@ -26,7 +26,7 @@ from trimtab.train.rollouts import (
     rollout_metrics,
 )
 from trimtab.train.stage import Metrics
-from trimtab.train.trainer import OptimSpec, Part, Trainer
+from trimtab.train.trainer import Part, Trainer
 from trimtab.types import Group
 
 
@@ -51,7 +51,6 @@ class OnlineConfig(RolloutConfig):
     """Optimiser steps, each on newly sampled completions."""
     batch_size: int = Field(default=64, gt=0)
     """Prompts per step."""
-    optim: OptimSpec = OptimSpec(lr=1e-6)
 
     @model_validator(mode="after")
     def _check(self) -> OnlineConfig:
@@ -104,11 +103,17 @@ def ranked(groups: Sequence[Group]) -> tuple[list[Group], int, int]:
 class OnlineStage(RolloutStage[OnlineConfig]):
     """Trains a policy on pairs of its own completions."""
 
+    rate_of = "preference"
+
     def __init__(self, config: OnlineConfig) -> None:
         super().__init__(config)
         self.steps = config.steps
         self.trainer = Trainer(
-            {"model": self.lm.model}, {"model": config.optim}, config.steps, config.loop
+            {"model": self.lm.model},
+            {"model": config.optim},
+            config.steps,
+            config.loop,
+            self.rate_of,
         )
         self.prepare(self.rewards)
 

@@ -19,7 +19,6 @@ from trimtab.stats.detection import bootstrap_auc, first_error
 from trimtab.stats.uncertainty import bootstrap_mean, calibration_bins, ece
 from trimtab.train.loop import run_stage
 from trimtab.train.stage import DatasetConfig, DatasetStage, Metrics, interval
-from trimtab.train.trainer import OptimSpec
 from trimtab.types import Group
 
 
@@ -35,11 +34,12 @@ class ProcessConfig(DatasetConfig):
     separator: str = "\n"
     """Text after each reasoning step; P(correct) is read at its last token."""
     objective: StepLoss = StepLoss()
-    optim: OptimSpec = OptimSpec(lr=1e-5)
 
 
 class ProcessStage(DatasetStage[ProcessConfig, StepScorer]):
     """Trains a classifier of reasoning steps."""
+
+    rate_of = "reward"
 
     @cached_property
     def splitter(self) -> Steps:

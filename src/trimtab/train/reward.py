@@ -20,7 +20,6 @@ from trimtab.models.heads import Scorer
 from trimtab.objectives.bradley_terry import BradleyTerry
 from trimtab.train.loop import run_stage
 from trimtab.train.stage import DatasetConfig, DatasetStage, Metrics, interval
-from trimtab.train.trainer import OptimSpec
 from trimtab.types import Group
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ class RewardConfig(DatasetConfig):
     objective: BradleyTerry = BradleyTerry()
     normalise: Literal["none", "mean", "standard"] = "standard"
     """What is subtracted and divided at inference; the statistics are saved with the model."""
-    optim: OptimSpec = OptimSpec(lr=1e-5)
 
     @model_validator(mode="after")
     def _check_names(self) -> RewardConfig:
@@ -51,6 +49,8 @@ class RewardConfig(DatasetConfig):
 
 class RewardStage(DatasetStage[RewardConfig, Scorer]):
     """Trains a scalar head to score the chosen completion above the rejected one."""
+
+    rate_of = "reward"
 
     def read(self, spec: DataSpec) -> list[Group]:
         """Comparisons as groups of ranked completions."""

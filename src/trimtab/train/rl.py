@@ -35,6 +35,8 @@ from trimtab.types import Completion, Group
 class RLStage(RolloutStage[RLConfig]):
     """Trains a policy on the rewards of its rollouts."""
 
+    rate_of = "rl"
+
     def __init__(self, config: RLConfig) -> None:
         super().__init__(config)
         method = config.method
@@ -72,6 +74,7 @@ class RLStage(RolloutStage[RLConfig]):
             {n: optim[n] for n in modules},
             config.steps * method.updates.steps,
             config.loop,
+            self.rate_of,
         )
         self.prepare(self.rewards)
         self.guard: Guard | None = None

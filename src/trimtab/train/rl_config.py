@@ -29,7 +29,7 @@ class CriticSpec(Config):
     """A separate model, or a linear head on the policy's trunk."""
     model: ModelSpec | None = None
     """What a separate critic starts from; the policy's own start when not given."""
-    optim: OptimSpec = OptimSpec(lr=1e-5)
+    optim: OptimSpec = OptimSpec()
 
 
 class PtxSpec(Config):
@@ -70,7 +70,6 @@ class RLConfig(RolloutConfig):
     """Iterations: each samples a batch of rollouts and trains on it."""
     batch_size: int = Field(default=64, gt=0)
     """Prompts per iteration, each with ``method.group_size`` completions."""
-    optim: OptimSpec = OptimSpec(lr=1e-6)
 
     @model_validator(mode="after")
     def _sane(self) -> RLConfig:

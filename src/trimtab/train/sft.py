@@ -12,7 +12,6 @@ from trimtab.models.load import LM
 from trimtab.objectives.nll import SFT
 from trimtab.train.loop import run_stage
 from trimtab.train.stage import DatasetConfig, DatasetStage, Metrics
-from trimtab.train.trainer import OptimSpec
 from trimtab.types import Group
 
 
@@ -22,7 +21,6 @@ class SFTConfig(DatasetConfig):
     stage: Literal["sft"] = "sft"
     out: str = "runs/sft"
     objective: SFT = SFT()
-    optim: OptimSpec = OptimSpec(lr=2e-5)
 
 
 class SFTStage(DatasetStage[SFTConfig, LM]):

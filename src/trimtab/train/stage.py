@@ -25,6 +25,7 @@ from trimtab.data.pack import Output, Pack, packs
 from trimtab.models.export import save_model
 from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.runs import Run, write_atomic
+from trimtab.train.learning_rate import RateOf
 from trimtab.train.run_facts import data_facts
 from trimtab.train.trainer import LoopSpec, LossFn, OptimSpec, Part, Trainer, batch_indices
 from trimtab.types import Group, Row
@@ -42,7 +43,7 @@ class StageConfig(Config):
     model: ModelSpec
     """The model to train."""
     data: DataSpec
-    optim: OptimSpec
+    optim: OptimSpec = OptimSpec()
     loop: LoopSpec = LoopSpec()
     export: Literal["merged", "adapter"] = "merged"
     """What is exported where adapters are trained: the whole model with the adapters merged into its
@@ -96,6 +97,8 @@ class Stage(ABC, Generic[C, M]):
         steps: A stage that lowers it while training ends there.
     """
 
+    rate_of: ClassVar[RateOf] = "sft"
+    """Whose learning rates are the default."""
     network: M
     trainer: Trainer
     steps: int
@@ -130,6 +133,7 @@ class Stage(ABC, Generic[C, M]):
         facts = {
             "stage": self.name,
             "read": asdict(self.read_counts),
+            "lr": self.trainer.lr,
             **data_facts(self.renderer, train, held_out),
             **self.facts(),
         }
@@ -191,7 +195,11 @@ class DatasetStage(Stage[D, M]):
         self.steps = max(1, round(config.epochs * len(self.train) / config.batch_size))
         self.network = self.load_model()
         self.trainer = Trainer(
-            {"model": self.network.model}, {"model": config.optim}, self.steps, config.loop
+            {"model": self.network.model},
+            {"model": config.optim},
+            self.steps,
+            config.loop,
+            self.rate_of,
         )
 
     @abstractmethod

@@ -24,6 +24,7 @@ from trimtab.errors import UserError
 from trimtab.kernels.allocator import keep_freed_memory
 from trimtab.models import checkpoint
 from trimtab.objectives.terms import Counts, Loss
+from trimtab.train.learning_rate import RateOf, checked_rate
 from trimtab.types import Group
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ class OptimSpec(Config):
         "warmup": "warmup_ratio",
         "floor": "min_lr_ratio",
     }
-    lr: float = Field(default=1e-5, gt=0.0)
-    """Peak learning rate."""
+    lr: float | None = Field(default=None, gt=0.0)
+    """Peak learning rate; by default from the stage, the number of parameters and LoRA."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0.0)
@@ -175,14 +176,25 @@ class Trainer:
         optim: Settings by module name.
         total: Optimiser steps of the run, for the learning-rate schedule.
         loop: Token budget, and the limit on skipped steps.
+        rate_of: Whose learning rates are the default; a critic's are those of reward models.
     """
 
     def __init__(
-        self, modules: dict[str, nn.Module], optim: dict[str, OptimSpec], total: int, loop: LoopSpec
+        self,
+        modules: dict[str, nn.Module],
+        optim: dict[str, OptimSpec],
+        total: int,
+        loop: LoopSpec,
+        rate_of: RateOf = "sft",
     ) -> None:
         keep_freed_memory()
         self.modules = modules
         self.optim = optim
+        self.lr = {
+            name: checked_rate(optim[name].lr, module, *_rate_key(name, rate_of))
+            for name, module in modules.items()
+        }
+        """Peak learning rate of each module."""
         self.total = max(1, total)
         self.loop = loop
         self.updates = 0
@@ -197,7 +209,7 @@ class Trainer:
             [
                 {
                     "params": [p for _, p in self.params[name]],
-                    "lr": optim[name].lr,
+                    "lr": self.lr[name],
                     "betas": optim[name].betas,
                     "eps": optim[name].eps,
                     "weight_decay": optim[name].weight_decay,
@@ -232,7 +244,7 @@ class Trainer:
         for settings, (name, spec) in zip(
             self.optimizer.param_groups, self.optim.items(), strict=True
         ):
-            settings["lr"] = spec.lr * lr_factor(spec, self.updates, self.total)
+            settings["lr"] = self.lr[name] * lr_factor(spec, self.updates, self.total)
             metrics[f"lr/{name}"] = settings["lr"]
         if finite:
             self.optimizer.step()
@@ -345,6 +357,11 @@ class Trainer:
         # The packs fix the order of the sums, so a resumed run has the same bits.
         self.budget = int(meta.get("budget", self.budget))
         checkpoint.restore_rng(saved.tensors("random"))
+
+
+def _rate_key(module: str, rate_of: RateOf) -> tuple[RateOf, str]:
+    """The table's row of a module, and the key that sets its learning rate."""
+    return ("reward", "critic.optim.lr") if module == "critic" else (rate_of, "optim.lr")
 
 
 def batch_indices(count: int, batch: int, step: int, seed: int) -> list[int]:
