@@ -323,17 +323,29 @@ def test_adapters_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (path / "adapter_config.json").write_text(json.dumps(gone))
     with pytest.raises(ModelError, match="the base of the adapter in"):
         load()
+    itself = {**values, "base_model_name_or_path": str(path)}
+    (path / "adapter_config.json").write_text(json.dumps(itself))
+    with pytest.raises(ModelError, match="is an adapter too"):
+        load()
 
 
-def test_an_adapter_with_more_tokens_than_its_base(tmp_path: Path) -> None:
-    base = lm_folder(tmp_path / "lm", tied=True)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("tied", "modules"), [(True, None), (False, None), (False, ["embed_tokens", "lm_head"])]
+)
+def test_an_adapter_with_more_tokens_than_its_base(
+    tied: bool, modules: list[str] | None, tmp_path: Path
+) -> None:
+    base = lm_folder(tmp_path / "lm", tied=tied)
     model: Any = AutoModelForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(70)
-    config = LoraConfig(r=3, target_modules=["q_proj"], task_type=TaskType.CAUSAL_LM)
+    config = LoraConfig(
+        r=3, target_modules=["q_proj"], modules_to_save=modules, task_type=TaskType.CAUSAL_LM
+    )
     wider = get_peft_model(model, config)
     shake(wider, 3)
     want = plain_nll(wider)
-    wider.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    wider.save_pretrained(tmp_path / "adapter")
     spec = ModelSpec(path=str(tmp_path / "adapter"), device="cpu", adapter="continue")
     lm = LM.load(spec)
     assert nll(lm) == pytest.approx(want, abs=1e-4)

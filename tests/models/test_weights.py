@@ -18,7 +18,7 @@ from trimtab.config import build
 from trimtab.errors import ModelError
 from trimtab.evaluate import accuracy
 from trimtab.models.heads import Scorer, score_layer
-from trimtab.models.load import LM
+from trimtab.models.load import LM, renderer_for
 from trimtab.models.model_spec import ModelSpec
 from trimtab.models.step_scorer import StepScorer
 from trimtab.rewards.part_config import RewardSpec
@@ -107,6 +107,14 @@ def test_missing_or_reshaped_weights_are_refused(lm: Path, tmp_path: Path) -> No
     edit(lm, shrink)
     with pytest.raises(ModelError, match=r"has shape \[3, 3\], but .* asks for \[32, 32\]"):
         LM.load(spec(lm))
+
+
+@pytest.mark.parametrize("path", ["nowhere", "no/such/folder", "/no/such/folder"])
+def test_a_model_that_is_nowhere(path: str) -> None:
+    with pytest.raises(ModelError, match="no tokenizer at"):
+        renderer_for(ModelSpec(path=path))
+    with pytest.raises(ModelError, match="could not be loaded"):
+        LM.load(ModelSpec(path=path))
 
 
 def test_unused_weights_are_reported(

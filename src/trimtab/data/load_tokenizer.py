@@ -35,13 +35,12 @@ def load_tokenizer(
         ModelError: there is no tokenizer, no EOS, nothing to pad with, or no such template.
     """
     from transformers import AutoTokenizer
-    from transformers.utils.peft_utils import find_adapter_config_file
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        adapter = find_adapter_config_file(path)
-        base = adapter and json.loads(Path(adapter).read_bytes()).get("base_model_name_or_path")
+        adapter = adapter_config_file(path)
+        base = adapter and json.loads(adapter.read_bytes()).get("base_model_name_or_path")
         if base and base != path:  # an adapter without a tokenizer has that of its base model
             return load_tokenizer(base, chat_template, vocab_size)
         raise ModelError(
@@ -66,6 +65,17 @@ def load_tokenizer(
     if ends or tokenizer.pad_token_id >= limit:
         tokenizer.pad_token = _pad(tokenizer, limit)
     return tokenizer
+
+
+def adapter_config_file(path: str) -> Path | None:
+    """The ``adapter_config.json`` of a folder or hub id; None if it holds no adapter, or nothing."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        file = find_adapter_config_file(path)
+    except OSError:  # neither a folder nor a hub id: loading it reports that
+        return None
+    return Path(file) if file else None
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:

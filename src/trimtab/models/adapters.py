@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
+from trimtab.data.load_tokenizer import adapter_config_file
 from trimtab.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -56,13 +56,19 @@ def find_adapter(path: str) -> Adapter | None:
         ModelError: it names no base model, has no safetensors, cannot be merged, or the folder also
             holds the weights of a whole model.
     """
-    file = None if path.endswith(".json") else find_adapter_config_file(path)
+    file = None if path.endswith(".json") else adapter_config_file(path)
     if file is None:
         return None
-    folder = Path(file).parent
+    folder = file.parent
     config: Any = PeftConfig.from_pretrained(str(folder))
     if not config.base_model_name_or_path:
         raise ModelError(f"{file}: names no base_model_name_or_path; set it to the base model")
+    base = str(config.base_model_name_or_path)
+    if adapter_config_file(base) is not None:
+        raise ModelError(
+            f"{path}: its base model {base!r} is an adapter too; merge that one into its own base first "
+            "(export: merged), and set base_model_name_or_path to the result"
+        )
     if config.is_prompt_learning:
         raise ModelError(
             f"{path}: an adapter of type {config.peft_type.value} cannot be merged or trained here; "
@@ -73,7 +79,7 @@ def find_adapter(path: str) -> Adapter | None:
             f"{path}: holds a whole model and an adapter, and it is not clear which one is meant; "
             "move one of them to its own folder"
         )
-    return Adapter(folder, str(config.base_model_name_or_path), config)
+    return Adapter(folder, base, config)
 
 
 def _adapter_weights(adapter: Adapter, path: str) -> dict[str, Tensor]:
@@ -117,8 +123,9 @@ def attach(
     wanted = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     heads = {n: w for n, w in wanted.items() if _name(n).split(".")[0] in HEADS}
     missing = wanted.keys() - weights.keys() - heads.keys()
-    own = _embedding_weights(model)
-    rest = {n for n in weights.keys() - wanted.keys() if _name(n) not in own}
+    # peft saves embeddings of another size too, under several names.
+    own = tuple(n.removesuffix("weight") for n in _embedding_weights(model))
+    rest = {n for n in weights.keys() - wanted.keys() if not _name(n).startswith(own)}
     strange = {n for n in rest if _name(n).startswith(f"{model.base_model_prefix}.")}
     if missing or strange:
         raise ModelError(

@@ -99,7 +99,7 @@ def load_weights(
                 missing = _missing(path, model, info)
     except json.JSONDecodeError as error:
         raise ModelError(f"{spec.path}: not valid JSON: {error}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # a quantised model needs its library
         if isinstance(error, ModelError):
             raise
         role = f" (the base of the adapter in {spec.path})" if adapter else ""
@@ -185,13 +185,16 @@ def _absolute(path: str) -> str:
 
 def _resolve(path: str, name: str) -> str | None:
     """A file of a folder or hub id on this machine; None if there is none."""
-    return cached_file(
-        path,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    try:
+        return cached_file(
+            path,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except OSError:  # neither a folder nor a hub id: loading it reports that
+        return None
 
 
 def _scratch_config(path: Path) -> PretrainedConfig:
