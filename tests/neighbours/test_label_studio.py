@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from tests.support.browser import browsers, needs_chromium
-from tests.support.labelling import free_port
+from tests.support.labelling import every_kind, free_port
 from tests.support.neighbours import Program, program
 from trimtab.data import sources
 from trimtab.exchange import label_studio
-from trimtab.feedback.judgement import Item, Judgement
 from trimtab.feedback.records import Records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -90,30 +89,9 @@ def server() -> Iterator[Server]:
         child.wait(60)
 
 
-def records(k: int) -> Records:
-    """Two items of ``k`` completions with every kind of judgement."""
-    result = Records()
-    for n in range(2):
-        item = Item.of([{"role": "user", "content": f"q{n}"}], [f"text {n}.{a}" for a in range(k)])
-        result.add(item)
-        last_first = tuple((a + 1) % k for a in range(k))
-        near_tie = (*(0,) * (k - 1), 1)
-
-        def say(annotator: str, item: str = item.id, **fields: Any) -> None:
-            result.judgements.append(Judgement(item=item, annotator=annotator, **fields))
-
-        say("ann", ranks=last_first, reason="why not", seconds=2.5, at="2026-01-02T03:04:05Z")
-        say("ben@example.org", ranks=(0,) * k, at="2026-01-02T03:04:06Z")
-        say("ann", status="skip")
-        say("gold", who="gold", ranks=near_tie)
-        say("judge-1", who="ai", ranks=last_first, prob=0.2 if k == 2 else None)
-        say("judge-2", who="ai", ranks=near_tie, reason="shorter")
-    return result
-
-
 @pytest.mark.parametrize("k", [2, 3])
 def test_names_and_verdicts_come_back(server: Server, k: int) -> None:
-    whole = records(k)
+    whole = every_kind(k)
     project = server.project(whole)
     rows = server.export(project)
     back = label_studio.load(sources.Rows("export", list(enumerate(rows, 1))))
@@ -130,7 +108,7 @@ def test_names_and_verdicts_come_back(server: Server, k: int) -> None:
 
 
 def test_a_verdict_edited_in_the_server_counts(server: Server) -> None:
-    project = server.project(records(2))
+    project = server.project(every_kind(2))
     annotation = server.export(project)[0]["annotations"][0]
     result = json.loads(json.dumps(annotation["result"]).replace('"right"', '"left"'))
     server.call("PATCH", f"/api/annotations/{annotation['id']}", {"result": result})
@@ -139,12 +117,12 @@ def test_a_verdict_edited_in_the_server_counts(server: Server) -> None:
     server.call("DELETE", f"/api/projects/{project}")
     first = back.judgements[0]
     assert (first.annotator, first.ranks, first.reason) == ("ann", (0, 1), "why not")
-    assert back.judgements[1:] == records(2).judgements[1:]
+    assert back.judgements[1:] == every_kind(2).judgements[1:]
 
 
 @needs_chromium
 def test_the_page_shows_the_verdicts(server: Server) -> None:
-    only = records(2), records(3)
+    only = every_kind(2), every_kind(3)
     for whole in only:
         whole.judgements = [j for j in whole.judgements if j.reason == "why not"]
     pairs, rankings = (server.project(whole) for whole in only)

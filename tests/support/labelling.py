@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from trimtab.feedback.comparisons import label_files
-from trimtab.feedback.judgement import Judgement
-from trimtab.feedback.records import to_jsonl
+from trimtab.feedback.judgement import Item, Judgement
+from trimtab.feedback.records import Records, to_jsonl
 from trimtab.label import form as verdict
 from trimtab.label.label_config import Plan, Rubric
 from trimtab.label.store import Assignment, Store
@@ -42,6 +42,27 @@ def many(count: int, k: int = 2) -> list[dict[str, Any]]:
         {"id": f"i{n}", "prompt": f"question {n}", "completions": [f"answer {n}.{a}" for a in range(k)]}
         for n in range(count)
     ]  # fmt: skip
+
+
+def every_kind(k: int) -> Records:
+    """Two items of ``k`` completions with every kind of judgement."""
+    result = Records()
+    for n in range(2):
+        item = Item.of([{"role": "user", "content": f"q{n}"}], [f"text {n}.{a}" for a in range(k)])
+        result.add(item)
+        last_first = tuple((a + 1) % k for a in range(k))
+        near_tie = (*(0,) * (k - 1), 1)
+
+        def say(annotator: str, item: str = item.id, **fields: Any) -> None:
+            result.judgements.append(Judgement(item=item, annotator=annotator, **fields))
+
+        say("ann", ranks=last_first, reason="why not", seconds=2.5, at="2026-01-02T03:04:05Z")
+        say("ben@example.org", ranks=(0,) * k, at="2026-01-02T03:04:06Z")
+        say("ann", status="skip")
+        say("gold", who="gold", ranks=near_tie)
+        say("judge-1", who="ai", ranks=last_first, prob=0.2 if k == 2 else None)
+        say("judge-2", who="ai", ranks=near_tie, reason="shorter")
+    return result
 
 
 class Server:
