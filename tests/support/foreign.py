@@ -14,6 +14,11 @@ from trimtab.data import formats, sources
 from trimtab.evaluate import accuracy
 from trimtab.evaluate.completion_logps import summed_logps
 from trimtab.models.load import LM, ModelSpec, renderer_for
+from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.weighted_sum import Rewards
+from trimtab.sample.draw import SamplingConfig
+from trimtab.sample.sampler import Request, Sampler
+from trimtab.types import Row
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,3 +57,29 @@ def own_logps(model: Path, pairs: Path, to: Path | None = None, *, end: bool = T
     if to is not None:
         to.write_text(json.dumps(tasks))
     return np.array(summed_logps(LM.load(spec, train=False), groups, 4096, 1.0))
+
+
+def own_scores(reward: Path, pairs: Path) -> tuple[list[list[Row]], Floats]:
+    """Conversations of some pairs, and a reward model's scores of them."""
+    renderer = renderer_for(ModelSpec(path=str(reward), device="cpu"))
+    rows = sources.read(str(pairs))
+    groups = [g for g in map(renderer.comparison, formats.comparisons(rows)) if g is not None]
+    Rewards((RewardSpec(name="rm", model=str(reward)),), renderer.tokenizer, 4096, "cpu")(groups)
+    scores = [c.scores["rm"].value for g in groups for c in g.completions]
+    turns = [row["prompt"] + row[side] for _, row in rows.rows for side in ("chosen", "rejected")]
+    return turns, np.array(scores, np.float64)
+
+
+def own_greedy(policy: Path, prompts: list[list[Row]], longest: int) -> list[list[int]]:
+    """Token ids of the greedy completions."""
+    spec = ModelSpec(path=str(policy), device="cpu")
+    renderer = renderer_for(spec)
+    examples = formats.prompts(
+        sources.Rows("", list(enumerate([{"prompt": p} for p in prompts], 1)))
+    )
+    groups = [g for g in map(renderer.prompt, examples) if g is not None]
+    model = LM.load(spec, train=False).plain_attention()
+    sampler = Sampler(model, renderer.tokenizer, stop_ids=renderer.stop_ids)
+    requests = [Request(g.prompt, (n,)) for n, g in enumerate(groups)]
+    sampled = sampler(requests, SamplingConfig(max_new_tokens=longest, temperature=0.0))
+    return [one.ids.tolist() for [one] in sampled]

@@ -84,7 +84,13 @@ class Program:
 
 
 def program(name: str, environment: str, package: str) -> Program:
-    """A program; the test is skipped if it is not installed."""
+    """A program; the test is skipped if it is not installed.
+
+    Args:
+        name: As people write it.
+        environment: Folder below ``ENVIRONMENTS``, or a path.
+        package: Its distribution.
+    """
     folder = ENVIRONMENTS / environment
     if not (folder / "installed").is_file():
         ROWS.append(Row(name, "", "", "skipped: it is not installed"))
