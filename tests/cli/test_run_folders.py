@@ -84,6 +84,9 @@ def test_only_the_length_of_a_run_may_change(
     main(command(tmp_path, "sft", values, "--epochs", "2", "--loop.save_steps", "1"))
     assert [row["step"] for row in read_metrics(out)] == [1, 2, 3, 4]
     before = (out / "model" / "model.safetensors").read_bytes()
+    assert "holds 4 steps, and this run has only 2" in refused(
+        command(tmp_path, "sft", values), capsys
+    )
     rows = (base / "demos.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "more.jsonl").write_text("".join([*rows, rows[0]]))
     changed = ["--data.path", str(tmp_path / "more.jsonl"), "--optim.lr", "0.5"]

@@ -78,6 +78,14 @@ def test_old_folders_resume_with_a_warning_once(
     assert not caplog.text
 
 
+def test_the_current_folder_is_not_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    for folder in (".", "..", str(tmp_path)):
+        with pytest.raises(ConfigError, match="current folder or above it"):
+            set_aside(Path(folder))
+
+
 def test_set_aside_keeps_every_earlier_run(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "run").mkdir()

@@ -25,7 +25,11 @@ def open_run(config: Config, out: str | Path, tracker: str = "none") -> Run:
         ConfigError, DataError: as for ``claim``.
     """
     claim(config, Path(out))
-    return Run(out, config.model_dump(mode="json"), tracker)
+    try:
+        return Run(out, config.model_dump(mode="json"), tracker)
+    except BaseException:
+        unlock(Path(out))
+        raise
 
 
 def claim(config: Config, folder: Path) -> None:
@@ -89,8 +93,12 @@ def set_aside(folder: Path) -> None:
     """Move a folder with results to a free name next to it: NAME.old-1, NAME.old-2, …
 
     Raises:
-        ConfigError: another process is writing to it.
+        ConfigError: another process is writing to it, or it is the current folder.
     """
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"--fresh: {folder} is the current folder or above it; name another --out"
+        )
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     lock(folder)

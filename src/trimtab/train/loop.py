@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from trimtab import runs
 from trimtab.doctor.diagnosis import examine_live
+from trimtab.errors import ConfigError
 from trimtab.models import checkpoint
 from trimtab.runs import Run, read_metrics
 from trimtab.runs.console import bar
@@ -136,6 +137,11 @@ def _resume(stage: Stage[Any, Any], run: Run) -> int:
         stage.trainer.load(saved)
         stage.load(saved.state["stage"])
         first = saved.step
+        if first > stage.steps:
+            raise ConfigError(
+                f"{run.path} holds {first} steps, and this run has only {stage.steps}: a run can be "
+                "made longer, not shorter; choose another --out, or add --fresh to start again"
+            )
         log.info("%s: resuming from step %d", stage.name, first)
     run.rewind(first)
     return first
