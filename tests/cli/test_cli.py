@@ -272,8 +272,8 @@ def test_nonsense_is_refused_before_anything_is_loaded(
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ([GOOD, {"question": "x", "answer": "y"}], ["row 2"]),
-        ([{"question": "x", "answer": "y"}], ["answer, question", "prompt"]),
+        ([GOOD, {"topic": "x", "note": "y"}], ["row 2"]),
+        ([{"topic": "x", "note": "y"}], ["note, topic", "prompt"]),
         ([GOOD, {**GOOD, "completion": " "}], ["row 2", "completion", "empty"]),
         ([GOOD, {**GOOD, "completion": None}], ["row 2", "completion"]),
         ([GOOD, {**GOOD, "prompt": 7}], ["row 2", "prompt", "int"]),
