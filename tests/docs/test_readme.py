@@ -28,11 +28,16 @@ ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def run(work: Path, words: list[str], **env: str) -> str:
-    """The output of a ``trimtab`` command in the folder ``work``; it must succeed."""
+    """The output of a ``trimtab`` command in the folder ``work``; it must succeed.
+
+    The doctor's exit status is 1 where it has findings, as for a model that was trained on nothing.
+    """
     assert words[0] == "trimtab"
     command = [sys.executable, "-m", *words]
     result = subprocess.run(command, cwd=work, env={**ENV, **env}, capture_output=True, text=True)
-    assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}{result.stderr}"
+    assert result.returncode in ((0, 1) if words[1] == "doctor" else (0,)), (
+        f"{shlex.join(words)}\n{result.stdout}{result.stderr}"
+    )
     return result.stdout
 
 
