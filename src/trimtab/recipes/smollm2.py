@@ -42,11 +42,11 @@ def demonstrations(out: Path, items: str, seed: int = 0) -> dict[str, int]:
     demonstrations.jsonl."""
     rng = np.random.default_rng((seed, 3))
     sampled = [row for _, row in sources.read(items).rows]
-    made = [
+    edits = [
         demonstration(r["prompt"][0]["content"], r["extra"]["topic"], r["completions"][0], rng)
         for r in sampled
     ]
-    rows = [r for r in made if r is not None]
+    rows = [r for r in edits if r is not None]
     _write(out / "demonstrations.jsonl", rows)
     return {"texts": len(sampled), "demonstrations": len(rows)}
 
