@@ -269,6 +269,20 @@ def test_stages_from_an_adapter(
     assert plain_nll(run.load_model()[0]) == pytest.approx(want, abs=1e-4)
 
 
+def test_an_exported_adapter_names_its_base_by_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = lm_folder(tmp_path / "lm", tied=False)
+    monkeypatch.chdir(tmp_path)
+    start = adapter_folder(Path("adapter"), Path("lm"), ("q_proj",), ())
+    for path, keys in ((start, {"adapter": "continue"}), (Path("lm"), {"lora": LoraSpec(r=2)})):
+        lm = LM.load(ModelSpec(path=str(path), device="cpu", **keys))
+        out = Path(f"out-{path.name}") / "model"
+        save_model(lm.model, out, folders.tokenizer(), adapter=True)
+        values = json.loads((out / "adapter_config.json").read_text())
+        assert values["base_model_name_or_path"] == str(base.resolve())
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_reward_model_is_exported_as_an_adapter(tmp_path: Path) -> None:
     base = lm_folder(tmp_path / "lm", tied=True)

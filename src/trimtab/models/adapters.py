@@ -125,7 +125,8 @@ def attach(
     missing = wanted.keys() - weights.keys() - heads.keys()
     # peft saves embeddings of another size too, under several names.
     own = tuple(n.removesuffix("weight") for n in _embedding_weights(model))
-    rest = {n for n in weights.keys() - wanted.keys() if not _name(n).startswith(own)}
+    extra = weights.keys() - wanted.keys()
+    rest = {n for n in extra if "lora_" in n or not _name(n).startswith(own)}
     strange = {n for n in rest if _name(n).startswith(f"{model.base_model_prefix}.")}
     if missing or strange:
         raise ModelError(
@@ -136,6 +137,7 @@ def attach(
         )
     if rest and model.get_output_embeddings() is not None:
         log.warning("%s: a language model does not use %s of the adapter", path, _name(min(rest)))
+    cast(Any, peft_model.peft_config["default"]).base_model_name_or_path = absolute(adapter.base)
     with _fits(adapter, path):
         # A head that the adapter does not bring stays as it is.
         set_peft_model_state_dict(peft_model, heads | weights)
@@ -151,6 +153,11 @@ def _fits(adapter: Adapter, path: str) -> Generator[None]:
         raise ModelError(
             f"{path}: the adapter does not fit its base {adapter.base!r}: {why}"
         ) from None
+
+
+def absolute(path: str) -> str:
+    """A folder's absolute path; a hub id unchanged."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
 def _name(key: str) -> str:

@@ -19,7 +19,7 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
 from trimtab.errors import ModelError
-from trimtab.models.adapters import HEADS, attach, find_adapter, merge
+from trimtab.models.adapters import HEADS, absolute, attach, find_adapter, merge
 from trimtab.models.model_spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def load_weights(
             f"{type(model).__name__} would start from random values there; give a folder with all "
             f"weights of this class (its config names {_architecture(config) or 'no architecture'})"
         )
-    return Weights(model, bool(fresh), None if scratch or adapter else _absolute(path))
+    return Weights(model, bool(fresh), None if scratch or adapter else absolute(path))
 
 
 def model_end_ids(path: str) -> set[int]:
@@ -176,11 +176,6 @@ def _config_parts(path: str, name: str) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise ModelError(f"{file}: not valid JSON: {error}") from None
     return [values, values.get("text_config") or {}]
-
-
-def _absolute(path: str) -> str:
-    """A folder's absolute path; a hub id unchanged."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
 def _resolve(path: str, name: str) -> str | None:
