@@ -37,14 +37,15 @@ def prepare(out: Path, tasks: int, prompts: int, held_out: int, seed: int = 0) -
     return {"tasks": tasks, "prompts": prompts, "held_out": held_out}
 
 
-def demonstrations(out: Path, items: str, seed: int = 0) -> dict[str, int]:
-    """Edit the sampled answers in ``items`` until they satisfy constraints; write
-    demonstrations.jsonl."""
+def demonstrations(out: Path, items: str, per_text: int, seed: int = 0) -> dict[str, int]:
+    """Edit the sampled answers in ``items`` until they satisfy constraints, each ``per_text`` times
+    for other constraints; write demonstrations.jsonl."""
     rng = np.random.default_rng((seed, 3))
     sampled = [row for _, row in sources.read(items).rows]
     edits = [
         demonstration(r["prompt"][0]["content"], r["extra"]["topic"], r["completions"][0], rng)
         for r in sampled
+        for _ in range(per_text)
     ]
     rows = [r for r in edits if r is not None]
     _write(out / "demonstrations.jsonl", rows)
