@@ -10,13 +10,13 @@ import pytest
 
 import trimtab as tt
 from tests.support.chatml import chatml_model, demonstrations, pairs
-from tests.support.neighbours import ROWS, page
+from tests.support.neighbours import ENVIRONMENTS, ROWS, write_page
 
 
 def pytest_sessionfinish() -> None:
     path = os.environ.get("TRIMTAB_NEIGHBOURS_PAGE")
     if path and ROWS:
-        Path(path).write_text(page(), encoding="utf-8")
+        write_page(Path(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    if not ENVIRONMENTS.is_dir():
+        pytest.skip(f"no programs in {ENVIRONMENTS}: make neighbours-env")
     folder = tmp_path_factory.mktemp("exported")
     config, tokenizer = chatml_model(folder)
     optim = {"lr": 3e-3}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ CLIENTS = ROOT / "tests" / "neighbours" / "clients"
 class Row:
     """A line of docs/neighbours.md."""
 
+    file: str
+    """The test file."""
     program: str
     version: str
     checked: str
@@ -28,6 +30,10 @@ class Row:
 
 ROWS: list[Row] = []
 """Results of this session."""
+
+
+def _test_file() -> str:
+    return Path(os.environ["PYTEST_CURRENT_TEST"].partition("::")[0]).stem
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,7 @@ class Program:
 
     def report(self, checked: str, result: str) -> None:
         """Add a row to docs/neighbours.md."""
-        ROWS.append(Row(self.name, self.version(), checked, result))
+        ROWS.append(Row(_test_file(), self.name, self.version(), checked, result))
 
 
 def program(name: str, environment: str, package: str) -> Program:
@@ -93,13 +99,22 @@ def program(name: str, environment: str, package: str) -> Program:
     """
     folder = ENVIRONMENTS / environment
     if not (folder / "installed").is_file():
-        ROWS.append(Row(name, "", "", "skipped: it is not installed"))
+        ROWS.append(Row(_test_file(), name, "", "", "skipped: it is not installed"))
         pytest.skip(f"no {name} in {folder}: make neighbours-env")
     return Program(name, folder, package)
 
 
-def page() -> str:
-    """docs/neighbours.md."""
+def write_page(path: Path) -> None:
+    """Write docs/neighbours.md from the results of this session and, for test files that it did not run,
+    of earlier ones."""
+    folder = ENVIRONMENTS / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in {row.file for row in ROWS}:
+        rows = [asdict(row) for row in ROWS if row.file == file]
+        (folder / f"{file}.json").write_text(json.dumps(rows, indent=1))
+    rows = [
+        Row(**row) for file in sorted(folder.glob("*.json")) for row in json.loads(file.read_text())
+    ]
     lines = [
         "# Programs that read our files, and whose files we read",
         "",
@@ -109,6 +124,6 @@ def page() -> str:
         "",
         "| program | version | checked | result |",
         "|---|---|---|---|",
-        *(f"| {r.program} | {r.version} | {r.checked} | {r.result} |" for r in ROWS),
+        *(f"| {r.program} | {r.version} | {r.checked} | {r.result} |" for r in rows),
     ]
-    return "\n".join(lines) + "\n"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
