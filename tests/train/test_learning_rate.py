@@ -65,3 +65,10 @@ def test_a_run_takes_the_default_and_states_it(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "run")[0]["lr/model"] == pytest.approx(usual)
     assert json.loads((tmp_path / "run/facts.json").read_text())["lr"] == {"model": usual}
     assert RunSettings.read(tmp_path / "run").lr == usual
+
+
+def test_the_documented_table_is_that_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8")
+    lines = page.partition("## Default learning rates")[2].splitlines()
+    cells = [[c.strip() for c in x.strip("|").split("|")] for x in lines if x.startswith("| ")][1:]
+    assert [tuple(float(x) for x in row[1:]) for row in cells] == list(RATES.values())
