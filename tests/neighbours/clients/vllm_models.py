@@ -5,12 +5,16 @@ scores, as {"version": …, "values": […]}.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 
 def main(task: str, folder: str, rows: str) -> None:
+    # One process with a small cache, on the CPU.
+    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     import vllm
+    from vllm.config import PoolerConfig
 
     conversations = [json.loads(line)["messages"] for line in Path(rows).read_text().splitlines()]
     options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
@@ -21,7 +25,7 @@ def main(task: str, folder: str, rows: str) -> None:
         values = [list(o.outputs[0].token_ids) for o in outputs]
     else:
         # Without use_activation, vLLM applies a sigmoid to a model of one label.
-        pooler = vllm.config.PoolerConfig(use_activation=False)
+        pooler = PoolerConfig(use_activation=False)
         llm = vllm.LLM(folder, runner="pooling", pooler_config=pooler, **options)
         tokenizer = llm.get_tokenizer()
         texts = [tokenizer.apply_chat_template(m, tokenize=False) for m in conversations]
