@@ -60,14 +60,15 @@ def own_logps(model: Path, pairs: Path, to: Path | None = None, *, end: bool = T
 
 
 def own_scores(reward: Path, pairs: Path) -> tuple[list[list[Row]], Floats]:
-    """Conversations of some pairs, and a reward model's scores of them."""
+    """Conversations of some pairs, and a reward model's scores of them, before standardisation."""
     renderer = renderer_for(ModelSpec(path=str(reward), device="cpu"))
     rows = sources.read(str(pairs))
-    groups = [g for g in map(renderer.comparison, formats.comparisons(rows)) if g is not None]
+    groups = [g for g in map(renderer.scoring, formats.comparisons(rows)) if g is not None]
     Rewards((RewardSpec(name="rm", model=str(reward)),), renderer.tokenizer, 4096, "cpu")(groups)
     scores = [c.scores["rm"].value for g in groups for c in g.completions]
     turns = [row["prompt"] + row[side] for _, row in rows.rows for side in ("chosen", "rejected")]
-    return turns, np.array(scores, np.float64)
+    config = json.loads((reward / "config.json").read_text())
+    return turns, np.array(scores, np.float64) * config["reward_std"] + config["reward_mean"]
 
 
 def own_greedy(policy: Path, prompts: list[list[Row]], longest: int) -> list[list[int]]:
