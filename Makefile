@@ -41,7 +41,8 @@ $(NEIGHBOURS)/%/installed: tests/neighbours/requirements/%.txt
 	$(NEIGHBOURS)/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-# The real programs, and docs/neighbours.md. A program that cannot be installed is skipped, with the reason.
+# The real programs, and docs/neighbours.md. A program that cannot be installed is skipped, with the reason; vLLM needs
+# make vllm-env.
 neighbours: setup
 	-$(MAKE) --keep-going neighbours-env
 	TRIMTAB_NEIGHBOURS=$(NEIGHBOURS) TRIMTAB_NEIGHBOURS_PAGE=docs/neighbours.md $(BIN)/python -m pytest tests/neighbours
