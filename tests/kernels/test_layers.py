@@ -33,7 +33,7 @@ def loaded(kind: str, dressed: str = "") -> LM:
     """A model in float64, plain or as ``dressed`` says."""
     model: torch.nn.Module = tiny(kind).double()
     if dressed == "lora":
-        model = add_lora(model, LoraSpec(r=2), TaskType.CAUSAL_LM, 0).double()
+        model = add_lora(model, LoraSpec(r=2), TaskType.CAUSAL_LM, 0, None).double()
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.1)

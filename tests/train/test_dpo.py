@@ -266,7 +266,7 @@ BAD: list[tuple[str, Rows, str]] = [
     ("kto", [{"prompt": p, "completion": "b", "label": True} for p in "abc"], "all 3 completions are good"),
     ("kto", [{"prompt": p, "completion": "b", "label": False} for p in "abc"], "all 3 completions are bad"),
     ("kto", [{"prompt": "a", "completion": c, "label": c == "b"} for c in "bc"], "two different prompts"),
-    ("kto", [{"prompt": "a", "completion": "b", "label": "good"}], "true (good) or false (bad)"),
+    ("kto", [{"prompt": "a", "completion": "b", "label": "maybe"}], "true (good) or false (bad)"),
 ]  # fmt: skip
 
 
