@@ -61,6 +61,7 @@ def run(model: str, tmp_path_factory: pytest.TempPathFactory) -> tt.Run:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_with_functions_as_rewards(run: tt.Run) -> None:
     assert list(run.metrics.index) == [1, 2]
     assert run.metrics["reward/mean"].notna().all()
@@ -93,6 +94,7 @@ def test_the_same_call_resumes(run: tt.Run, model: str) -> None:
     assert (run.path / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_fresh_moves_the_old_run_aside(model: str, tmp_path: Path) -> None:
     keys: dict[str, Any] = {"out": tmp_path / "run", "epochs": 1, "batch_size": 4, **SMALL}
     rows = [{"prompt": "what is the cat ?", "completion": "the cat is here ."}] * 8
@@ -118,6 +120,7 @@ def test_a_lambda_trains_once_and_says_so(
         train()
 
 
+@pytest.mark.slow
 def test_sft_and_reward_model_on_rows_and_datasets(model: str, tmp_path: Path) -> None:
     rows = [{"prompt": "what is the cat ?", "completion": "the cat is here ."}] * 8
     start = tt.sft(model, rows, out=tmp_path / "sft", epochs=1, batch_size=4, **SMALL)
@@ -140,6 +143,7 @@ def test_sft_and_reward_model_on_rows_and_datasets(model: str, tmp_path: Path) -
     assert "reward/model" in online.metrics.columns
 
 
+@pytest.mark.slow
 def test_models_are_sampled_and_compared(model: str, tmp_path: Path) -> None:
     sampling = {"max_new_tokens": 48}
     items = tt.sample(
@@ -162,6 +166,7 @@ def test_verdicts_are_evaluated(tmp_path: Path) -> None:
     assert list(board.elo) == ["tuned", "base"] and board.against_baseline["tuned"].wins == 1
 
 
+@pytest.mark.slow
 def test_packages_are_functions_whatever_was_imported_first() -> None:
     """Python binds the name of a package as soon as one of its modules is imported."""
     code = (
@@ -180,6 +185,7 @@ def flat(rewards_BT: Tensor, mask_BT: Tensor, final_B: Tensor, group_B: Tensor) 
     return final_B[:, None].expand(rewards_BT.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("advantage", [flat, {"estimator": flat, "scale": "none"}])
 def test_an_advantage_is_a_function(
     advantage: Any, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -217,6 +223,7 @@ def test_the_path_of_a_function() -> None:
         import_function("<local>:f-1234", "rewards.f.function")
 
 
+@pytest.mark.slow
 def test_a_script_is_saved_by_its_file(tmp_path: Path, model: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -232,6 +239,7 @@ def test_a_script_is_saved_by_its_file(tmp_path: Path, model: str) -> None:
     assert config["rewards"][0]["function"] == f"{script}:short"
 
 
+@pytest.mark.slow
 def test_the_import_takes_a_tenth_of_a_second() -> None:
     """Of processor time, beyond the interpreter's own."""
 

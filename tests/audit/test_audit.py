@@ -139,6 +139,7 @@ def stopped(base: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_stop_returns_to_the_best_audited_policy(base: Path, stopped: Path) -> None:
     metrics = read_metrics(stopped)
     (action,) = acted(stopped)
@@ -166,6 +167,7 @@ def test_stop_returns_to_the_best_audited_policy(base: Path, stopped: Path) -> N
     )
 
 
+@pytest.mark.slow
 def test_advice_alone_changes_nothing(base: Path, tmp_path: Path) -> None:
     steps = {"steps": 12}
     plain = rl(base, tmp_path / "plain", **steps)
@@ -179,6 +181,7 @@ def test_advice_alone_changes_nothing(base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "audited" / "undo").exists()
 
 
+@pytest.mark.slow
 def test_a_share_is_a_share(base: Path, tmp_path: Path) -> None:
     trained(rl(base, tmp_path / "o", steps=12, audit=audit_of(base, share=0.05)))
     assert 8 <= len(read_audit(tmp_path / "o")) <= 30, "5 % of 384"
@@ -206,6 +209,7 @@ def ensemble(base: Path) -> list[str]:
     return folders_of_members
 
 
+@pytest.mark.slow
 def test_switch_and_refresh(base: Path, ensemble: list[str], tmp_path: Path) -> None:
     several = [{"name": "rm", "models": ensemble}]
     trained(

@@ -58,6 +58,7 @@ def test_welch_is_scipys() -> None:
     assert welch([1, 1], [0, 0]) == 0.0 and welch([1, 1], [1, 1]) == 1.0 == welch([1], [0, 0])
 
 
+@pytest.mark.slow
 def test_the_best_block_is_chosen_where_it_is_surely_better() -> None:
     choice = choose_policy(rows([0.9] * 4 + [0.5] * 8, 12, 0), 24)
     assert choice.best is not None and choice.back_to == choice.best.last <= 4
@@ -68,6 +69,7 @@ def test_the_best_block_is_chosen_where_it_is_surely_better() -> None:
     assert choose_policy(sorted(mixed, key=lambda r: (r.step, int(r.prompt_id))), 24) == choice
 
 
+@pytest.mark.slow
 def test_a_healthy_run_keeps_its_last_policy() -> None:
     assert rate([0.6 + 0.02 * i for i in range(20)]) < 0.005, "it rises"
     assert rate([0.8] * 5 + [0.5] * 5 + [0.9] * 10) < 0.05, "it dips, and comes back"
@@ -146,6 +148,7 @@ def handed(base: Path) -> Path:
     return trained(rl(base, base / "handed"))
 
 
+@pytest.mark.slow
 def test_an_earlier_policy_is_handed_over_at_the_end(base: Path, handed: Path) -> None:
     metrics = read_metrics(handed)
     assert len(metrics) == 14, "it was not stopped"
@@ -188,6 +191,7 @@ def test_the_same_command_again_hands_over_the_same(base: Path, handed: Path) ->
         trained(rl(base, copy))
 
 
+@pytest.mark.slow
 def test_a_sound_run_hands_over_its_last(base: Path, tmp_path: Path) -> None:
     out = trained(rl(base, tmp_path / "sound", "tests.support.audit_rewards:not_red"))
     (action,) = actions(out)
@@ -204,6 +208,7 @@ def test_too_short_a_run_says_so(
     assert "fewer than two blocks of 32" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_wrecked_run_is_stopped_though_its_reward_fell(base: Path, tmp_path: Path) -> None:
     sink = rl(
         base, tmp_path / "wrecked", "tests.audit.test_handover:sinking", share=1.0, alpha=0.01
@@ -224,6 +229,7 @@ def test_a_wrecked_run_is_stopped_though_its_reward_fell(base: Path, tmp_path: P
     assert summary.fell and not summary.hacked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [1e-300, 0.01])
 def test_a_killed_run_chooses_as_a_whole_one(base: Path, tmp_path: Path, alpha: float) -> None:
     """Killed after the choice and before its checkpoint: nothing is lost, and nothing told twice."""

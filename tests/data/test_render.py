@@ -54,6 +54,7 @@ def contexts(renderer: Renderer, group: Group) -> list[str]:
 # The sweep: every mechanism, every kind of tokenizer, every form of conversation ------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bytes", "first", "legacy", "strips"])
 @pytest.mark.parametrize("name", sorted(templates.ALL.keys() - {"space"}))
 def test_tokens_are_those_of_the_template(name: str, kind: str) -> None:

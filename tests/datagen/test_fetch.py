@@ -34,6 +34,7 @@ HELLO = [
 """Ids of a user's "hello world" in SmolLM2's own template, with its default system message."""
 
 
+@pytest.mark.slow
 def test_without_a_package_index_the_message_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,7 @@ def test_rows_are_the_extremes_of_what_was_sampled(base: Path, tmp_path: Path) -
     assert len(formats.comparisons(sources.read(str(out / "pairs.jsonl")))) == len(pairs)
 
 
+@pytest.mark.slow
 def test_the_curve_is_the_estimator_over_prompts(base: Path, tmp_path: Path) -> None:
     figures = sampled(base, tmp_path / "o")
     curve = figures.best_of
@@ -123,6 +124,7 @@ def test_what_was_cut_is_no_row(base: Path, tmp_path: Path) -> None:
         sampled(base, tmp_path / "o", num_completions=2, sampling={"max_new_tokens": 1})
 
 
+@pytest.mark.slow
 def test_a_threshold_leaves_poor_answers_out(base: Path, tmp_path: Path) -> None:
     figures = sampled(base, tmp_path / "o", threshold=0.99)
     assert figures.below > 0
@@ -155,6 +157,7 @@ def test_columns_with_a_meaning_stay_behind(base: Path, tmp_path: Path) -> None:
         assert row["kind"] == "k"
 
 
+@pytest.mark.slow
 def test_rejection_sampling_as_commands(base: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "best")
     cli(["best-of-n", "--model.path", str(base / "model"), "--data.path",
@@ -176,6 +179,7 @@ def test_rejection_sampling_as_commands(base: Path, tmp_path: Path) -> None:
 row_counts = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 200), min_size=1)
 
 
+@pytest.mark.slow
 @given(row_counts, st.data())
 def test_parts_stand_as_the_weights_do(counts: dict[str, int], data: st.DataObject) -> None:
     weights = {k: data.draw(st.floats(0.05, 20)) for k in counts}
@@ -321,6 +325,7 @@ def test_usable_answers() -> None:
     assert not best_of_n.usable(made("a", "stop", None))
 
 
+@pytest.mark.slow
 def test_the_recipe_in_small(tmp_path: Path) -> None:
     """Every stage from the files of those before it, to the figures promised."""
     recipe = str(Path(trimtab.__file__).parent / "recipes" / "sandbox-iterate.yaml")

@@ -40,6 +40,7 @@ def scored(group: Group, **ai: Any) -> list[Any]:
     return [c.scores["j"] for c in group.completions]
 
 
+@pytest.mark.slow
 def test_a_judge_as_live_reward() -> None:
     mind = {"length_bias": 5.0, "noise": 0.0}
     group = answers("a", "a b", "a b c", "a b")
@@ -58,6 +59,7 @@ def test_a_judge_as_live_reward() -> None:
         scored(group, endpoint=SERVE, serve={"tempo": 1}, model="m")
 
 
+@pytest.mark.slow
 def test_a_live_judge_that_fails_gives_a_status_and_never_a_number() -> None:
     groups = [answers(f"a {i}", f"b {i} c") for i in range(40)]
     # The first four calls of this seed are answered: a first reply that fails would end the run.
@@ -77,6 +79,7 @@ def test_a_live_judge_that_fails_gives_a_status_and_never_a_number() -> None:
                tries=2, backoff=0.0)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_way_from_a_model_and_prompts_to_policies(tmp_path: Path) -> None:
     """Sample, judge, train a reward model, DPO, RL under the live judge, revise, SFT."""
     model = {"path": str(folders.model_folder(tmp_path / "model"))}
@@ -154,6 +157,7 @@ def test_a_revision_makes_answers_better_and_failures_no_rows(tmp_path: Path) ->
     assert sum("failure" in x for x in lines) == summary.failed
 
 
+@pytest.mark.slow
 def test_people_and_calibration_mend_a_biased_judge(tmp_path: Path) -> None:
     unlabelled = items(300)
     # Half of the worse answers speak in the judge's voice.

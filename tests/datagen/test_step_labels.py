@@ -143,6 +143,7 @@ def said_answer(prompts: list[str], completions: list[str], answer: list[str]) -
     return [float(a in c.split()) for a, c in zip(answer, completions, strict=True)]
 
 
+@pytest.mark.slow
 def test_labels_to_a_process_reward_model(base: Path, tmp_path: Path) -> None:
     prompts = [{"prompt": f"who {w} ?", "answer": "cat"} for w in folders.WORDS[:6]]
     folders.write(tmp_path / "prompts.jsonl", cast(Any, prompts))

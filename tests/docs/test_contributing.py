@@ -46,6 +46,7 @@ def test_a_reward_touches_no_library_file(tmp_path: Path) -> None:
     assert [c.reward for c in completions] == [-2 / 50, -1 / 50]
 
 
+@pytest.mark.slow
 def test_a_method_is_one_file(package: Path) -> None:
     (package / "objectives" / "methods" / "batch_grpo.py").write_text(METHOD, encoding="utf-8")
     code = (
@@ -56,6 +57,7 @@ def test_a_method_is_one_file(package: Path) -> None:
     assert run(package, code).split() == ["batch", "1"]
 
 
+@pytest.mark.slow
 def test_an_alarm_is_one_file(package: Path) -> None:
     (package / "doctor" / "alarms" / "sparse_reward.py").write_text(ALARM, encoding="utf-8")
     code = (

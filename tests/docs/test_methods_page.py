@@ -68,6 +68,7 @@ def test_recipes_named_are_there() -> None:
             assert (Path(trimtab.__file__).parent / "recipes" / f"{one}.yaml").is_file(), one
 
 
+@pytest.mark.slow
 def test_the_example_is_the_file(tmp_path: Path) -> None:
     """The code on the page gives the same results as the recipe's file."""
     import torch

@@ -99,6 +99,7 @@ def _run(folder: Path, steps: int, **curves: Any) -> Path:
     return run.path
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_are_read_in_five_seconds(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = {f"m__{i}": (lambda s: float(rng.normal())) for i in range(40)}

@@ -58,6 +58,7 @@ def test_a_drop_is_seen_and_not_made_up() -> None:
     assert p < 0.01 and 2000 < at < 4500
 
 
+@pytest.mark.slow
 def test_a_drop_may_be_looked_for_as_often_as_one_likes() -> None:
     rng = np.random.default_rng(2)
     once = often = last = 0

@@ -107,6 +107,7 @@ def test_each_hack_rings_and_is_excused_by_gold(writer: Writer, alarm: str) -> N
     assert alarm not in [f.name for f in wanted.findings]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_a_healthy_run_is_clean(seed: int) -> None:
     diagnosis = run(healthy, seed=seed)

@@ -39,6 +39,7 @@ def config(*files: str, **options: Any) -> AgreementConfig:
     return build(AgreementConfig, {"files": list(files) or ["x"], "draws": 200, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_each_planted_bias_is_found_and_no_other(seed: int) -> None:
     records = panel([*FAIR, *SWAYED], 700, seed)
@@ -155,6 +156,7 @@ def test_what_is_replaced_does_not_count() -> None:
     assert records.current() == [second]
 
 
+@pytest.mark.slow
 def test_a_judge_is_calibrated_and_audited(tmp_path: Path) -> None:
     judge = Annotator("judge/hhh", scale=20.0)  # too sure: people have 8 nats a point
     records = panel([FAIR[0], Annotator("two"), judge], 400, ai=("judge/hhh",))
@@ -225,6 +227,7 @@ def test_the_page_is_inert_and_holds_the_figures() -> None:
     assert "&lt;script" in html
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path) -> None:
     records = panel([FAIR[0], SWAYED[0]], 60)
     (tmp_path / "items.jsonl").write_bytes(own.to_jsonl(records.items.values()))

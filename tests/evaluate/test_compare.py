@@ -45,6 +45,7 @@ def compare(base: Path, out: Path, **more: Any) -> dict[str, ModelResult]:
     return main(build(CompareConfig, settings(base, out, **more)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["compare", "side_by_side"])
 def test_a_run_as_a_command(base: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = base / "run"

@@ -118,6 +118,7 @@ def test_everything_comes_back(name: str, data: Any) -> None:
     assert back.judgements == records.judgements
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trl", "ranked", "reward_bench", "alpaca_eval"])
 @QUICK
 @given(data=st.data())

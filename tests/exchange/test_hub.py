@@ -114,6 +114,7 @@ def trimtab(
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_labels_go_to_the_hub_and_come_back(tmp_path: Path, address: str) -> None:
     item = Item.of([{"role": "user", "content": "größer?"}], ["x", "y"])
     judgement = Judgement(

@@ -74,6 +74,7 @@ def test_every_failure_is_a_status_and_none_a_label(tmp_path: Path) -> None:
     assert summary.rows == len(rows)
 
 
+@pytest.mark.slow
 def test_the_caps_hold_and_the_rest_is_asked_later(tmp_path: Path) -> None:
     data = write_items(tmp_path / "items.jsonl", items(60))
     out = tmp_path / "out"
@@ -99,6 +100,7 @@ def test_the_caps_hold_and_the_rest_is_asked_later(tmp_path: Path) -> None:
         assert len(one.calls) == 7 and summary.failed["cap"] >= 56
 
 
+@pytest.mark.slow
 def test_a_killed_run_repeats_no_paid_call(tmp_path: Path) -> None:
     data = write_items(tmp_path / "items.jsonl", items(60))
     mind = SimulatedJudge()
@@ -168,6 +170,7 @@ def moved(judge: Judge, texts: list[str]) -> float:
     return sum(j.ranks == (1, 0) for j in judgements) / len(judgements)
 
 
+@pytest.mark.slow
 def test_no_text_gets_out_of_its_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     """RELIABILITY 15: the judge obeys whatever stands outside the fences."""
     texts = canaries()

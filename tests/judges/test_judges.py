@@ -84,6 +84,7 @@ def test_a_rubric_of_ones_own(tmp_path: Path) -> None:
 # Fences ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60), st.text(max_size=60))
 @settings(max_examples=60, deadline=None)
 def test_no_text_holds_the_mark_of_its_own_fence(a: str, b: str) -> None:
@@ -153,6 +154,7 @@ def run(judge: Judge, label_items: list[Item]) -> list[Judgement]:
     return judge.client.map(label_items, judge)
 
 
+@pytest.mark.slow
 def test_both_orders_turn_a_love_of_places_into_ties() -> None:
     label_items = items(40)
     with endpoint(SimulatedJudge(noise=0.0, position_bias=50.0)) as one:
@@ -169,6 +171,7 @@ def test_both_orders_turn_a_love_of_places_into_ties() -> None:
         assert all(j.ranks is not None and j.ranks[j.first] == 0 for j in judgements)
 
 
+@pytest.mark.slow
 def test_a_fair_judge_says_the_same_in_every_order_and_mode() -> None:
     label_items = items(25)
     truth = [

@@ -138,6 +138,7 @@ def test_frozen_head_impossible_tokens_and_no_entropy() -> None:
     assert torch.isfinite(torch.autograd.grad(refused.sum() + got.sum(), h)[0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "mistral"])
 def test_completions_of_a_prompt_decode_from_one_copy(kind: str) -> None:
     with warnings.catch_warnings():
@@ -219,6 +220,7 @@ def test_mixed_sampling_agrees_with_mixed_training() -> None:
         assert float(np.abs(x.logp - results[id(c)].numpy()).max()) < 0.3
 
 
+@pytest.mark.slow
 def test_mixed_precision_learns_as_well() -> None:
     """The same curve within noise: both learn the same answers by heart."""
     ends: dict[str, list[float]] = {"full": [], "mixed": []}
@@ -277,6 +279,7 @@ def test_starts_in_half_a_second(what: list[str]) -> None:
     assert min(spent) <= 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own settings")
 @pytest.mark.parametrize("named", [False, True])
 def test_freed_memory_is_kept_unless_somebody_decides_otherwise(named: bool) -> None:

@@ -55,6 +55,7 @@ def told(lm: LM, read: Callable[[Pack], Tensor]) -> tuple[Tensor, Tensor]:
     return states.detach(), torch.cat(grads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dressed", ["", "lora", "checkpoint"])
 @pytest.mark.parametrize("kind", sorted(TOLD))
 def test_rows_are_those_of_the_whole(

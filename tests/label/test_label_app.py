@@ -43,6 +43,7 @@ WRITE = ["/verdict", "/undo"]
 OWNERS = ["/links", "/export/judgements.jsonl", "/export/comparisons.jsonl", "/export/items.jsonl"]
 
 
+@pytest.mark.slow
 def test_every_route_refuses_the_anonymous(server: Server) -> None:
     for cookie in ("", "trimtab_label=", "trimtab_label=YW5u.AAAA", "trimtab_label=é.é"):
         client = Client(server)
@@ -111,6 +112,7 @@ def test_a_foreign_name_for_this_machine_is_refused(server: Server, host: str) -
     assert client.get("/", Host=host)[0] == 400
 
 
+@pytest.mark.slow
 def test_methods_other_than_meant_do_nothing(server: Server) -> None:
     ann = server.join("ann")
     question = ann.question()
@@ -136,6 +138,7 @@ def traversals() -> list[str]:
     return paths[:60]
 
 
+@pytest.mark.slow
 def test_sixty_traversals_lead_nowhere(server: Server) -> None:
     paths = traversals()
     assert len(set(paths)) == 60
@@ -176,6 +179,7 @@ def test_what_is_too_long_or_no_form_is_refused(server: Server) -> None:
     assert ann.question() == question
 
 
+@pytest.mark.slow
 def test_the_page_tells_no_names_of_models(serve: Any) -> None:
     rows = [{**r, "models": ["secret-model-a", "secret-model-b"]} for r in many(2)]
     page = serve(rows, "--annotators", "ann").join("ann").get("/")[2]
@@ -183,6 +187,7 @@ def test_the_page_tells_no_names_of_models(serve: Any) -> None:
     assert "secret-model" not in page
 
 
+@pytest.mark.slow
 def test_verdicts_progress_agreement_and_files(serve: Any) -> None:
     """Two people label; the owner sees how far and how alike; Ctrl-C writes what reward reads."""
     server = serve(many(10), "--annotators", "ann,bob", "--overlap", "2", "--repeat_share", "0")
@@ -212,6 +217,7 @@ def _csrf(client: Client) -> str:
     return client.get("/")[2].split('name="csrf" value="')[1].split('"')[0]
 
 
+@pytest.mark.slow
 def test_sigterm_writes_the_files_and_the_same_command_goes_on(
     serve: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

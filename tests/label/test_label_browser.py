@@ -27,6 +27,7 @@ def serve(tmp_path: Path) -> Iterator[Any]:
     yield from servers(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_comparison_takes_one_key(browser: Any, serve: Any) -> None:
     server = serve(many(12), "--annotators", "ann", "--repeat_share", "0")
     visit = Visit(browser, server, "ann")
@@ -53,6 +54,7 @@ def test_a_comparison_takes_one_key(browser: Any, serve: Any) -> None:
     assert not visit.wrong
 
 
+@pytest.mark.slow
 def test_strength_ranks_dimensions_and_steps_by_keyboard(browser: Any, serve: Any) -> None:
     server = serve(
         many(2),
@@ -96,6 +98,7 @@ def test_strength_ranks_dimensions_and_steps_by_keyboard(browser: Any, serve: An
     assert not visit.wrong
 
 
+@pytest.mark.slow
 def test_a_double_click_is_one_verdict(browser: Any, serve: Any) -> None:
     server = serve(many(5), "--annotators", "ann")
     visit = Visit(browser, server, "ann")
@@ -108,6 +111,7 @@ def test_a_double_click_is_one_verdict(browser: Any, serve: Any) -> None:
         assert len(stored(server)) == n + 1
 
 
+@pytest.mark.slow
 def test_a_verdict_survives_a_killed_server(browser: Any, serve: Any) -> None:
     server = serve(many(3), "--annotators", "ann")
     visit = Visit(browser, server, "ann")
@@ -121,6 +125,7 @@ def test_a_verdict_survives_a_killed_server(browser: Any, serve: Any) -> None:
     assert len(stored(server)) == 1
 
 
+@pytest.mark.slow
 def test_pages_work_without_script(browser: Any, serve: Any) -> None:
     server = serve(many(3, k=3), "--annotators", "ann")
     visit = Visit(browser, server, "ann", java_script_enabled=False)
@@ -133,6 +138,7 @@ def test_pages_work_without_script(browser: Any, serve: Any) -> None:
     assert [j.ranks[a] for a in j.order] == [1, 0, 0]
 
 
+@pytest.mark.slow
 def test_text_is_laid_out_in_its_own_direction(browser: Any, serve: Any) -> None:
     """Also where one text holds paragraphs of both directions; code stays left to right."""
     rows = [
@@ -199,6 +205,7 @@ ALIVE = {"p", "br", "em", "strong", "s", "code", "pre", "ul", "ol", "li", "block
          "table", "thead", "tbody", "tr", "th", "td"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_hundred_payloads_are_inert(browser: Any, serve: Any, tmp_path: Path) -> None:
     """RELIABILITY.md row 22: as answers, as what was asked, as roles, steps and rubric."""
     assert len(set(PAYLOADS)) == 100
@@ -256,6 +263,7 @@ def _look(visit: Visit) -> None:
     assert not visit.wrong, visit.wrong
 
 
+@pytest.mark.slow
 def test_the_payloads_do_fire_on_a_page_that_takes_them_as_html(browser: Any) -> None:
     """Else the test above could not fail."""
     context = browser.new_context()
@@ -272,6 +280,7 @@ def test_the_payloads_do_fire_on_a_page_that_takes_them_as_html(browser: Any) ->
     assert fired >= 10
 
 
+@pytest.mark.slow
 def test_the_policy_stops_a_script_that_got_in_all_the_same(browser: Any, serve: Any) -> None:
     visit = Visit(browser, serve(many(1), "--annotators", "ann"), "ann")
     stopped = visit.page.evaluate(
@@ -320,6 +329,7 @@ AXE = EYES[::3]
 """Contrast depends on the scheme, layout on the width: two of the four meet all."""
 
 
+@pytest.mark.slow
 def test_pages_are_legible_and_axe_finds_no_serious_fault(browser: Any, serve: Any) -> None:
     axe_api = pytest.importorskip(
         "axe_playwright_python.sync_playwright",

@@ -132,6 +132,7 @@ ACTIONS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(actions=ACTIONS, overlap=st.integers(1, 3), ask=st.sampled_from(["whole", "pairs", "sort"]))
 def test_never_more_than_k_and_in_the_end_exactly_k(

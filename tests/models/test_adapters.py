@@ -234,6 +234,7 @@ RUNS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("stage", "model", "keys"), RUNS)
 def test_stages_from_an_adapter(

@@ -214,10 +214,12 @@ def crashed_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, sync: bool
     return faults
 
 
+@pytest.mark.slow
 def test_a_crash_at_every_call_loses_nothing(tmp_path, monkeypatch):
     assert crashed_saves(tmp_path, monkeypatch, sync=True) == []
 
 
+@pytest.mark.slow
 def test_the_crash_check_can_fail(tmp_path, monkeypatch):
     assert len(crashed_saves(tmp_path, monkeypatch, sync=False)) > 0
 

@@ -118,6 +118,7 @@ def test_the_resolved_configuration_states_the_group_size(name: str) -> None:
     assert build(RLConfig, rl(method=method, group=None)).method.group_size == size
 
 
+@pytest.mark.slow
 def test_a_new_file_is_a_new_method(tmp_path: Path) -> None:
     """Adding a method touches one file: the package's own modules are searched."""
     file = tmp_path / "mine.py"

@@ -69,6 +69,7 @@ def test_flattery_is_seen(tmp_path: Path) -> None:
     assert at["length"]["grade"] == "good"
 
 
+@pytest.mark.slow
 def test_a_coin_is_no_reward(tmp_path: Path) -> None:
     at = probed(tmp_path, reward="tests.probe.test_probes:coin")
     assert at["accuracy"]["grade"] == "bad"

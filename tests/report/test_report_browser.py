@@ -18,6 +18,7 @@ def browser() -> Iterator[Any]:
     yield from browsers()
 
 
+@pytest.mark.slow
 def test_samples_are_laid_out_in_their_own_direction(browser: Any) -> None:
     arabic, english = "القاهرة هي العاصمة", "Cairo is the capital"
     picks = [Pick(arabic, [Answer("start", f"{english}\n{arabic}"), Answer("end", arabic)])]

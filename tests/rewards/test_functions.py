@@ -181,6 +181,7 @@ def test_a_judge_is_called_by_the_same_rules(timeout: float | None) -> None:
     assert [c.reward for g in groups for c in g.completions] == [1.0, 2.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["never", "hangs"])
 def test_a_function_ends_at_its_deadline(name: str) -> None:
     group = group_of("a")
@@ -190,6 +191,7 @@ def test_a_function_ends_at_its_deadline(name: str) -> None:
     assert group.completions[0].scores["r"].status == "timeout"
 
 
+@pytest.mark.slow
 def test_a_hang_is_killed_and_the_next_call_is_answered() -> None:
     scorer = rewards(function("hangs_on_slow", timeout=1.0))
     group = group_of("aa", "b", pace="slow")

@@ -62,6 +62,7 @@ def got(groups: list[Group], name: str) -> list[float]:
     return [v for v in values if v is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["mean", "worst", "uncertainty"])
 def test_an_ensemble_combines_standardised_members(members: list[str], how: str) -> None:
     groups = talk()

@@ -59,6 +59,7 @@ def by_trimtab(path: Path, policy: Any, groups: list[Any]) -> list[float]:
     return member.scores(groups).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "policy_template"),
     [("chatml", "chatml"), ("chatml", "space"), ("drops", "drops"), ("drops", "chatml"),

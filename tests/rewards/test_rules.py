@@ -49,6 +49,7 @@ def test_reading_a_number_never_raises(text: str) -> None:
     assert last_number(text) is None or isinstance(last_number(text), Fraction)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verifier", "text", "options", "row", "want"),
     [
@@ -127,6 +128,7 @@ def test_a_column_that_no_row_has_is_an_error() -> None:
         judged("numeric", "42", gold=42)
 
 
+@pytest.mark.slow
 def test_mathematics_outlives_an_answer_that_hangs() -> None:
     part = VerifierPart("m", "math", {}, 2.0)
     cases = [

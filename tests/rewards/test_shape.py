@@ -112,6 +112,7 @@ def test_format_counts_what_the_template_wrote_of_the_completion() -> None:
     assert [c.reward for c in done] == [0.2, 0.0]
 
 
+@pytest.mark.slow
 def test_a_pattern_without_end_is_a_status() -> None:
     shaper = Shaper(ShapeSpec.model_validate({"format": {"pattern": "(a|a)*b|(x+x+)+y"}}))
     c = completion(2, reward=1.0, text="x" * 4000)

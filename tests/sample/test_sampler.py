@@ -49,6 +49,7 @@ def prompts(count: int, seed: int = 0) -> list[np.ndarray]:
     return [rng.integers(3, V, rng.integers(1, 20)) for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_greedy_equals_generate(kind: str) -> None:
     model = tiny(kind).train()
@@ -74,6 +75,7 @@ def test_greedy_equals_generate(kind: str) -> None:
     assert kind != "llama" or stops > 0
 
 
+@pytest.mark.slow
 def test_same_ids_alone_batched_and_in_other_slots() -> None:
     sampler = Sampler(tiny())
     requests = [Request(p, (7, i), n=3) for i, p in enumerate(prompts(12))]
@@ -91,6 +93,7 @@ def test_same_ids_alone_batched_and_in_other_slots() -> None:
     assert any(not np.array_equal(g[0].ids, g[1].ids) for g in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2"])
 def test_logp_equals_full_forward(kind: str) -> None:
     model = tiny(kind).eval()
@@ -171,6 +174,7 @@ def test_limits_and_bad_input() -> None:
             SamplingConfig(**wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
 @pytest.mark.parametrize("n", [1, 3])
 def test_fast_decoding_equals_the_models_own_forward(kind: str, n: int) -> None:

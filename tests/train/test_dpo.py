@@ -78,6 +78,7 @@ def made(*args: Any, **more: Any) -> PreferenceConfig:
     return build(PreferenceConfig, settings(*args, **more))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", ["world", "world-unpaired"])
 @pytest.mark.parametrize("kind", DIRECT)
 def test_every_type_learns_on_the_sandbox(kind: str, rows: str, base: Path, tmp_path: Path) -> None:
@@ -187,6 +188,7 @@ def alive() -> int:
     return sum(isinstance(x, PreTrainedModel) and hasattr(x, "lm_head") for x in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_two_models_are_never_in_memory(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def plain(kind: str, lm: LM, groups: list[Group]) -> Tensor | float:
     return torch.stack(units).mean() if units else 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 def test_direct_step(kind: str, lm: LM, layout: bool) -> None:
     modules: dict[str, nn.Module] = {"model": lm.model}

@@ -67,6 +67,7 @@ def judged(group: Group, **spec: Any) -> list[Any]:
     return [c.scores["j"] for c in group.completions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [None, 60.0], ids=["here", "child"])
 def test_an_answer_scores_the_share_of_comparisons_it_won(timeout: float | None) -> None:
     group = answers("a b", "a b c", "a a", "b a")
@@ -155,6 +156,7 @@ def test_it_starts_at_its_reference(base: Path, tmp_path: Path, lora: Any) -> No
     assert (tmp_path / "o" / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_judge_likes(base: Path, tmp_path: Path) -> None:
     rows = train(
         base, tmp_path / "o", rewards=[{"name": "judge", "judge": "tests.train.test_online_dpo:more_cats"},
@@ -181,6 +183,7 @@ def scattered(prompts: list[str], completions: list[str]) -> list[float]:
     return [zlib.crc32(c.encode()) / 2**32 for c in completions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
     [{"type": "ipo"}, {"type": "simpo"}, {"type": "orpo"}, {"type": "slic"},
@@ -212,6 +215,7 @@ def test_another_reference_is_read(base: Path, tmp_path: Path) -> None:
     assert rows[0]["loss"] != pytest.approx(math.log(2), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_byte_equal(base: Path, tmp_path: Path) -> None:
     """And the test can fail: without what whitening has seen, the clip makes other ties."""
 

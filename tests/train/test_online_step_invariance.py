@@ -119,6 +119,7 @@ def ppo_forward(lm: LM, scorer: Scorer) -> Callable[[Pack], Output]:
     return forward
 
 
+@pytest.mark.slow
 def test_ppo_step(lm: LM, scorer: Scorer, layout: bool) -> None:
     modules: dict[str, nn.Module] = {"policy": lm.model, "critic": scorer.model}
     forward = ppo_forward(lm, scorer)
@@ -151,6 +152,7 @@ def made_method(name: str) -> PolicyMethod:
     return METHODS[name](max_length=8, entropy_coef=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_takes_the_same_step_however_it_is_cut(
     lm: LM, scorer: Scorer, name: str
@@ -179,6 +181,7 @@ def test_every_method_takes_the_same_step_however_it_is_cut(
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_O0_garbage_under_the_mask_of_every_method(lm: LM, scorer: Scorer, name: str) -> None:
     method = made_method(name)

@@ -86,6 +86,7 @@ def test_packed_logits_equal_plain_token_classification() -> None:
     assert float(want.std()) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
 def test_gradient_does_not_depend_on_the_cut(aggregation: Any) -> None:
     model = scorer(double=True)
@@ -205,6 +206,7 @@ def test_stage_learns_and_resumes_byte_equal(base: Path, tmp_path: Path) -> None
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_stage_learns_to_tell_a_wrong_step(base: Path, tmp_path: Path) -> None:
     figures = train_process(config(base, tmp_path / "run", epochs=20, loop={}))
     assert figures["eval/auc"] > 0.8

@@ -75,6 +75,7 @@ def rolled(stage: RLStage) -> list[Group]:
     return groups
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_runs_by_its_name_and_moves_the_policy(
     name: str, base: Path, tmp_path: Path
@@ -89,6 +90,7 @@ def test_every_method_runs_by_its_name_and_moves_the_policy(
     assert len(read_metrics(tmp_path)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_adapters_alone_are_trained(name: str, base: Path, tmp_path: Path) -> None:
     model = {"path": str(base / "model"), "device": "cpu", "lora": {"r": 4}}
@@ -245,6 +247,7 @@ def test_monte_carlo_gains_add_up_to_reward_less_start(base: Path, tmp_path: Pat
         assert np.allclose(c.tokens["advantage"], old, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_monte_carlo_resumes_byte_equal(base: Path, tmp_path: Path) -> None:
     def train(out: Path, steps: int) -> bytes:
         settings = config(

@@ -75,6 +75,7 @@ def sft_sum(lm: LM, groups: Sequence[Group], aggregation: str) -> Tensor | float
     return -sum(r.mean() for r in rows) / max(1, len(rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
 def test_sft_step(lm: LM, layout: bool, aggregation: Any) -> None:
     modules: dict[str, nn.Module] = {"model": lm.model}
@@ -129,6 +130,7 @@ def ranking_sum(scorer: Scorer, groups: Sequence[Group]) -> Tensor | float:
     return torch.stack(per_group).mean() if per_group else 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pairs", "ranks", "plackett_luce"])
 def test_reward_step(scorer: Scorer, layout: bool, kind: str) -> None:
     modules: dict[str, nn.Module] = {"model": scorer.model}
