@@ -180,6 +180,7 @@ def test_it_is_told_everywhere(handed: Path) -> None:
     assert "Exported policy: The policy of step" in doctor_text.to_text(diagnosis.examine(handed))
 
 
+@pytest.mark.slow
 def test_the_same_command_again_hands_over_the_same(base: Path, handed: Path) -> None:
     copy = base / "again"
     shutil.copytree(handed, copy)

@@ -75,6 +75,7 @@ def test_every_stage_refuses_results_of_other_inputs(
     assert (out / "config.yaml").read_text() == "old"
 
 
+@pytest.mark.slow
 def test_only_the_length_of_a_run_may_change(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

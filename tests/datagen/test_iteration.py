@@ -247,6 +247,7 @@ def refreshed(base: Path, out: Path, **evals: str) -> dict[str, float]:
     return reward.main(build(reward.RewardConfig, settings))
 
 
+@pytest.mark.slow
 def test_held_out_sets_are_told_by_name(
     base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -72,7 +72,7 @@ def test_readme_is_short_and_its_links_exist() -> None:
 
 def test_every_recipe_is_in_the_table() -> None:
     table = PAGE.partition("## Recipes")[2].partition("\n## ")[0]
-    rows = set(re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE))
+    rows = set(re.findall(r"^\| `([a-z0-9-]+)` \|", table, re.MULTILINE))
     assert rows == {p.stem for p in (ROOT / "src/trimtab/recipes").glob("*.yaml")}
 
 

@@ -223,6 +223,7 @@ def constant(prompts: list[str], completions: list[str], **_: object) -> list[fl
     return [1.0 for _ in completions]
 
 
+@pytest.mark.slow
 def test_live_look_and_what_training_records(trained: Path) -> None:
     findings = read_findings(trained)
     assert {f["alarm"] for f in findings} >= {14} and findings[0]["source"] == "doctor"
@@ -291,6 +292,7 @@ def test_every_alarm_is_complete() -> None:
         assert t.unit and t.reason, name
 
 
+@pytest.mark.slow
 def test_hostile_text_is_inert(tmp_path: Path, trained: Path) -> None:
     folder = _run(tmp_path / "r", 12, reward__mean=lambda s: 1.0, reward__std=lambda s: 0.0)
     run = Run(folder)

@@ -95,6 +95,7 @@ def run(writer: Writer, gold: float | None = None, steps: int = STEPS, seed: int
     return diagnose(Evidence(Path("r"), rows=rows, rollouts=rollouts, facts=facts, audit=audit))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("writer", "alarm"),
     [(brief, "shrinking"), (gibberish, "fluency"), (off_topic, "off-topic"), (fixed, "exploited-rule")],

@@ -60,6 +60,7 @@ def settings(*files: Path, **options: Any) -> EvaluateConfig:
     return build(EvaluateConfig, {"files": [str(f) for f in files], "draws": 200, **options})
 
 
+@pytest.mark.slow
 def test_the_order_of_models_is_found(tmp_path: Path) -> None:
     board = evaluate(tmp_path, contest(300), baseline="base")
     order = list(board.elo)

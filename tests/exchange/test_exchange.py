@@ -98,6 +98,7 @@ def test_one_name_for_a_person_and_a_judge(name: str) -> None:
     assert back.judgements == judgements
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trimtab", "argilla", "label_studio"])
 @QUICK
 @given(data=st.data())
@@ -268,6 +269,7 @@ def exported_by_label_studio(rows: list[dict[str, Any]]) -> list[dict[str, Any]]
     return rows
 
 
+@pytest.mark.slow
 @QUICK
 @given(data=st.data())
 def test_an_export_of_label_studio_gives_our_judgements_back(data: Any) -> None:

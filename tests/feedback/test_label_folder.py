@@ -89,6 +89,7 @@ def test_training_on_the_folder_equals_training_on_the_export(tmp_path: Path) ->
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["reward", "dpo"])
 def test_a_stage_trains_on_a_label_folder(stage: str, tmp_path: Path) -> None:
     """From people's judgements in the store to a trained model, by the command line."""

@@ -267,6 +267,7 @@ def test_useful_flops_are_those_of_a_forward() -> None:
     assert got in (pytest.approx(dense), pytest.approx(dense + scores * 30 * 30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [["-c", "import trimtab"], ["-m", "trimtab", "--help"]])
 def test_starts_in_half_a_second(what: list[str]) -> None:
     """Of processor time: what other work on the machine takes does not count."""

@@ -278,6 +278,7 @@ def test_sampling_draws_the_same(
     assert {32, 21, 3} <= rows and not rows & {17, 19, 20}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_few_rows_are_columns_on_intels(biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "uses_onednn", lambda: False)

@@ -35,6 +35,7 @@ def trained(base: Path, out: Path, steps: int = 0, **loop: Any) -> bytes:
     return (out / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_lowered_token_budget_outlives_a_restart(base: Path) -> None:
     # A step that ran out of memory lowered the budget; a restart cuts its packs in the same way,
     # because the order of floating-point sums depends on the cut.

@@ -344,6 +344,7 @@ def test_adapters_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         load()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("tied", "modules"), [(True, None), (False, None), (False, ["embed_tokens", "lm_head"])]

@@ -163,6 +163,7 @@ def calls_of_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
         return disk.count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_every_call_may_fail(tmp_path, monkeypatch, number):
     total = calls_of_a_save(tmp_path, monkeypatch)

@@ -23,6 +23,7 @@ from trimtab.models.load import LM, ModelSpec
 from trimtab.models.lora import LoraSpec
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("budget", [10_000, 24])
 def test_shared_packs_equal_separate_forwards(kind: str, budget: int) -> None:

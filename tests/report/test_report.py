@@ -43,6 +43,7 @@ def hostile(folder):
     return run
 
 
+@pytest.mark.slow
 def test_100_payloads_make_no_active_node(tmp_path):
     assert len(PAYLOADS) == 100
     for start in range(0, 100, 5):

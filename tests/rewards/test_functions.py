@@ -78,6 +78,7 @@ def test_arguments_are_passed_by_name(
     assert scored(function(name, options=options), group) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swapped", "keyword_only", "later"])
 def test_a_child_process_passes_them_by_name_too(name: str) -> None:
     expected = [11.0, 10.0] if name == "swapped" else [0.0, 1.0]

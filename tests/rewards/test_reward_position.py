@@ -117,6 +117,7 @@ def test_another_vocabulary_scores_the_same_text(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["chatml", "drops", "prefills"])
 def test_training_reads_what_clients_read(template: str, tmp_path: Path) -> None:
     start = templates.model_folder(tmp_path / "start", templates.ALL[template])

@@ -44,6 +44,7 @@ def test_a_written_number_is_read_back(x: Fraction, thousands: bool) -> None:
     assert last_number(f"so it is {top}/{x.denominator}.") == x
 
 
+@pytest.mark.slow
 @given(st.text(max_size=80))
 def test_reading_a_number_never_raises(text: str) -> None:
     assert last_number(text) is None or isinstance(last_number(text), Fraction)

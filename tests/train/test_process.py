@@ -267,6 +267,7 @@ def answered(text: str) -> Completion:
     return renderer().completion(ids(text), "stop")
 
 
+@pytest.mark.slow
 def test_oracle_rewards_and_their_failures() -> None:
     groups = [
         Group("a", ids("who"), [answered("a . no <eos>")], "who", {"worth": 0.8, "other": 1}),

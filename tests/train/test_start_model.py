@@ -14,6 +14,7 @@ from trimtab.config import build
 from trimtab.train.rl import RLConfig, main
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
 def test_samples_are_scored_under_the_start_model(
     lora: dict[str, Any] | None, tmp_path: Path
