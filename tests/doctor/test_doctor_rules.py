@@ -1,4 +1,4 @@
-"""Alarms that tell a fault from what looks like it: 1, 2, 3, 11 and 14 on evidence made by hand."""
+"""Alarms that tell a fault from what looks like it: 1, 2, 3, 9, 11 and 14 on evidence made by hand."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from trimtab.doctor.alarms import (
     reward_pipe,
     value_collapse,
 )
+from trimtab.doctor.diagnosis import diagnose
 from trimtab.doctor.evidence import Evidence, Rollout, Unchecked
 from trimtab.stats.change import drop
 
@@ -281,3 +282,13 @@ def test_a_template_is_paid_whatever_is_asked(share: float, anywhere: bool, ring
             e.rollouts.append(Rollout(s, f"q {prompt} {s}", answer, reward, {}, "stop", 5, None, None))  # fmt: skip
     finding = mode_collapse.check(e)
     assert (finding is not None) == rings, finding
+
+
+@pytest.mark.parametrize(("first", "last", "rings"), [(0.3, 0.3, True), (0.3, 0.9, False), (0.9, 0.3, True)])  # fmt: skip
+def test_completions_that_learn_to_end_are_no_fault(first: float, last: float, rings: bool) -> None:
+    """A short limit cuts a pretrained model at first; that training mends it is no alarm."""
+    steps = 20
+    ends = np.linspace(first, last, steps)
+    rows = [{"step": s, "completion/truncated": 1 - e} for s, e in enumerate(ends, 1)]
+    evidence = Evidence(Path("r"), rows=rows, facts={"stage": "rl", "steps": steps})
+    assert ("endless" in [f.name for f in diagnose(evidence).findings]) == rings

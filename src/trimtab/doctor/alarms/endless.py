@@ -40,9 +40,12 @@ def check(e: Evidence) -> Symptom | None:
     ends = 1 - truncated
     start, late = start_mean(ends, limits.ENDS_EDGE), end_mean(ends)
     cut = [r for r in reversed(e.rollouts) if r.finish == "length"]
-    if start < limits.ENDS:
+    if start < limits.ENDS and late < limits.ENDS:
         return Symptom(
-            message=f"From the first step on only {start:.0%} of completions end by themselves.",
+            message=(
+                f"From the first step on only {start:.0%} of completions end by themselves, and "
+                f"{late:.0%} at the end."
+            ),
             number=start,
             limit=limits.ENDS,
             cause="the stop token is wrong, or the model never learned to stop (labels without EOS)",
