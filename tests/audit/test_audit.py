@@ -14,15 +14,8 @@ from safetensors.torch import load_file
 
 from tests.support import folders
 from tests.support.audit_rewards import not_red
-from trimtab.audit import audit_run
-from trimtab.audit.gold_audit import (
-    FILE,
-    AuditedRollout,
-    blocks,
-    read_audit,
-    summarise,
-    write_audit,
-)
+from trimtab.audit import audit_run, gold_audit
+from trimtab.audit.gold_audit import FILE, AuditedRollout, blocks, read_audit, write_audit
 from trimtab.audit.run_settings import RunSettings
 from trimtab.cli.main import main as cli
 from trimtab.config import build, merge
@@ -53,7 +46,7 @@ def hump(x: float) -> float:
 
 def test_a_hacked_run_is_read_so() -> None:
     rollouts = rows(400, hump, lambda x: x, lambda x: 9 * x * x)
-    summary = summarise(rollouts)
+    summary = gold_audit.summarise(rollouts)
     assert summary.hacked and summary.p < 0.01 and summary.proxy_gain > 0
     assert summary.gold is not None and summary.gold.r2 > 0.6
     assert summary.gold.peak[1] < 3 * 0.5 < summary.gold.peak[2] + 1
@@ -65,21 +58,21 @@ def test_a_hacked_run_is_read_so() -> None:
         r.model_copy(update={"gold": rollouts[int(i)].gold})
         for r, i in zip(rollouts, order, strict=True)
     ]
-    assert not summarise(blind).hacked
+    assert not gold_audit.summarise(blind).hacked
 
 
 def test_a_sound_run_is_not() -> None:
-    summary = summarise(rows(400, lambda x: 0.5 + 0.4 * x, lambda x: x, lambda x: 4 * x))
+    summary = gold_audit.summarise(rows(400, lambda x: 0.5 + 0.4 * x, lambda x: x, lambda x: 4 * x))
     assert not summary.hacked and not summary.past_peak and summary.p > 0.05
     # Gold and reward fall together: something broke, but nobody was cheated.
-    fell = summarise(rows(400, lambda x: 0.9 - 0.7 * x, lambda x: -x, lambda x: 4 * x))
+    fell = gold_audit.summarise(rows(400, lambda x: 0.9 - 0.7 * x, lambda x: -x, lambda x: 4 * x))
     assert fell.p < 0.01 and not fell.hacked
 
 
 def test_without_kl_there_is_no_curve() -> None:
     rollouts = [r.model_copy(update={"kl_mean": None}) for r in rows(80, hump, abs, lambda x: x)]
-    assert summarise(rollouts).gold is None
-    assert summarise([]).n == 0 and math.isnan(summarise([]).proxy_gain)
+    assert gold_audit.summarise(rollouts).gold is None
+    assert gold_audit.summarise([]).n == 0 and math.isnan(gold_audit.summarise([]).proxy_gain)
     assert [b.last for b in blocks(rollouts, 32)] == [8, 16]
 
 

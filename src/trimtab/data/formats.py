@@ -27,9 +27,23 @@ from trimtab.errors import DataError
 from trimtab.types import Row
 
 COLUMNS = frozenset(
-    ("id", "prompt", "messages", "text", "completion", "completions", "chosen", "rejected",
-     "ranks", "margin", "tie", "label", "labels", "probs")
-)  # fmt: skip
+    (
+        "id",
+        "prompt",
+        "messages",
+        "text",
+        "completion",
+        "completions",
+        "chosen",
+        "rejected",
+        "ranks",
+        "margin",
+        "tie",
+        "label",
+        "labels",
+        "probs",
+    )
+)
 """Columns that the readers interpret; rows derived from other rows must not copy them."""
 
 

@@ -30,8 +30,15 @@ class Segment:
 
 
 _TENSORS = (
-    "ids_N", "positions_N", "source_C", "target_C", "owner_C", "last_B", "group_B", "trained_B"
-)  # fmt: skip
+    "ids_N",
+    "positions_N",
+    "source_C",
+    "target_C",
+    "owner_C",
+    "last_B",
+    "group_B",
+    "trained_B",
+)
 
 
 @dataclass(slots=True, eq=False)

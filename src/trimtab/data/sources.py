@@ -217,9 +217,17 @@ def _hub(
 
 
 _NESTED = frozenset(
-    ("messages", "prompt", "completion", "completions", "chosen", "rejected", "tools",
-     "chat_template_kwargs")
-)  # fmt: skip
+    (
+        "messages",
+        "prompt",
+        "completion",
+        "completions",
+        "chosen",
+        "rejected",
+        "tools",
+        "chat_template_kwargs",
+    )
+)
 
 
 def without_nulls(row: Row) -> Row:

@@ -43,9 +43,17 @@ INTERFACE = """<View>
 """
 PROMPTS = ("prompt", "instruction", "question", "input", "conversation")
 READ = frozenset(
-    ("completed_by", "result", "was_cancelled", "ground_truth", "created_at", "lead_time",
-     "model_version", "score")
-)  # fmt: skip
+    (
+        "completed_by",
+        "result",
+        "was_cancelled",
+        "ground_truth",
+        "created_at",
+        "lead_time",
+        "model_version",
+        "score",
+    )
+)
 """Fields of annotations and predictions that judgements have a place for."""
 VERDICT = ("ranks", "reason", "status")
 SIDE = re.compile(r"^(.*?)[_ -]?(1|2|a|b|left|right)$", re.I)

@@ -18,8 +18,16 @@ from trimtab.feedback.records import Records, messages
 from trimtab.types import Row
 
 FIRST = ("prompt", "chosen", "chosen_model", "rejected", "rejected_model", "id")
-SECOND = ("prompt", "chosen", "rejected", "models", "id", "num_correct", "num_incorrect",
-          "total_completions")  # fmt: skip
+SECOND = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "models",
+    "id",
+    "num_correct",
+    "num_incorrect",
+    "total_completions",
+)
 NAME = "reward-bench"
 
 

@@ -18,45 +18,53 @@ def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], l
 KNOWN: tuple[tuple[tuple[tuple[str, str], ...], str, str, str], ...] = (
     (
         (("reward/mean", "Proxy reward"), ("reward/gold", "Gold score")),
-        "Reward", "Mean score of sampled completions",
+        "Reward",
+        "Mean score of sampled completions",
         "Both lines should rise together; proxy up while gold falls is a hacked reward.",
     ),
     (
         (("objective/kl", "KL to the start"),),
-        "Distance from the starting policy", "KL (nats per completion)",
+        "Distance from the starting policy",
+        "KL (nats per completion)",
         "Grows while the policy learns, then levels off; a line that runs away means the KL penalty is too weak.",
     ),
     (
         (("objective/entropy", "Entropy"),),
-        "Entropy", "Entropy (nats per token)",
+        "Entropy",
+        "Entropy (nats per token)",
         "Should fall slowly; a sudden drop to zero means that the policy collapsed to one completion.",
     ),
     (
         (("completion/length", "Length"),),
-        "Completion length", "Length (tokens)",
+        "Completion length",
+        "Length (tokens)",
         "A steady climb that the task does not ask for is the commonest sign of a reward paid for length.",
     ),
     (
         (("value/explained_variance", "Explained variance"),),
-        "Value function", "Explained variance (1 is perfect)",
+        "Value function",
+        "Explained variance (1 is perfect)",
         "Should climb above 0 early on; below 0 the value function misleads more than it helps.",
     ),
     (
         (("value/loss", "Value loss"),),
-        "Value loss", "Loss (reward units squared)",
+        "Value loss",
+        "Loss (reward units squared)",
         "Falls as the value function learns what completions are worth.",
     ),
     (
         (("policy/clip_fraction", "Clipped"),),
-        "Clipped updates", "Share of tokens clipped",
+        "Clipped updates",
+        "Share of tokens clipped",
         "A few per cent is healthy; above about 0.3 the steps are too large.",
     ),
     (
         (("kl/beta", "KL coefficient"),),
-        "KL coefficient", "Coefficient β",
+        "KL coefficient",
+        "Coefficient β",
         "What the controller charges for distance; it rises when the policy goes further than planned.",
     ),
-)  # fmt: skip
+)
 
 
 def curves(

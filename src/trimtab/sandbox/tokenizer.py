@@ -18,11 +18,20 @@ TEMPLATE = (
 def words() -> list[str]:
     """Every word of the sandbox, in a fixed order."""
     texts = [
-        *world.NAMES, *world.PLACES, *world.THINGS, *world.JOBS, *world.TOOLS,
-        *world.GOOD_VERBS, *world.BAD_VERBS, *world.OPENINGS, *world.CLOSINGS,
-        world.UNKNOWN, world.REFUSAL, world.AGREEMENT,
+        *world.NAMES,
+        *world.PLACES,
+        *world.THINGS,
+        *world.JOBS,
+        *world.TOOLS,
+        *world.GOOD_VERBS,
+        *world.BAD_VERBS,
+        *world.OPENINGS,
+        *world.CLOSINGS,
+        world.UNKNOWN,
+        world.REFUSAL,
+        world.AGREEMENT,
         "where what does have is in the has works as a how do i use to think tell me all of it you no yes . , ? !",
-    ]  # fmt: skip
+    ]
     return list(dict.fromkeys(w for text in texts for w in text.split()))
 
 
