@@ -88,6 +88,20 @@ def model_folder(root: Path, name: str, vocabulary: int | None = None) -> Path:
     return path
 
 
+def reward_folder(model: str) -> Path:
+    """A reward model on the trunk of ``model``, its head random but saved; made once."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    path = Path(f"{model}-reward")
+    if not (path / "tokenizer_config.json").is_file():
+        torch.manual_seed(0)
+        scorer = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
+        scorer.save_pretrained(path)
+        AutoTokenizer.from_pretrained(model).save_pretrained(path)
+    return path
+
+
 def said(ids: Iterable[int]) -> str:
     """Ids as text of the word-level tokenizer."""
     return " ".join(f"w{i}" for i in ids)

@@ -159,7 +159,7 @@ def ppo(args: argparse.Namespace) -> Result:
     }  # fmt: skip
     ours = spec | {
         "job": "benchmarks.ours:Online", "method": {"type": "ppo", "updates": {"epochs": 4}},
-        "rewards": [{"name": "model", "model": model}],
+        "rewards": [{"name": "model", "model": str(material.reward_folder(model))}],
         "more": {"critic": {"type": args.critic}},
     }  # fmt: skip
     _half(args, ours)

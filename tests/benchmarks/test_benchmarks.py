@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import growth, page
+from benchmarks import growth, material, page
 from benchmarks.sampling_requests import ragged
+from trimtab.models.heads import Scorer
+from trimtab.models.load import ModelSpec
 
 
 @pytest.mark.slow
@@ -88,3 +90,9 @@ def test_ragged_lengths() -> None:
     assert lengths.min() >= 8 and lengths.max() == 256
     useful = lengths.sum() / (128 * 256)
     assert 0.2 < useful < 0.4, "about a third of padded slots"
+
+
+def test_the_reward_model_of_ppo_is_read_with_its_head(tmp_path: Path) -> None:
+    model = material.model_folder(tmp_path, "1m", 64)
+    folder = material.reward_folder(str(model))
+    assert Scorer.load(ModelSpec(path=str(folder), device="cpu"), train=False)
