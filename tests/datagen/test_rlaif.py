@@ -143,7 +143,7 @@ def test_a_revision_makes_answers_better_and_failures_no_rows(tmp_path: Path) ->
     with endpoint(SimulatedJudge(skill=1.0), rate=0.3, kinds=("500", "prose")) as one:
         keys = {
             k: v
-            for k, v in spec(one, tries=1).model_dump().items()
+            for k, v in spec(one, tries=1, concurrency=1).model_dump().items()
             if k in revise.ReviseConfig.model_fields
         }
         config = build(
