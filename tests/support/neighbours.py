@@ -29,7 +29,7 @@ class Row:
 
 
 ROWS: list[Row] = []
-"""Results of this session."""
+"""Results of the tests that have run."""
 
 
 def _test_file() -> str:
@@ -105,8 +105,7 @@ def program(name: str, environment: str, package: str) -> Program:
 
 
 def write_page(path: Path) -> None:
-    """Write docs/neighbours.md from the results of this session and, for test files that it did not run,
-    of earlier ones."""
+    """Write docs/neighbours.md: new results of the test files that have run, stored ones of the others."""
     folder = ENVIRONMENTS / "results"
     folder.mkdir(parents=True, exist_ok=True)
     for file in {row.file for row in ROWS}:

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, cast
 
+import jinja2
+
 from trimtab.data.conversation import BadRowError, Message, content_text
 from trimtab.data.piece_tokens import Piece, shared_length, shared_text
 from trimtab.errors import ModelError
 from trimtab.types import Row
 
 _PROBE = "probe of content"
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+"""What rendering raises where a template does not accept a conversation: its own refusal, or an
+expression that fails on a value of another type."""
 
 
 class ChatTemplate:
@@ -46,7 +58,7 @@ class ChatTemplate:
             )
         try:
             return self._render([self._fit(m) for m in messages], columns, end)
-        except Exception as error:  # noqa: BLE001  a template is a program and may raise anything
+        except TEMPLATE_ERRORS as error:
             if any(m.get("content") is None for m in messages):
                 # Some templates read null content as text.
                 filled = [
@@ -84,7 +96,7 @@ class ChatTemplate:
         )
         try:
             text = self._render(messages, {}, "closed")
-        except Exception:  # noqa: BLE001  as above
+        except TEMPLATE_ERRORS:
             return False
         # A template that prints a list as it is gives "[{'type': 'text', ...".
         return _PROBE in text and f"'{_PROBE}'" not in text and f'"{_PROBE}"' not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -73,9 +74,9 @@ class KLSpec(Kind):
         """Whether it is subtracted from rewards."""
         return self.place in ("reward", "sequence")
 
+    @abstractmethod
     def next_beta(self, beta: float, kl: float, n: int) -> float:
         """The coefficient after ``n`` completions whose mean summed KL was ``kl`` nats."""
-        raise NotImplementedError
 
 
 class FixedKL(KLSpec):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -88,10 +89,10 @@ class Direct(Kind):
         """The formula, without the likelihood: [P]. Abstract."""
         raise NotImplementedError
 
+    @abstractmethod
     def implicit(self, p: Pairs) -> tuple[Tensor, Tensor]:
         """Implicit rewards of the chosen and the rejected completions, on the loss's own scale.
         Abstract."""
-        raise NotImplementedError
 
     def usable(self, group: Group) -> bool:
         """Whether a group has something to train on."""

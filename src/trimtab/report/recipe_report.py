@@ -1,6 +1,7 @@
 """The report of a recipe's folder: the charts that the recipe declares, read from the folder alone."""
 
 import logging
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,9 +43,9 @@ class DeclaredChart(Config):
     see: str = ""
     """What to see in the chart."""
 
+    @abstractmethod
     def section(self, folder: Path, figures: Mapping[str, Any]) -> Section:
         """The section, from the recipe's folder and its ``summary.json``; empty without data."""
-        raise NotImplementedError
 
 
 class Scores(DeclaredChart):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import trimtab
@@ -25,11 +26,11 @@ def open_run(config: Config, out: str | Path, tracker: str = "none") -> Run:
         ConfigError, DataError: as for ``claim``.
     """
     claim(config, Path(out))
-    try:
-        return Run(out, config.model_dump(mode="json"), tracker)
-    except BaseException:
-        unlock(Path(out))
-        raise
+    with ExitStack() as on_failure:
+        on_failure.callback(unlock, Path(out))
+        run = Run(out, config.model_dump(mode="json"), tracker)
+        on_failure.pop_all()
+    return run
 
 
 def claim(config: Config, folder: Path) -> None:
@@ -44,11 +45,10 @@ def claim(config: Config, folder: Path) -> None:
     new = Fingerprint.of(config)
     folder.mkdir(parents=True, exist_ok=True)
     lock(folder)
-    try:
+    with ExitStack() as on_failure:
+        on_failure.callback(unlock, folder)
         require_same(folder, new)
-    except BaseException:
-        unlock(folder)
-        raise
+        on_failure.pop_all()
     new.write(folder)
 
 
