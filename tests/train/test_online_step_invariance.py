@@ -13,15 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.support.invariance import (
-    LAYOUTS,
     TAU,
     Shape,
     agree,
     alone_heads,
     alone_logps,
     budgets,
-    double_lm,
-    double_scorer,
     each,
     few,
     make,
@@ -41,26 +38,6 @@ from trimtab.objectives.policy import PolicyMethod
 from trimtab.objectives.ratio import ClipSpec
 from trimtab.objectives.value import ValueSpec
 from trimtab.types import Group
-
-
-@pytest.fixture(scope="module")
-def lm() -> LM:
-    return double_lm()
-
-
-@pytest.fixture(scope="module")
-def scorer() -> Scorer:
-    return double_scorer()
-
-
-@pytest.fixture(params=LAYOUTS)
-def layout(
-    request: pytest.FixtureRequest, lm: LM, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
-) -> bool:
-    share, exact = LAYOUTS[request.param]
-    monkeypatch.setattr(lm, "exact", exact)
-    monkeypatch.setattr(scorer, "exact", exact)
-    return share
 
 
 def rollout(lm: LM, groups: Sequence[Group], seed: int, fill: float = 0.0) -> None:

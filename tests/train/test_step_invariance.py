@@ -21,14 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from tests.support.invariance import (
-    LAYOUTS,
     Shape,
     agree,
     alone_heads,
     alone_logps,
     budgets,
-    double_lm,
-    double_scorer,
     each,
     few,
     make,
@@ -46,26 +43,6 @@ from trimtab.models.load import LM
 from trimtab.objectives.bradley_terry import BradleyTerry
 from trimtab.objectives.nll import SFT
 from trimtab.types import Completion, Group
-
-
-@pytest.fixture(scope="module")
-def lm() -> LM:
-    return double_lm()
-
-
-@pytest.fixture(scope="module")
-def scorer() -> Scorer:
-    return double_scorer()
-
-
-@pytest.fixture(params=LAYOUTS)
-def layout(
-    request: pytest.FixtureRequest, lm: LM, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
-) -> bool:
-    share, exact = LAYOUTS[request.param]
-    monkeypatch.setattr(lm, "exact", exact)
-    monkeypatch.setattr(scorer, "exact", exact)
-    return share
 
 
 def sft_sum(lm: LM, groups: Sequence[Group], aggregation: str) -> Tensor | float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, cast
 
 from trimtab.data.conversation import BadRowError, Message, transcript
@@ -10,6 +9,7 @@ from trimtab.data.instruction_readers import instruction_prompt
 from trimtab.data.schema_fields import (
     choice_of,
     compared,
+    list_of,
     number_of,
     objects_of,
     scored,
@@ -99,24 +99,12 @@ def arena(row: Row) -> Row:
     return compared(a, b, _winner(row))
 
 
-def _strings(row: Row, name: str) -> list[str]:
-    try:
-        values = json.loads(text_of(row, name))
-    except ValueError:
-        values = None
-    if not isinstance(values, list) or not all(
-        isinstance(v, str) for v in cast("list[Any]", values)
-    ):
-        raise BadRowError(f"{name!r} must be a JSON list of texts, one per turn")
-    return cast("list[str]", values)
-
-
 def arena_turns(row: Row) -> Row:
     """One text per turn for the prompt and for each model."""
-    prompts = _strings(row, "prompt")
+    prompts = list_of(row, "prompt", str, "a JSON list of texts, one per turn")
 
     def conversation(name: str) -> list[Message]:
-        answers = _strings(row, name)
+        answers = list_of(row, name, str, "a JSON list of texts, one per turn")
         if len(answers) != len(prompts):
             raise BadRowError(f"{name!r} has {len(answers)} turns, but 'prompt' {len(prompts)}")
         turns: list[Message] = []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from trimtab.data.conversation import BadRowError, Message
 from trimtab.types import Row
+
+T = TypeVar("T")
 
 
 def value_of(row: Row, name: str) -> Any:
@@ -37,8 +39,8 @@ def number_of(row: Row, name: str) -> float:
     return number
 
 
-def objects_of(row: Row, name: str) -> list[Row]:
-    """A column with a list of objects, such as messages."""
+def list_of(row: Row, name: str, kind: type[T], what: str) -> list[T]:
+    """A column with a list of ``kind``; ``what`` says so in the error."""
     value = value_of(row, name)
     if isinstance(value, str):  # csv, and some parquet files, hold lists as JSON text
         try:
@@ -46,10 +48,15 @@ def objects_of(row: Row, name: str) -> list[Row]:
         except ValueError:
             value = None
     if not isinstance(value, list) or not all(
-        isinstance(x, dict) for x in cast("list[Any]", value)
+        isinstance(x, kind) for x in cast("list[Any]", value)
     ):
-        raise BadRowError(f"{name!r} must be a list of objects")
-    return cast("list[Row]", value)
+        raise BadRowError(f"{name!r} must be {what}")
+    return cast("list[T]", value)
+
+
+def objects_of(row: Row, name: str) -> list[Row]:
+    """A column with a list of objects, such as messages."""
+    return list_of(row, name, dict, "a list of objects")
 
 
 def choice_of(row: Row, name: str) -> int:
