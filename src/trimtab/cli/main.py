@@ -30,6 +30,7 @@ _EXTRAS = {
     "math_verify": "math",
     "sklearn": "recipes",
     "gguf": "smollm2",
+    "ray": "cluster",
 }
 """Packages that not every installation has, and the extra that brings each."""
 
