@@ -26,6 +26,10 @@ Row = dict[str, Any]
 Finish = Literal["stop", "length", "given"]
 """Why a completion ended: a stop id or string, the token limit, or it came with the data."""
 
+Status = Literal["ok", "failed", "timeout", "truncated"]
+"""How an episode ended: as it should; an error of the environment, an engine or a tool call that took
+too long, both without a reward; or a limit on turns, tokens or observations."""
+
 
 @dataclass(slots=True)
 class Score:
@@ -52,8 +56,24 @@ class Score:
 
 
 @dataclass(slots=True)
+class Turn:
+    """A run of tokens of a completion that the policy emitted without interruption."""
+
+    start: int
+    """Index of its first token in the completion."""
+    stop: int
+    """Index after its last token."""
+    finish: Finish
+    """Why it ended."""
+    version: tuple[tuple[int, int, int], ...] = ()
+    """Spans (start, stop, weight version) that cover it, in indices of the completion; empty where
+    ``Completion.version`` holds for all of it."""
+
+
+@dataclass(slots=True)
 class Completion:
-    """One completion of a prompt, with its history.
+    """One completion of a prompt, with its history. An episode of several turns is a completion whose
+    mask is False on the tokens between turns: results of tools, messages of users, headers.
 
     >>> c = Completion(ids=np.array([5, 6, 2]), mask=np.array([True, True, True]), text="a b")
     >>> len(c)
@@ -89,6 +109,15 @@ class Completion:
     tokens: dict[str, Floats] = field(default_factory=dict[str, Floats])
     """Per-token data, each [T] and aligned with ``ids``: "sampler_logp", "old_logp", "ref_logp",
     "value", "advantage", "return". Entries where ``mask`` is False are ignored."""
+    turns: list[Turn] = field(default_factory=list[Turn])
+    """The turns that the policy emitted, in order; empty where it emitted every token in one."""
+    status: Status = "ok"
+    """How the episode ended."""
+    episode: int | None = None
+    """Number of its episode in the group: where an agent edits its context, an episode has several
+    completions, with one reward and one advantage. None: the completion is an episode by itself."""
+    extra: Row = field(default_factory=dict[str, Any])
+    """Values passed to reward functions by name, as columns are; not stored."""
 
     def __post_init__(self) -> None:
         assert self.ids.ndim == 1 and self.ids.shape == self.mask.shape, (
@@ -103,6 +132,21 @@ class Completion:
     def trained(self) -> int:
         """Number of tokens trained on."""
         return int(self.mask.sum())
+
+    @property
+    def emitted(self) -> Bools:
+        """[T], True on tokens of turns, whether they are trained on or not."""
+        if not self.turns:
+            return np.ones(len(self), dtype=np.bool_)
+        emitted = np.zeros(len(self), dtype=np.bool_)
+        for turn in self.turns:
+            emitted[turn.start : turn.stop] = True
+        return emitted
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a limit ended it."""
+        return self.finish == "length" or self.status == "truncated"
 
 
 @dataclass(slots=True)
@@ -131,3 +175,12 @@ class Group:
     def cost(self) -> int:
         """Tokens a forward computes for the group: the prompt once, then every completion."""
         return int(self.prompt.shape[0]) + sum(len(c) for c in self.completions)
+
+    @property
+    def episodes(self) -> list[list[Completion]]:
+        """The completions by episode, in order of their first ones."""
+        episodes: dict[tuple[bool, int], list[Completion]] = {}
+        for i, c in enumerate(self.completions):
+            key = (False, i) if c.episode is None else (True, c.episode)
+            episodes.setdefault(key, []).append(c)
+        return list(episodes.values())

@@ -236,7 +236,7 @@ class LearnedPart:
 
 
 def _lengths(groups: Sequence[Group]) -> list[float]:
-    return [float(len(c)) for g in groups for c in g.completions]
+    return [float(c.trained) for g in groups for c in g.completions]
 
 
 def _require_one_vocabulary(paths: Sequence[str], tokenizer: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class Length(Config):
 
     def __call__(self, c: Completion, group: Group) -> float:
         """The penalty; 0 up to the target."""
-        return -self.weight * max(0.0, len(c) / self.target - 1.0)
+        return -self.weight * max(0.0, c.trained / self.target - 1.0)
 
 
 class Overlong(Config):
@@ -78,18 +79,18 @@ class Overlong(Config):
 
     def __call__(self, c: Completion, group: Group) -> float:
         """The penalty, between -weight and 0."""
-        over = len(c) - (self.max_length - self.cache)
+        over = c.trained - (self.max_length - self.cache)
         return -self.weight * min(1.0, max(0.0, over / self.cache))
 
 
 class Truncated(Config):
-    """-weight if the completion was cut at the token limit."""
+    """-weight if the completion was cut at the token limit, or the episode at one of its limits."""
 
     weight: float = Field(default=1.0, gt=0.0)
 
     def __call__(self, c: Completion, group: Group) -> float:
         """The penalty: -weight or 0."""
-        return -self.weight if c.finish == "length" else 0.0
+        return -self.weight if c.truncated else 0.0
 
 
 class Format(Config):
@@ -150,19 +151,20 @@ class Shaper:
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, float]:
         """Read ``Completion.reward``; fill ``raw_reward``, ``shaped_reward``, ``penalties`` and
-        ``reward``. Completions without a reward are skipped.
+        ``reward``. Completions without a reward are skipped; those of one episode count once, and
+        their penalties are of all their tokens together.
 
         Returns:
             Means over the scored completions: "reward/raw", "reward/shaped", "reward/final",
             "reward/clipped" (share), "penalty/NAME"; with ``whiten`` the running mean and std.
             Empty if no completion was scored.
         """
-        done = [(c, g, c.reward) for g in groups for c in g.completions if c.reward is not None]
+        done = [(e, g, e[0].reward) for g in groups for e in g.episodes if e[0].reward is not None]
         if self.spec.whiten:
             raw = [reward for _, _, reward in done]
             self.running.add(raw, raw)
         clipped = 0
-        for c, g, reward in done:
+        for episode, g, reward in done:
             value = reward
             if self.spec.whiten:
                 value = (value - self.running.mean_y) / self.running.std_y
@@ -170,9 +172,10 @@ class Shaper:
             if bound is not None:
                 clipped += abs(value) > bound
                 value = min(max(value, -bound), bound)
-            c.raw_reward, c.shaped_reward = reward, value
-            self._penalise(c, g)
-        scored = [c for c, _, _ in done if c.reward is not None]
+            for c in episode:
+                c.raw_reward, c.shaped_reward = reward, value
+            self._penalise(episode, g)
+        scored = [e[0] for e, _, _ in done if e[0].reward is not None]
         if not scored:
             return {}
         metrics = {
@@ -189,17 +192,19 @@ class Shaper:
             metrics["reward/running_std"] = self.running.std_y
         return metrics
 
-    def _penalise(self, c: Completion, group: Group) -> None:
-        assert c.shaped_reward is not None
+    def _penalise(self, episode: Sequence[Completion], group: Group) -> None:
+        joined, late = _joined(episode), f"the pattern ran longer than {PATTERN_S:g} s"
         try:
-            c.penalties = {name: p(c, group) for name, p in self.penalties}
+            penalties = {name: p(joined, group) for name, p in self.penalties}
         except TimeoutError:
-            c.scores["format"] = Score(
-                None, "timeout", f"the pattern ran longer than {PATTERN_S:g} s"
-            )
-            c.reward = None
+            for c in episode:
+                c.scores["format"] = Score(None, "timeout", late)
+                c.reward = None
             return
-        c.reward = math.fsum([c.shaped_reward, *c.penalties.values()])
+        for c in episode:
+            assert c.shaped_reward is not None
+            c.penalties = dict(penalties)
+            c.reward = math.fsum([c.shaped_reward, *penalties.values()])
 
     def state(self) -> dict[str, Any]:
         """The running statistics, as JSON."""
@@ -214,6 +219,14 @@ def n_grams(ids: Ints, n: int) -> list[tuple[int, ...]]:
     """All sequences of ``n`` consecutive tokens, in order; empty if there are fewer tokens."""
     flat = ids.tolist()
     return [tuple(flat[i : i + n]) for i in range(len(flat) - n + 1)]
+
+
+def _joined(episode: Sequence[Completion]) -> Completion:
+    """An episode as one completion of its trained tokens, which ends as its last one does."""
+    if len(episode) == 1:
+        return episode[0]
+    ids = np.concatenate([c.ids[c.mask] for c in episode])
+    return replace(episode[-1], ids=ids, mask=np.ones(len(ids), dtype=np.bool_), turns=[])
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -29,6 +29,10 @@ class _Batch:
     """Index of each completion's group."""
     mask_BT: Tensor
     """True on trained tokens."""
+    episode_B: Tensor
+    """Index of each completion's episode, counted over all groups."""
+    first_E: list[int]
+    """Index of each episode's first completion."""
 
     def has(self, name: str) -> bool:
         """Whether every completion has the token column ``name``."""
@@ -37,6 +41,12 @@ class _Batch:
     def column(self, name: str) -> Tensor:
         """The token column ``name``: [B, T]."""
         return pad_rows([c.tokens[name] for c in self.completions])
+
+    def summed(self, values_B: Tensor) -> Tensor:
+        """Sums over the completions of each episode [E]."""
+        if len(self.first_E) == len(values_B):
+            return values_B
+        return values_B.new_zeros(len(self.first_E)).index_add(0, self.episode_B, values_B)
 
     def write(self, name: str, values_BT: Tensor) -> None:
         """Put ``values_BT`` on the tokens as the column ``name``."""
@@ -56,7 +66,7 @@ def assign_advantages(
     """Put "advantage" (and "return" with values) on the tokens of every completion.
 
     In this order: the summed KL is subtracted from the reward where it is placed there; the
-    baseline and its scale; token rewards (the KL of each token, dense rewards, the rest at the last
+    baseline and its scale, in which an episode counts once; token rewards (the KL of each token, dense rewards, the rest at the last
     token); the estimator; whitening over the batch; masks of truncated completions.
 
     Args:
@@ -68,17 +78,22 @@ def assign_advantages(
     spec = method.advantage
     completions = [c for g in groups for c in g.completions]
     group_B = torch.tensor([i for i, g in enumerate(groups) for _ in g.completions])
-    batch = _Batch(completions, group_B, pad_rows([c.mask for c in completions]))
+    batch = _Batch(
+        completions, group_B, pad_rows([c.mask for c in completions]), *_episodes(groups)
+    )
     mask_BT = batch.mask_BT
 
-    reward_B = torch.tensor([_reward(c) for c in completions], dtype=torch.float32)
-    metrics = {"reward/final": float(reward_B.mean())}
+    rewards = [_reward(completions[i]) for i in batch.first_E]
+    reward_E = torch.tensor(rewards, dtype=torch.float32)
+    metrics = {"reward/final": float(reward_E.mean())}
     if spec.whiten_rewards:
-        reward_B = whiten(reward_B, torch.ones_like(reward_B, dtype=torch.bool), keep_mean=True)
+        reward_E = whiten(reward_E, torch.ones_like(reward_E, dtype=torch.bool), keep_mean=True)
     kl_BT = _kl(batch, method, beta, metrics)
     if method.kl.place == "sequence":
-        reward_B = reward_B - beta * kl_BT.sum(1)
-    final_B = group_advantages(reward_B, group_B, spec.baseline, spec.scale, spec.eps)
+        reward_E = reward_E - beta * batch.summed(kl_BT.sum(1))
+    group_E = group_B[batch.first_E]
+    final_E = group_advantages(reward_E, group_E, spec.baseline, spec.scale, spec.eps)
+    final_B = final_E[batch.episode_B]
     rewards_BT = token_rewards(
         final_B, kl_BT, mask_BT, beta if method.kl.place == "reward" else 0.0
     )
@@ -99,9 +114,17 @@ def assign_advantages(
         metrics["sampler/drift_max"] = float(torch.where(mask_BT, drift_BT, 0.0).abs().max())
     if method.length.mask_truncated:
         for c in completions:
-            if c.finish == "length":
+            if c.truncated:
                 c.mask = np.zeros_like(c.mask)
     return metrics
+
+
+def _episodes(groups: Sequence[Group]) -> tuple[Tensor, list[int]]:
+    """The episode of each completion, and the first completion of each episode."""
+    numbers = {id(c): i for i, e in enumerate(e for g in groups for e in g.episodes) for c in e}
+    episode_B = [numbers[id(c)] for g in groups for c in g.completions]
+    first_E = {episode: i for i, episode in reversed(list(enumerate(episode_B)))}
+    return torch.tensor(episode_B), [first_E[e] for e in range(len(first_E))]
 
 
 def _kl(batch: _Batch, method: PolicyMethod, beta: float, metrics: dict[str, float]) -> Tensor:
@@ -112,8 +135,8 @@ def _kl(batch: _Batch, method: PolicyMethod, beta: float, metrics: dict[str, flo
     to_ref_BT = log_ratio(batch.column("old_logp"), batch.column("ref_logp"))
     kl_BT = torch.where(batch.mask_BT, estimate(to_ref_BT, method.kl.estimator), kl_BT)
     summed_B = torch.where(batch.mask_BT, to_ref_BT, torch.zeros_like(kl_BT)).sum(1)
-    metrics["objective/kl"] = float(summed_B.mean())
-    metrics["objective/kl_reward"] = -beta * float(kl_BT.sum(1).mean())
+    metrics["objective/kl"] = float(batch.summed(summed_B).mean())
+    metrics["objective/kl_reward"] = -beta * float(batch.summed(kl_BT.sum(1)).mean())
     return kl_BT
 
 

@@ -35,7 +35,7 @@ from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards, make_part
 from trimtab.runs import fs, json_lines, to_json, write_atomic
 from trimtab.train.refresh import comparisons_by_gold, retrain
-from trimtab.train.rollouts import RolloutStage, log_ratio
+from trimtab.train.rollouts import RolloutStage, episode_kls, log_ratio
 from trimtab.train.stage import Metrics
 from trimtab.types import Group, Row
 
@@ -132,7 +132,7 @@ class Guard:
         audited = self._read(step)
         # A run that had ended and is given more steps chooses again.
         self.progress.handed, self.progress.why = None, ""
-        kls = [kl for g in groups for c in g.completions if (kl := log_ratio(c)) is not None]
+        kls = episode_kls(groups)
         kl_mean = float(np.mean(kls)) if kls else None
         new = self._audit(step, groups, kl_mean)
         complete = len(blocks(self._recent(), size))

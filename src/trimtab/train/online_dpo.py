@@ -21,7 +21,7 @@ from trimtab.train.rollouts import (
     RolloutConfig,
     RolloutStage,
     best_and_worst,
-    log_ratio,
+    episode_kls,
     nothing_scored,
     rollout_metrics,
 )
@@ -146,7 +146,7 @@ class OnlineStage(RolloutStage[OnlineConfig]):
             self.reference.annotate(groups, c.loop.token_budget)
             if c.samples_from_policy:
                 # The KL to the reference, nats per completion, by the estimator k1.
-                kls = [kl for x in completions if (kl := log_ratio(x)) is not None]
+                kls = episode_kls(groups)
                 metrics["objective/kl"] = float(np.mean(kls))
         pairs, ties, unscored = ranked(groups)
         if unscored == len(groups):

@@ -195,7 +195,7 @@ class RLStage(RolloutStage[RLConfig]):
             tries += 1
             for g in groups:
                 g.completions = [x for x in g.completions if x.reward is not None]
-                if len(g.completions) < (2 if method.needs_groups else 1):
+                if len(g.episodes) < (2 if method.needs_groups else 1):
                     unscored += 1
                     continue
                 is_uniform = method.needs_groups and self._uniform(g)
@@ -252,7 +252,7 @@ class RLStage(RolloutStage[RLConfig]):
         if self.method.needs_reference:
             # Before the first update of the batch, as where the KL is subtracted from the reward.
             metrics.setdefault("objective/kl", updates[0].get("policy/kl", math.nan))
-            self.kl.update(metrics["objective/kl"], sum(len(g.completions) for g in groups))
+            self.kl.update(metrics["objective/kl"], sum(len(g.episodes) for g in groups))
         if "audit/kl" in metrics:
             metrics.setdefault("objective/kl", metrics["audit/kl"])
         if self.kl.exhausted:

@@ -222,8 +222,8 @@ def rollout_metrics(completions: Sequence[Completion]) -> dict[str, float]:
         "reward/mean": float(np.mean(scored)) if scored else math.nan,
         "reward/std": float(np.std(scored)) if scored else math.nan,
         "reward/unscored": 1.0 - len(scored) / max(1, len(completions)),
-        "completion/length": float(np.mean([len(c) for c in completions])),
-        "completion/truncated": float(np.mean([c.finish == "length" for c in completions])),
+        "completion/length": float(np.mean([c.trained for c in completions])),
+        "completion/truncated": float(np.mean([c.truncated for c in completions])),
     }
     for name in dict.fromkeys(name for c in completions for name in c.scores):
         scores = [c.scores.get(name) for c in completions]
@@ -243,10 +243,11 @@ def sample_rows(groups: Sequence[Group]) -> list[Row]:
             "reward": c.reward,
             "scores": {k: s.value if s.ok else s.status for k, s in c.scores.items()},
             "finish": c.finish,
-            "tokens": len(c),
+            "tokens": int(c.emitted.sum()),
             "version": c.version,
             "id": g.id,
             "index": i,
+            **({"turns": len(c.turns), "status": c.status} if c.turns else {}),
             **_reference_metrics(c),
         }
         for g in groups
@@ -257,7 +258,19 @@ def sample_rows(groups: Sequence[Group]) -> list[Row]:
 def log_ratio(c: Completion) -> float | None:
     """Summed log-ratio of a rollout to the reference, nats; None without reference log-probs."""
     logp_T, ref_T = c.tokens.get("sampler_logp"), c.tokens.get("ref_logp")
-    return None if logp_T is None or ref_T is None else float((logp_T - ref_T).sum())
+    if logp_T is None or ref_T is None:
+        return None
+    return float((logp_T - ref_T)[c.emitted].sum())
+
+
+def episode_kls(groups: Sequence[Group]) -> list[float]:
+    """``log_ratio`` of each episode that has one."""
+    sums: list[float] = []
+    for episode in (e for g in groups for e in g.episodes):
+        ratios = [ratio for c in episode if (ratio := log_ratio(c)) is not None]
+        if ratios:
+            sums.append(math.fsum(ratios))
+    return sums
 
 
 def _reference_metrics(c: Completion) -> dict[str, float]:
@@ -265,4 +278,5 @@ def _reference_metrics(c: Completion) -> dict[str, float]:
     kl = log_ratio(c)
     if kl is None:
         return {}
-    return {"kl": kl, "nll_reference": -float(c.tokens["ref_logp"].mean()) if len(c) else 0.0}
+    ref = c.tokens["ref_logp"][c.emitted]
+    return {"kl": kl, "nll_reference": -float(ref.mean()) if len(ref) else 0.0}
