@@ -30,8 +30,9 @@ from trimtab.objectives.bradley_terry import ensemble
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
 from trimtab.rollout.collector import collect
+from trimtab.rollout.engines.native import NativeEngine
 from trimtab.runs import read_metrics
-from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.sample.sampler import SamplingConfig
 from trimtab.stats.order_stats import best_of_n, kl_bound
 from trimtab.train import reward, sft
 from trimtab.train import rl as policy
@@ -115,9 +116,9 @@ def bon(
         seed * prompts : (seed + 1) * prompts
     ]
     prompts_ = [g for g in map(renderer.prompt, rows) if g is not None]
-    sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids)
+    engine = NativeEngine.of(lm, renderer)
     groups = collect(
-        sampler, renderer, prompts_, SamplingConfig(max_new_tokens=40), n=n, key=(seed,), version=0
+        engine, renderer, prompts_, SamplingConfig(max_new_tokens=40), n=n, key=(seed,)
     )
     parts = tuple(f"{models}/{k}/model" for k in range(MEMBERS))
     spec = RewardSpec(name="rm", models=parts, combine="mean")

@@ -97,14 +97,14 @@ def plant_no_end(stage: Any) -> None:
 
 def plant_wrong_stop(stage: Any, token: str = "<pad>") -> None:
     """The sampler stops at another token than the one that ends completions."""
-    stage.sampler.stop_ids = (int(stage.renderer.tokenizer.convert_tokens_to_ids(token)),)
+    stage.engine.sampler.stop_ids = (int(stage.renderer.tokenizer.convert_tokens_to_ids(token)),)
 
 
 def plant_stale(stage: Any, lag: int) -> None:
     """The sampler gets new weights only every ``lag`` steps."""
     live, sample = stage.lm.model, stage.sample
     old = copy.deepcopy(live)
-    stage.sampler.model = old
+    stage.engine.sampler.model = old
 
     def stale_sample(index: int, *args: Any) -> list[Group]:
         if index % lag == 0:
@@ -116,12 +116,12 @@ def plant_stale(stage: Any, lag: int) -> None:
 
 def plant_hot(stage: Any, temperature: float) -> None:
     """The sampler uses another temperature than the trainer divides by."""
-    sampler = stage.sampler
+    sampler = stage.engine.sampler
 
     def hot_sampler(requests: Any, sampling: Any, *args: Any) -> Any:
         return sampler(requests, sampling.model_copy(update={"temperature": temperature}), *args)
 
-    stage.sampler = hot_sampler
+    stage.engine.sampler = hot_sampler
 
 
 def plant_outage(

@@ -23,6 +23,9 @@ Floats = npt.NDArray[np.float32]
 Row = dict[str, Any]
 """One row of a dataset, or one line of a JSON lines file: values by column."""
 
+Spans = tuple[tuple[int, int, int], ...]
+"""(start, stop, weight version) of consecutive tokens; together they cover all of them."""
+
 Finish = Literal["stop", "length", "given"]
 """Why a completion ended: a stop id or string, the token limit, or it came with the data."""
 
@@ -95,7 +98,9 @@ class Completion:
     finish: Finish = "given"
     """Why it ended; "length" for data that was truncated to ``max_completion_length``."""
     version: int = -1
-    """Weight version (optimiser steps done) of the policy that sampled it; -1 for data."""
+    """Weight version (optimiser steps done) of the policy that sampled its first token; -1 for data."""
+    versions: Spans = ()
+    """Weight version of every token, where the rollout engine says it."""
     scores: dict[str, Score] = field(default_factory=dict[str, Score])
     """Reward parts by name, raw."""
     reward: float | None = None

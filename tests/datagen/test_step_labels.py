@@ -18,6 +18,7 @@ from trimtab.config import build
 from trimtab.datagen.step_labels import StepLabelsConfig
 from trimtab.datagen.step_labels import main as label_steps
 from trimtab.rollout.collector import collect
+from trimtab.rollout.engines.native import NativeEngine
 from trimtab.rollout.monte_carlo import monte_carlo_values
 from trimtab.sample.sampler import Request, Sampler, SamplingConfig
 from trimtab.train.process import main as train_process
@@ -86,7 +87,7 @@ def test_values_of_a_known_chance() -> None:
         return np.array([int(np.flatnonzero(x == CUT)[0]), len(x) - 1])
 
     ((a, b),) = monte_carlo_values(
-        cast(Any, Coin()), renderer(), groups, has_right, SamplingConfig(max_new_tokens=8),
+        NativeEngine(cast(Any, Coin())), renderer(), groups, has_right, SamplingConfig(max_new_tokens=8),
         ends, k, (0,),
     )  # fmt: skip
     low, high = binom.interval(0.9999, k, 0.25)
@@ -110,7 +111,7 @@ def test_continuations_stay_within_the_limit_and_failures_are_left_out() -> None
                 c.reward = None if i else 1.0
 
     ((v,),) = monte_carlo_values(
-        cast(Any, Coin()), renderer(), [Group("a", np.array([1]), [cut])], judge,
+        NativeEngine(cast(Any, Coin())), renderer(), [Group("a", np.array([1]), [cut])], judge,
         SamplingConfig(max_new_tokens=2), lambda x: np.arange(len(x)), 3, (0,),
     )  # fmt: skip
     assert max(seen) == 2
@@ -120,10 +121,10 @@ def test_continuations_stay_within_the_limit_and_failures_are_left_out() -> None
 def test_prefix_ids_are_continued_as_they_are() -> None:
     """On a real sampler a greedy policy goes on to the very completion it was cut from."""
     model = tiny("llama", seed=3)
-    sampler = Sampler(model, folders.tokenizer(), stop_ids=(2,))
+    engine = NativeEngine(Sampler(model, folders.tokenizer(), stop_ids=(2,)))
     greedy = SamplingConfig(max_new_tokens=8, temperature=0.0)
     prompts = [Group(str(i), np.array([1, 6 + i]), []) for i in range(3)]
-    groups = collect(sampler, renderer(), prompts, greedy, n=1, key=(0,), version=0)
+    groups = collect(engine, renderer(), prompts, greedy, n=1, key=(0,))
     seen: list[list[int]] = []
 
     def judge(scored_groups: Any) -> None:
@@ -134,7 +135,7 @@ def test_prefix_ids_are_continued_as_they_are() -> None:
                 seen.append(c.ids.tolist())
 
     monte_carlo_values(
-        sampler, renderer(), groups, judge, greedy, lambda x: np.arange(len(x)), 1, (1,)
+        engine, renderer(), groups, judge, greedy, lambda x: np.arange(len(x)), 1, (1,)
     )
     assert len(seen) >= sum(len(g.completions[0]) for g in groups)
 

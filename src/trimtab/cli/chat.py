@@ -4,7 +4,8 @@ from trimtab.config import Config
 from trimtab.data.formats import Example
 from trimtab.errors import DataError
 from trimtab.models.load import ModelSpec, renderer_for
-from trimtab.rollout.collector import load_sampler
+from trimtab.rollout.engine import generate
+from trimtab.rollout.engines.native import NativeEngine
 from trimtab.sample.sampler import Request, SamplingConfig
 
 
@@ -30,7 +31,7 @@ def main(config: ChatConfig) -> None:
     spec = ModelSpec(path=config.model, chat_template=config.chat_template)
     renderer = renderer_for(spec)
     tokenizer = renderer.tokenizer
-    sampler = load_sampler(spec, renderer)
+    engine = NativeEngine.load(spec, renderer)
     turns: list[dict[str, str]] = []
     while True:
         try:
@@ -44,7 +45,7 @@ def main(config: ChatConfig) -> None:
         if group is None:
             raise DataError("the conversation is longer than the model can read; start a new one")
         request = Request(group.prompt, (config.seed, len(turns)))
-        sampled = sampler([request], config.sampling)[0][0]
+        sampled = generate(engine, [request], config.sampling)[0][0]
         text = renderer.completion(sampled.ids, sampled.finish).text
         print(text)
         if config.prompt is not None:

@@ -17,7 +17,8 @@ from trimtab.evaluate.best_of_n_gain import curve
 from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
-from trimtab.rollout.collector import collect, load_sampler
+from trimtab.rollout.collector import collect
+from trimtab.rollout.engines.native import NativeEngine
 from trimtab.runs import Run, open_run, to_json, write_atomic
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.stats.order_stats import pick
@@ -98,7 +99,7 @@ def _best_of_n(c: BestOfNConfig, run: Run) -> BestOfNSummary:
     prompts = load_groups(c.data, formats.prompts, renderer.prompt)
     rewards = Rewards(c.rewards, renderer.tokenizer, c.token_budget, c.model.device)
     groups = collect(
-        load_sampler(c.model, renderer),
+        NativeEngine.load(c.model, renderer),
         renderer,
         prompts,
         c.sampling,

@@ -22,9 +22,10 @@ from trimtab.feedback.records import messages
 from trimtab.label.label_config import LabelConfig
 from trimtab.label.store import Store
 from trimtab.models.load import ModelSpec, renderer_for
-from trimtab.rollout.collector import load_sampler
+from trimtab.rollout.engine import Engine, generate
+from trimtab.rollout.engines.native import NativeEngine
 from trimtab.runs.console import bar
-from trimtab.sample.sampler import Progress, Request, Sampler, SamplingConfig
+from trimtab.sample.sampler import Progress, Request, SamplingConfig
 from trimtab.types import Group
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Writer:
     """Samples different completions of one model for prompts."""
 
     renderer: Renderer
-    sampler: Sampler
+    engine: Engine
     sampling: SamplingConfig
     n: int
     """Different completions per prompt."""
@@ -82,7 +83,7 @@ class Writer:
         for turn in range(tries):
             requests = [Request(prompts[i].prompt, (*keys[i], turn), self.n) for i in todo]
             for i, drawn in zip(
-                todo, self.sampler(requests, self.sampling, on_progress), strict=True
+                todo, generate(self.engine, requests, self.sampling, on_progress), strict=True
             ):
                 for x in drawn:
                     text = self.renderer.completion(x.ids, x.finish).text
@@ -118,8 +119,8 @@ def main(config: SampleConfig) -> SampleSummary:
     c = config
     renderer = renderer_for(c.model, c.data)
     prompts = load_groups(c.data, formats.prompts, renderer.prompt)[c.skip :]
-    sampler = load_sampler(c.model, renderer)
-    writer = Writer(renderer, sampler, c.sampling, c.num_completions, cut=c.keep_truncated)
+    engine = NativeEngine.load(c.model, renderer)
+    writer = Writer(renderer, engine, c.sampling, c.num_completions, cut=c.keep_truncated)
     keys = [(c.seed, i) for i in range(len(prompts))]
     with bar("sample") as show:
         texts = writer(prompts, keys, c.tries, show)
@@ -164,8 +165,8 @@ def _writers(config: LabelConfig) -> list[Writer]:
     for i, path in enumerate(config.model):
         model = ModelSpec(path=path, chat_template=config.chat_template)
         renderer = renderer_for(model)
-        sampler = load_sampler(model, renderer)
-        writers.append(Writer(renderer, sampler, sampling, many + (i < rest), cut=True))
+        engine = NativeEngine.load(model, renderer)
+        writers.append(Writer(renderer, engine, sampling, many + (i < rest), cut=True))
     return writers
 
 

@@ -13,7 +13,8 @@ from trimtab.data import formats, sources
 from trimtab.datagen.output import jsonl, write_summary
 from trimtab.errors import DataError
 from trimtab.models.load import ModelSpec, renderer_for
-from trimtab.rollout.collector import collect, load_sampler
+from trimtab.rollout.collector import collect
+from trimtab.rollout.engines.native import NativeEngine
 from trimtab.runs import write_atomic
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.sandbox import annotators
@@ -72,7 +73,7 @@ def main(config: SandboxLabelsConfig) -> SandboxLabelsSummary:
         raise DataError(f"{config.data}: skip {config.skip} leaves no prompt to label; lower it")
     renderer = renderer_for(config.model)
     groups = collect(
-        load_sampler(config.model, renderer),
+        NativeEngine.load(config.model, renderer),
         renderer,
         [g for g in map(renderer.prompt, examples) if g is not None],
         config.sampling,

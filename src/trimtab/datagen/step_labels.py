@@ -18,7 +18,8 @@ from trimtab.errors import DataError
 from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
-from trimtab.rollout.collector import collect, load_sampler
+from trimtab.rollout.collector import collect
+from trimtab.rollout.engines.native import NativeEngine
 from trimtab.rollout.monte_carlo import StateValues, monte_carlo_values
 from trimtab.runs import json_lines, open_run, write_atomic
 from trimtab.runs.console import bar
@@ -125,7 +126,7 @@ def _label_steps(config: StepLabelsConfig, out: Path) -> StepLabelsSummary:
     renderer = renderer_for(config.model, config.data)
     cutter = Steps(renderer, config.separator)
     prompts = load_groups(config.data, formats.prompts, renderer.prompt)
-    sampler = load_sampler(config.model, renderer)
+    engine = NativeEngine.load(config.model, renderer)
     rewards = Rewards(config.rewards, renderer.tokenizer, config.token_budget, config.model.device)
     parts: list[Path] = []
     with bar("steps", len(prompts)) as show:
@@ -135,7 +136,7 @@ def _label_steps(config: StepLabelsConfig, out: Path) -> StepLabelsSummary:
             if part.is_file():
                 continue
             groups = collect(
-                sampler,
+                engine,
                 renderer,
                 prompts[start : start + config.chunk],
                 config.sampling,
@@ -143,7 +144,7 @@ def _label_steps(config: StepLabelsConfig, out: Path) -> StepLabelsSummary:
                 key=(config.seed, start, 0),
             )
             values = monte_carlo_values(
-                sampler,
+                engine,
                 renderer,
                 groups,
                 rewards,

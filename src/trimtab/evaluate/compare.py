@@ -23,8 +23,9 @@ from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
 from trimtab.rollout.collector import collect
+from trimtab.rollout.engines.native import NativeEngine
 from trimtab.runs import to_json, write_atomic
-from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.sample.sampler import SamplingConfig
 from trimtab.stats.length import Verdicts, length_controlled
 from trimtab.stats.order_stats import pass_at_k
 from trimtab.stats.style import openings, style
@@ -241,10 +242,9 @@ def _complete(
     renderer = renderer_for(spec)
     tokenizer = renderer.tokenizer
     prompts = [g for g in map(renderer.prompt, examples) if g is not None]
-    sampler = Sampler(lm.plain_attention(), tokenizer, stop_ids=renderer.stop_ids, mixed=lm.mixed)
     # The key is the same for all models, so that differences are not due to the random stream.
     groups = collect(
-        sampler,
+        NativeEngine.of(lm, renderer),
         renderer,
         prompts,
         candidate.sampling,

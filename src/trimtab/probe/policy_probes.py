@@ -18,7 +18,8 @@ from trimtab.probe.probe_report import BestOfN, Metrics
 from trimtab.probe.score_probes import belief_result
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
-from trimtab.rollout.collector import collect, load_sampler
+from trimtab.rollout.collector import collect
+from trimtab.rollout.engines.native import NativeEngine
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.sandbox.world import make_scenes
 from trimtab.stats.overoptimisation import fit_points
@@ -34,8 +35,8 @@ def sample_completions(
     """``n`` completions of each prompt, and the policy's tokenizer."""
     renderer = renderer_for(model)
     prompts = [g for g in map(renderer.prompt, examples) if g is not None]
-    sampler = load_sampler(model, renderer)
-    groups = collect(sampler, renderer, prompts, sampling, n=n, key=(seed,), title="probe")
+    engine = NativeEngine.load(model, renderer)
+    groups = collect(engine, renderer, prompts, sampling, n=n, key=(seed,), title="probe")
     return groups, renderer.tokenizer
 
 

@@ -23,7 +23,8 @@ from trimtab.objectives.methods.ppo import PPO
 from trimtab.objectives.policy import UpdateSpec
 from trimtab.objectives.tensors import pad_rows, unpad_rows, whiten
 from trimtab.rollout.collector import collect
-from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.rollout.engines.native import NativeEngine
+from trimtab.sample.sampler import SamplingConfig
 from trimtab.sandbox.world import gold_reward, make_scenes
 
 
@@ -37,7 +38,7 @@ def main(steps: int) -> None:
     actor = LM.load(base)
     critic = Scorer.load(base, zero=True)
     reference = actor.frozen_copy()
-    sampler = Sampler(actor.plain_attention(), tokenizer)
+    engine = NativeEngine.of(actor, renderer)
     sampling = SamplingConfig(max_new_tokens=40)
     method = PPO(updates=UpdateSpec(epochs=2))
     beta, batch, budget = 0.02, 128, 8192
@@ -51,7 +52,7 @@ def main(steps: int) -> None:
     for step in range(steps):
         # 1. Sample completions and score them.
         picked = [prompts[i] for i in np.random.default_rng(step).choice(len(prompts), batch)]
-        groups = collect(sampler, renderer, picked, sampling, n=1, key=(0, step), version=step)
+        groups = collect(engine, renderer, picked, sampling, n=1, key=(0, step))
         completions = [c for g in groups for c in g.completions]
         scenes = [g.extra["scene"] for g in groups]
         final = torch.tensor(

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trimtab.data.render import Renderer
-from trimtab.sample.sampler import Progress, Request, Sampler, SamplingConfig
+from trimtab.rollout.engine import Engine, generate
+from trimtab.sample.sampler import Progress, Request, SamplingConfig
 from trimtab.types import Completion, Floats, Group, Ints
 
 
@@ -31,7 +32,7 @@ class StateValues:
 
 
 def monte_carlo_values(
-    sampler: Sampler,
+    engine: Engine,
     renderer: Renderer,
     groups: Sequence[Group],
     rewards: Callable[[Sequence[Group]], None],
@@ -49,7 +50,7 @@ def monte_carlo_values(
     of the prompt is shared by the completions of a group.
 
     Args:
-        sampler: Samples from the policy whose values are estimated.
+        engine: Samples from the policy whose values are estimated.
         groups: Prompts with sampled completions; not changed.
         rewards: Fills ``Completion.reward`` of groups, None where one could not be scored.
         sampling: As for the completions; ``max_new_tokens`` includes the part that is continued.
@@ -83,7 +84,7 @@ def monte_carlo_values(
                 over = len(prefix) >= sampling.max_new_tokens
                 if (
                     over
-                    or int(prefix[-1]) in sampler.stop_ids
+                    or int(prefix[-1]) in engine.stop_ids
                     or (end + 1 == len(c) and c.finish == "stop")
                 ):
                     to_score.append((group, [replace(c, scores={}, reward=None)], returns[s]))
@@ -92,7 +93,7 @@ def monte_carlo_values(
             group_values.append(StateValues(at, returns))
         values.append(group_values)
     for (group, prefix, into), samples in zip(
-        pending, sampler(requests, sampling, on_progress), strict=True
+        pending, generate(engine, requests, sampling, on_progress), strict=True
     ):
         completions = [
             renderer.completion(np.concatenate([prefix, a.ids]), a.finish) for a in samples

@@ -17,7 +17,7 @@ from trimtab.sample.decode import FastDecoder
 from trimtab.sample.draw import SamplingConfig, draw, uniforms
 from trimtab.sample.kv_cache import KV, NAME, KVCache, eval_mode, use_attention
 from trimtab.sample.shared_prompt import SharedPromptCache
-from trimtab.types import Floats, Ints
+from trimtab.types import Floats, Ints, Spans
 
 PREFILL_TOKENS = 1024
 """Tokens per prefill forward on a CPU, so that activations stay in the CPU's cache."""
@@ -43,6 +43,8 @@ class Sampled:
     ids: Ints
     logp: Floats
     finish: Literal["stop", "length"]
+    versions: Spans = ()
+    """Weight version of every token, where an engine says it."""
 
 
 @dataclass(slots=True)

@@ -336,6 +336,7 @@ class Guard:
             p.copy_(tensors[name])
             # The optimiser's moments belong to other weights.
             self.stage.trainer.optimizer.state.pop(p, None)
+        self.stage.synced = None
 
     def _switch(self) -> None:
         """Set how ensembles combine their members, as the action says."""

@@ -42,14 +42,14 @@ def comparisons_by_gold(
         if completions:
             top = max(completions, key=lambda c: cast(float, c.reward))
             exploited.append(replace(g, completions=[top]))
+    stage.sync()
     resampled = collect(
-        stage.sampler,
+        stage.engine,
         stage.renderer,
         exploited,
         stage.config.sampling,
         n=spec.num_completions,
         key=key,
-        version=stage.trainer.updates,
     )
     groups: list[Group] = []
     for g, other in zip(exploited, resampled, strict=True):

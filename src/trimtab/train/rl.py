@@ -48,7 +48,7 @@ class RLStage(RolloutStage[RLConfig]):
         if method.advantage.values == "monte-carlo":
             self.state_values = MonteCarloValues(
                 config.monte_carlo,
-                self.sampler,
+                self.engine,
                 self.renderer,
                 self.scoring.outcome,
                 config.sampling,

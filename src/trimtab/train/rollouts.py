@@ -19,7 +19,10 @@ from trimtab.models.load import LM, ModelSpec, disable_dropout
 from trimtab.rewards.shape import Shaper, ShapeSpec
 from trimtab.rewards.weighted_sum import Rewards, Scoring
 from trimtab.rollout.collector import collect
-from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.rollout.engine import Engine, update
+from trimtab.rollout.engines.native import NativeEngine
+from trimtab.rollout.policy_weights import PolicyWeights
+from trimtab.sample.sampler import SamplingConfig
 from trimtab.stats.order_stats import pick
 from trimtab.train.reference import Reference
 from trimtab.train.run_facts import template_facts
@@ -51,8 +54,10 @@ class RolloutStage(Stage[C, LM]):
     Attributes:
         prompts: Groups without completions.
         lm: The policy.
+        engine: Samples from the policy.
         rewards: Scores completions in place.
         reference: The frozen reference, where the stage needs one.
+        synced: Version of the engine's weights; None if it must get them before it samples.
         last: The groups of the last iteration.
     """
 
@@ -69,12 +74,8 @@ class RolloutStage(Stage[C, LM]):
         if self.needs_reference:
             self.reference = Reference(self.lm, config.reference, self.renderer.tokenizer)
         self.shaper = Shaper(self.shape())
-        self.sampler = Sampler(
-            self.lm.plain_attention(),
-            self.renderer.tokenizer,
-            stop_ids=self.renderer.stop_ids,
-            mixed=self.lm.mixed,
-        )
+        self.engine: Engine = NativeEngine.of(self.lm, self.renderer)
+        self.synced: int | None = None
         self.last: list[Group] = []
 
     @abstractmethod
@@ -104,6 +105,14 @@ class RolloutStage(Stage[C, LM]):
         c = self.config
         return template_facts(self.lm, self.renderer, c.model, self.prompts, c.loop.token_budget)
 
+    def sync(self) -> None:
+        """Give the engine the current weights, unless it has them."""
+        version = self.trainer.updates
+        if self.synced != version:
+            weights = PolicyWeights(self.lm, self.renderer.tokenizer, self.config.loop.token_budget)
+            update(self.engine, version, weights)
+            self.synced = version
+
     def sample(self, index: int, count: int, n: int, attempt: int = 0) -> list[Group]:
         """``count`` prompts of iteration ``index`` with ``n`` scored completions each.
 
@@ -120,14 +129,14 @@ class RolloutStage(Stage[C, LM]):
         # Other passes over the prompts, which also depend on the iteration alone.
         picked = batch_indices(len(self.prompts), count, index, seed + 7919 * attempt)
         key = (seed, index, attempt) if attempt else (seed, index)
+        self.sync()
         groups = collect(
-            self.sampler,
+            self.engine,
             self.renderer,
             [self.prompts[i] for i in picked],
             self.config.sampling,
             n=n,
             key=key,
-            version=self.trainer.updates,
         )
         self.rewards(groups)
         return groups

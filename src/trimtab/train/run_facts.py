@@ -12,7 +12,9 @@ from trimtab.data.pack import packs
 from trimtab.data.render import Renderer
 from trimtab.data.token_facts import leaked, odd_pairs, pair_facts, token_facts
 from trimtab.models.load import LM, ModelSpec
-from trimtab.sample.sampler import Request, Sampler, SamplingConfig
+from trimtab.rollout.engine import generate
+from trimtab.rollout.engines.native import NativeEngine
+from trimtab.sample.sampler import Request, SamplingConfig
 from trimtab.types import Group, Row
 
 _TEMPLATE_PROMPTS = 16
@@ -58,9 +60,10 @@ def template_facts(
     facts: Row = {"template": "other", "prompts_changed": changed / max(1, len(conversations))}
     if not changed:
         return facts
-    sampler = Sampler(lm.plain_attention(), own, stop_ids=own_renderer.stop_ids, mixed=lm.mixed)
+    engine = NativeEngine.of(lm, own_renderer)
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=48)
-    sampled = sampler([Request(g.prompt, (0, i)) for i, g in enumerate(own_groups)], greedy)
+    requests = [Request(g.prompt, (0, i)) for i, g in enumerate(own_groups)]
+    sampled = generate(engine, requests, greedy)
     completions = [own_renderer.completion(s[0].ids, s[0].finish) for s in sampled]
     nll = [
         _nll(

@@ -12,8 +12,9 @@ from trimtab.config import Config
 from trimtab.data.render import Renderer
 from trimtab.data.steps import Steps
 from trimtab.objectives.process_reward import state_advantages
+from trimtab.rollout.engine import Engine
 from trimtab.rollout.monte_carlo import monte_carlo_values
-from trimtab.sample.sampler import Sampler, SamplingConfig
+from trimtab.sample.sampler import SamplingConfig
 from trimtab.types import Group
 
 _STREAM = 1_000_003
@@ -43,14 +44,14 @@ class MonteCarloValues:
     def __init__(
         self,
         spec: MonteCarloSpec,
-        sampler: Sampler,
+        engine: Engine,
         renderer: Renderer,
         rewards: Callable[[Sequence[Group]], None],
         sampling: SamplingConfig,
         seed: int,
     ) -> None:
         self.spec = spec
-        self.sampler = sampler
+        self.engine = engine
         self.renderer = renderer
         self.rewards = rewards
         self.sampling = sampling
@@ -66,7 +67,7 @@ class MonteCarloValues:
             The mean value of the prompts and the number of scored continuations.
         """
         state_values = monte_carlo_values(
-            self.sampler,
+            self.engine,
             self.renderer,
             groups,
             self.rewards,
