@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
 from peft import PeftModel
+from pydantic import model_validator
 
 from trimtab.data import formats
 from trimtab.data.dataset import load_groups
@@ -22,6 +23,7 @@ from trimtab.rollout.collector import collect
 from trimtab.rollout.engine import Engine, update
 from trimtab.rollout.engines.native import NativeEngine
 from trimtab.rollout.policy_weights import PolicyWeights
+from trimtab.rollout.rollout_spec import RolloutSpec
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.stats.order_stats import pick
 from trimtab.train.reference import Reference
@@ -39,6 +41,13 @@ class RolloutConfig(StageConfig):
     shape: ShapeSpec = ShapeSpec()
     """Whitening, clipping and penalties of the weighted sum of rewards."""
     sampling: SamplingConfig = SamplingConfig()
+    rollout: RolloutSpec = RolloutSpec()
+    """Which engine samples completions."""
+
+    @model_validator(mode="after")
+    def _check_rollout(self) -> Self:
+        self.rollout.transport(self.model.trains_adapters, cuda=False)
+        return self
 
 
 C = TypeVar("C", bound=RolloutConfig)
