@@ -238,12 +238,13 @@ def online_dpo(
     ...
 
 
-@_command("rl")
 def rl(
     model: Model,
-    data: Data,
-    rewards: Sequence[Reward],
+    data: Data | None = None,
+    rewards: Sequence[Reward] = (),
     *,
+    environment_factory: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
+    tools: Sequence[Callable[..., Any]] = (),
     method: PolicyMethod | str | Mapping[str, Any] = "ppo",
     out: str | Path = "runs/rl",
     fresh: bool = False,
@@ -253,9 +254,14 @@ def rl(
 
     Args:
         model: Where training starts, and the reference of the KL.
-        data: Prompts; their other columns are passed to the reward functions.
+        data: Prompts; their other columns are passed to the reward functions. Without any, the method
+            ``reset`` of the environment gives the prompts.
         rewards: Functions and ``trimtab.Reward(model=..., weight=...)``; their weighted sum is
-            what is trained on.
+            what is trained on, plus the environment's own reward.
+        environment_factory: Makes an environment, as in TRL: ``reset(**row)``, public methods as tools,
+            ``get_reward()``. Several by name are chosen by the rows' column ``environment``. Limits are
+            keys of ``environment``, as in ``trimtab rl --help``.
+        tools: Functions that the policy may call, with type hints and docstrings.
         method: ``trimtab.GRPO(group_size=8)``, another one, or its name.
         out: The run folder; with results in it the same call resumes.
         fresh: Move the results of an earlier run in ``out`` aside, and start again.
@@ -265,7 +271,17 @@ def rl(
         ConfigError, DataError: as for ``sft``.
         RewardError: a reward function broke its contract.
     """
-    ...
+    if environment_factory is not None:
+        keys["environment"] = {**keys.get("environment", {}), "factory": environment_factory}
+    if data is None:
+        if "environment" not in keys:
+            raise ConfigError(
+                "data: give prompts, or an environment_factory whose reset gives them"
+            )
+        data = [{"prompt": [{"role": "user", "content": "", "source": "reset"}]}]
+    keys |= {"tools": tuple(tools)} if tools else {}
+    keys |= {"model": model, "data": data, "rewards": rewards, "method": method, "out": out}
+    return _call("rl", {**keys, "fresh": fresh})
 
 
 def sample(model: Model, data: Data, *, out: str | Path = "runs/sample", **keys: Any) -> list[Item]:

@@ -68,9 +68,6 @@ class Turn:
     """Index after its last token."""
     finish: Finish
     """Why it ended."""
-    version: tuple[tuple[int, int, int], ...] = ()
-    """Spans (start, stop, weight version) that cover it, in indices of the completion; empty where
-    ``Completion.version`` holds for all of it."""
 
 
 @dataclass(slots=True)

@@ -286,6 +286,7 @@ class FunctionPart:
     def _ask(self, groups: Sequence[Group], messages: bool) -> Returned | Score:
         rows = [(g, c) for g in groups for c in g.completions]
         columns: Columns = {k: [g.extra.get(k) for g, _ in rows] for g in groups for k in g.extra}
+        columns |= {k: [c.extra.get(k) for _, c in rows] for _, c in rows for k in c.extra}
         columns["prompts"] = [g.extra["messages"] if messages else g.text for g, _ in rows]
         columns["completions"] = [
             (c.messages or [{"role": "assistant", "content": c.text}]) if messages else c.text

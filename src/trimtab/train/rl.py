@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from trimtab.data import formats
 from trimtab.data.dataset import load_groups
 from trimtab.data.pack import Output, Pack, packs, scatter
-from trimtab.errors import DataError
+from trimtab.errors import ConfigError, DataError
 from trimtab.models.heads import Scorer
 from trimtab.objectives.kl import KLController
 from trimtab.objectives.nll import SFT
 from trimtab.objectives.policy import PolicyMethod
 from trimtab.rewards.shape import Overlong, ShapeSpec, Truncated
 from trimtab.rewards.weighted_sum import Scoring
+from trimtab.rollout.environment import Environments
+from trimtab.rollout.episode_scores import score_episodes
 from trimtab.train.advantages import assign_advantages
 from trimtab.train.guard import Guard
 from trimtab.train.loop import open_run, train
@@ -41,7 +43,7 @@ class RLStage(RolloutStage[RLConfig]):
         super().__init__(config)
         method = config.method
         self.method: PolicyMethod = method.model_copy(
-            update={"max_length": method.max_length or config.sampling.max_new_tokens}
+            update={"max_length": method.max_length or config.max_tokens}
         )
         self.kl = KLController(config.method.kl)
         self.state_values: MonteCarloValues | None = None
@@ -77,6 +79,17 @@ class RLStage(RolloutStage[RLConfig]):
             self.rate_of,
         )
         self.prepare(self.rewards)
+        self.environments: Environments | None = None
+        if config.episodes is not None:
+            text_config = cast(Any, self.lm.model).config.get_text_config()
+            positions = getattr(text_config, "max_position_embeddings", None)
+            self.environments = Environments(
+                config.episodes, config.tools, self.renderer, positions
+            )
+            if not config.rewards and not self.environments.reward_names:
+                raise ConfigError(
+                    "there is no reward: set rewards, or give the environment a method get_reward"
+                )
         self.guard: Guard | None = None
         if config.audit is not None:
             rollouts = config.steps * config.batch_size * method.group_size
@@ -117,7 +130,7 @@ class RLStage(RolloutStage[RLConfig]):
         """The run's shaping, with the method's penalties where the run sets none."""
         method, limit, shape = (
             self.config.method,
-            self.config.sampling.max_new_tokens,
+            self.config.max_tokens,
             self.config.shape,
         )
         penalties: dict[str, Truncated | Overlong] = {}
@@ -127,6 +140,14 @@ class RLStage(RolloutStage[RLConfig]):
             cache = max(1, round(method.length.overlong * limit))
             penalties["overlong"] = Overlong(max_length=limit, cache=cache)
         return shape.model_copy(update=penalties)
+
+    def collect(self, prompts: Sequence[Group], n: int, key: tuple[int, ...]) -> list[Group]:
+        """``n`` scored completions of each prompt, or episodes where there are tools."""
+        if self.environments is None:
+            return super().collect(prompts, n, key)
+        groups = self.environments(self.engine, prompts, self.config.sampling, n=n, key=key)
+        score_episodes(groups, self.rewards)
+        return groups
 
     @property
     def share(self) -> bool:

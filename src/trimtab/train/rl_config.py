@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from trimtab.audit.gold_audit import AuditSpec
-from trimtab.config import Config
+from trimtab.config import Config, FunctionPath
 from trimtab.data.dataset import DataSpec
 from trimtab.models.load import ModelSpec
 from trimtab.objectives.methods import Method
@@ -15,6 +15,7 @@ from trimtab.objectives.methods.ppo import PPO
 from trimtab.rewards.implicit import ImplicitSpec
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.step_scores import ProcessSpec
+from trimtab.rollout.environment import EnvironmentSpec
 from trimtab.train.guard import check_action
 from trimtab.train.rollouts import RolloutConfig
 from trimtab.train.state_values import MonteCarloSpec
@@ -63,6 +64,10 @@ class RLConfig(RolloutConfig):
     """How ``method.advantage.values: monte-carlo`` samples continuations."""
     critic: CriticSpec = CriticSpec()
     ptx: PtxSpec | None = None
+    environment: EnvironmentSpec | None = None
+    """Episodes of several turns in an environment with tools, in place of completions."""
+    tools: tuple[FunctionPath, ...] = ()
+    """Functions that the policy may call in every episode, with type hints and docstrings."""
     audit: AuditSpec | None = None
     """A gold audit of a share of the rollouts, and what is done when gold falls: ``act: stop`` exports
     the best audited policy instead of a worse last one."""
@@ -70,6 +75,16 @@ class RLConfig(RolloutConfig):
     """Iterations: each samples a batch of rollouts and trains on it."""
     batch_size: int = Field(default=64, gt=0)
     """Prompts per iteration, each with ``method.group_size`` completions."""
+
+    @property
+    def episodes(self) -> EnvironmentSpec | None:
+        """The environment, or its limits for ``tools`` alone; None where completions have one turn."""
+        return self.environment or (EnvironmentSpec() if self.tools else None)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a completion or an episode."""
+        return self.episodes.max_tokens if self.episodes else self.sampling.max_new_tokens
 
     @model_validator(mode="after")
     def _sane(self) -> RLConfig:
@@ -97,9 +112,19 @@ class RLConfig(RolloutConfig):
         if self.process is not None and self.implicit is not None:
             raise ValueError("process and implicit both write dense rewards; set one of them")
         dense = self.process or self.implicit
-        if dense is None and not self.rewards:
-            raise ValueError("there is no reward: set rewards, process or implicit")
-        if all(r.weight == 0 for r in (*self.rewards, *([dense] if dense else []))):
+        in_episodes = self.environment is not None or bool(self.tools)
+        own_reward = self.environment is not None and self.environment.factory is not None
+        if in_episodes and (dense is not None or method.advantage.values == "monte-carlo"):
+            raise ValueError(
+                "episodes with tools have a reward at their end only: remove process and implicit, and "
+                "leave method.advantage.values at critic"
+            )
+        if dense is None and not self.rewards and not own_reward:
+            raise ValueError(
+                "there is no reward: set rewards, process, implicit, or environment.factory"
+            )
+        parts = (*self.rewards, *([dense] if dense else []))
+        if all(r.weight == 0 for r in parts) and not own_reward:
             raise ValueError("every reward has weight 0: there is nothing to train on")
         if method.advantage.estimator == "process" and self.process is None:
             raise ValueError(

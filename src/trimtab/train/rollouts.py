@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from peft import PeftModel
-from pydantic import model_validator
 
 from trimtab.data import formats
 from trimtab.data.dataset import load_groups
@@ -23,7 +22,6 @@ from trimtab.rollout.collector import collect
 from trimtab.rollout.engine import Engine, update
 from trimtab.rollout.engines.native import NativeEngine
 from trimtab.rollout.policy_weights import PolicyWeights
-from trimtab.rollout.rollout_spec import RolloutSpec
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.stats.order_stats import pick
 from trimtab.train.reference import Reference
@@ -41,13 +39,6 @@ class RolloutConfig(StageConfig):
     shape: ShapeSpec = ShapeSpec()
     """Whitening, clipping and penalties of the weighted sum of rewards."""
     sampling: SamplingConfig = SamplingConfig()
-    rollout: RolloutSpec = RolloutSpec()
-    """Which engine samples completions."""
-
-    @model_validator(mode="after")
-    def _check_rollout(self) -> Self:
-        self.rollout.transport(self.model.trains_adapters, cuda=False)
-        return self
 
 
 C = TypeVar("C", bound=RolloutConfig)
@@ -139,14 +130,11 @@ class RolloutStage(Stage[C, LM]):
         picked = batch_indices(len(self.prompts), count, index, seed + 7919 * attempt)
         key = (seed, index, attempt) if attempt else (seed, index)
         self.sync()
-        groups = collect(
-            self.engine,
-            self.renderer,
-            [self.prompts[i] for i in picked],
-            self.config.sampling,
-            n=n,
-            key=key,
-        )
+        return self.collect([self.prompts[i] for i in picked], n, key)
+
+    def collect(self, prompts: Sequence[Group], n: int, key: tuple[int, ...]) -> list[Group]:
+        """``n`` scored completions of each prompt; ``key`` starts the key of every random stream."""
+        groups = collect(self.engine, self.renderer, prompts, self.config.sampling, n=n, key=key)
         self.rewards(groups)
         return groups
 
