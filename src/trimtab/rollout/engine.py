@@ -38,6 +38,11 @@ class Weights(Protocol):
         """Whether only an adapter is trained, so that the adapter alone can be sent."""
         ...
 
+    @property
+    def exact(self) -> bool:
+        """Whether the trainer computes in float32."""
+        ...
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor under its name in transformers, one at a time, adapters merged.
 

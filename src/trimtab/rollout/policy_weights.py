@@ -40,6 +40,11 @@ class PolicyWeights:
         """Whether only an adapter is trained."""
         return isinstance(self.lm.model, PeftModel)
 
+    @property
+    def exact(self) -> bool:
+        """Whether the trainer computes in float32."""
+        return not self.lm.mixed and base_of(self.lm.model).dtype == torch.float32
+
     @torch.no_grad()
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor under its name in a saved model, one at a time, adapters merged.

@@ -64,7 +64,10 @@ def train(stage: Stage[Any, Any], run: Run) -> Metrics:
     Returns:
         The last metrics and evaluation, also in ``summary.json``.
     """
-    metrics = fit(stage, run, stage.config.loop)
+    try:
+        metrics = fit(stage, run, stage.config.loop)
+    finally:
+        stage.close()
     log.info("%s: %s -> %s", stage.title, stage.summary(metrics), run.path / "model")
     return metrics
 

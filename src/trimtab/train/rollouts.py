@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
 from peft import PeftModel
+from pydantic import model_validator
 
 from trimtab.data import formats
 from trimtab.data.dataset import load_groups
@@ -20,8 +22,9 @@ from trimtab.rewards.shape import Shaper, ShapeSpec
 from trimtab.rewards.weighted_sum import Rewards, Scoring
 from trimtab.rollout.collector import collect
 from trimtab.rollout.engine import Engine, update
-from trimtab.rollout.engines.native import NativeEngine
+from trimtab.rollout.engines.factory import make_engine
 from trimtab.rollout.policy_weights import PolicyWeights
+from trimtab.rollout.rollout_spec import RolloutSpec
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.stats.order_stats import pick
 from trimtab.train.reference import Reference
@@ -39,6 +42,13 @@ class RolloutConfig(StageConfig):
     shape: ShapeSpec = ShapeSpec()
     """Whitening, clipping and penalties of the weighted sum of rewards."""
     sampling: SamplingConfig = SamplingConfig()
+    rollout: RolloutSpec = RolloutSpec()
+    """Which engine samples completions."""
+
+    @model_validator(mode="after")
+    def _check_rollout(self) -> Self:
+        self.rollout.transport(self.model.trains_adapters, cuda=False)
+        return self
 
 
 C = TypeVar("C", bound=RolloutConfig)
@@ -74,7 +84,14 @@ class RolloutStage(Stage[C, LM]):
         if self.needs_reference:
             self.reference = Reference(self.lm, config.reference, self.renderer.tokenizer)
         self.shaper = Shaper(self.shape())
-        self.engine: Engine = NativeEngine.of(self.lm, self.renderer)
+        self.engine: Engine = make_engine(
+            config.rollout,
+            self.lm,
+            self.renderer,
+            self.prompts,
+            config.sampling,
+            Path(config.out),
+        )
         self.synced: int | None = None
         self.last: list[Group] = []
 
@@ -172,6 +189,10 @@ class RolloutStage(Stage[C, LM]):
             start = Reference(self.lm, spec, self.renderer.tokenizer)
         temperature = self.config.sampling.temperature
         start.annotate(groups, self.config.loop.token_budget, temperature)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
 
     def state(self) -> dict[str, Any]:
         """The running statistics of rewards."""

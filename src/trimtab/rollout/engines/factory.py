@@ -1,0 +1,135 @@
+"""From the section ``rollout`` to an engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+
+from trimtab.data.render import Renderer
+from trimtab.errors import ConfigError
+from trimtab.models.adapters import find_adapter, save_adapter
+from trimtab.models.export import save_model
+from trimtab.models.load import LM, base_of
+from trimtab.rollout.engine import Engine
+from trimtab.rollout.engines.native import NativeEngine
+from trimtab.rollout.engines.pool import ServerPool
+from trimtab.rollout.engines.server_process import (
+    ServerProcesses,
+    ServeSpec,
+    assign_gpus,
+    python_with_vllm,
+)
+from trimtab.rollout.engines.vllm import Requirements, VLLMServer
+from trimtab.rollout.rollout_spec import RolloutSpec
+from trimtab.rollout.sync import AdapterSync, FolderSync, Transport
+from trimtab.sample.draw import SamplingConfig
+from trimtab.types import Group
+
+
+def make_engine(
+    spec: RolloutSpec,
+    lm: LM,
+    renderer: Renderer,
+    prompts: Sequence[Group],
+    sampling: SamplingConfig,
+    out: Path,
+    *,
+    trainers: int = 1,
+) -> Engine:
+    """The engine of a run; servers are started, or looked at, before the first step.
+
+    Args:
+        spec: The section ``rollout``.
+        lm: The policy.
+        prompts: The longest one decides how many tokens a server must have room for.
+        sampling: As for the run's completions.
+        out: The run folder, for logs and weight files.
+        trainers: Processes that train on this machine's GPUs.
+
+    Raises:
+        ConfigError: a server cannot be reached or does not fit, or there are too few GPUs.
+    """
+    if spec.engine == "native":
+        return NativeEngine.of(lm, renderer)
+    folder = out / "rollout"
+    files = Path(spec.shared_folder) if spec.shared_folder else folder
+    trains_adapter = isinstance(lm.model, PeftModel)
+    way = spec.transport(trains_adapter, lm.device.type == "cuda")
+    longest = max(len(g.prompt) for g in prompts) + sampling.max_new_tokens
+    config = cast(Any, base_of(lm.model).config.get_text_config())
+    needs = Requirements(int(config.vocab_size), min(longest, lm.limit))
+    transport = _transport(way, files, spec)
+    key = os.environ.get(spec.key_env, "") if spec.key_env else ""
+    if spec.key_env and not key:
+        raise ConfigError(f"rollout.key_env: the environment variable {spec.key_env} is not set")
+    urls, processes = spec.urls, None
+    if spec.servers:
+        visible = torch.cuda.device_count()
+        gpus = assign_gpus(spec.servers, spec.gpus_per_server, visible, trainers if visible else 0)
+        python = python_with_vllm(spec.server_python)
+        model, tokenizer = _start_model(lm, renderer, folder)
+        serve = ServeSpec(
+            python=python,
+            model=model,
+            tokenizer=tokenizer,
+            max_length=needs.length,
+            dtype="bfloat16" if lm.mixed or lm.model.dtype == torch.bfloat16 else "float32",
+            backend=way if way in ("gloo", "nccl") else None,
+            lora_rank=_rank(lm) if way == "adapter" else None,
+            gpus=spec.gpus_per_server if visible else 0,
+            args=spec.server_args,
+        )
+        processes = ServerProcesses(serve, gpus, folder)
+        urls, key = tuple(p.url for p in processes.processes), processes.key
+    try:
+        return ServerPool(
+            [VLLMServer(url, key, spec.timeout, spec.concurrency) for url in urls],
+            needs,
+            transport,
+            tuple(renderer.stop_ids),
+            [g.prompt for g in prompts[:4]],
+            processes,
+        )
+    except BaseException:
+        if processes is not None:
+            processes.stop()
+        raise
+
+
+def _transport(way: str, files: Path, spec: RolloutSpec) -> Transport:
+    if way == "adapter":
+        return AdapterSync(files / "adapters")
+    return FolderSync(files / "weights")
+
+
+def _rank(lm: LM) -> int:
+    """The smallest rank that vLLM has kernels for and that holds the adapter."""
+    config: Any = cast(PeftModel, lm.model).peft_config["default"]
+    rank = max([config.r, *(config.rank_pattern or {}).values()])
+    return next((r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank), rank)
+
+
+def _start_model(lm: LM, renderer: Renderer, folder: Path) -> tuple[str, str]:
+    """What a server loads when it starts: model and tokenizer.
+
+    The base of an adapter; otherwise the folder that training starts from, or an export of it where
+    there is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = folder / "tokenizer"
+    renderer.tokenizer.save_pretrained(tokenizer)
+    if isinstance(lm.model, PeftModel):
+        # Writes a base that is on no disk, and names it in the adapter's configuration.
+        save_adapter(lm.model, folder / "start", renderer.tokenizer)
+        base = str(cast(Any, lm.model.peft_config["default"]).base_model_name_or_path)
+        return base, str(tokenizer.resolve())
+    path = lm.spec.path
+    if path.endswith(".json") or find_adapter(path) is not None:
+        path = str((folder / "start").resolve())
+        save_model(lm.model, Path(path), renderer.tokenizer, lm.plain, renderer.stop_ids)
+    return (str(Path(path).resolve()) if Path(path).is_dir() else path), str(tokenizer.resolve())

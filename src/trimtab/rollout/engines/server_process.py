@@ -1,0 +1,298 @@
+"""Starts vLLM servers, one process each, and stops them."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trimtab.errors import ConfigError
+from trimtab.rollout.engine import EngineError
+from trimtab.runs import write_atomic
+
+log = logging.getLogger(__name__)
+START_SECONDS = 1800.0
+"""Until a started server must answer: large models take minutes to load and compile."""
+RESTARTS = 3
+"""How often a server is started again in one run."""
+MODULE = "vllm.entrypoints.openai.api_server"
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSpec:
+    """How a server is started."""
+
+    python: str
+    """Python of an environment with vLLM."""
+    model: str
+    """Folder or hub id."""
+    tokenizer: str
+    max_length: int
+    """Tokens of a prompt with its completion."""
+    dtype: str
+    backend: str | None
+    """Weight transfer backend, where weights are broadcast."""
+    lora_rank: int | None
+    """Rank of the adapter, where adapters are sent."""
+    gpus: int
+    """Per server; 0 runs it on the CPU."""
+    args: tuple[str, ...] = ()
+    """Further arguments."""
+
+
+def server_arguments(spec: ServeSpec, port: int) -> list[str]:
+    """The command of one server."""
+    command = [
+        spec.python, "-m", MODULE, "--model", spec.model, "--tokenizer", spec.tokenizer,
+        "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "policy",
+        "--dtype", spec.dtype, "--max-model-len", str(spec.max_length),
+        "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
+        "--enable-scale-out",
+    ]  # fmt: skip
+    if spec.gpus > 1:
+        command += ["--tensor-parallel-size", str(spec.gpus)]
+    if spec.backend is not None:
+        command += ["--weight-transfer-config", json.dumps({"backend": spec.backend})]
+    if spec.lora_rank is not None:
+        # A running completion keeps its adapter while the next one is loaded.
+        command += ["--enable-lora", "--max-lora-rank", str(spec.lora_rank), "--max-loras", "2"]
+    return [*command, *spec.args]
+
+
+def server_environment(key: str, gpus: Sequence[int], plugin: Path | None) -> dict[str, str]:
+    """The environment of one server.
+
+    Args:
+        key: API key.
+        gpus: Numbers of its GPUs; empty for none.
+        plugin: Folder with the weight transfer plugin.
+    """
+    environment: dict[str, str] = {
+        name: value
+        for name, value in os.environ.items()
+        # The trainer's ranks are not the server's; its thread count neither.
+        if name not in ("PYTHONPATH", "OMP_NUM_THREADS", "RANK", "LOCAL_RANK", "WORLD_SIZE",
+                        "MASTER_ADDR", "MASTER_PORT")
+    }  # fmt: skip
+    environment |= {
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_API_KEY": key,
+    }
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    if plugin is not None:
+        environment["PYTHONPATH"] = str(plugin)
+    return environment
+
+
+def assign_gpus(servers: int, per_server: int, visible: int, trainers: int) -> list[list[int]]:
+    """GPU numbers of each server: the last ones, since trainers use the first.
+
+    Raises:
+        ConfigError: there are fewer GPUs than trainers and servers need.
+    """
+    if visible == 0:
+        return [[] for _ in range(servers)]
+    needed = servers * per_server + trainers
+    if needed > visible:
+        raise ConfigError(
+            f"rollout.servers: {servers} servers of {per_server} GPUs and {trainers} for training are "
+            f"{needed} GPUs, and this machine has {visible}; lower rollout.servers or "
+            "rollout.gpus_per_server, or use rollout.engine: native"
+        )
+    first = visible - servers * per_server
+    return [
+        list(range(first + i * per_server, first + (i + 1) * per_server)) for i in range(servers)
+    ]
+
+
+@dataclass(slots=True)
+class ServerProcess:
+    """One server that we started."""
+
+    command: list[str]
+    environment: Mapping[str, str]
+    port: int
+    log_path: Path
+    restarts: int = 0
+    child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start the process; its output is appended to ``log_path``."""
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as out:
+            self.child = subprocess.Popen(
+                self.command,
+                env=dict(self.environment),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C reaches the trainer, which stops the servers
+                cwd=self.log_path.parent,
+            )
+        write_atomic(self._pid_file, f"{self.child.pid} {self.port}".encode())
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.log_path.with_suffix(".pid")
+
+    def stop_leftover(self) -> None:
+        """End a server of a trainer that was killed: it would keep its GPUs."""
+        if not self._pid_file.is_file():
+            return
+        pid, port = self._pid_file.read_text().split()
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        except OSError:  # it ended, or the system has no /proc
+            return
+        if MODULE in command and port in command:
+            log.warning(
+                "rollout: ending the server of an earlier process of this run (pid %s)", pid
+            )
+            _kill_group(int(pid), signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End the process and its children."""
+        child, self.child = self.child, None
+        if child is None:
+            return
+        _kill_group(child.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(20.0)
+        _kill_group(child.pid, signal.SIGKILL)  # also workers that outlived it
+        child.wait()
+        self._pid_file.unlink(missing_ok=True)
+
+    def wait(self) -> None:
+        """Until it answers.
+
+        Raises:
+            EngineError: it ended, or does not answer in ``START_SECONDS``.
+        """
+        limit = time.monotonic() + START_SECONDS
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        while time.monotonic() < limit:
+            if self.child is None or self.child.poll() is not None:
+                break
+            try:
+                with opener.open(f"{self.url}/health", timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        lines = self.log_path.read_text(errors="replace").splitlines()[-15:]
+        raise EngineError(
+            f"rollout: a vLLM server did not start; {self.log_path} ends with:\n" + "\n".join(lines)
+        )
+
+
+class ServerProcesses:
+    """The servers of a run; those of an earlier process of the same run are ended first.
+
+    Args:
+        spec: How each is started.
+        gpus: GPU numbers of each server.
+        folder: For their logs.
+        plugin: Folder with the weight transfer plugin.
+    """
+
+    def __init__(
+        self,
+        spec: ServeSpec,
+        gpus: Sequence[Sequence[int]],
+        folder: Path,
+        plugin: Path | None = None,
+    ) -> None:
+        self.key = secrets.token_urlsafe(24)
+        """Of the API; the development routes do not ask for it."""
+        self.processes = [
+            ServerProcess(
+                server_arguments(spec, port := free_port()),
+                server_environment(self.key, numbers, plugin),
+                port,
+                (folder / f"server-{i}.log").resolve(),
+            )
+            for i, numbers in enumerate(gpus)
+        ]
+        for process in self.processes:
+            process.stop_leftover()
+        atexit.register(self.stop)
+        try:
+            for process in self.processes:
+                process.start()
+            for process in self.processes:
+                process.wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def watch(self) -> None:
+        """Start servers again that ended, at most ``RESTARTS`` times each."""
+        for p in self.processes:
+            if p.child is not None and p.child.poll() is not None and p.restarts < RESTARTS:
+                p.restarts += 1
+                log.warning(
+                    "rollout: the server at %s ended with code %s and is started again (see %s)",
+                    p.url,
+                    p.child.returncode,
+                    p.log_path,
+                )
+                p.stop()
+                p.start()
+
+    def stop(self) -> None:
+        """End all servers."""
+        for process in self.processes:
+            process.stop()
+        atexit.unregister(self.stop)
+
+
+def _kill_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def python_with_vllm(configured: str | None) -> str:
+    """The interpreter that starts servers.
+
+    Raises:
+        ConfigError: it has no vLLM.
+    """
+    python = configured or sys.executable
+    probe = "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"
+    try:
+        code = subprocess.run([python, "-c", probe], check=False, capture_output=True).returncode
+    except OSError as error:
+        raise ConfigError(f"rollout.server_python: {python} cannot be run: {error}") from None
+    if code != 0:
+        raise ConfigError(
+            f"rollout.servers: {python} has no vLLM; install it there, or set rollout.server_python to "
+            "the Python of an environment with vLLM"
+        )
+    return python
+
+
+def free_port() -> int:
+    """A port that no program listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
