@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trimtab.config import Config, FunctionPath, import_function
 from trimtab.data.conversation import BadRowError, Message, content_text
@@ -34,6 +34,16 @@ class EnvironmentSpec(Config):
     factory: FunctionPath | dict[str, FunctionPath] | None = None
     """A class, or a function without arguments, that makes an environment: "package.module:Class". Or
     several by name: each row then has its own in the column ``environment``."""
+    agent: FunctionPath | None = None
+    """In place of a factory, a function that plays a whole episode with any client of OpenAI's API:
+    ``f(base_url, prompt, **columns)``, plain or ``async``. It returns the reward, rewards by name, or None
+    where ``rewards`` of the run decide."""
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Keyword arguments of ``agent``."""
+    max_seconds: float | None = Field(default=None, gt=0.0)
+    """Seconds per episode of an ``agent``; one over it is "timeout"."""
+    concurrency: int = Field(default=64, gt=0)
+    """Episodes of an ``agent`` at the same time."""
     max_turns: int = Field(default=8, gt=0)
     """Turns of the policy; one that calls a tool in its last turn is "truncated"."""
     max_tokens: int = Field(default=4096, gt=0)
@@ -44,6 +54,14 @@ class EnvironmentSpec(Config):
     after another in the main thread, as in TRL."""
     max_observation_bytes: int = Field(default=65536, gt=0)
     """UTF-8 bytes of a tool's result; an episode over it is "truncated"."""
+
+    @model_validator(mode="after")
+    def _one(self) -> EnvironmentSpec:
+        if self.agent is not None and self.factory is not None:
+            raise ValueError("give factory or agent, not both")
+        if self.agent is None and (self.options or self.max_seconds is not None):
+            raise ValueError("options and max_seconds belong to agent")
+        return self
 
 
 @dataclass(slots=True, eq=False)

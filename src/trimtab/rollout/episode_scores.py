@@ -21,7 +21,7 @@ def score_episodes(groups: Sequence[Group], rewards: Callable[[Sequence[Group]],
         ends = [episode[-1] for episode in group.episodes]
         for c in ends:
             own[id(c)] = [s for name, s in c.scores.items() if "/" not in name]
-        played = [c for c in ends if c.status in ("ok", "truncated")]
+        played = [c for c in ends if c.status in ("ok", "truncated") and len(c)]
         if played:
             heads.append(replace(group, completions=played))
     rewards(heads)
@@ -33,7 +33,7 @@ def score_episodes(groups: Sequence[Group], rewards: Callable[[Sequence[Group]],
 
 
 def _total(c: Completion, own: Sequence[Score]) -> float | None:
-    if c.status in ("failed", "timeout") or not all(s.ok for s in own):
+    if c.status in ("failed", "timeout") or not len(c) or not all(s.ok for s in own):
         return None
     total = c.reward
     if total is None and own:

@@ -165,7 +165,7 @@ class ToolFormat:
         except (ValueError, KeyError, TypeError):
             return {}
         parsed = {k: v for k, v in parsed.items() if v is not None and k != "role"}
-        calls = [call for call in map(_normal_call, parsed.pop("tool_calls", None) or []) if call]
+        calls = [call for call in map(normal_call, parsed.pop("tool_calls", None) or []) if call]
         return parsed | ({"tool_calls": calls} if calls else {})
 
 
@@ -184,7 +184,7 @@ def read_calls(text: str) -> list[Row]:
     calls: list[Row] = []
     for match in _CALL.finditer(text):
         try:
-            call = _normal_call(json.loads(match[1]))
+            call = normal_call(json.loads(match[1]))
         except ValueError:
             call = None
         if call is None:
@@ -193,7 +193,7 @@ def read_calls(text: str) -> list[Row]:
     return calls
 
 
-def _normal_call(call: Any) -> Row | None:
+def normal_call(call: Any) -> Row | None:
     """A call in one form, whether its arguments are an object or JSON text; None if it is no call."""
     if not isinstance(call, dict):
         return None

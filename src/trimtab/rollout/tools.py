@@ -75,7 +75,7 @@ async def call(function: Tool, arguments: Mapping[str, Any], seconds: float | No
     elif seconds is None:
         return function(**arguments)
     else:
-        work = _in_thread(function, arguments)
+        work = in_thread(function, arguments)
     deadline = asyncio.timeout(seconds)
     try:
         async with deadline:
@@ -87,7 +87,8 @@ async def call(function: Tool, arguments: Mapping[str, Any], seconds: float | No
         raise
 
 
-def _in_thread(function: Tool, arguments: Mapping[str, Any]) -> asyncio.Future[Any]:
+def in_thread(function: Tool, arguments: Mapping[str, Any]) -> asyncio.Future[Any]:
+    """The result of a function that runs in a thread of its own."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from trimtab.data import formats
 from trimtab.data.dataset import load_groups
 from trimtab.data.pack import Output, Pack, packs, scatter
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import DataError
 from trimtab.models.heads import Scorer
 from trimtab.objectives.kl import KLController
 from trimtab.objectives.nll import SFT
 from trimtab.objectives.policy import PolicyMethod
 from trimtab.rewards.shape import Overlong, ShapeSpec, Truncated
 from trimtab.rewards.weighted_sum import Scoring
+from trimtab.rollout.agents import Agents, load_environments
 from trimtab.rollout.environment import Environments
 from trimtab.rollout.episode_scores import score_episodes
 from trimtab.train.advantages import assign_advantages
@@ -79,17 +80,13 @@ class RLStage(RolloutStage[RLConfig]):
             self.rate_of,
         )
         self.prepare(self.rewards)
-        self.environments: Environments | None = None
+        self.environments: Environments | Agents | None = None
         if config.episodes is not None:
             text_config = cast(Any, self.lm.model).config.get_text_config()
             positions = getattr(text_config, "max_position_embeddings", None)
-            self.environments = Environments(
-                config.episodes, config.tools, self.renderer, positions
+            self.environments = load_environments(
+                config.episodes, config.tools, self.renderer, positions, bool(config.rewards)
             )
-            if not config.rewards and not self.environments.reward_names:
-                raise ConfigError(
-                    "there is no reward: set rewards, or give the environment a method get_reward"
-                )
         self.guard: Guard | None = None
         if config.audit is not None:
             rollouts = config.steps * config.batch_size * method.group_size

@@ -113,7 +113,10 @@ class RLConfig(RolloutConfig):
             raise ValueError("process and implicit both write dense rewards; set one of them")
         dense = self.process or self.implicit
         in_episodes = self.environment is not None or bool(self.tools)
-        own_reward = self.environment is not None and self.environment.factory is not None
+        environment = self.environment
+        own_reward = environment is not None and bool(environment.factory or environment.agent)
+        if self.tools and environment is not None and environment.agent is not None:
+            raise ValueError("an agent has its own tools: remove tools or environment.agent")
         if in_episodes and (dense is not None or method.advantage.values == "monte-carlo"):
             raise ValueError(
                 "episodes with tools have a reward at their end only: remove process and implicit, and "
