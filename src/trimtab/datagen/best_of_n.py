@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trimtab.config import Config
 from trimtab.data import formats
 from trimtab.data.dataset import DataSpec, load_groups
+from trimtab.data.group_tensors import from_bytes, to_bytes
+from trimtab.data.render import Renderer
 from trimtab.data.rows import comparison, demonstration
 from trimtab.datagen.output import write_summary
+from trimtab.datagen.parts import Work, run_parts
 from trimtab.errors import DataError
 from trimtab.evaluate.best_of_n_gain import curve
 from trimtab.models.load import ModelSpec, renderer_for
@@ -20,10 +23,11 @@ from trimtab.rewards.weighted_sum import Rewards
 from trimtab.rollout.collector import collect
 from trimtab.rollout.engines.native import NativeEngine
 from trimtab.runs import Run, open_run, to_json, write_atomic
+from trimtab.runs.job_launch import PartLaunchSpec
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.stats.order_stats import pick
 from trimtab.train.rollouts import best_and_worst, nothing_scored, sample_rows
-from trimtab.types import Completion, Row
+from trimtab.types import Completion, Group, Row
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +35,7 @@ log = logging.getLogger(__name__)
 class BestOfNConfig(Config):
     """Configuration of ``trimtab best-of-n``."""
 
-    free_keys: ClassVar[frozenset[str]] = frozenset({"token_budget"})
+    free_keys: ClassVar[frozenset[str]] = frozenset({"token_budget", "launch"})
     renamed: ClassVar[dict[str, str]] = {"n": "num_completions"}
 
     out: str = "runs/best_of_n"
@@ -49,6 +53,25 @@ class BestOfNConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     token_budget: int = Field(default=8192, gt=0)
     seed: int = 0
+    launch: PartLaunchSpec = PartLaunchSpec()
+    """Whether parts of the prompts are sampled and scored on a Ray cluster."""
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> "BestOfNConfig":
+        if self.launch == PartLaunchSpec():
+            return self
+        for r in self.rewards:
+            if r.residual_length and r.reference is None:
+                raise ValueError(
+                    f"launch: the fit on length of reward {r.name!r} needs all completions at once; give "
+                    "it a reference, or leave launch out"
+                )
+            if r.ai is not None and r.ai.max_calls is not None and r.ai.cache is None:
+                raise ValueError(
+                    f"launch: reward {r.name!r} has max_calls, which is counted in its cache; set "
+                    "ai.cache to a file that all workers can write"
+                )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +118,11 @@ def main(config: BestOfNConfig) -> BestOfNSummary:
 
 
 def _best_of_n(c: BestOfNConfig, run: Run) -> BestOfNSummary:
-    renderer = renderer_for(c.model, c.data)
-    prompts = load_groups(c.data, formats.prompts, renderer.prompt)
-    rewards = Rewards(c.rewards, renderer.tokenizer, c.token_budget, c.model.device)
-    groups = collect(
-        NativeEngine.load(c.model, renderer),
-        renderer,
-        prompts,
-        c.sampling,
-        n=c.num_completions,
-        key=(c.seed,),
-        title="best of n",
-    )
-    rewards(groups)
+    prompts = _prompts(c, renderer_for(c.model, c.data))
+    parts = run_parts(_load, c, c.launch, len(prompts), run.path, "best of n")
+    groups = [group for part in parts for group in from_bytes(part)]
+    for group, prompt in zip(groups, prompts, strict=True):
+        group.extra = prompt.extra
     done = [x for g in groups for x in g.completions]
     if all(x.reward is None for x in done):
         raise nothing_scored(c.data.path, done)
@@ -165,3 +180,25 @@ def _best_of_n(c: BestOfNConfig, run: Run) -> BestOfNSummary:
         f"{ties} ties, {summary.unscored} of {len(done)} completions without a score -> {c.out}"
     )
     return summary
+
+
+def _prompts(c: BestOfNConfig, renderer: Renderer) -> list[Group]:
+    return load_groups(c.data, formats.prompts, renderer.prompt)
+
+
+def _load(c: BestOfNConfig) -> Work:
+    renderer = renderer_for(c.model, c.data)
+    prompts = _prompts(c, renderer)
+    rewards = Rewards(c.rewards, renderer.tokenizer, c.token_budget, c.model.device)
+    # A part may lack columns that other prompts have.
+    rewards.prepare({name for g in prompts for name in g.extra}, 0)
+    engine = NativeEngine.load(c.model, renderer)
+
+    def best_of_n_part(start: int, stop: int) -> bytes:
+        """Scored completions of some prompts."""
+        part, n, key = prompts[start:stop], c.num_completions, (c.seed,)
+        groups = collect(engine, renderer, part, c.sampling, n=n, key=key, first=start)
+        rewards(groups)
+        return to_bytes(groups)
+
+    return best_of_n_part

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,16 +15,20 @@ from pydantic import Field, model_validator
 
 from trimtab.config import build
 from trimtab.datagen.output import write_summary
-from trimtab.errors import DataError
+from trimtab.errors import DataError, JudgeError
 from trimtab.feedback import records
 from trimtab.feedback.comparisons import comparison_rows
 from trimtab.feedback.items import read_items
 from trimtab.feedback.judgement import Item, Judgement
+from trimtab.judges.cache import Account
 from trimtab.judges.judge_config import JudgeSpec
 from trimtab.judges.pairwise import Judge, majority
 from trimtab.judges.question import LETTERS
+from trimtab.judges.shared_cache import SharedCache
 from trimtab.runs import Run
 from trimtab.runs.console import bar
+from trimtab.runs.job_launch import PartLaunchSpec
+from trimtab.runs.ray_jobs import Job, Resources, ray_session, run_jobs
 from trimtab.stats.uncertainty import bootstrap_mean, wilson
 
 log = logging.getLogger(__name__)
@@ -37,6 +42,9 @@ class JudgeConfig(JudgeSpec):
     data: str
     """Items, or rows with ``prompt`` and ``completions`` or ``chosen`` and ``rejected``."""
     limit: int | None = Field(default=None, gt=0)
+    launch: PartLaunchSpec = PartLaunchSpec()
+    """Whether parts of the items are judged on a Ray cluster; caps on calls and dollars hold for all
+    workers together."""
     panel: tuple[dict[str, Any], ...] = ()
     """More judges of the same items: the keys that differ from those above, such as
     ``{model: NAME}`` or ``{rubric: honest}``. Rows are then labelled by the majority."""
@@ -133,18 +141,17 @@ def _judge(c: JudgeConfig, run: Run) -> JudgeSummary:
     summary = JudgeSummary(len(items))
     why: dict[str, str] = {}
     for spec in c.judges():
-        judge = Judge(spec)
-        with judge.client, bar(f"judge {judge.name}") as show:
-            judgements = judge.client.map(items, judge, show)
-            summary.calls += judge.client.calls
-            summary.cached += judge.client.cached
-            summary.account[str(spec.cache)] = judge.client.cache.account()._asdict()
+        asked = _ask(spec, items) if c.launch.type == "none" else _ask_on_ray(spec, items, c.launch)
+        judgements = asked.judgements
+        summary.calls += asked.calls
+        summary.cached += asked.cached
+        summary.account[str(spec.cache)] = asked.account._asdict()
         for j in judgements:
             if j.status == "error":
                 summary.failed[str(j.detail["failure"])] += 1
                 why.setdefault(str(j.detail["failure"]), str(j.detail["why"]))
         by_judge.append(judgements)
-        name = judge.name
+        name = asked.judge
         while name in summary.judges:
             name += "'"
         summary.judges[name] = about(judgements)
@@ -165,6 +172,67 @@ def _judge(c: JudgeConfig, run: Run) -> JudgeSummary:
     write_summary(run.path, summary)
     _log(c, summary, why)
     return summary
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What a judge said of some items."""
+
+    judge: str
+    judgements: list[Judgement]
+    calls: int
+    cached: int
+    account: Account
+
+
+def _ask(
+    spec: JudgeSpec, items: Sequence[Item], cache: SharedCache | None = None, quiet: bool = False
+) -> _Asked:
+    judge = Judge(spec, cache)
+    with judge.client, nullcontext() if quiet else bar(f"judge {judge.name}") as show:
+        judgements = judge.client.map(items, judge, show)
+        client = judge.client
+        account = client.cache.account()
+        return _Asked(judge.name, judgements, client.calls, client.cached, account)
+
+
+def _ask_on_ray(spec: JudgeSpec, items: Sequence[Item], launch: PartLaunchSpec) -> _Asked:
+    """``_ask`` with parts of the items on the workers of a cluster.
+
+    Raises:
+        JudgeError: a part failed twice.
+    """
+    parts = launch.parts(len(items))
+    names = [f"judge {spec.model}: items {p.start + 1} to {p.stop}" for p in parts]
+    done: dict[int, _Asked] = {}
+    with ray_session(), bar(f"judge {spec.model}", len(items)) as show:
+
+        def take(part: int, asked: _Asked) -> None:
+            done[part] = asked
+            show(sum(len(a.judgements) for a in done.values()))
+
+        cache = SharedCache(spec.cache)
+        jobs = [
+            Job(name, _ask, (spec, items[p.start : p.stop], cache, True))
+            for name, p in zip(names, parts, strict=True)
+        ]
+        failures = run_jobs(jobs, Resources(launch.threads, launch.gpus, launch.workers), take)
+        account = cache.account()
+        cache.stop()
+    if failures:
+        lines = [f"{names[part]} failed twice: {why}" for part, why in failures.items()]
+        raise JudgeError(
+            "\n  ".join(lines)
+            + f"\nreplies so far are in {spec.cache}; run the same command again to ask only for the rest"
+        )
+    ordered = [done[i] for i in range(len(parts))]
+    return _Asked(
+        ordered[0].judge,
+        [j for asked in ordered for j in asked.judgements],
+        sum(asked.calls for asked in ordered),
+        sum(asked.cached for asked in ordered),
+        account,
+    )
 
 
 def about(judgements: Sequence[Judgement]) -> JudgeStats:

@@ -1,5 +1,6 @@
 """``trimtab sample``: a model's completions as items, for people and judges to compare."""
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from trimtab.data.dataset import DataSpec, load_groups
 from trimtab.data.formats import Example
 from trimtab.data.render import Renderer
 from trimtab.datagen.output import write_summary
+from trimtab.datagen.parts import Work, run_parts
 from trimtab.errors import DataError, ModelError
 from trimtab.feedback import records
 from trimtab.feedback.items import Entry
@@ -24,7 +26,8 @@ from trimtab.label.store import Store
 from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.rollout.engine import Engine, generate
 from trimtab.rollout.engines.native import NativeEngine
-from trimtab.runs.console import bar
+from trimtab.runs import open_run, to_json
+from trimtab.runs.job_launch import PartLaunchSpec
 from trimtab.sample.sampler import Progress, Request, SamplingConfig
 from trimtab.types import Group
 
@@ -34,10 +37,13 @@ log = logging.getLogger(__name__)
 class SampleConfig(Config):
     """Configuration of ``trimtab sample``."""
 
+    free_keys: ClassVar[frozenset[str]] = frozenset({"launch"})
     renamed: ClassVar[dict[str, str]] = {"answers": "num_completions"}
 
     out: str = "runs/sample"
     """Gets items.jsonl and summary.json."""
+    launch: PartLaunchSpec = PartLaunchSpec()
+    """Whether parts of the prompts are sampled on a Ray cluster. The completions do not depend on it."""
     model: ModelSpec
     """Model that is sampled."""
     data: DataSpec
@@ -116,14 +122,14 @@ def main(config: SampleConfig) -> SampleSummary:
     Raises:
         DataError: no prompt has enough different completions.
     """
-    c = config
-    renderer = renderer_for(c.model, c.data)
-    prompts = load_groups(c.data, formats.prompts, renderer.prompt)[c.skip :]
-    engine = NativeEngine.load(c.model, renderer)
-    writer = Writer(renderer, engine, c.sampling, c.num_completions, cut=c.keep_truncated)
-    keys = [(c.seed, i) for i in range(len(prompts))]
-    with bar("sample") as show:
-        texts = writer(prompts, keys, c.tries, show)
+    with open_run(config, config.out) as run:
+        return _sample(config, run.path)
+
+
+def _sample(c: SampleConfig, out: Path) -> SampleSummary:
+    prompts = _prompts(c, renderer_for(c.model, c.data))
+    parts = run_parts(_load, c, c.launch, len(prompts), out, "sample")
+    texts: list[list[str]] = [completions for part in parts for completions in json.loads(part)]
     items: list[Item] = []
     for g, completions in zip(prompts, texts, strict=True):
         if len(completions) == c.num_completions:
@@ -137,8 +143,6 @@ def main(config: SampleConfig) -> SampleSummary:
             f"{c.data.path}: no prompt has {c.num_completions} different completions; raise "
             "sampling.temperature, sampling.max_new_tokens or tries"
         )
-    out = Path(c.out)
-    out.mkdir(parents=True, exist_ok=True)
     records.write(out / "items.jsonl", items)
     summary = SampleSummary(len(items), len(prompts))
     write_summary(out, summary)
@@ -147,6 +151,24 @@ def main(config: SampleConfig) -> SampleSummary:
         f"prompts -> {c.out}/items.jsonl"
     )
     return summary
+
+
+def _prompts(c: SampleConfig, renderer: Renderer) -> list[Group]:
+    return load_groups(c.data, formats.prompts, renderer.prompt)[c.skip :]
+
+
+def _load(c: SampleConfig) -> Work:
+    renderer = renderer_for(c.model, c.data)
+    prompts = _prompts(c, renderer)
+    engine = NativeEngine.load(c.model, renderer)
+    writer = Writer(renderer, engine, c.sampling, c.num_completions, cut=c.keep_truncated)
+
+    def sample_part(start: int, stop: int) -> bytes:
+        """The texts of some prompts, as JSON."""
+        keys = [(c.seed, i) for i in range(start, stop)]
+        return to_json(writer(prompts[start:stop], keys, c.tries)).encode()
+
+    return sample_part
 
 
 BATCH = 8

@@ -24,6 +24,7 @@ from trimtab.judges.cache import Cache
 from trimtab.judges.call_error import MAX_WAIT, CallError, status_error
 from trimtab.judges.chat_completion import InvalidReplyError, Reply, parse_completion
 from trimtab.judges.judge_config import ClientSpec
+from trimtab.judges.shared_cache import SharedCache
 from trimtab.runs.redact import HIDDEN, redact
 from trimtab.types import Row
 
@@ -73,12 +74,15 @@ class Client:
     The SDK's own retries are off: each attempt is booked in the account before it is sent, so that
     ``max_calls`` and ``max_spend`` hold for retries too.
 
+    Args:
+        cache: Replies and their cost; by default in the file that ``spec`` names.
+
     Raises:
         ConfigError: the SDK is not installed, the cache cannot be used, the URL is not valid, or
             the function behind ``endpoint`` cannot be imported or started.
     """
 
-    def __init__(self, spec: ClientSpec) -> None:
+    def __init__(self, spec: ClientSpec, cache: Cache | SharedCache | None = None) -> None:
         try:
             import httpx2
             import openai  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -90,7 +94,7 @@ class Client:
         # One INFO record per request; a judge makes thousands.
         logging.getLogger("httpx2").setLevel(logging.WARNING)
         self.spec = spec
-        self.cache = Cache(spec.cache)
+        self.cache = Cache(spec.cache) if cache is None else cache
         self.server: JudgeServer | None = None
         self.calls = 0
         """Calls made by this client."""

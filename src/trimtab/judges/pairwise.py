@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.feedback.judgement import Item, Judgement
+from trimtab.judges.cache import Cache
 from trimtab.judges.chat_completion import Reply
 from trimtab.judges.client import Client, Failure, ParsedReply
 from trimtab.judges.judge_config import JudgeSpec
 from trimtab.judges.question import LETTERS, ask
 from trimtab.judges.reply import read, verdict_prob
 from trimtab.judges.rubric import Rubric, load_rubric
+from trimtab.judges.shared_cache import SharedCache
 from trimtab.stats.ranking import dense_ranks, ranks_by_worth
 from trimtab.types import Row
 
@@ -61,14 +63,17 @@ class PairVerdict(Verdict):
 class Judge:
     """A client with a rubric; call it with an item to get a judgement.
 
+    Args:
+        cache: As for ``Client``.
+
     Raises:
         ConfigError: the rubric, the cache or the function in ``endpoint`` cannot be used.
     """
 
-    def __init__(self, spec: JudgeSpec) -> None:
+    def __init__(self, spec: JudgeSpec, cache: Cache | SharedCache | None = None) -> None:
         self.spec = spec
         self.rubric = load_rubric(spec.rubric)
-        self.client = Client(spec)
+        self.client = Client(spec, cache)
         self.critique = self.rubric.critique if spec.critique is None else spec.critique
         self.name = f"{spec.model}+{self.rubric.name}"
         if spec.mode != "pairwise":

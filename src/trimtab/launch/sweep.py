@@ -5,31 +5,21 @@ import itertools
 import json
 import logging
 import math
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import yaml
 from pydantic import Field, model_validator
 
 from trimtab.config import Config, build, override, set_path
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import ConfigError
+from trimtab.launch.sweep_runs import PlannedRun, run_all
 from trimtab.report.charts import Chart, Line, line_chart, number
 from trimtab.report.sections import Section, Table, Tile, Verdict, render
-from trimtab.runs import (
-    Fingerprint,
-    read_metrics,
-    read_summary,
-    require_same,
-    to_json,
-    write_atomic,
-)
+from trimtab.runs import read_metrics, to_json, write_atomic
+from trimtab.runs.job_launch import JobLaunchSpec
 from trimtab.train.rl import RLConfig
 
 log = logging.getLogger(__name__)
@@ -53,9 +43,11 @@ class SweepConfig(Config):
     tail: int = Field(default=5, gt=0)
     """Steps at the end of each run over which its figures are means."""
     workers: int = Field(default=0, ge=0)
-    """Runs at once; 0 takes half the cores."""
+    """Runs at once; 0 takes half the cores of this machine."""
     threads: int = Field(default=1, gt=0)
     """Of each run."""
+    launch: JobLaunchSpec = JobLaunchSpec()
+    """``type: ray`` spreads the runs over a cluster; ``workers: 0`` is then as many as it has room for."""
 
     @model_validator(mode="before")
     @classmethod
@@ -66,20 +58,6 @@ class SweepConfig(Config):
         values = cast("dict[str, Any]", values)
         own = {k: v for k, v in values.items() if k in cls.model_fields}
         return {**own, "rl": {k: v for k, v in values.items() if k not in cls.model_fields}}
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedRun:
-    """One run of the sweep."""
-
-    label: str
-    """Of its point: the values that are varied."""
-    values: dict[str, Any]
-    """Value by dotted key."""
-    seed: int
-    folder: Path
-    config: dict[str, Any]
-    """The configuration of ``trimtab rl``."""
 
 
 FIGURES = {
@@ -161,54 +139,6 @@ def plan(config: SweepConfig) -> list[PlannedRun]:
     return runs
 
 
-def _run(config: SweepConfig, runs: list[PlannedRun]) -> None:
-    """Start the runs that are not finished.
-
-    Raises:
-        ConfigError: a finished run was made from other data, models or reward code.
-        DataError: every run failed.
-    """
-    workers = config.workers or max(1, (os.cpu_count() or 2) // 2)
-    waiting = [r for r in runs if "seconds" not in read_summary(r.folder)]
-    for run in (r for r in runs if r not in waiting):
-        require_same(run.folder, Fingerprint.of(build(RLConfig, run.config, run.label)))
-    log.info(
-        "sweep: %d runs, %d finished, %d at once", len(runs), len(runs) - len(waiting), workers
-    )
-    running: list[tuple[str, Path, subprocess.Popen[bytes]]] = []
-    failed: list[str] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                run = waiting.pop(0)
-                run.folder.mkdir(parents=True, exist_ok=True)
-                file = run.folder / "sweep.yaml"
-                write_atomic(file, yaml.safe_dump(run.config, sort_keys=False).encode())
-                with open(run.folder / "log", "wb") as output:
-                    env = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
-                    command = [sys.executable, "-m", "trimtab", "rl", str(file)]
-                    process = subprocess.Popen(
-                        command, stdout=output, stderr=subprocess.STDOUT, env=env
-                    )
-                running.append((f"{run.label}, seed {run.seed}", run.folder, process))
-            time.sleep(0.2)
-            for entry in list(running):
-                label, folder, process = entry
-                if process.poll() is None:
-                    continue
-                running.remove(entry)
-                if process.returncode:
-                    failed.append(f"{label}: exit {process.returncode}, see {folder / 'log'}")
-                log.info("  %s: %s", label, "FAILED" if process.returncode else "done")
-    finally:
-        for _, _, process in running:
-            process.terminate()
-    if len(failed) == len(runs):
-        raise DataError(f"every run of the sweep failed, the first: {failed[0]}")
-    for line in failed:
-        log.warning("failed: %s", line)
-
-
 def read_point(config: SweepConfig, run: PlannedRun) -> Point | None:
     """The end of a run; None for one without metrics."""
     rows = read_metrics(run.folder)
@@ -278,7 +208,7 @@ def main(config: SweepConfig) -> dict[str, Any]:
     if (Path(config.out) / "metrics.jsonl").exists():
         raise ConfigError(f"out: {config.out} is a run of its own; give the sweep another --out")
     runs = plan(config)
-    _run(config, runs)
+    run_all(runs, config.launch, config.workers, config.threads)
     by_label: dict[str, list[Point]] = {}
     for run in runs:
         if (end := read_point(config, run)) is not None:

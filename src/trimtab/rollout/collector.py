@@ -19,6 +19,7 @@ def collect(
     *,
     n: int,
     key: tuple[int, ...],
+    first: int = 0,
     title: str = "",
 ) -> list[Group]:
     """Sample ``n`` completions for each prompt.
@@ -27,6 +28,7 @@ def collect(
         prompts: Groups without completions; they are not changed.
         key: Start of each random stream's key. The prompt's index is appended, so that a prompt that
             occurs twice in a batch gets different completions.
+        first: Index of the first prompt, where ``prompts`` are a part of a batch.
         title: Of a progress bar; without one there is none.
 
     Returns:
@@ -35,7 +37,7 @@ def collect(
     Raises:
         EngineError: a request failed.
     """
-    requests = [Request(g.prompt, (*key, i), n) for i, g in enumerate(prompts)]
+    requests = [Request(g.prompt, (*key, i), n) for i, g in enumerate(prompts, first)]
     groups: list[Group] = []
     with bar(title) if title else nullcontext() as on_progress:
         sampled = generate(engine, requests, sampling, on_progress)
