@@ -49,10 +49,13 @@ class RolloutSpec(Config):
     concurrency: int = Field(default=256, ge=1)
     """Completions in flight per server."""
     max_staleness: int = Field(default=0, ge=0)
-    """Optimiser steps that completions may be older than the weights they train; 0 samples and trains in
-    turn."""
+    """Iterations that completions may be older than the weights they train; 0 samples and trains in turn.
+    With servers, completions of later iterations are sampled during training."""
     in_flight: bool = True
     """With ``max_staleness``: whether a running completion continues under new weights."""
+    importance_weights: bool = True
+    """With ``max_staleness``: correct for older weights by truncated importance weights, unless
+    ``method.mismatch`` says otherwise."""
 
     @field_validator("urls")
     @classmethod

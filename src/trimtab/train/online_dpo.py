@@ -15,6 +15,7 @@ from trimtab.objectives.kto import KTO
 from trimtab.objectives.preference import DPO, Preference
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
+from trimtab.train.ahead_source import collect_ahead
 from trimtab.train.dpo import with_margins
 from trimtab.train.loop import run_stage
 from trimtab.train.rollouts import (
@@ -116,6 +117,7 @@ class OnlineStage(RolloutStage[OnlineConfig]):
             self.rate_of,
         )
         self.prepare(self.rewards)
+        self.ahead = collect_ahead(self, config.batch_size, config.num_completions)
 
     @property
     def title(self) -> str:
@@ -141,7 +143,7 @@ class OnlineStage(RolloutStage[OnlineConfig]):
         c = self.config
         groups = self.last = self.sample(index, c.batch_size, c.num_completions)
         completions = [x for g in groups for x in g.completions]
-        metrics = rollout_metrics(completions) | self.shaper(groups)
+        metrics = rollout_metrics(completions) | self.staleness(groups) | self.shaper(groups)
         if self.reference is not None:
             self.reference.annotate(groups, c.loop.token_budget)
             if c.samples_from_policy:

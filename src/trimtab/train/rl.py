@@ -25,6 +25,7 @@ from trimtab.rollout.agents import Agents, load_environments
 from trimtab.rollout.environment import Environments
 from trimtab.rollout.episode_scores import score_episodes
 from trimtab.train.advantages import assign_advantages
+from trimtab.train.ahead_source import collect_ahead, with_importance_weights
 from trimtab.train.guard import Guard
 from trimtab.train.loop import open_run, train
 from trimtab.train.rl_config import RLConfig
@@ -87,6 +88,9 @@ class RLStage(RolloutStage[RLConfig]):
             self.environments = load_environments(
                 config.episodes, config.tools, self.renderer, positions, bool(config.rewards)
             )
+        self.ahead = collect_ahead(self, config.batch_size, method.group_size)
+        if self.ahead is not None and config.rollout.importance_weights:
+            self.method = with_importance_weights(self.method)
         self.guard: Guard | None = None
         if config.audit is not None:
             rollouts = config.steps * config.batch_size * method.group_size
@@ -138,13 +142,22 @@ class RLStage(RolloutStage[RLConfig]):
             penalties["overlong"] = Overlong(max_length=limit, cache=cache)
         return shape.model_copy(update=penalties)
 
-    def collect(self, prompts: Sequence[Group], n: int, key: tuple[int, ...]) -> list[Group]:
-        """``n`` scored completions of each prompt, or episodes where there are tools."""
+    def rollouts(
+        self, prompts: Sequence[Group], n: int, key: tuple[int, ...], first: int = 0
+    ) -> list[Group]:
+        """``n`` completions of each prompt, or episodes where there are tools."""
         if self.environments is None:
-            return super().collect(prompts, n, key)
-        groups = self.environments(self.engine, prompts, self.config.sampling, n=n, key=key)
-        score_episodes(groups, self.rewards)
-        return groups
+            return super().rollouts(prompts, n, key, first)
+        # Its draws are keyed by the prompt's index in the call.
+        key = (*key, first) if first else key
+        return self.environments(self.engine, prompts, self.config.sampling, n=n, key=key)
+
+    def score(self, groups: Sequence[Group]) -> None:
+        """Fill in the rewards, of episodes those of their environment too."""
+        if self.environments is None:
+            super().score(groups)
+        else:
+            score_episodes(groups, self.rewards)
 
     @property
     def share(self) -> bool:
@@ -207,7 +220,9 @@ class RLStage(RolloutStage[RLConfig]):
             and len(batch) < c.batch_size
             and tries < method.filter.max_tries
         ):
-            groups = self.sample(index, c.batch_size, method.group_size, tries)
+            wanted = c.batch_size - (len(batch) if self.ahead is not None else 0)
+            groups = self.sample(index, wanted, method.group_size, tries)
+            before = len(batch)
             completions += [x for g in groups for x in g.completions]
             sampled += len(groups)
             tries += 1
@@ -220,6 +235,8 @@ class RLStage(RolloutStage[RLConfig]):
                 uniform += is_uniform
                 if not (is_uniform and method.filter.dynamic_sampling):
                     batch.append(g)
+            if self.ahead is not None and method.filter.dynamic_sampling:
+                self.ahead.drop(len(groups) - (len(batch) - before))
         if unscored == sampled:
             raise nothing_scored(f"step {index}", completions, 2 if method.needs_groups else 1)
         metrics = rollout_metrics(completions)
@@ -249,6 +266,7 @@ class RLStage(RolloutStage[RLConfig]):
         groups, metrics = self.rollout(index)
         self.last = groups
         metrics["kl/beta"] = self.kl.beta
+        metrics.update(self.staleness(groups))
         if not groups:
             return metrics
         metrics.update(self._annotate(groups))

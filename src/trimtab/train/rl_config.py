@@ -143,6 +143,11 @@ class RLConfig(RolloutConfig):
             raise ValueError(
                 "monte_carlo belongs to method.advantage.values: monte-carlo; remove the key"
             )
+        if self.rollout.max_staleness and self.rollout.engine != "native" and self.episodes:
+            raise ValueError(
+                "rollout.max_staleness: episodes with tools are not collected ahead from servers yet; set "
+                "it to 0"
+            )
         if self.audit is not None:
             check_action(self.audit, self.rewards)
         return self

@@ -20,6 +20,7 @@ from trimtab.errors import DataError
 from trimtab.models.load import LM, ModelSpec, disable_dropout
 from trimtab.rewards.shape import Shaper, ShapeSpec
 from trimtab.rewards.weighted_sum import Rewards, Scoring
+from trimtab.rollout.ahead import Ahead, staleness
 from trimtab.rollout.collector import collect
 from trimtab.rollout.engine import Engine, update
 from trimtab.rollout.engines.factory import make_engine
@@ -68,6 +69,7 @@ class RolloutStage(Stage[C, LM]):
         rewards: Scores completions in place.
         reference: The frozen reference, where the stage needs one.
         synced: Version of the engine's weights; None if it must get them before it samples.
+        ahead: Collects groups of later iterations, with ``rollout.max_staleness``.
         last: The groups of the last iteration.
     """
 
@@ -93,6 +95,7 @@ class RolloutStage(Stage[C, LM]):
             Path(config.out),
         )
         self.synced: int | None = None
+        self.ahead: Ahead | None = None
         self.last: list[Group] = []
 
     @abstractmethod
@@ -141,7 +144,12 @@ class RolloutStage(Stage[C, LM]):
             count: Number of prompts.
             n: Completions per prompt.
             attempt: 0 for the first draw, n for the n-th resampling of other prompts.
+
+        With ``rollout.max_staleness`` these are the next prompts, sampled with weights of up to so many
+        iterations before.
         """
+        if self.ahead is not None:
+            return self.ahead.take(index, count)
         seed = self.config.loop.seed
         # Other passes over the prompts, which also depend on the iteration alone.
         picked = batch_indices(len(self.prompts), count, index, seed + 7919 * attempt)
@@ -151,9 +159,29 @@ class RolloutStage(Stage[C, LM]):
 
     def collect(self, prompts: Sequence[Group], n: int, key: tuple[int, ...]) -> list[Group]:
         """``n`` scored completions of each prompt; ``key`` starts the key of every random stream."""
-        groups = collect(self.engine, self.renderer, prompts, self.config.sampling, n=n, key=key)
-        self.rewards(groups)
+        groups = self.rollouts(prompts, n, key)
+        self.score(groups)
         return groups
+
+    def rollouts(
+        self, prompts: Sequence[Group], n: int, key: tuple[int, ...], first: int = 0
+    ) -> list[Group]:
+        """``n`` completions of each prompt, without rewards.
+
+        Args:
+            first: Index of the first prompt in its iteration.
+        """
+        return collect(
+            self.engine, self.renderer, prompts, self.config.sampling, n=n, key=key, first=first
+        )
+
+    def score(self, groups: Sequence[Group]) -> None:
+        """Fill in the rewards."""
+        self.rewards(groups)
+
+    def staleness(self, groups: Sequence[Group]) -> Metrics:
+        """How old the completions are, in optimiser steps; empty where sampling and training take turns."""
+        return {} if self.ahead is None else staleness(groups, self.trainer.updates)
 
     def forward(self, pack: Pack) -> Output:
         """Log-probs [C] of the trained tokens."""
@@ -195,13 +223,17 @@ class RolloutStage(Stage[C, LM]):
         self.engine.close()
 
     def state(self) -> dict[str, Any]:
-        """The running statistics of rewards."""
-        return {"shaper": self.shaper.state(), "rewards": self.rewards.state()}
+        """The running statistics of rewards, and the groups that were collected ahead."""
+        # First: a group that has arrived may fail the run.
+        ahead = self.ahead and self.ahead.state()
+        return {"shaper": self.shaper.state(), "rewards": self.rewards.state(), "ahead": ahead}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore ``state``."""
         self.shaper.load(state["shaper"])
         self.rewards.load(state["rewards"])
+        if self.ahead is not None and state.get("ahead"):
+            self.ahead.load(state["ahead"])
 
 
 def first_groups(groups: Sequence[Group], completions: int) -> list[Group]:
