@@ -12,7 +12,7 @@ VLLM ?= .vllm
 NEIGHBOURS ?= .neighbours
 PROGRAMS := $(basename $(notdir $(wildcard tests/neighbours/requirements/*.txt)))
 
-.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check learning doctor-bench bench-env bench clean
+.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check learning doctor-bench doctor-real bench-env bench clean
 
 setup: $(VENV)/installed
 
@@ -85,6 +85,10 @@ learning: setup
 # The doctor on planted faults, healthy runs and hard negatives; a stopped benchmark goes on.
 doctor-bench: setup
 	$(BIN)/python -m benchmarks.doctor --seeds 70-89 --report 70-89 --out runs/doctor-bench --docs docs
+
+# The doctor on a pretrained model with naive rewards; a stopped benchmark goes on.
+doctor-real: setup
+	$(BIN)/python -m benchmarks.doctor.real --seeds 0,10,11 --out runs/doctor-real --docs docs
 
 # The libraries that benchmarks compare with, beside our own torch and transformers.
 bench-env: runs/peers/trl-1.16.0/trl runs/peers/trl-1.10.0/trl

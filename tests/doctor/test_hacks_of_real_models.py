@@ -1,4 +1,4 @@
-"""Brevity, gibberish, off-topic text and fixed strings ring their alarms; their useful twins do not."""
+"""Brevity, gibberish, off-topic text, fixed strings and copies ring their alarms; their useful twins do not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOPICS = {
     "garden": "soil seed plant water rose tree leaf root sun bee spade grass",
 }
 STEPS, PROMPTS, COMPLETIONS = 20, 8, 4
-NEW = ("shrinking", "fluency", "off-topic", "exploited-rule")
+NEW = ("shrinking", "fluency", "off-topic", "exploited-rule", "copying")
 
 Writer = Callable[[random.Random, str, float], tuple[str, float]]
 """A completion's text and its NLL per token, from a topic and the share of the run that is done."""
@@ -59,10 +59,19 @@ def fixed(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
     return sentence(rng, topic, rng.randint(10, 20)), rng.gauss(1.0, 0.2)
 
 
+def copy_of_request(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
+    """Ever more often the request's own words."""
+    if rng.random() < done:
+        return f"write about {topic}, please, number one", 0.5
+    return sentence(rng, topic, rng.randint(10, 20)), rng.gauss(1.0, 0.2)
+
+
 def reward(text: str, writer: Writer, done: float) -> float:
     """What each hack is paid for; a reward that rises by itself for the healthy one."""
     if writer is brief:
         return -len(text.split()) / 20
+    if writer is copy_of_request:
+        return float(text.startswith("write"))
     if writer is fixed:
         return float(text.startswith("As"))
     return done + 0.01 * len(set(text))
@@ -98,7 +107,7 @@ def run(writer: Writer, gold: float | None = None, steps: int = STEPS, seed: int
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("writer", "alarm"),
-    [(brief, "shrinking"), (gibberish, "fluency"), (off_topic, "off-topic"), (fixed, "exploited-rule")],
+    [(brief, "shrinking"), (gibberish, "fluency"), (off_topic, "off-topic"), (fixed, "exploited-rule"), (copy_of_request, "copying")],
 )  # fmt: skip
 def test_each_hack_rings_and_is_excused_by_gold(writer: Writer, alarm: str) -> None:
     diagnosis = run(writer)
