@@ -38,9 +38,9 @@ def _play(seed: int) -> None:
         if version:
             ledger.close()
         tries = 0
-        while ledger.taken < batch and tries < 3:
+        while ledger.in_batch < batch and tries < 3:
             tries += 1
-            wanted = batch - ledger.taken
+            wanted = batch - ledger.in_batch
             while True:
                 for _ in range(ledger.capacity):
                     done[ledger.submit()] = clock + float(rng.lognormal(0, spread))
@@ -89,7 +89,7 @@ def test_order_of_arrival_would_break_the_bound(monkeypatch: pytest.MonkeyPatch)
         for number in numbers:
             del self.ready[number]
         self.consumed += count
-        self.taken += count
+        self.in_batch += count
         return numbers
 
     monkeypatch.setattr(Ledger, "take", take_arrived)

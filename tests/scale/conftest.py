@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+JUDGE_KEY = "key-of-the-tests"
+"""Workers have the environment of the time when Ray started."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -18,6 +20,7 @@ def local_ray() -> Iterator[None]:
         # Workers import this checkout's package and the tests' functions.
         paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
         patch.setenv("PYTHONPATH", os.pathsep.join(p for p in paths if p))
+        patch.setenv("JUDGE_TEST_KEY", JUDGE_KEY)
         # Ray gives workers the lowest priority but four; the machine may be busy.
         patch.setenv("RAY_worker_niceness", "0")
         ray.init(

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.scale.conftest import JUDGE_KEY
 from tests.support import folders, judging
 from tests.support.folders import WORDY
 from trimtab.config import build
@@ -108,7 +109,9 @@ def test_best_of_n_on_ray_is_what_one_process_makes(base: Path, tmp_path: Path) 
 def test_a_broken_part_is_named_and_the_others_are_kept(base: Path, tmp_path: Path) -> None:
     broken = {"name": "broken", "function": "tests.scale.test_ray_jobs:refuses_after_four"}
     config = settings(base, tmp_path / "b", rewards=[broken], num_completions=2, launch=RAY)
-    with pytest.raises(DataError, match=r"best of n: prompts 9 to 10 failed twice: .*2 parts were"):
+    with pytest.raises(
+        DataError, match=r"(?s)best of n: prompts 9 to 10 failed twice: .*2 parts were"
+    ):
         best_of_n.main(build(best_of_n.BestOfNConfig, config))
 
 
@@ -117,10 +120,14 @@ def refuses_after_four(prompts: list[str], completions: list[str]) -> list[float
     return [float(len(c)) for c in completions][: 8 if len(completions) == 8 else 1]
 
 
-def test_a_judge_on_ray_says_the_same_and_keeps_its_cap(tmp_path: Path) -> None:
+def test_a_judge_on_ray_says_the_same_and_keeps_its_cap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     items = judging.write_items(tmp_path / "items.jsonl", judging.items(8))
     rows: list[bytes] = []
     with judging.endpoint() as one:
+        one.key = JUDGE_KEY
+        monkeypatch.setenv("JUDGE_TEST_KEY", JUDGE_KEY)
         common = {
             "endpoint": one.url,
             "model": "sim",

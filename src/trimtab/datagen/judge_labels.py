@@ -141,17 +141,19 @@ def _judge(c: JudgeConfig, run: Run) -> JudgeSummary:
     summary = JudgeSummary(len(items))
     why: dict[str, str] = {}
     for spec in c.judges():
-        asked = _ask(spec, items) if c.launch.type == "none" else _ask_on_ray(spec, items, c.launch)
-        judgements = asked.judgements
-        summary.calls += asked.calls
-        summary.cached += asked.cached
-        summary.account[str(spec.cache)] = asked.account._asdict()
+        replies = (
+            _ask(spec, items) if c.launch.type == "none" else _ask_on_ray(spec, items, c.launch)
+        )
+        judgements = replies.judgements
+        summary.calls += replies.calls
+        summary.cached += replies.cached
+        summary.account[str(spec.cache)] = replies.account._asdict()
         for j in judgements:
             if j.status == "error":
                 summary.failed[str(j.detail["failure"])] += 1
                 why.setdefault(str(j.detail["failure"]), str(j.detail["why"]))
         by_judge.append(judgements)
-        name = asked.judge
+        name = replies.judge
         while name in summary.judges:
             name += "'"
         summary.judges[name] = about(judgements)
@@ -175,7 +177,7 @@ def _judge(c: JudgeConfig, run: Run) -> JudgeSummary:
 
 
 @dataclass(slots=True)
-class _Asked:
+class _Replies:
     """What a judge said of some items."""
 
     judge: str
@@ -187,16 +189,16 @@ class _Asked:
 
 def _ask(
     spec: JudgeSpec, items: Sequence[Item], cache: SharedCache | None = None, quiet: bool = False
-) -> _Asked:
+) -> _Replies:
     judge = Judge(spec, cache)
     with judge.client, nullcontext() if quiet else bar(f"judge {judge.name}") as show:
         judgements = judge.client.map(items, judge, show)
         client = judge.client
         account = client.cache.account()
-        return _Asked(judge.name, judgements, client.calls, client.cached, account)
+        return _Replies(judge.name, judgements, client.calls, client.cached, account)
 
 
-def _ask_on_ray(spec: JudgeSpec, items: Sequence[Item], launch: PartLaunchSpec) -> _Asked:
+def _ask_on_ray(spec: JudgeSpec, items: Sequence[Item], launch: PartLaunchSpec) -> _Replies:
     """``_ask`` with parts of the items on the workers of a cluster.
 
     Raises:
@@ -204,11 +206,11 @@ def _ask_on_ray(spec: JudgeSpec, items: Sequence[Item], launch: PartLaunchSpec) 
     """
     parts = launch.parts(len(items))
     names = [f"judge {spec.model}: items {p.start + 1} to {p.stop}" for p in parts]
-    done: dict[int, _Asked] = {}
+    done: dict[int, _Replies] = {}
     with ray_session(), bar(f"judge {spec.model}", len(items)) as show:
 
-        def take(part: int, asked: _Asked) -> None:
-            done[part] = asked
+        def take(part: int, replies: _Replies) -> None:
+            done[part] = replies
             show(sum(len(a.judgements) for a in done.values()))
 
         cache = SharedCache(spec.cache)
@@ -226,11 +228,11 @@ def _ask_on_ray(spec: JudgeSpec, items: Sequence[Item], launch: PartLaunchSpec) 
             + f"\nreplies so far are in {spec.cache}; run the same command again to ask only for the rest"
         )
     ordered = [done[i] for i in range(len(parts))]
-    return _Asked(
+    return _Replies(
         ordered[0].judge,
-        [j for asked in ordered for j in asked.judgements],
-        sum(asked.calls for asked in ordered),
-        sum(asked.cached for asked in ordered),
+        [j for replies in ordered for j in replies.judgements],
+        sum(replies.calls for replies in ordered),
+        sum(replies.cached for replies in ordered),
         account,
     )
 

@@ -127,7 +127,7 @@ class Ahead:
         ledger = self.ledger
         numbers, self._again = self._again, []
         left = max(1, self.batches() - ledger.version) * ledger.batch_size
-        room = left - ledger.taken - len(ledger.running) - len(ledger.ready)
+        room = left - ledger.in_batch - len(ledger.running) - len(ledger.ready)
         for _ in range(min(ledger.capacity, room)):
             numbers.append(ledger.submit())
         if not self.in_process:

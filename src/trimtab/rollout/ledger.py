@@ -45,7 +45,7 @@ class Ledger:
     """Version at submission by number."""
     ready: dict[int, int] = field(default_factory=dict[int, int])
     """Version at submission by number, of groups that wait for their turn."""
-    taken: int = 0
+    in_batch: int = 0
     """Groups consumed in this version."""
     failures: int = 0
     """Failed groups in a row."""
@@ -59,7 +59,7 @@ class Ledger:
         that it lacks would be submitted on top and would wait too long.
         """
         room = (self.max_staleness + 1) * self.batch_size
-        return max(0, room - self.taken - len(self.running) - len(self.ready))
+        return max(0, room - self.in_batch - len(self.running) - len(self.ready))
 
     def submit(self) -> int:
         """The number of a new group, which is now running."""
@@ -100,41 +100,42 @@ class Ledger:
         for number in numbers:
             del self.ready[number]
         self.consumed += count
-        self.taken += count
+        self.in_batch += count
         self._check()
         return numbers
 
     def filter(self, count: int) -> None:
         """So many of the groups consumed in this version are dropped; others replace them."""
         self.consumed -= count
-        self.taken -= count
+        self.in_batch -= count
         self.filtered += count
         self._check()
 
     def close(self) -> None:
         """The batch is complete: the next one is collected."""
         self.version += 1
-        self.taken = 0
+        self.in_batch = 0
 
     def _check(self) -> None:
         parts = (self.consumed, self.filtered, self.failed, len(self.running), len(self.ready))
-        assert self.submitted == sum(parts) and min(self.taken, *parts) >= 0, (
+        assert self.submitted == sum(parts) and min(self.in_batch, *parts) >= 0, (
             self.submitted,
             parts,
-            self.taken,
+            self.in_batch,
         )
 
     def state(self) -> dict[str, Any]:
         """What resuming needs, as JSON."""
-        names = ("version", "submitted", "consumed", "filtered", "failed", "taken", "failures")
+        names = ("version", "submitted", "consumed", "filtered", "failed", "in_batch", "failures")
         counts: dict[str, Any] = {name: getattr(self, name) for name in names}
         return counts | {"running": list(self.running.items()), "ready": list(self.ready.items())}
 
     @classmethod
     def load(cls, batch_size: int, max_staleness: int, state: dict[str, Any]) -> Self:
         """The ledger of ``state``; its running groups must be started again."""
-        pairs = {k: {int(n): int(v) for n, v in state[k]} for k in ("running", "ready")}
-        counts = {k: int(v) for k, v in state.items() if k not in pairs}
-        ledger = cls(batch_size, max_staleness, **counts, **pairs)
+        ledger = cls(batch_size, max_staleness)
+        for name, value in state.items():
+            pairs = name in ("running", "ready")
+            setattr(ledger, name, {int(n): int(v) for n, v in value} if pairs else int(value))
         ledger._check()
         return ledger

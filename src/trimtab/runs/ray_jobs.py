@@ -56,10 +56,13 @@ class _Attempt:
 
 
 @contextmanager
-def ray_session() -> Generator[ModuleType]:
+def ray_session(show_workers: bool = False) -> Generator[ModuleType]:
     """A connection to the cluster of RAY_ADDRESS, or to Ray on this machine, started for the block.
 
     One that is open already is used, and left open.
+
+    Args:
+        show_workers: Print what workers print.
     """
     import ray
 
@@ -67,7 +70,7 @@ def ray_session() -> Generator[ModuleType]:
         yield ray
         return
     address = os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": show_workers}
     if address:
         ray.init(address=address, **quiet)
     else:
