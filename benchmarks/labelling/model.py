@@ -20,7 +20,8 @@ from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.bradley_terry import BradleyTerry
 from trimtab.sandbox.world import Scene, gold, make_scenes, sample_completion
 from trimtab.stats.newton import fit_logistic
-from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer, batch_indices
+from trimtab.train.gradients import Part
+from trimtab.train.trainer import LoopSpec, OptimSpec, Trainer, batch_indices
 from trimtab.types import Group
 
 Floats = npt.NDArray[np.float64]

@@ -30,7 +30,8 @@ from trimtab.models.load import LM, ModelSpec, bfloat16_speedup, uses_mixed_prec
 from trimtab.objectives.nll import SFT
 from trimtab.sample.draw import SamplingConfig
 from trimtab.sample.sampler import Request, Sampler
-from trimtab.train.trainer import LoopSpec, MemoryLimitError, OptimSpec, Part, Trainer
+from trimtab.train.gradients import MemoryLimitError, Part
+from trimtab.train.trainer import LoopSpec, OptimSpec, Trainer
 from trimtab.types import Completion, Group
 
 

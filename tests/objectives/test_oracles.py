@@ -20,7 +20,8 @@ from trimtab.objectives.bradley_terry import BradleyTerry, bradley_terry, ensemb
 from trimtab.objectives.nll import SFT
 from trimtab.objectives.process_reward import aggregate_steps, step_advantages, step_differences
 from trimtab.stats.uncertainty import ece
-from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer
+from trimtab.train.gradients import Part
+from trimtab.train.trainer import LoopSpec, OptimSpec, Trainer
 
 # O1 ------------------------------------------------------------------------------------------
 

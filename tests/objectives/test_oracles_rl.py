@@ -32,7 +32,8 @@ from trimtab.objectives.ratio import clip_fraction, clipped, ratios
 from trimtab.objectives.tensors import masked_mean, masked_sum, whiten
 from trimtab.objectives.terms import aggregate
 from trimtab.objectives.value import ValueSpec, value_loss
-from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer
+from trimtab.train.gradients import Part
+from trimtab.train.trainer import LoopSpec, OptimSpec, Trainer
 
 # O5 ------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from trimtab.data import sources
 from trimtab.doctor.importer import import_run
 from trimtab.feedback import items, records
 from trimtab.runs import json_lines, read_findings, read_metrics, read_samples
-from trimtab.train import guard, refresh
+from trimtab.train import audit_log, refresh
 
 TEXT = "one\u2028two\u2029three\u0085four\x1cfive\x0bsix"
 BOM = b"\xef\xbb\xbf"
@@ -91,7 +91,7 @@ def imported_rollouts(folder: Path) -> list[Any]:
 
 def actions_before_a_step(folder: Path) -> list[Any]:
     path = write(folder / "x.jsonl", [{"step": n, "text": TEXT} for n in (0, 1, 2)], mark=False)
-    guard._drop_lines(path, 2)  # pyright: ignore[reportPrivateUsage]
+    audit_log._drop_lines(path, 2)  # pyright: ignore[reportPrivateUsage]
     return [json.loads(line)["text"] for _, line in json_lines(path.read_bytes())]
 
 

@@ -16,7 +16,8 @@ from tests.support.models import tiny
 from trimtab.data.pack import Output, Pack
 from trimtab.models.heads import Scorer
 from trimtab.models.load import LM, ModelSpec
-from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer
+from trimtab.train.gradients import Part
+from trimtab.train.trainer import LoopSpec, OptimSpec, Trainer
 from trimtab.types import Completion, Group
 
 RELATIVE = 1e-6

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tests.support.models import tiny
 from trimtab.data.pack import Output, Pack, build, packs, scatter
 from trimtab.models.load import LM, ModelSpec
-from trimtab.train.trainer import LoopSpec, OptimSpec, Part, Trainer
+from trimtab.train.gradients import Part
+from trimtab.train.trainer import LoopSpec, OptimSpec, Trainer
 from trimtab.types import Group
 
 trl = pytest.importorskip("trl", reason="needs the extra 'parity': pip install -e .[parity]")

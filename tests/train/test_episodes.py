@@ -9,7 +9,7 @@ from trimtab.objectives.kl import FixedKL
 from trimtab.objectives.methods import METHODS
 from trimtab.rewards.shape import Length, Overlong, Shaper, ShapeSpec, Truncated
 from trimtab.train.advantages import assign_advantages
-from trimtab.train.rollouts import episode_kls, rollout_metrics, sample_rows
+from trimtab.train.scored import episode_kls, rollout_metrics, sample_rows
 from trimtab.types import Completion, Group, Turn
 
 

@@ -26,7 +26,7 @@ from trimtab.runs import Run, open_run, to_json, write_atomic
 from trimtab.runs.job_launch import PartLaunchSpec
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.stats.order_stats import pick
-from trimtab.train.rollouts import best_and_worst, nothing_scored, sample_rows
+from trimtab.train.scored import best_and_worst, nothing_scored, sample_rows
 from trimtab.types import Completion, Group, Row
 
 log = logging.getLogger(__name__)

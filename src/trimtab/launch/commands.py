@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trimtab import ranks
 from trimtab.config import Config
 from trimtab.errors import ConfigError
 
@@ -58,9 +60,36 @@ class Command:
         """The class of the training stage."""
         return _import(self.stage)
 
-    def run(self, config: Config, *, fresh: bool = False) -> Any:
-        """Call it with its configuration, after ``prepare``."""
-        self.prepare(config, fresh=fresh)
+    def run(
+        self, config: Config, *, fresh: bool = False, write: Callable[[], None] | None = None
+    ) -> Any:
+        """Call it with its configuration, after ``prepare``.
+
+        A training stage runs in the processes that its section ``launch`` asks for.
+
+        Args:
+            config: Its configuration.
+            fresh: Move an earlier result aside.
+            write: Writes files that the command reads, after ``prepare``.
+        """
+
+        if ranks.launched() and not self.stage:
+            raise ConfigError(
+                f"{self.name} is no training stage, so it runs in one process; start it without torchrun"
+            )
+        # A launcher that starts the processes again passes the same flags: the new results stay.
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+        def prepare() -> None:
+            self.prepare(config, fresh=fresh and not restarted)
+            if write is not None:
+                write()
+
+        if self.stage:
+            from trimtab.launch.spmd import launch
+
+            return launch(self, config, prepare)
+        prepare()
         return self.load_function()(config)
 
     def prepare(self, config: Config, *, fresh: bool) -> None:

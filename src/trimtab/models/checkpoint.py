@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from trimtab import ranks
 from trimtab.errors import CheckpointError
 from trimtab.runs import fs
 
@@ -131,6 +132,22 @@ def latest(folder: Path) -> Checkpoint | None:
         except CheckpointError as error:
             warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
     return None
+
+
+def latest_of_main(folder: Path) -> Checkpoint | None:
+    """As ``latest``, which only rank 0 calls: every rank gets the checkpoint that rank 0 verified."""
+    verified: list[Checkpoint | None] = []
+
+    def verify() -> str | None:
+        verified.append(latest(folder))
+        return verified[0] and str(verified[0].path)
+
+    here = ranks.current()
+    path = here.on_main(verify)
+    if here.is_main or path is None:
+        return verified[0] if here.is_main else None
+    state = json.loads((Path(path) / "state.json").read_bytes())
+    return Checkpoint(Path(path), _read_manifest(Path(path))["step"], state)
 
 
 def read(path: Path) -> Checkpoint:

@@ -310,6 +310,15 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether any dropout rate of a model is above 0."""
+    return any(
+        (isinstance(module, nn.Dropout) and module.p > 0.0)
+        or any("dropout" in k and isinstance(v, float) and v > 0.0 for k, v in vars(module).items())
+        for module in model.modules()
+    )
+
+
 def renderer_for(model: ModelSpec, data: DataSpec | None = None) -> Renderer:
     """A renderer with the tokenizer, template and end tokens of ``model`` and the limits of ``data``."""
     vocab_size = vocabulary_size(model.path)

@@ -16,7 +16,7 @@ DType = Literal["float32", "bfloat16"]
 class ModelSpec(Config):
     """Which model to load, and how."""
 
-    free_keys: ClassVar[frozenset[str]] = frozenset({"device", "gradient_checkpointing"})
+    free_keys: ClassVar[frozenset[str]] = frozenset({"device", "gradient_checkpointing", "shard"})
     model_keys: ClassVar[frozenset[str]] = frozenset({"path", "tokenizer"})
 
     path: str = Field(description="Local folder, hub id, or a JSON file with a transformers config")
@@ -39,6 +39,9 @@ class ModelSpec(Config):
     training, so that ``lora`` starts a new one; "continue" trains it further."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    shard: Literal["none", "full"] = "none"
+    """With several ranks: "none" keeps the whole model on each of them, "full" a part of its weights,
+    gradients and optimiser states on each (FSDP2)."""
     seed: int = 0
     """Seed of the weights that are not loaded (a model from scratch, a new head)."""
 

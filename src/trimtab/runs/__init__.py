@@ -9,6 +9,7 @@ from trimtab.runs.files import Files, fs, json_lines, read_object, write_atomic
 from trimtab.runs.fingerprint import Fingerprint, read_fingerprint
 from trimtab.runs.folder import (
     Run,
+    SilentRun,
     read_findings,
     read_metrics,
     read_samples,
@@ -25,6 +26,7 @@ __all__ = [
     "Files",
     "Fingerprint",
     "Run",
+    "SilentRun",
     "Tracker",
     "check_writable",
     "claim",

@@ -10,13 +10,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def bar(name: str, total: int | None = None, done: int = 0) -> Generator[Callable[..., None]]:
+def bar(
+    name: str, total: int | None = None, done: int = 0, hide: bool = False
+) -> Generator[Callable[..., None]]:
     """A bar, on terminals only; the function takes the count done, the total, and a note.
 
     Args:
         name: Shown before it.
         total: None if it is not known yet.
         done: Where it starts.
+        hide: Show nothing.
     """
     console = Console(highlight=False, soft_wrap=True)
     progress = Progress(
@@ -27,7 +30,7 @@ def bar(name: str, total: int | None = None, done: int = 0) -> Generator[Callabl
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=hide or not console.is_terminal,
     )
     with progress:
         task = progress.add_task(name, total=total, completed=done, note="")

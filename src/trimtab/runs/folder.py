@@ -164,6 +164,32 @@ class Run:
             self._metrics = None
 
 
+class SilentRun(Run):
+    """A run folder that another rank writes: nothing is written here."""
+
+    def __init__(self, path: str | Path) -> None:  # pyright: ignore[reportMissingSuperCall]
+        self.path = Path(path)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> Path:
+        """Nothing; the path where the other rank writes them."""
+        return self.samples_path / f"step-{step:08d}.parquet"
+
+    def finding(self, finding: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _cell(value: Any) -> Any:
     value = _plain(value)
     if isinstance(value, (dict, list)):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from trimtab import ranks
 from trimtab.objectives.policy import PolicyMethod
 from trimtab.rollout.ahead import Ahead
 from trimtab.train.rollouts import RolloutStage
@@ -51,14 +52,15 @@ class StageSource:
 
 
 def collect_ahead(stage: RolloutStage[Any], batch_size: int, n: int) -> Ahead | None:
-    """The collector of a stage with ``rollout.max_staleness``; None where sampling and training take turns.
+    """The collector of a stage with ``rollout.max_staleness``; None where sampling and training take turns,
+    and on ranks other than 0.
 
     Args:
         batch_size: Prompts per iteration.
         n: Completions per prompt.
     """
     spec = stage.config.rollout
-    if not spec.max_staleness:
+    if not spec.max_staleness or not ranks.current().is_main:
         return None
     return Ahead(spec, batch_size, lambda: stage.steps, StageSource(stage, batch_size, n))
 

@@ -127,8 +127,7 @@ class PreferenceStage(DatasetStage[PreferenceConfig, LM]):
 
     def forward(self, pack: Pack) -> Output:
         """Log-probs [C] of the trained tokens."""
-        states = self.network.states(pack)
-        return Output(logp_C=self.network.logps(states, pack, entropy=False)[0])
+        return self.root.outputs(pack, entropy=False)
 
     def z0(self, groups: Sequence[Group]) -> float:
         """KTO's max(0, mean(logpi - logref)) over mismatched pairs, nats; 0 without any."""

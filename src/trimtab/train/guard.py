@@ -7,7 +7,6 @@ export; the run's last checkpoint always has the last policy.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,30 +16,29 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from trimtab import ranks
 from trimtab.audit.gold_audit import (
     AuditedRollout,
     AuditSpec,
     AuditSummary,
-    append_audit,
     blocks,
     choose_policy,
-    read_audit,
     summarise,
-    write_audit,
 )
 from trimtab.errors import CheckpointError
 from trimtab.models import checkpoint
+from trimtab.models.shard import full_tensors, reshard, shard_like
 from trimtab.rewards.learned import LearnedPart
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards, make_part
-from trimtab.runs import fs, json_lines, to_json, write_atomic
+from trimtab.train import audit_log
 from trimtab.train.refresh import comparisons_by_gold, retrain
-from trimtab.train.rollouts import RolloutStage, episode_kls, log_ratio
+from trimtab.train.rollouts import RolloutStage
+from trimtab.train.scored import episode_kls, log_ratio
 from trimtab.train.stage import Metrics
 from trimtab.types import Group, Row
 
 log = logging.getLogger(__name__)
-ACTIONS = "actions.jsonl"
 
 
 def check_action(spec: AuditSpec, rewards: Sequence[RewardSpec]) -> None:
@@ -108,9 +106,14 @@ class Guard:
         self.stage, self.spec, self.specs, self.rewards = stage, spec, specs, rewards
         self.out, self.loop, self.device = Path(c.out), c.loop, c.model.device
         self.tokenizer = stage.renderer.tokenizer
+        here = ranks.current()
         self.gold = Rewards(
-            [spec.gold.reward()], self.tokenizer, self.loop.token_budget, self.device
+            here.main_only([spec.gold.reward()]),
+            self.tokenizer,
+            self.loop.token_budget,
+            self.device,
         )
+        self.score_gold = here.score(self.gold)
         stage.prepare(self.gold)
         self.audited: list[AuditedRollout] | None = None
         self.summary: AuditSummary | None = None
@@ -137,7 +140,7 @@ class Guard:
         new = self._audit(step, groups, kl_mean)
         complete = len(blocks(self._recent(), size))
         audited += new
-        append_audit(self.out, new)
+        audit_log.append(self.out, new)
         recent = self._recent()
         metrics = {"audit/rollouts": float(len(audited))}
         if kl_mean is not None:
@@ -158,9 +161,7 @@ class Guard:
     def _read(self, step: int) -> list[AuditedRollout]:
         """All audited rollouts; a resumed run drops those of ``step``, its first, and later ones."""
         if self.audited is None:
-            self.audited = [r for r in read_audit(self.out) if r.step < step]
-            write_audit(self.out, self.audited)
-            _drop_lines(self.out / ACTIONS, step)
+            self.audited = audit_log.rewind(self.out, step)
         return self.audited
 
     def _recent(self) -> list[AuditedRollout]:
@@ -184,7 +185,7 @@ class Guard:
             replace(g, completions=[replace(c, scores={}, reward=None)]) for g, _, c in picked
         ]
         if copies:
-            self.gold(copies)
+            self.score_gold(copies)
         return [
             AuditedRollout(
                 step=step,
@@ -202,9 +203,10 @@ class Guard:
 
     def _save_best(self, step: int, gold: float) -> None:
         """Save the policy in ``best``, replacing the one there."""
-        params = {n: p.detach() for n, p in self.stage.trainer.params["policy"]}
+        params = full_tensors(self.stage.trainer.params["policy"])
         state = {"step": step, "gold": gold}
-        checkpoint.save(self.out / "best", step, {"params.policy": params}, state, keep=1)
+        if ranks.current().is_main:
+            checkpoint.save(self.out / "best", step, {"params.policy": params}, state, keep=1)
 
     def act(self, index: int) -> Metrics:
         """Take the configured action if gold fell; after the last step, choose the policy to export.
@@ -225,7 +227,7 @@ class Guard:
     def _act(self, step: int, summary: AuditSummary) -> None:
         """Take the configured action, or stop after ``max_actions`` of them."""
         progress = self.progress
-        saved = checkpoint.latest(self.out / "best")
+        saved = checkpoint.latest_of_main(self.out / "best")
         action = self.spec.act if progress.actions < self.spec.max_actions else "stop"
         if action != "none" and saved is None:
             return  # no block is complete yet, so there is no policy to return to
@@ -275,7 +277,7 @@ class Guard:
         """Choose the policy to export at the regular end of a run with ``act: stop``."""
         size, audited = self.spec.block_size, self._read(step)
         choice = choose_policy(audited, size, self.spec.final_alpha)
-        saved = checkpoint.latest(self.out / "best")
+        saved = checkpoint.latest_of_main(self.out / "best")
         record: Row = {"step": step, "action": "keep", "p": choice.p}
         best = choice.best
         if best is None or choice.blocks < 2:
@@ -307,8 +309,7 @@ class Guard:
 
     def _record(self, record: Row, message: str) -> None:
         """Append a line to ``actions.jsonl``, and log the message."""
-        with fs.open(self.out / ACTIONS, "ab") as handle:
-            fs.write(handle, (to_json(record) + "\n").encode())
+        audit_log.append_action(self.out, record)
         log.warning("audit: %s", message)
 
     def restore_choice(self) -> None:
@@ -320,7 +321,7 @@ class Guard:
         step = self.progress.handed
         if step is None:
             return
-        saved = checkpoint.latest(self.out / "best")
+        saved = checkpoint.latest_of_main(self.out / "best")
         if saved is None or saved.step != step:
             raise CheckpointError(
                 f"{self.out / 'best'}: the policy of step {step}, which the audit chose, is missing; the "
@@ -332,8 +333,9 @@ class Guard:
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         """Load the weights of a saved policy."""
         tensors = saved.tensors("params.policy")
+        reshard(self.stage.root)
         for name, p in self.stage.trainer.params["policy"]:
-            p.copy_(tensors[name])
+            p.copy_(shard_like(p, tensors[name]))
             # The optimiser's moments belong to other weights.
             self.stage.trainer.optimizer.state.pop(p, None)
         self.stage.synced = None
@@ -352,7 +354,7 @@ class Guard:
         """Retrain the reward model with new comparisons; its part of the record."""
         spec = self.spec.refresh
         assert spec is not None
-        rows = comparisons_by_gold(self.stage, spec, self.gold, (self.loop.seed, step, 37))
+        rows = comparisons_by_gold(self.stage, spec, self.score_gold, (self.loop.seed, step, 37))
         if not rows:
             return {"new_pairs": 0}  # gold scores are equal: nothing can be learnt
         folder = self.out / f"refresh-{step:08d}"
@@ -368,6 +370,8 @@ class Guard:
 
     def _load_model(self) -> None:
         """Score with the retrained reward model from now on."""
+        if not ranks.current().is_main:
+            return
         spec = self._trained_reward().model_copy(update={"model": self.progress.model})
         self.rewards.parts[spec.name] = make_part(
             spec, self.tokenizer, self.loop.token_budget, self.device
@@ -386,13 +390,3 @@ class Guard:
             self._switch()
         if self.progress.model is not None:
             self._load_model()
-
-
-def _drop_lines(path: Path, step: int) -> None:
-    """Drop the lines of ``step`` and later from a JSON lines file: a resumed run writes them again."""
-    if path.is_file():
-        data = path.read_bytes()
-        complete = json_lines(data[: data.rfind(b"\n") + 1])  # a crash may have cut the last line
-        earlier = [x + b"\n" for _, x in complete if (json.loads(x).get("step") or 0) < step]
-        if len(b"".join(earlier)) < len(data):
-            write_atomic(path, b"".join(earlier))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
 
-from trimtab import runs
+from trimtab import ranks, runs
 from trimtab.doctor.diagnosis import examine_live
 from trimtab.errors import ConfigError
 from trimtab.models import checkpoint
@@ -48,8 +48,11 @@ class _StopSignal:
 
 
 def open_run(config: StageConfig) -> Run:
-    """The run folder of a stage, as ``trimtab.runs.open_run``."""
-    return runs.open_run(config, config.out, config.loop.report_to)
+    """The run folder of a stage, as ``trimtab.runs.open_run``; rank 0 alone writes it."""
+    opened: list[Run] = []
+    here = ranks.current()
+    here.on_main(lambda: opened.append(runs.open_run(config, config.out, config.loop.report_to)))
+    return opened[0] if here.is_main else runs.SilentRun(config.out)
 
 
 def run_stage(make: Callable[[C], Stage[Any, Any]], config: C) -> Metrics:
@@ -84,6 +87,7 @@ def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
     Returns:
         The last metrics and evaluation, also in ``summary.json``.
     """
+    here = ranks.current()
     stage.record_facts(run)
     first = _resume(stage, run)
     metrics: Metrics = {}
@@ -91,7 +95,7 @@ def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
     sample_steps = loop.sample_steps
     if sample_steps is None:
         sample_steps = math.ceil(stage.steps / SAMPLE_TABLES)
-    with _StopSignal() as stop, bar(stage.name, stage.steps, first) as show:
+    with _StopSignal() as stop, bar(stage.name, stage.steps, first, hide=not here.is_main) as show:
         for index in range(first, stage.steps):
             step_started = time.monotonic()
             metrics = stage.step(index)
@@ -109,12 +113,13 @@ def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
             run.log(done, metrics)
             if rows:
                 run.samples(done, rows)
-            if due(loop.doctor_steps):
+            if here.is_main and due(loop.doctor_steps):
                 examine_live(run.path, stage.steps)
             show(done, note=stage.progress(metrics))
-            if last or stop.received or due(loop.save_steps):
+            stopped = here.agree(stop.received)
+            if last or stopped or due(loop.save_steps):
                 _save(stage, run, done, loop.save_total_limit)
-            if stop.received and not last:
+            if stopped and not last:
                 log.warning(
                     "%s: stopped at step %d; run the same command to resume", stage.name, done
                 )
@@ -123,7 +128,7 @@ def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
                 break
     if first >= stage.steps:
         # Training ended before, perhaps without the export: the last record has its metrics.
-        rows = [r for r in read_metrics(run.path) if r["step"] == first]
+        rows = here.on_main(lambda: [r for r in read_metrics(run.path) if r["step"] == first])
         metrics = {k: v for r in rows for k, v in r.items() if k not in ("step", "time")}
         metrics = metrics or stage.evaluate(first)
     stage.export(run.path / "model")
@@ -135,7 +140,7 @@ def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
 def _resume(stage: Stage[Any, Any], run: Run) -> int:
     """Restore the latest checkpoint; the number of steps that are done."""
     first = 0
-    saved = checkpoint.latest(run.checkpoints)
+    saved = checkpoint.latest_of_main(run.checkpoints)
     if saved is not None:
         stage.trainer.load(saved)
         stage.load(saved.state["stage"])
@@ -154,4 +159,5 @@ def _save(stage: Stage[Any, Any], run: Run, done: int, keep: int) -> None:
     """Write a checkpoint after ``done`` steps."""
     tensors = stage.trainer.tensors()
     state = {"trainer": stage.trainer.state(), "stage": stage.state()}
-    checkpoint.save(run.checkpoints, done, tensors, state, keep=keep)
+    if ranks.current().is_main:
+        checkpoint.save(run.checkpoints, done, tensors, state, keep=keep)

@@ -11,23 +11,19 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from trimtab import ranks
 from trimtab.objectives.kto import KTO
 from trimtab.objectives.preference import DPO, Preference
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
 from trimtab.train.ahead_source import collect_ahead
 from trimtab.train.dpo import with_margins
+from trimtab.train.gradients import Part
 from trimtab.train.loop import run_stage
-from trimtab.train.rollouts import (
-    RolloutConfig,
-    RolloutStage,
-    best_and_worst,
-    episode_kls,
-    nothing_scored,
-    rollout_metrics,
-)
+from trimtab.train.rollouts import RolloutConfig, RolloutStage
+from trimtab.train.scored import best_and_worst, episode_kls, nothing_scored, rollout_metrics
 from trimtab.train.stage import Metrics
-from trimtab.train.trainer import Part, Trainer
+from trimtab.train.trainer import Trainer
 from trimtab.types import Group
 
 
@@ -132,7 +128,8 @@ class OnlineStage(RolloutStage[OnlineConfig]):
     def load_rewards(self) -> Rewards:
         """The list of rewards."""
         c = self.config
-        return Rewards(c.rewards, self.renderer.tokenizer, c.loop.token_budget, c.model.device)
+        rewards = ranks.current().main_only(c.rewards)
+        return Rewards(rewards, self.renderer.tokenizer, c.loop.token_budget, c.model.device)
 
     def step(self, index: int) -> Metrics:
         """Sample, choose, and one optimiser step; no optimiser step where every prompt ties.

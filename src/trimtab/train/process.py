@@ -60,7 +60,7 @@ class ProcessStage(DatasetStage[ProcessConfig, StepScorer]):
 
     def forward(self, pack: Pack) -> Output:
         """Log-odds [C] that the step that ends at a token is correct."""
-        return Output(step_C=self.network.log_odds(pack))
+        return self.root.outputs(pack)
 
     def _held_out_steps(self) -> list[tuple[list[float], list[float]]]:
         """P(correct) and labels of the steps of each held-out solution."""

@@ -8,7 +8,6 @@ several runs may share a folder.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -22,11 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from trimtab.data.pack import Pack, packs, scatter
+from trimtab import ranks
+from trimtab.data.pack import Pack
 from trimtab.models.adapters import weights_without_adapters
 from trimtab.models.load import LM, ModelSpec, base_of
 from trimtab.models.load_frozen import load_reference
+from trimtab.models.packed import PackedLM
+from trimtab.models.shard import shard
 from trimtab.runs import write_atomic
+from trimtab.train.deal import annotate
 from trimtab.types import Group
 
 log = logging.getLogger(__name__)
@@ -84,14 +87,18 @@ class CachedReference:
         name = fingerprint(self.weights, self.tokenizer, groups)
         path = self.folder / f"{name}.safetensors"
         completions = [c for g in groups for c in g.completions]
-        flat = _read(path, sum(len(c) for c in completions))
-        if flat is None:
+        here = ranks.current()
+        flat = _read(path, sum(len(c) for c in completions)) if here.is_main else None
+        if not here.share(flat is not None):
             self.compute(groups)
             self.computed += len(completions)
-            flat = np.concatenate([c.tokens[NAME] for c in completions])
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, save({NAME: torch.from_numpy(flat)}, {"fingerprint": name}))
+            if here.is_main:
+                flat = np.concatenate([c.tokens[NAME] for c in completions])
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, save({NAME: torch.from_numpy(flat)}, {"fingerprint": name}))
             return
+        rows = here.gather_arrays([] if flat is None else [{NAME: flat}])
+        flat = rows[0][0][NAME]
         start = 0
         for c in completions:
             c.tokens[NAME] = flat[start : start + len(c)]
@@ -100,49 +107,53 @@ class CachedReference:
     @torch.no_grad()
     def compute(self, groups: Sequence[Group]) -> None:
         """The same without the cache."""
-        for pack in packs(groups, self.budget, share=self.lm.exact):
-            on = pack.to(self.lm.device)
-            scatter(pack, {NAME: frozen_logps(self.lm, on, TEMPERATURE).cpu().numpy()})
-
-
-def frozen_logps(lm: LM, pack: Pack, temperature: float) -> Tensor:
-    """Log-probs [C] of the model, without its new adapters where it has any."""
-    with lm.adapters_off() if lm.starts_without_adapters else contextlib.nullcontext():
-        return lm.logps(lm.states(pack), pack, temperature, entropy=False)[0]
+        _annotate(PackedLM(self.lm), groups, self.budget, TEMPERATURE)
 
 
 class Reference:
     """A frozen reference of a policy that is being trained.
 
     Args:
-        policy: The policy before its first step, and before a checkpoint is restored.
+        policy: The policy before its first step, before a checkpoint is restored, and before it is
+            sharded, unless ``spec`` is given or it has new adapters.
         spec: Another model as reference. Without it, the policy before its first step: a frozen
             copy, or the policy with its new adapters off.
         tokenizer: The policy's tokenizer.
+        sharded: Whether a reference of its own is sharded over the ranks.
 
     Raises:
         ModelError: the vocabulary of the other model is not the policy's.
     """
 
-    def __init__(self, policy: LM, spec: ModelSpec | None, tokenizer: Any) -> None:
-        self.lm = policy
+    def __init__(
+        self, policy: PackedLM, spec: ModelSpec | None, tokenizer: Any, *, sharded: bool = False
+    ) -> None:
+        self.root = policy
         if spec is not None:
-            self.lm = load_reference(spec, tokenizer)
-        elif not policy.starts_without_adapters:
-            self.lm = policy.frozen_copy()
+            self.root = PackedLM(load_reference(spec, tokenizer))
+        elif not policy.lm.starts_without_adapters:
+            self.root = PackedLM(policy.lm.frozen_copy())
+        if sharded and self.root is not policy:
+            shard(self.root)
 
     @torch.no_grad()
     def logps(self, pack: Pack, temperature: float = TEMPERATURE) -> Tensor:
         """Log-probs [C] on a pack."""
-        return frozen_logps(self.lm, pack, temperature)
+        return self.root.reference_logps(pack, temperature)
 
     def annotate(
         self, groups: Sequence[Group], budget: int, temperature: float = TEMPERATURE
     ) -> None:
         """Put "ref_logp" on the tokens of every completion."""
-        for pack in packs(groups, budget, share=self.lm.exact):
-            logps = self.logps(pack.to(self.lm.device), temperature)
-            scatter(pack, {NAME: logps.cpu().numpy()})
+        _annotate(self.root, groups, budget, temperature)
+
+
+@torch.no_grad()
+def _annotate(root: PackedLM, groups: Sequence[Group], budget: int, temperature: float) -> None:
+    def compute(pack: Pack) -> dict[str, Tensor]:
+        return {NAME: root.reference_logps(pack, temperature)}
+
+    annotate(groups, budget, root.lm.exact, root.lm.device, compute)
 
 
 def _read(path: Path, total: int) -> np.ndarray | None:

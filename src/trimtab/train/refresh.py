@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from trimtab import ranks
 from trimtab.audit.gold_audit import RefreshSpec
 from trimtab.data import sources
 from trimtab.data.dataset import DataSpec
 from trimtab.data.rows import comparison
 from trimtab.errors import ConfigError
 from trimtab.models.load import ModelSpec
-from trimtab.rewards.weighted_sum import Rewards
-from trimtab.rollout.collector import collect
 from trimtab.runs import fs, to_json, write_atomic
 from trimtab.train import reward
 from trimtab.train.rollouts import RolloutStage
@@ -24,7 +24,10 @@ from trimtab.types import Group, Row
 
 
 def comparisons_by_gold(
-    stage: RolloutStage[Any], spec: RefreshSpec, gold: Rewards, key: tuple[int, ...]
+    stage: RolloutStage[Any],
+    spec: RefreshSpec,
+    gold: Callable[[Sequence[Group]], None],
+    key: tuple[int, ...],
 ) -> list[Row]:
     """Comparisons that contradict an exploited reward.
 
@@ -35,6 +38,7 @@ def comparisons_by_gold(
     Args:
         stage: The policy, with the groups of the last batch.
         spec: The number of prompts, and of completions per prompt.
+        gold: Puts the score "gold" on completions.
     """
     exploited: list[Group] = []
     for g in stage.last[: spec.num_prompts]:
@@ -42,15 +46,7 @@ def comparisons_by_gold(
         if completions:
             top = max(completions, key=lambda c: cast(float, c.reward))
             exploited.append(replace(g, completions=[top]))
-    stage.sync()
-    resampled = collect(
-        stage.engine,
-        stage.renderer,
-        exploited,
-        stage.config.sampling,
-        n=spec.num_completions,
-        key=key,
-    )
+    resampled = stage.complete(exploited, spec.num_completions, key)
     groups: list[Group] = []
     for g, other in zip(exploited, resampled, strict=True):
         completions = [*g.completions, *(c for c in other.completions if c.text.strip())]
@@ -84,13 +80,18 @@ def retrain(
     Returns:
         The number of old comparisons.
     """
-    old = _read_comparisons(spec.data)
-    if folder.exists():  # of steps that the run has gone back before
-        fs.remove(folder)
-    folder.mkdir(parents=True)
     mixed = folder / "comparisons.jsonl"
-    lines = [to_json(r) + "\n" for r in [*old, *(rows * spec.repeat)]]
-    write_atomic(mixed, "".join(lines).encode("utf-8", "replace"))
+
+    def write() -> int:
+        old = _read_comparisons(spec.data)
+        if folder.exists():  # of steps that the run has gone back before
+            fs.remove(folder)
+        folder.mkdir(parents=True)
+        lines = [to_json(r) + "\n" for r in [*old, *(rows * spec.repeat)]]
+        write_atomic(mixed, "".join(lines).encode("utf-8", "replace"))
+        return len(old)
+
+    old_rows = ranks.current().on_main(write)
     with torch.enable_grad():
         reward.main(
             reward.RewardConfig(
@@ -103,7 +104,7 @@ def retrain(
                 loop=loop.model_copy(update={"save_steps": 0, "report_to": "none"}),
             )
         )
-    return len(old)
+    return old_rows
 
 
 def _read_comparisons(path: str) -> list[Row]:

@@ -88,7 +88,7 @@ class RewardStage(DatasetStage[RewardConfig, Scorer]):
 
     def forward(self, pack: Pack) -> Output:
         """Scores [B] at the last tokens of completions."""
-        return Output(score_B=self.network.scores(pack))
+        return self.root.outputs(pack)
 
     def _scores(self, groups: list[Group]) -> list[tuple[Group, list[float]]]:
         """Each group with the scores of its completions."""

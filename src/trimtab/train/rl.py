@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trimtab import ranks
 from trimtab.data import formats
 from trimtab.data.dataset import load_groups
-from trimtab.data.pack import Output, Pack, packs, scatter
-from trimtab.errors import DataError
+from trimtab.data.pack import Output, Pack
+from trimtab.errors import ConfigError, DataError
 from trimtab.models.heads import Scorer
+from trimtab.models.packed import PackedScorer
+from trimtab.models.shard import shard
 from trimtab.objectives.kl import KLController
 from trimtab.objectives.nll import SFT
 from trimtab.objectives.policy import PolicyMethod
@@ -26,13 +29,16 @@ from trimtab.rollout.environment import Environments
 from trimtab.rollout.episode_scores import score_episodes
 from trimtab.train.advantages import assign_advantages
 from trimtab.train.ahead_source import collect_ahead, with_importance_weights
+from trimtab.train.deal import ENTROPY, annotate
+from trimtab.train.gradients import Part
 from trimtab.train.guard import Guard
 from trimtab.train.loop import open_run, train
 from trimtab.train.rl_config import RLConfig
-from trimtab.train.rollouts import RolloutStage, nothing_scored, rollout_metrics
+from trimtab.train.rollouts import RolloutStage
+from trimtab.train.scored import nothing_scored, rollout_metrics
 from trimtab.train.stage import Metrics
 from trimtab.train.state_values import MonteCarloValues
-from trimtab.train.trainer import Part, Trainer, batch_indices
+from trimtab.train.trainer import Trainer, batch_indices
 from trimtab.types import Completion, Group
 
 
@@ -50,17 +56,21 @@ class RLStage(RolloutStage[RLConfig]):
         self.kl = KLController(config.method.kl)
         self.state_values: MonteCarloValues | None = None
         if method.advantage.values == "monte-carlo":
+            if not self.deals_requests and ranks.current().world > 1:
+                raise ConfigError(
+                    "method.advantage.values: monte-carlo with several trainers needs "
+                    "rollout.engine: native without max_staleness and without episodes; use one trainer"
+                )
             self.state_values = MonteCarloValues(
                 config.monte_carlo,
                 self.engine,
                 self.renderer,
-                self.scoring.outcome,
+                ranks.current().score(self.scoring.outcome),
                 config.sampling,
                 config.loop.seed,
             )
         modules: dict[str, nn.Module] = {"policy": self.lm.model}
         self.critic: Scorer | None = None
-        self.value_head: nn.Linear | None = None
         if method.needs_critic:
             modules["critic"] = self._load_critic()
         self.ptx: list[Group] = []
@@ -89,25 +99,35 @@ class RLStage(RolloutStage[RLConfig]):
                 config.episodes, config.tools, self.renderer, positions, bool(config.rewards)
             )
         self.ahead = collect_ahead(self, config.batch_size, method.group_size)
-        if self.ahead is not None and config.rollout.importance_weights:
+        if self.samples_ahead and config.rollout.importance_weights:
             self.method = with_importance_weights(self.method)
         self.guard: Guard | None = None
         if config.audit is not None:
             rollouts = config.steps * config.batch_size * method.group_size
             self.guard = Guard(self, config.audit, config.rewards, self.scoring.rewards, rollouts)
 
-    def _load_critic(self) -> nn.Module:
-        """The critic's model, or a value head on the policy's trunk."""
+    def make_value_head(self) -> nn.Linear | None:
+        """A linear layer that starts at 0, for a critic on the policy's trunk."""
         c = self.config
-        if c.critic.type == "separate":
-            start = c.critic.model or c.model.model_copy(update={"lora": None, "adapter": "merge"})
-            pad_id = int(self.renderer.tokenizer.pad_token_id)
-            self.critic = Scorer.load(start, pad_id=pad_id, zero=True)
-            return self.critic.model
-        self.value_head = nn.Linear(int(self.lm.logit_width), 1, device=self.lm.device)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
-        return self.value_head
+        if not c.method.needs_critic or c.critic.type == "separate":
+            return None
+        head = nn.Linear(int(self.lm.logit_width), 1, device=self.lm.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def _load_critic(self) -> nn.Module:
+        """The critic's trained module: a model of its own, or the value head on the policy's trunk."""
+        c = self.config
+        if self.root.value_head is not None:
+            return self.root.value_head
+        start = c.critic.model or c.model.model_copy(update={"lora": None, "adapter": "merge"})
+        pad_id = int(self.renderer.tokenizer.pad_token_id)
+        self.critic = Scorer.load(start, pad_id=pad_id, zero=True)
+        self.critic_root = PackedScorer(self.critic)
+        if self.sharded:
+            shard(self.critic_root)
+        return self.critic.model
 
     @property
     def title(self) -> str:
@@ -122,8 +142,13 @@ class RLStage(RolloutStage[RLConfig]):
     def load_rewards(self) -> Scoring:
         """The rewards of sequences, steps and tokens."""
         c = self.config
+        # The other ranks receive the scores.
+        main = ranks.current().is_main
+        rewards, process, implicit = (
+            (c.rewards, c.process, c.implicit) if main else ((), None, None)
+        )
         self.scoring = Scoring(
-            c.rewards, c.process, c.implicit, self.renderer, c.loop.token_budget, c.model.device
+            rewards, process, implicit, self.renderer, c.loop.token_budget, c.model.device
         )
         return self.scoring
 
@@ -160,22 +185,21 @@ class RLStage(RolloutStage[RLConfig]):
             score_episodes(groups, self.rewards)
 
     @property
+    def deals_requests(self) -> bool:
+        """Whether every rank samples a part; an environment runs on rank 0 alone."""
+        return super().deals_requests and self.config.episodes is None
+
+    @property
     def share(self) -> bool:
         """Packs serve policy and critic together, so both must allow sharing."""
         return self.lm.exact and (self.critic is None or self.critic.exact)
 
     def forward(self, pack: Pack) -> Output:
         """Log-probs at the sampling temperature, entropies, and the values of a shared trunk."""
-        states = self.lm.states(pack)
-        logp, entropy = self.lm.logps(states, pack, self.config.sampling.temperature)
-        value = None
-        if self.value_head is not None:
-            value = self.value_head(states)[:, 0].float()
-        return Output(logp_C=logp, entropy_C=entropy, value_C=value)
+        return self.root.outputs(pack, self.config.sampling.temperature)
 
     def _value_forward(self, pack: Pack) -> Output:
-        assert self.critic is not None
-        return Output(value_C=self.critic.values(pack))
+        return self.critic_root.values(pack)
 
     @torch.no_grad()
     def _annotate(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -188,21 +212,21 @@ class RLStage(RolloutStage[RLConfig]):
         own = method.updates.steps > 1 or method.needs_critic or method.kl.in_reward
         if not own and self.reference is None:
             return {}
-        entropy = count = 0.0
-        for pack in packs(groups, self.config.loop.token_budget, share=self.share):
-            on = pack.to(self.lm.device)
+
+        def compute(pack: Pack) -> dict[str, Tensor | None]:
             columns: dict[str, Tensor | None] = {}
             if own:
-                out = self.forward(on)
-                assert out.entropy_C is not None
-                value = self.critic.values(on) if self.critic is not None else out.value_C
-                columns = {"old_logp": out.logp_C, "value": value}
-                entropy += float(out.entropy_C.sum())
-                count += len(out.entropy_C)
+                out = self.forward(pack)
+                value = self._value_forward(pack).value_C if self.critic else out.value_C
+                columns = {ENTROPY: out.entropy_C, "old_logp": out.logp_C, "value": value}
             if self.reference is not None:
-                columns["ref_logp"] = self.reference.logps(on, self.config.sampling.temperature)
-            scatter(pack, {k: v.cpu().numpy() for k, v in columns.items() if v is not None})
-        return {"objective/entropy": entropy / max(1.0, count)} if own else {}
+                columns["ref_logp"] = self.reference.logps(pack, self.config.sampling.temperature)
+            return columns
+
+        entropy = annotate(
+            groups, self.config.loop.token_budget, self.share, self.lm.device, compute
+        )
+        return {"objective/entropy": entropy} if own else {}
 
     def rollout(self, index: int) -> tuple[list[Group], Metrics]:
         """Sample and score the batch of iteration ``index``; with dynamic sampling, repeatedly until
@@ -220,7 +244,7 @@ class RLStage(RolloutStage[RLConfig]):
             and len(batch) < c.batch_size
             and tries < method.filter.max_tries
         ):
-            wanted = c.batch_size - (len(batch) if self.ahead is not None else 0)
+            wanted = c.batch_size - (len(batch) if self.samples_ahead else 0)
             groups = self.sample(index, wanted, method.group_size, tries)
             before = len(batch)
             completions += [x for g in groups for x in g.completions]

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from peft import PeftModel
 from pydantic import model_validator
+from torch import nn
 
+from trimtab import ranks
 from trimtab.data import formats
 from trimtab.data.dataset import load_groups
 from trimtab.data.pack import Output, Pack
-from trimtab.errors import DataError
 from trimtab.models.load import LM, ModelSpec, disable_dropout
+from trimtab.models.packed import PackedLM
+from trimtab.models.shard import gathered, shard
 from trimtab.rewards.shape import Shaper, ShapeSpec
 from trimtab.rewards.weighted_sum import Rewards, Scoring
 from trimtab.rollout.ahead import Ahead, staleness
 from trimtab.rollout.collector import collect
+from trimtab.rollout.dealt_sampler import DealtSampler
 from trimtab.rollout.engine import Engine, update
 from trimtab.rollout.engines.factory import make_engine
+from trimtab.rollout.engines.native import NativeEngine
 from trimtab.rollout.policy_weights import PolicyWeights
 from trimtab.rollout.rollout_spec import RolloutSpec
 from trimtab.sample.sampler import SamplingConfig
-from trimtab.stats.order_stats import pick
 from trimtab.train.reference import Reference
 from trimtab.train.run_facts import template_facts
+from trimtab.train.scored import sample_rows
 from trimtab.train.stage import Metrics, Stage, StageConfig
 from trimtab.train.trainer import batch_indices
-from trimtab.types import Completion, Group, Row
+from trimtab.types import Group, Row
 
 
 class RolloutConfig(StageConfig):
@@ -65,6 +69,7 @@ class RolloutStage(Stage[C, LM]):
     Attributes:
         prompts: Groups without completions.
         lm: The policy.
+        root: The policy as a module from packs to outputs, with its value head.
         engine: Samples from the policy.
         rewards: Scores completions in place.
         reference: The frozen reference, where the stage needs one.
@@ -82,25 +87,54 @@ class RolloutStage(Stage[C, LM]):
         self.lm = self.network = LM.load(config.model)
         # Without dropout, log-probs of two forwards are of the same function.
         disable_dropout(self.lm.model)
+        self.root = PackedLM(self.lm, self.make_value_head())
+        self.sharded = config.model.shard == "full"
         self.reference: Reference | None = None
         if self.needs_reference:
-            self.reference = Reference(self.lm, config.reference, self.renderer.tokenizer)
+            self.reference = self.load_reference(config.reference)
         self.shaper = Shaper(self.shape())
-        self.engine: Engine = make_engine(
-            config.rollout,
-            self.lm,
-            self.renderer,
-            self.prompts,
-            config.sampling,
-            Path(config.out),
-        )
+        self.engine = self.load_engine()
+        if self.sharded:
+            shard(self.root)
         self.synced: int | None = None
         self.ahead: Ahead | None = None
         self.last: list[Group] = []
 
+    def load_engine(self) -> Engine:
+        """What samples: every rank takes part in the native engine, rank 0 alone calls servers."""
+        c, here = self.config, ranks.current()
+        if c.rollout.engine != "native" and here.is_main:
+            out = Path(c.out)
+            return make_engine(
+                c.rollout,
+                self.lm,
+                self.renderer,
+                self.prompts,
+                c.sampling,
+                out,
+                trainers=here.world,
+            )
+        sampler = DealtSampler(
+            self.lm.plain_attention(),
+            self.renderer.tokenizer,
+            stop_ids=self.renderer.stop_ids,
+            mixed=self.lm.mixed,
+        )
+        sampler.root = self.root
+        sampler.deals = self.deals_requests
+        return NativeEngine(sampler)
+
+    def make_value_head(self) -> nn.Linear | None:
+        """The value head on the policy's trunk, where the method has one."""
+        return None
+
+    def load_reference(self, spec: ModelSpec | None) -> Reference:
+        """The reference of ``spec``; without it, the policy before its first step."""
+        return Reference(self.root, spec, self.renderer.tokenizer, sharded=self.sharded)
+
     @abstractmethod
     def load_rewards(self) -> Rewards | Scoring:
-        """What scores completions."""
+        """What scores completions; only rank 0 loads and calls its parts."""
 
     def prepare(self, rewards: Rewards | Scoring) -> None:
         """Tell rewards the columns of all prompts, and the number of optimiser steps."""
@@ -148,20 +182,53 @@ class RolloutStage(Stage[C, LM]):
         With ``rollout.max_staleness`` these are the next prompts, sampled with weights of up to so many
         iterations before.
         """
-        if self.ahead is not None:
-            return self.ahead.take(index, count)
+        if self.samples_ahead:
+            return self._on_main(lambda: self._take(index, count))
         seed = self.config.loop.seed
         # Other passes over the prompts, which also depend on the iteration alone.
         picked = batch_indices(len(self.prompts), count, index, seed + 7919 * attempt)
         key = (seed, index, attempt) if attempt else (seed, index)
-        self.sync()
         return self.collect([self.prompts[i] for i in picked], n, key)
 
     def collect(self, prompts: Sequence[Group], n: int, key: tuple[int, ...]) -> list[Group]:
-        """``n`` scored completions of each prompt; ``key`` starts the key of every random stream."""
-        groups = self.rollouts(prompts, n, key)
-        self.score(groups)
+        """``n`` scored completions of each prompt, on every rank; ``key`` starts the key of every
+        random stream."""
+        groups = self.complete(prompts, n, key)
+        ranks.current().score(self.score)(groups)
         return groups
+
+    def complete(self, prompts: Sequence[Group], n: int, key: tuple[int, ...]) -> list[Group]:
+        """``n`` completions of each prompt by the current policy, without rewards, on every rank."""
+
+        def sample() -> list[Group]:
+            self.sync()
+            return self.rollouts(prompts, n, key)
+
+        return sample() if self.deals_requests else self._on_main(sample)
+
+    def _on_main(self, sample: Callable[[], list[Group]]) -> list[Group]:
+        """The groups that ``sample`` returns on rank 0, which alone calls it, on every rank."""
+        here = ranks.current()
+        if here.world == 1:
+            return sample()
+        groups: list[Group] = []
+        with gathered(self.root):
+            here.on_main(lambda: groups.extend(sample()))
+        columns = {p.id: p.extra for p in self.prompts}
+        received = here.broadcast(groups)
+        for group in received:
+            group.extra = columns[group.id]
+        return received
+
+    @property
+    def deals_requests(self) -> bool:
+        """Whether every rank samples a part; servers are called, and work ahead is done, by rank 0."""
+        return self.config.rollout.engine == "native" and not self.samples_ahead
+
+    @property
+    def samples_ahead(self) -> bool:
+        """Whether completions may be older than the weights that they train."""
+        return self.config.rollout.max_staleness > 0
 
     def rollouts(
         self, prompts: Sequence[Group], n: int, key: tuple[int, ...], first: int = 0
@@ -181,11 +248,15 @@ class RolloutStage(Stage[C, LM]):
 
     def staleness(self, groups: Sequence[Group]) -> Metrics:
         """How old the completions are, in optimiser steps; empty where sampling and training take turns."""
-        return {} if self.ahead is None else staleness(groups, self.trainer.updates)
+        return staleness(groups, self.trainer.updates) if self.samples_ahead else {}
+
+    def _take(self, index: int, count: int) -> list[Group]:
+        assert self.ahead is not None
+        return self.ahead.take(index, count)
 
     def forward(self, pack: Pack) -> Output:
         """Log-probs [C] of the trained tokens."""
-        return Output(logp_C=self.lm.logps(self.lm.states(pack), pack, entropy=False)[0])
+        return self.root.outputs(pack, entropy=False)
 
     def samples(self, metrics: Metrics) -> list[Row]:
         """Prompts, completions and scores of the last iteration.
@@ -214,7 +285,7 @@ class RolloutStage(Stage[C, LM]):
             if large or spec.path.endswith(".json"):
                 return
         with torch.random.fork_rng(devices=[]):
-            start = Reference(self.lm, spec, self.renderer.tokenizer)
+            start = self.load_reference(spec)
         temperature = self.config.sampling.temperature
         start.annotate(groups, self.config.loop.token_budget, temperature)
 
@@ -231,7 +302,8 @@ class RolloutStage(Stage[C, LM]):
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore ``state``."""
         self.shaper.load(state["shaper"])
-        self.rewards.load(state["rewards"])
+        if ranks.current().is_main:
+            self.rewards.load(state["rewards"])
         if self.ahead is not None and state.get("ahead"):
             self.ahead.load(state["ahead"])
 
@@ -240,102 +312,3 @@ def first_groups(groups: Sequence[Group], completions: int) -> list[Group]:
     """The first groups, until they have so many completions."""
     total = np.cumsum([len(g.completions) for g in groups])
     return list(groups[: 1 + int(np.searchsorted(total, completions))])
-
-
-def nothing_scored(where: str, completions: Sequence[Completion], needed: int = 1) -> DataError:
-    """The error to raise when no prompt of an iteration has ``needed`` completions with a reward."""
-    scored = sum(c.reward is not None for c in completions)
-    failures: dict[str, str] = {}
-    for c in completions:
-        for name, s in c.scores.items():
-            if not s.ok and "/" not in name:
-                failures.setdefault(name, f"{name} was {s.status} ({s.detail})")
-    first = "; ".join(failures.values())
-    if scored == 0:
-        return DataError(f"{where}: no completion could be scored; the first failures: {first}")
-    return DataError(
-        f"{where}: {scored} of {len(completions)} completions have a reward, but no prompt has "
-        f"{needed}, which are needed to compare completions of one prompt; the first failures: {first}"
-    )
-
-
-def best_and_worst(completions: Sequence[Completion]) -> tuple[Completion, Completion] | None:
-    """The best and the worst of one prompt's scored completions, the first of equal ones.
-
-    None if the two have equal rewards or equal tokens.
-    """
-    rewards = [cast(float, c.reward) for c in completions]
-    best, worst = completions[pick(rewards)], completions[pick([-r for r in rewards])]
-    same = best.reward == worst.reward or np.array_equal(best.ids, worst.ids)
-    return None if same else (best, worst)
-
-
-def rollout_metrics(completions: Sequence[Completion]) -> dict[str, float]:
-    """Mean rewards by part, lengths, finish reasons and failures.
-
-    "reward/NAME/unscored" is the share of completions that this part did not score, where there are
-    any.
-    """
-    scored = [c.reward for c in completions if c.reward is not None]
-    metrics = {
-        "reward/mean": float(np.mean(scored)) if scored else math.nan,
-        "reward/std": float(np.std(scored)) if scored else math.nan,
-        "reward/unscored": 1.0 - len(scored) / max(1, len(completions)),
-        "completion/length": float(np.mean([c.trained for c in completions])),
-        "completion/truncated": float(np.mean([c.truncated for c in completions])),
-    }
-    for name in dict.fromkeys(name for c in completions for name in c.scores):
-        scores = [c.scores.get(name) for c in completions]
-        values = [s.value for s in scores if s is not None and s.value is not None]
-        metrics[f"reward/{name}"] = float(np.mean(values)) if values else math.nan
-        if len(values) < len(completions) and "/" not in name:
-            metrics[f"reward/{name}/unscored"] = 1.0 - len(values) / len(completions)
-    return metrics
-
-
-def sample_rows(groups: Sequence[Group]) -> list[Row]:
-    """Prompts, completions and scores as rows for ``samples/``."""
-    return [
-        {
-            "prompt": g.text,
-            "completion": c.text,
-            "reward": c.reward,
-            "scores": {k: s.value if s.ok else s.status for k, s in c.scores.items()},
-            "finish": c.finish,
-            "tokens": int(c.emitted.sum()),
-            "version": c.version,
-            "id": g.id,
-            "index": i,
-            **({"turns": len(c.turns), "status": c.status} if c.turns else {}),
-            **_reference_metrics(c),
-        }
-        for g in groups
-        for i, c in enumerate(g.completions)
-    ]
-
-
-def log_ratio(c: Completion) -> float | None:
-    """Summed log-ratio of a rollout to the reference, nats; None without reference log-probs."""
-    logp_T, ref_T = c.tokens.get("sampler_logp"), c.tokens.get("ref_logp")
-    if logp_T is None or ref_T is None:
-        return None
-    return float((logp_T - ref_T)[c.emitted].sum())
-
-
-def episode_kls(groups: Sequence[Group]) -> list[float]:
-    """``log_ratio`` of each episode that has one."""
-    sums: list[float] = []
-    for episode in (e for g in groups for e in g.episodes):
-        ratios = [ratio for c in episode if (ratio := log_ratio(c)) is not None]
-        if ratios:
-            sums.append(math.fsum(ratios))
-    return sums
-
-
-def _reference_metrics(c: Completion) -> dict[str, float]:
-    """The completion's KL to the reference and its NLL under it, nats; empty without log-probs."""
-    kl = log_ratio(c)
-    if kl is None:
-        return {}
-    ref = c.tokens["ref_logp"][c.emitted]
-    return {"kl": kl, "nll_reference": -float(ref.mean()) if len(ref) else 0.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 from trimtab.data import formats
@@ -42,8 +43,9 @@ class SFTStage(DatasetStage[SFTConfig, LM]):
 
     def forward(self, pack: Pack) -> Output:
         """Log-probs and entropies [C] of the trained tokens."""
-        logp_C, entropy_C = self.network.logps(self.network.states(pack), pack)
-        return Output(logp_C=logp_C, entropy_C=entropy_C.detach())
+        out: Output = self.root.outputs(pack)
+        assert out.entropy_C is not None
+        return replace(out, entropy_C=out.entropy_C.detach())
 
     def evaluate(self, index: int) -> Metrics:
         """Held-out negative log-likelihood, nats per token."""

@@ -11,23 +11,29 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
+from trimtab import ranks
 from trimtab.config import Config
 from trimtab.data.dataset import DataSpec, ReadCounts, split
-from trimtab.data.pack import Output, Pack, packs
+from trimtab.data.pack import Output, Pack
 from trimtab.models.export import save_model
 from trimtab.models.load import ModelSpec, renderer_for
+from trimtab.models.packed import packed
+from trimtab.models.shard import gathered, shard
 from trimtab.runs import Run, write_atomic
+from trimtab.runs.launch_spec import LaunchSpec
+from trimtab.train.deal import outputs
+from trimtab.train.gradients import LossFn, Part
 from trimtab.train.learning_rate import RateOf
 from trimtab.train.run_facts import data_facts
-from trimtab.train.trainer import LoopSpec, LossFn, OptimSpec, Part, Trainer, batch_indices
+from trimtab.train.trainer import LoopSpec, OptimSpec, Trainer, batch_indices
 from trimtab.types import Group, Row
 
 Metrics = dict[str, float]
@@ -36,6 +42,7 @@ Metrics = dict[str, float]
 class StageConfig(Config):
     """Keys that every training stage has."""
 
+    free_keys: ClassVar[frozenset[str]] = frozenset({"launch"})
     stage: Any
     """The stage's name: a ``Literal`` with a default in each configuration."""
     out: str
@@ -45,6 +52,7 @@ class StageConfig(Config):
     data: DataSpec
     optim: OptimSpec = OptimSpec()
     loop: LoopSpec = LoopSpec()
+    launch: LaunchSpec = LaunchSpec()
     export: Literal["merged", "adapter"] = "merged"
     """What is exported where adapters are trained: the whole model with the adapters merged into its
     weights, or the adapters alone, in peft's format."""
@@ -100,6 +108,8 @@ class Stage(ABC, Generic[C, M]):
     rate_of: ClassVar[RateOf] = "sft"
     """Whose learning rates are the default."""
     network: M
+    root: Any
+    """The module around ``network`` that computes outputs of packs: see ``trimtab.models.packed``."""
     trainer: Trainer
     steps: int
 
@@ -129,15 +139,18 @@ class Stage(ABC, Generic[C, M]):
 
     def record_facts(self, run: Run) -> None:
         """Write ``facts.json``: what is true of data and model before the first step."""
-        train, held_out = self.data
-        facts = {
-            "stage": self.name,
-            "read": asdict(self.read_counts),
-            "lr": self.trainer.lr,
-            **data_facts(self.renderer, train, held_out),
-            **self.facts(),
-        }
-        write_atomic(run.path / "facts.json", json.dumps(facts, indent=1).encode())
+        with gathered(self.root):
+            if not ranks.current().is_main:
+                return
+            train, held_out = self.data
+            facts = {
+                "stage": self.name,
+                "read": asdict(self.read_counts),
+                "lr": self.trainer.lr,
+                **data_facts(self.renderer, train, held_out),
+                **self.facts(),
+            }
+            write_atomic(run.path / "facts.json", json.dumps(facts, indent=1).encode())
 
     @abstractmethod
     def step(self, index: int) -> Metrics:
@@ -160,14 +173,17 @@ class Stage(ABC, Generic[C, M]):
 
     def export(self, folder: Path) -> None:
         """Write the model in Hugging Face format."""
-        save_model(
-            self.network.model,
-            folder,
-            self.renderer.tokenizer,
-            self.network.plain,
-            self.renderer.stop_ids,
-            adapter=self.config.export == "adapter",
-        )
+        with gathered(self.root):
+            if not ranks.current().is_main:
+                return
+            save_model(
+                self.network.model,
+                folder,
+                self.renderer.tokenizer,
+                self.network.plain,
+                self.renderer.stop_ids,
+                adapter=self.config.export == "adapter",
+            )
 
     def close(self) -> None:
         """Release what the stage holds outside this process, also after an error."""
@@ -197,6 +213,9 @@ class DatasetStage(Stage[D, M]):
         self.train, self.held_out = self.load_data()
         self.steps = max(1, round(config.epochs * len(self.train) / config.batch_size))
         self.network = self.load_model()
+        self.root = packed(self.network)
+        if config.model.shard == "full":
+            shard(self.root)
         self.trainer = Trainer(
             {"model": self.network.model},
             {"model": config.optim},
@@ -254,15 +273,20 @@ class DatasetStage(Stage[D, M]):
     def outputs(self, groups: Sequence[Group]) -> Iterator[tuple[Pack, Output]]:
         """Forward passes over ``groups`` in evaluation mode."""
         self.network.model.eval()
-        for pack in packs(groups, self.config.loop.token_budget, share=self.network.exact):
-            pack = pack.to(self.network.device)
-            yield pack, self.forward(pack)
+        budget, network = self.config.loop.token_budget, self.network
+
+        def compute(pack: Pack) -> dict[str, Tensor | None]:
+            out = self.forward(pack)
+            return {f.name: getattr(out, f.name) for f in fields(out)}
+
+        for pack, columns in outputs(groups, budget, network.exact, network.device, compute):
+            yield pack, Output(**columns)
         self.network.model.train()
 
     def export(self, folder: Path) -> None:
         """Write the model in Hugging Face format, and ``calibration.json`` next to its folder."""
         super().export(folder)
-        if self.calibration:
+        if self.calibration and ranks.current().is_main:
             text = json.dumps(self.calibration, indent=1)
             write_atomic(folder.parent / "calibration.json", text.encode())
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -19,13 +18,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from trimtab.config import Config
-from trimtab.data.pack import Output, Pack, packs
 from trimtab.errors import UserError
 from trimtab.kernels.allocator import keep_freed_memory
 from trimtab.models import checkpoint
-from trimtab.objectives.terms import Counts, Loss
+from trimtab.models.load import has_dropout
+from trimtab.models.shard import full, full_tensors, shard_like
+from trimtab.train.gradients import Gradients, Part
 from trimtab.train.learning_rate import RateOf, checked_rate
-from trimtab.types import Group
 
 log = logging.getLogger(__name__)
 
@@ -125,47 +124,8 @@ def lr_factor(spec: OptimSpec, done: int, total: int) -> float:
     return spec.min_lr_ratio + (1.0 - spec.min_lr_ratio) * decay
 
 
-class LossFn(Protocol):
-    """An objective: see ``trimtab.objectives.terms``."""
-
-    def counts(self, pack: Pack) -> Counts:
-        """Counts this pack adds."""
-        ...
-
-    def __call__(self, out: Output, pack: Pack) -> Loss:
-        """Sums, and what divides them."""
-        ...
-
-
-@dataclass(slots=True)
-class Part:
-    """One objective over some groups; an optimiser step may have several (PPO and a pretraining mix)."""
-
-    groups: Sequence[Group]
-    """What is trained on."""
-    objective: LossFn
-    """The loss."""
-    forward: Callable[[Pack], Output]
-    """Runs the models on a pack."""
-    share: bool = True
-    """Whether prompts may be shared on these models."""
-    weight: float = 1.0
-    """Multiplies the whole loss."""
-    prefix: str = ""
-    """Put before the names of its metrics."""
-
-
 class NonFiniteError(UserError):
     """Too many optimiser steps in a row had a non-finite loss or gradient."""
-
-
-class MemoryLimitError(UserError):
-    """Not even the smallest pack of an optimiser step fits into memory."""
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error is a failed allocation, on CUDA or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class Trainer:
@@ -199,12 +159,17 @@ class Trainer:
         self.loop = loop
         self.updates = 0
         self.skips = 0
-        self.budget = loop.token_budget
         self._meta: dict[str, Any] = {}
         self.params = {
             name: [(n, p) for n, p in m.named_parameters() if p.requires_grad]
             for name, m in modules.items()
         }
+        self._gradients = Gradients(
+            [p for named in self.params.values() for _, p in named],
+            loop.token_budget,
+            loop.seed,
+            any(has_dropout(m) for m in modules.values()),
+        )
         self.optimizer = torch.optim.AdamW(
             [
                 {
@@ -219,6 +184,11 @@ class Trainer:
             foreach=True,
         )
 
+    @property
+    def budget(self) -> int:
+        """Tokens per forward, after any reduction because of memory."""
+        return self._gradients.budget
+
     def update(self, parts: Sequence[Part]) -> dict[str, float]:
         """One optimiser step over all ``parts``.
 
@@ -232,12 +202,13 @@ class Trainer:
             NonFiniteError: ``max_skips`` steps in a row were not finite.
             MemoryLimitError: one prompt with its completions does not fit.
         """
-        metrics = self._gradients(parts)
+        metrics = self._gradients(parts, self.updates)
         finite = True
         for name, params in self.params.items():
             norm = nn.utils.clip_grad_norm_(
                 [p for _, p in params if p.grad is not None], self.optim[name].max_grad_norm
             )
+            norm = full(norm)
             metrics[f"grad_norm/{name}"] = float(norm)
             finite = finite and math.isfinite(float(norm))
         finite = finite and all(math.isfinite(v) for k, v in metrics.items() if k.endswith("loss"))
@@ -261,75 +232,14 @@ class Trainer:
         metrics["skipped"] = 0.0 if finite else 1.0
         return metrics
 
-    def _gradients(self, parts: Sequence[Part]) -> dict[str, float]:
-        """Accumulate the gradients of an optimiser step, in smaller packs if memory runs out.
-
-        The counts are those of the step, so the gradients do not depend on the packs.
-
-        Raises:
-            MemoryLimitError: it does not fit with one prompt per pack.
-        """
-        while True:
-            try:
-                return self._accumulate(parts)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                largest = max((g.cost for part in parts for g in part.groups), default=0)
-                if self.budget <= largest:
-                    raise MemoryLimitError(
-                        f"a prompt with its completions of {largest} tokens does not fit into memory "
-                        "by itself; lower group_size or the length limits, turn on "
-                        "model.gradient_checkpointing, or take a smaller model"
-                    ) from None
-                self.budget = max(largest, self.budget // 2)
-            # Outside the handler: its traceback holds the tensors of the pack that did not fit.
-            self.optimizer.zero_grad(set_to_none=True)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            log.warning("out of memory: packs have at most %d tokens from now on", self.budget)
-
-    def _accumulate(self, parts: Sequence[Part]) -> dict[str, float]:
-        """Run every pack forward and backward; the metrics, averaged over the step.
-
-        A loss term or metric is the sum over all packs, divided by the step's count of its unit.
-        """
-        device = next(iter(self.params.values()))[0][1].device
-        self.optimizer.zero_grad(set_to_none=True)
-        metrics: dict[str, float] = {}
-        for part in parts:
-            packed = packs(part.groups, self.budget, share=part.share)
-            counts: Counts = {}
-            for pack in packed:
-                for key, value in part.objective.counts(pack).items():
-                    counts[key] = counts.get(key, 0.0) + value
-            sums: dict[str, Tensor] = {}
-            for cpu_pack in packed:
-                pack = cpu_pack.to(device)
-                loss = part.objective(part.forward(pack), pack)
-                total = torch.zeros((), device=device)
-                for name, term in loss.terms.items():
-                    scaled = term.sum / max(counts[term.per], 1.0)
-                    total = total + part.weight * term.coef * scaled
-                    key = part.prefix + name
-                    sums[key] = sums.get(key, torch.zeros((), device=device)) + scaled.detach()
-                for name, (value, per) in loss.metrics.items():
-                    key = part.prefix + name
-                    share = value / max(counts[per], 1.0)
-                    sums[key] = sums.get(key, torch.zeros((), device=device)) + share
-                if total.requires_grad:
-                    total.backward()
-            metrics.update({k: float(v) for k, v in sums.items()})
-        return metrics
-
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything a checkpoint must hold as tensors, by file."""
-        saved = {
-            f"params.{name}": {n: p.detach() for n, p in params}
-            for name, params in self.params.items()
-        }
+        """Everything a checkpoint must hold as tensors, by file; of sharded weights on rank 0 only.
+
+        Every rank calls it.
+        """
+        saved = {f"params.{name}": full_tensors(params) for name, params in self.params.items()}
         flat, self._meta = checkpoint.flatten_optimizer(self.optimizer.state_dict())
-        saved["optimizer"] = flat
+        saved["optimizer"] = full_tensors(flat.items())
         saved["random"] = checkpoint.rng_tensors()
         return saved
 
@@ -348,14 +258,17 @@ class Trainer:
             stored = saved.tensors(f"params.{name}")
             with torch.no_grad():
                 for n, p in params:
-                    p.copy_(stored[n])
+                    p.copy_(shard_like(p, stored[n]))
         meta = saved.state["trainer"]
-        self.optimizer.load_state_dict(
-            checkpoint.unflatten_optimizer(saved.tensors("optimizer"), meta["optimizer"])
-        )
+        optimizer = checkpoint.unflatten_optimizer(saved.tensors("optimizer"), meta["optimizer"])
+        parameters = [p for params in self.params.values() for _, p in params]
+        for index, values in optimizer["state"].items():
+            for name, value in values.items():
+                values[name] = shard_like(parameters[index], value)
+        self.optimizer.load_state_dict(optimizer)
         self.updates, self.skips = int(meta["updates"]), int(meta["skips"])
         # The packs fix the order of the sums, so a resumed run has the same bits.
-        self.budget = int(meta.get("budget", self.budget))
+        self._gradients.budget = int(meta.get("budget", self.budget))
         checkpoint.restore_rng(saved.tensors("random"))
 
 

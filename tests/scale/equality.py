@@ -1,0 +1,235 @@
+"""Five steps of every method on 1, 2 and 4 real ranks (gloo), in one group of forked processes.
+
+``python -m tests.scale.equality sft-none-full ppo-full-lora`` prints the differences of these rows.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from tests.support import folders
+from tests.support.models import tiny
+from trimtab import ranks
+from trimtab.config import build
+from trimtab.launch.commands import find_command
+from trimtab.models.shard import full, full_tensors
+from trimtab.ranks import Ranks
+
+WORLDS = (1, 2, 4)
+STEPS = 5
+TIMEOUT = 120.0
+
+
+@dataclass
+class Trace:
+    """What a run of a few steps shows: gradients of the first step, weights at the end, metrics."""
+
+    gradients: Tensor
+    weights: Tensor
+    metrics: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sft": {"command": "sft"},
+    "reward": {"command": "reward"},
+    "dpo": {"command": "dpo"},
+    "kto": {"command": "dpo", "objective": {"type": "kto"}},
+    "ppo": {"command": "rl", "method": {"type": "ppo", "updates": {"epochs": 1, "minibatches": 2}}},
+    "ppo-shared": {"command": "rl", "method": {"type": "ppo"}, "critic": {"type": "shared"}},
+    "grpo": {"command": "rl", "method": {"type": "grpo", "group_size": 4}},
+    "dapo": {"command": "rl", "method": {"type": "dapo", "group_size": 4}},
+}
+ROWS = [
+    f"{method}.{shard}.{weights}"
+    for method in METHODS
+    for shard in ("none", "full")
+    for weights in ("whole", "lora")
+]
+
+
+def make_data(folder: Path) -> None:
+    """A model of three layers and width 64, with data for every stage."""
+    tiny("llama", hidden_size=64, num_hidden_layers=3).save_pretrained(folder / "model")
+    folders.tokenizer().save_pretrained(folder / "model")
+    folders.demonstrations(folder / "demos.jsonl")
+    folders.comparisons(folder / "pairs.jsonl")
+    folders.prompts(folder / "prompts.jsonl")
+
+
+def settings(row: str, base: Path) -> tuple[str, dict[str, Any]]:
+    """The command of a row and its configuration; a step has about three packs."""
+    method, shard, weights = row.split(".")[:3]
+    values = dict(METHODS[method])
+    command = str(values.pop("command"))
+    model: dict[str, Any] = {"path": str(base / "model"), "device": "cpu", "shard": shard}
+    if weights == "lora":
+        model["lora"] = {"r": 4}
+    if "bf16" in row:
+        model["precision"] = "mixed"
+    values |= {"model": model, "out": str(base / "out"), "optim": {"lr": 1e-3, "warmup_ratio": 0.0}}
+    if command == "rl":
+        return command, {
+            **values,
+            "data": {"path": str(base / "prompts.jsonl")},
+            "rewards": [folders.WORDY],
+            "sampling": {"max_new_tokens": 8},
+            "steps": STEPS,
+            "batch_size": 6,
+            "loop": {"token_budget": 130 if method in ("grpo", "dapo") else 50},
+        }
+    file = "demos" if command == "sft" else "pairs"
+    return command, {
+        **values,
+        "data": {"path": str(base / f"{file}.jsonl")},
+        "batch_size": 10,
+        "epochs": STEPS * 10 / 48,
+        "loop": {"token_budget": 50 if command == "sft" else 80},
+    }
+
+
+def trace(row: str, base: Path) -> Trace | None:
+    """Train a few steps on the current ranks; the trace on rank 0."""
+    name, values = settings(row, base)
+    command = find_command(name)
+    stage = command.load_stage()(build(command.load_config(), values))
+    trainer = stage.trainer
+    gradients: list[Tensor] = []
+    take_step = trainer.optimizer.step
+
+    def step(*args: Any) -> Any:
+        if not gradients:
+            grads = [
+                full(p.grad) if p.grad is not None else torch.zeros(p.shape)
+                for params in trainer.params.values()
+                for _, p in params
+            ]
+            gradients.append(torch.cat([g.detach().reshape(-1).clone() for g in grads]))
+        return take_step(*args)
+
+    trainer.optimizer.step = step
+    metrics = [stage.step(index) for index in range(STEPS)]
+    weights = [t for params in trainer.params.values() for t in full_tensors(params).values()]
+    if not ranks.current().is_main:
+        return None
+    flat = torch.cat([t.detach().reshape(-1).clone() for t in weights])
+    return Trace(gradients[0], flat, metrics)
+
+
+Job = Callable[[str, Path], Any]
+
+
+def _child(
+    rank: int, world: int, base: Path, rows: Sequence[str], worlds: Sequence[int], job: Job
+) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(base / "store"), world)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=TIMEOUT)
+    )
+    groups = {n: dist.new_group(list(range(n))) for n in worlds if n > 1}
+    for row in rows:
+        for n in worlds:
+            dist.barrier()
+            if rank >= n:
+                continue
+            here = Ranks(rank, n, groups[n], TIMEOUT) if n > 1 else Ranks()
+            started = time.thread_time()
+            try:
+                with ranks.using(here):
+                    result = job(row, base)
+            except Exception:
+                traceback.print_exc()
+                raise
+            if rank == 0:
+                torch.save(result, base / f"{row}.{n}.pt")
+                print(f"{row} on {n}: {time.thread_time() - started:.1f} s", flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_rows(
+    base: Path, rows: Sequence[str], worlds: Sequence[int] = WORLDS, job: Job = trace
+) -> None:
+    """Run ``job`` for every row and world in one group of processes; the results are files in ``base``."""
+    # Forked: torch and transformers are imported once.
+    context = mp.get_context("fork")
+    (base / "store").unlink(missing_ok=True)
+    world = max(worlds)
+    processes = [
+        context.Process(target=_child, args=(rank, world, base, rows, worlds, job))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    # A rank that fails leaves the others waiting: they are ended with it.
+    while any(p.is_alive() for p in processes):
+        if any(p.exitcode not in (0, None) for p in processes):
+            break
+        time.sleep(0.05)
+    deadline = time.monotonic() + 5
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def result(base: Path, row: str, world: int) -> Any:
+    """The result of a row that ``run_rows`` wrote."""
+    return torch.load(base / f"{row}.{world}.pt", weights_only=False)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Relative difference in the Euclidean norm."""
+    return float((a - b).norm() / b.norm().clamp(min=1e-12))
+
+
+def metrics_difference(a: Trace, b: Trace) -> tuple[float, str]:
+    """Largest difference of a metric, relative where it is above 1, and its name."""
+    worst, where = 0.0, ""
+    for x, y in zip(a.metrics, b.metrics, strict=True):
+        assert x.keys() == y.keys(), x.keys() ^ y.keys()
+        for name in x:
+            if x[name] != x[name] and y[name] != y[name]:
+                continue
+            gap = abs(x[name] - y[name]) / max(1.0, abs(y[name]))
+            if not gap <= worst:
+                worst, where = gap, name
+    return worst, where
+
+
+def main() -> None:
+    """Print the differences of the rows that are named, or of all."""
+    rows = sys.argv[1:] or ROWS
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        make_data(base)
+        run_rows(base, rows)
+        for row in rows:
+            one = result(base, row, 1)
+            for world in WORLDS[1:]:
+                other = result(base, row, world)
+                print(
+                    f"{row:<24} {world} ranks: gradients {difference(other.gradients, one.gradients):.1e}"
+                    f" weights {difference(other.weights, one.weights):.1e}"
+                    f" metrics {metrics_difference(other, one)}"
+                )
+
+
+if __name__ == "__main__":
+    main()
