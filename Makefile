@@ -12,7 +12,7 @@ VLLM ?= .vllm
 NEIGHBOURS ?= .neighbours
 PROGRAMS := $(basename $(notdir $(wildcard tests/neighbours/requirements/*.txt)))
 
-.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check learning doctor-bench doctor-real bench-env bench clean
+.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check scale-check learning doctor-bench doctor-real bench-env bench clean
 
 setup: $(VENV)/installed
 
@@ -69,6 +69,10 @@ layers: setup
 	$(BIN)/lint-imports
 
 check: lint types layers test
+
+# Every method on 1, 2 and 4 ranks, faults that must be noticed, and kills; CI runs a slice of it.
+scale-check: setup
+	TRIMTAB_SCALE=all $(BIN)/python -m pytest --durations=15 tests/scale
 
 # The wheel alone, in an empty environment and an empty folder, finds its recipes and the sandbox.
 wheel-check:

@@ -133,13 +133,19 @@ Job = Callable[[str, Path], Any]
 
 
 def _child(
-    rank: int, world: int, base: Path, rows: Sequence[str], worlds: Sequence[int], job: Job
+    rank: int,
+    world: int,
+    base: Path,
+    rows: Sequence[str],
+    worlds: Sequence[int],
+    job: Job,
+    timeout: float,
 ) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     store = dist.FileStore(str(base / "store"), world)
     dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=TIMEOUT)
+        "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout)
     )
     groups = {n: dist.new_group(list(range(n))) for n in worlds if n > 1}
     for row in rows:
@@ -147,7 +153,7 @@ def _child(
             dist.barrier()
             if rank >= n:
                 continue
-            here = Ranks(rank, n, groups[n], TIMEOUT) if n > 1 else Ranks()
+            here = Ranks(rank, n, groups[n], timeout) if n > 1 else Ranks()
             started = time.thread_time()
             try:
                 with ranks.using(here):
@@ -163,30 +169,39 @@ def _child(
 
 
 def run_rows(
-    base: Path, rows: Sequence[str], worlds: Sequence[int] = WORLDS, job: Job = trace
-) -> None:
-    """Run ``job`` for every row and world in one group of processes; the results are files in ``base``."""
+    base: Path,
+    rows: Sequence[str],
+    worlds: Sequence[int] = WORLDS,
+    job: Job = trace,
+    timeout: float = TIMEOUT,
+) -> list[int | None]:
+    """Run ``job`` for every row and world in one group of processes; the results are files in ``base``.
+
+    Returns:
+        The exit code of each process; that of a process that had to be killed is negative.
+    """
     # Forked: torch and transformers are imported once.
     context = mp.get_context("fork")
     (base / "store").unlink(missing_ok=True)
     world = max(worlds)
     processes = [
-        context.Process(target=_child, args=(rank, world, base, rows, worlds, job))
+        context.Process(target=_child, args=(rank, world, base, rows, worlds, job, timeout))
         for rank in range(world)
     ]
     for process in processes:
         process.start()
-    # A rank that fails leaves the others waiting: they are ended with it.
+    # A rank that fails leaves the others waiting: they have the timeout to end by themselves.
     while any(p.is_alive() for p in processes):
         if any(p.exitcode not in (0, None) for p in processes):
             break
         time.sleep(0.05)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + timeout + 5
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()
+    return [p.exitcode for p in processes]
 
 
 def result(base: Path, row: str, world: int) -> Any:

@@ -143,13 +143,9 @@ class RLStage(RolloutStage[RLConfig]):
         """The rewards of sequences, steps and tokens."""
         c = self.config
         # The other ranks receive the scores.
-        main = ranks.current().is_main
-        rewards, process, implicit = (
-            (c.rewards, c.process, c.implicit) if main else ((), None, None)
-        )
-        self.scoring = Scoring(
-            rewards, process, implicit, self.renderer, c.loop.token_budget, c.model.device
-        )
+        dense = (c.process, c.implicit) if ranks.current().is_main else (None, None)
+        rewards = ranks.current().main_only(c.rewards)
+        self.scoring = Scoring(rewards, *dense, self.renderer, c.loop.token_budget, c.model.device)
         return self.scoring
 
     def shape(self) -> ShapeSpec:
