@@ -365,13 +365,7 @@ def _call(name: str, values: dict[str, Any]) -> Any:
         evals = values["evals"].items()
         values["evals"] = {k: _on_disk(v, out / "data", k, files) for k, v in evals}
     config = build(command.load_config(), values, name)
-
-    def write() -> None:
-        for file, text in files.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
-
-    result = command.run(config, fresh=fresh, write=write)
+    result = command.run(config, fresh=fresh, files=files)
     return Run(out) if command.stage else result
 
 

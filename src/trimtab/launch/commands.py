@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Command:
         return _import(self.stage)
 
     def run(
-        self, config: Config, *, fresh: bool = False, write: Callable[[], None] | None = None
+        self, config: Config, *, fresh: bool = False, files: Mapping[Path, str] | None = None
     ) -> Any:
         """Call it with its configuration, after ``prepare``.
 
@@ -70,7 +70,7 @@ class Command:
         Args:
             config: Its configuration.
             fresh: Move an earlier result aside.
-            write: Writes files that the command reads, after ``prepare``.
+            files: Texts by file that are written first, for the command to read.
         """
 
         if ranks.launched() and not self.stage:
@@ -82,8 +82,9 @@ class Command:
 
         def prepare() -> None:
             self.prepare(config, fresh=fresh and not restarted)
-            if write is not None:
-                write()
+            for file, text in (files or {}).items():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text, encoding="utf-8")
 
         if self.stage:
             from trimtab.launch.spmd import launch
