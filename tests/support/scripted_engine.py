@@ -74,3 +74,10 @@ def mask_runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
     """Runs of True as (start, stop)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], np.asarray(mask, dtype=int), [0]])))
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def last_tool_result(prompt: str) -> str | None:
+    """What a tool returned last, in a prompt of the recipe agent-tools; None before any call."""
+    if "<tool>" not in prompt:
+        return None
+    return prompt.rsplit("<tool>", 1)[1].split("<assistant>")[0].strip()

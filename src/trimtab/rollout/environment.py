@@ -39,7 +39,7 @@ class EnvironmentSpec(Config):
     ``f(base_url, prompt, **columns)``, plain or ``async``. It returns the reward, rewards by name, or None
     where ``rewards`` of the run decide."""
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """Keyword arguments of ``agent``."""
+    """Keyword arguments of ``agent`` or of the factory."""
     max_seconds: float | None = Field(default=None, gt=0.0)
     """Seconds per episode of an ``agent``; one over it is "timeout"."""
     concurrency: int = Field(default=64, gt=0)
@@ -59,8 +59,8 @@ class EnvironmentSpec(Config):
     def _one(self) -> EnvironmentSpec:
         if self.agent is not None and self.factory is not None:
             raise ValueError("give factory or agent, not both")
-        if self.agent is None and (self.options or self.max_seconds is not None):
-            raise ValueError("options and max_seconds belong to agent")
+        if self.agent is None and self.max_seconds is not None:
+            raise ValueError("max_seconds belongs to agent; the limit of a call is timeout")
         return self
 
 
@@ -135,7 +135,7 @@ class Environments:
                 functions.schema(t) for t in functions.by_name(self.tools).values()
             ]
         for name, factory in self.factories.items():
-            environment = factory()
+            environment = factory(**spec.options)
             if not callable(getattr(environment, "reset", None)):
                 raise ConfigError(
                     f"environment.factory: {type(environment).__name__} has no method reset"
@@ -206,7 +206,7 @@ class Environments:
         environment = None
         if self.factories:
             idle = self._idle.setdefault(name, [])
-            environment = idle.pop() if idle else self.factories[name]()
+            environment = idle.pop() if idle else self.factories[name](**self.spec.options)
         own = functions.methods(environment) if environment is not None else []
         row = {k: v for k, v in group.extra.items() if k != "messages"}
         columns: Row = {"tools": self._schemas[name]}

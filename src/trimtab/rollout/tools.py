@@ -33,11 +33,14 @@ def methods(instance: object) -> list[Tool]:
 
 
 def schema(tool: Tool) -> Row:
-    """The JSON schema of a function, by its type hints and its docstring in Google's style.
+    """The JSON schema of a function, by its type hints and its docstring in Google's style; or the one
+    in its attribute ``tool_schema``.
 
     Raises:
         ConfigError: an argument has no type hint or no description.
     """
+    if hasattr(tool, "tool_schema"):
+        return cast(Row, tool.tool_schema)  # pyright: ignore[reportFunctionMemberAccess]
     try:
         return cast(Row, get_json_schema(tool))
     except (DocstringParsingException, TypeHintParsingException) as error:
