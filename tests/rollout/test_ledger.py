@@ -111,3 +111,15 @@ def test_an_outage_stops_the_run() -> None:
         ledger.fail(ledger.submit(), "connection refused")
     with pytest.raises(EngineError, match=r"32 groups in a row .* connection refused"):
         ledger.fail(ledger.submit(), "connection refused")
+
+
+def test_counting_by_version_would_break_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that was closed short leaves room by that count, and the groups in it wait too long."""
+
+    def by_version(self: Ledger) -> int:
+        room = (self.version + self.max_staleness + 1) * self.batch_size
+        return max(0, room - self.consumed - len(self.running) - len(self.ready))
+
+    monkeypatch.setattr(Ledger, "capacity", property(by_version))
+    with pytest.raises(AssertionError):
+        _play_all(1000)

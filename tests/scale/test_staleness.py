@@ -41,9 +41,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make(base: Path, staleness: int = 0, **more: Any) -> RLStage:
+def make(base: Path, staleness: int = 0, weights: bool = True, **more: Any) -> RLStage:
     values = folders.rl_settings(base, base / "unused", steps=STEPS, batch_size=4, **more)
-    return RLStage(build(RLConfig, {**values, "rollout": {"max_staleness": staleness}}))
+    rollout = {"max_staleness": staleness, "importance_weights": weights}
+    return RLStage(build(RLConfig, {**values, "rollout": rollout}))
 
 
 def weights(stage: RLStage) -> list[torch.Tensor]:
@@ -55,7 +56,8 @@ def train(stage: RLStage) -> list[dict[str, float]]:
 
 
 def test_with_a_ledger_and_staleness_0_every_weight_is_the_same(base: Path) -> None:
-    plain, with_ledger = make(base), make(base)
+    # The configuration has no ledger at 0; here one is put in.
+    plain, with_ledger = make(base), make(base, 1, weights=False)
     source = StageSource(with_ledger, 4, 4)
     with_ledger.ahead = Ahead(RolloutSpec(), 4, lambda: STEPS, source)
     metrics = [train(plain), train(with_ledger)]
@@ -82,9 +84,7 @@ def test_completions_are_as_old_as_allowed_and_corrected_for(base: Path, s: int)
 def test_a_method_with_its_own_correction_keeps_it(base: Path) -> None:
     method = {"type": "rloo", "group_size": 4, "mismatch": {"correction": "mask"}}
     assert make(base, 1, method=method).method.mismatch.correction == "mask"
-    values = folders.rl_settings(base, base / "unused")
-    values["rollout"] = {"max_staleness": 1, "importance_weights": False}
-    assert RLStage(build(RLConfig, values)).method.mismatch.correction == "none"
+    assert make(base, 1, weights=False).method.mismatch.correction == "none"
 
 
 def test_dropped_groups_are_replaced_within_the_bound(base: Path) -> None:
@@ -193,7 +193,7 @@ def served(stage: RLStage, s: int, fail: float = 0.0, in_flight: bool = True) ->
 
 @pytest.mark.parametrize("in_flight", [True, False])
 def test_groups_arrive_during_training_in_order_of_submission(base: Path, in_flight: bool) -> None:
-    stage = make(base)
+    stage = make(base, 2)
     engine = served(stage, 2, fail=0.5, in_flight=in_flight)
     seen: list[Group] = []
     for i in range(STEPS):
@@ -208,14 +208,14 @@ def test_groups_arrive_during_training_in_order_of_submission(base: Path, in_fli
 
 
 def test_what_was_running_is_sampled_again_under_the_same_numbers(base: Path) -> None:
-    stage = make(base)
+    stage = make(base, 2)
     served(stage, 2)
     stage.step(0)
     assert stage.ahead is not None
     state = stage.ahead.state()
     open_numbers = sorted(n for k in ("running", "ready") for n, _ in state["ledger"][k])
     assert open_numbers == list(range(4, 12))
-    resumed = make(base)
+    resumed = make(base, 2)
     served(resumed, 2)
     assert resumed.ahead is not None
     resumed.ahead.load(state)
@@ -236,7 +236,7 @@ def test_what_was_running_is_sampled_again_under_the_same_numbers(base: Path) ->
 def test_a_larger_bound_is_advised_where_the_longest_group_sets_the_pace(
     base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stage = make(base)
+    stage = make(base, 1)
     served(stage, 1)
     assert stage.ahead is not None
     for _ in range(8):
@@ -246,7 +246,7 @@ def test_a_larger_bound_is_advised_where_the_longest_group_sets_the_pace(
 
 
 def test_an_engine_that_is_gone_stops_the_run(base: Path) -> None:
-    stage = make(base)
+    stage = make(base, 1)
     served(stage, 1, fail=1.0)
     started = time.monotonic()
     with pytest.raises(EngineError, match="32 groups in a row"):
