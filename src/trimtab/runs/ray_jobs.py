@@ -62,7 +62,7 @@ def ray_session(show_workers: bool = False) -> Generator[ModuleType]:
     One that is open already is used, and left open.
 
     Args:
-        show_workers: Print what workers print.
+        show_workers: Print what the workers of a cluster print.
     """
     import ray
 
@@ -70,12 +70,18 @@ def ray_session(show_workers: bool = False) -> Generator[ModuleType]:
         yield ray
         return
     address = os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": show_workers}
     if address:
-        ray.init(address=address, **quiet)
+        ray.init(address=address, logging_level="ERROR", log_to_driver=show_workers)
     else:
-        # Results are small: the object store needs little of the memory that the jobs want.
-        ray.init(address="local", include_dashboard=False, object_store_memory=100 << 20, **quiet)
+        # Results are small: the object store needs little of the memory that the jobs want. Without a
+        # dashboard, Ray Train's own helpers would fill the output with warnings.
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=100 << 20,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
     try:
         yield ray
     finally:
