@@ -28,6 +28,16 @@ def function_call(name: str, arguments: Row) -> Row:
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+def instructions(tools: Sequence[Row]) -> str:
+    """The system message that offers tools where the chat template does not.
+
+    Args:
+        tools: Their JSON schemas.
+    """
+    schemas = "\n".join(json.dumps(t, ensure_ascii=False) for t in tools)
+    return _INSTRUCTIONS.format(schemas=schemas)
+
+
 class ToolFormat:
     """Renders conversations with tools by the tokenizer's chat template, and reads replies.
 
@@ -87,8 +97,7 @@ class ToolFormat:
         fitted = [self._fit(m) for m in messages]
         tools = cast("list[Row] | None", options.get("tools"))
         if tools and not self._renders_tools:
-            schemas = "\n".join(json.dumps(t, ensure_ascii=False) for t in tools)
-            text = _INSTRUCTIONS.format(schemas=schemas)
+            text = instructions(tools)
             if fitted and fitted[0]["role"] == "system":
                 text = f"{content_text(fitted.pop(0).get('content'))}\n\n{text}"
             fitted = [{"role": "system", "content": text}, *fitted]
