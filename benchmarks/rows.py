@@ -44,6 +44,16 @@ TARGETS = {
 }  # fmt: skip
 
 
+def named(row: str, args: argparse.Namespace) -> str:
+    """The row's name, with the model's where it is not the default."""
+    return row if args.model == "5m" else f"{row}-{args.model}"
+
+
+def target_of(args: argparse.Namespace, *row: str) -> float | None:
+    """The ratio a row aims at; targets are set for the default model."""
+    return TARGETS.get((row[0], row[1])) if args.model == "5m" else None
+
+
 def training_flags(kind: str) -> argparse.ArgumentParser:
     """What the rows of ``train`` take."""
     parser = flags(f"{kind} compared with TRL")
@@ -75,9 +85,9 @@ def train(kind: str, args: argparse.Namespace) -> Result:
         ours["token_budget"] = 1024
     work = tokens(data) if kind == "sft" else spec["steps"] * args.batch
     peer = spec | {"job": "benchmarks.trl_jobs:Train", "tokens": work, **PEERS[args.peer]}
-    target = TARGETS.get((kind, "cached" if cached else args.peer))
+    target = target_of(args, kind, "cached" if cached else args.peer)
     return compare(
-        name, "token" if kind == "sft" else "pair", ours, peer, args=args, peer_name="TRL",
+        named(name, args), "token" if kind == "sft" else "pair", ours, peer, args=args, peer_name="TRL",
         packages=None if args.ours_only else peer_packages(TRL), about=about, target=target,
     )  # fmt: skip
 
@@ -106,9 +116,8 @@ def bare(args: argparse.Namespace) -> Result:
     count = spec["steps"] * args.batch
     data, about = material.demonstrations(Path(args.folder) / "material", vocabulary, count)
     spec |= {"kind": "sft", "model": model, "data": str(data), "batch": args.batch}
-    row = "bare-sft" if args.model == "5m" else f"bare-sft-{args.model}"
     return compare(
-        row, "token", spec | {"job": "benchmarks.ours:Train"},
+        named("bare-sft", args), "token", spec | {"job": "benchmarks.ours:Train"},
         spec | {"job": "benchmarks.ours:Bare"}, args=args, peer_name="bare", about=about, target=0.9,
     )  # fmt: skip
 
@@ -141,9 +150,9 @@ def grpo(args: argparse.Namespace) -> Result:
     """GRPO against TRL: sampling, scoring and one update a batch."""
     ours, peer, about = grpo_sides(args)
     return compare(
-        f"grpo-{args.prompt}", "completion", ours, peer, args=args, peer_name="TRL",
+        named(f"grpo-{args.prompt}", args), "completion", ours, peer, args=args, peer_name="TRL",
         packages=None if args.ours_only else peer_packages(TRL), about=about,
-        target=TARGETS.get(("grpo", str(args.prompt))),
+        target=target_of(args, "grpo", str(args.prompt)),
     )  # fmt: skip
 
 
@@ -165,10 +174,10 @@ def ppo(args: argparse.Namespace) -> Result:
     _half(args, ours)
     peer = spec | {"job": "benchmarks.trl_jobs:PPO"}
     return compare(
-        f"ppo-{args.critic}", "episode", ours, peer, args=args, peer_name="TRL",
+        named(f"ppo-{args.critic}", args), "episode", ours, peer, args=args, peer_name="TRL",
         packages=None if args.ours_only else peer_packages(TRL_PPO),
         about=f"{about}, {args.prompts} episodes of at most {args.new} tokens per batch",
-        target=TARGETS.get(("ppo", args.critic)),
+        target=target_of(args, "ppo", args.critic),
     )  # fmt: skip
 
 
@@ -202,10 +211,10 @@ def sampler(args: argparse.Namespace) -> Result:
     kind = "ragged" if args.ragged else "equal"
     python = vllm_python() if engine == "vllm" and not args.ours_only else None
     return compare(
-        f"sampler-{kind}-{engine}", "token",
+        named(f"sampler-{kind}-{engine}", args), "token",
         spec | {"job": "benchmarks.ours:Sampling"},
         spec | {"job": "benchmarks.engines:" + ("VLLM" if engine == "vllm" else "Generate")},
         args=args, peer_name=engine, python=python,
         about=f"{about}, {args.group} completions each, {low} to {high} tokens",
-        target=TARGETS.get(("sampler", "vllm" if engine == "vllm" else kind)),
+        target=target_of(args, "sampler", "vllm" if engine == "vllm" else kind),
     )  # fmt: skip
