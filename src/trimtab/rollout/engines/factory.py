@@ -23,8 +23,10 @@ from trimtab.rollout.engines.server_process import (
     ServeSpec,
     assign_gpus,
     python_with_vllm,
+    write_plugin,
 )
 from trimtab.rollout.engines.vllm import Requirements, VLLMServer
+from trimtab.rollout.link import GroupSync
 from trimtab.rollout.rollout_spec import RolloutSpec
 from trimtab.rollout.sync import AdapterSync, FolderSync, Transport
 from trimtab.sample.draw import SamplingConfig
@@ -84,7 +86,8 @@ def make_engine(
             gpus=spec.gpus_per_server if visible else 0,
             args=spec.server_args,
         )
-        processes = ServerProcesses(serve, gpus, folder)
+        plugin = write_plugin(folder / "plugin") if way == "gloo" else None
+        processes = ServerProcesses(serve, gpus, folder, plugin)
         urls, key = tuple(p.url for p in processes.processes), processes.key
     try:
         return ServerPool(
@@ -104,6 +107,8 @@ def make_engine(
 def _transport(way: str, files: Path, spec: RolloutSpec) -> Transport:
     if way == "adapter":
         return AdapterSync(files / "adapters")
+    if way == "gloo" or way == "nccl":
+        return GroupSync(way, spec.host)
     return FolderSync(files / "weights")
 
 

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 State = Literal["new", "synced", "serving", "paused", "dead"]
 HEARTBEAT = 5.0
 """Seconds between two looks at a server."""
+PATIENCE = 5.0
+"""Seconds in which a server must say that it is alive."""
 MISSES = 3
 """Heartbeats without a reply after which a server counts as dead."""
 
@@ -184,7 +186,7 @@ class ServerPool:
 
     async def _answers(self, member: Member) -> bool:
         try:
-            await member.server.call("GET", "/health", timeout=HEARTBEAT)
+            await member.server.call("GET", "/health", timeout=PATIENCE)
         except ServerError:
             return False
         return True

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimtab.errors import ConfigError
+from trimtab.rollout import vllm_plugin
 from trimtab.rollout.engine import EngineError
 from trimtab.runs import write_atomic
 
@@ -93,7 +95,10 @@ def server_environment(key: str, gpus: Sequence[int], plugin: Path | None) -> di
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_API_KEY": key,
     }
-    if gpus:
+    if not gpus:
+        # Otherwise a server on a CPU takes nearly all memory for its cache, in GiB.
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    else:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
     if plugin is not None:
         environment["PYTHONPATH"] = str(plugin)
@@ -199,10 +204,11 @@ class ServerProcess:
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.5)
-        lines = self.log_path.read_text(errors="replace").splitlines()[-15:]
-        raise EngineError(
-            f"rollout: a vLLM server did not start; {self.log_path} ends with:\n" + "\n".join(lines)
-        )
+        lines = self.log_path.read_text(errors="replace").splitlines()
+        # The first error is the cause; what follows are those who waited for it.
+        causes = [line for line in lines if re.search(r"\b\w+(Error|Exception): ", line)]
+        shown = "\n".join(causes[:1] or lines[-15:])
+        raise EngineError(f"rollout: a vLLM server did not start; {self.log_path} says:\n{shown}")
 
 
 class ServerProcesses:
@@ -264,6 +270,19 @@ class ServerProcesses:
         for process in self.processes:
             process.stop()
         atexit.unregister(self.stop)
+
+
+def write_plugin(folder: Path) -> Path:
+    """A folder for PYTHONPATH in which vLLM finds our weight transfer, without trimtab installed there."""
+    name = "trimtab_vllm_plugin"
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    source = Path(vllm_plugin.__file__).read_bytes()
+    write_atomic(folder / f"{name}.py", source)
+    write_atomic(info / "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode())
+    entry = f"[vllm.general_plugins]\n{name} = {name}:register\n"
+    write_atomic(info / "entry_points.txt", entry.encode())
+    return folder.resolve()
 
 
 def _kill_group(pid: int, number: int) -> None:
