@@ -88,3 +88,5 @@ def test_penalties_are_of_the_whole_episode() -> None:
     assert parts[0].penalties == parts[1].penalties == expected
     assert [c.reward for c in parts] == [-2.5, -2.5, 0.0]
     assert metrics["reward/raw"] == 0.5
+    metrics = rollout_metrics(parts, [e[-1] for e in g.episodes])
+    assert metrics["reward/mean"] == -1.25 and metrics["completion/length"] == 7 / 3

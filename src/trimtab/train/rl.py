@@ -234,6 +234,7 @@ class RLStage(RolloutStage[RLConfig]):
         c, method = self.config, self.method
         batch: list[Group] = []
         completions: list[Completion] = []
+        episodes: list[Completion] = []
         sampled = unscored = uniform = tries = 0
         while tries == 0 or (
             method.filter.dynamic_sampling
@@ -244,6 +245,7 @@ class RLStage(RolloutStage[RLConfig]):
             groups = self.sample(index, wanted, method.group_size, tries)
             before = len(batch)
             completions += [x for g in groups for x in g.completions]
+            episodes += [e[-1] for g in groups for e in g.episodes]
             sampled += len(groups)
             tries += 1
             for g in groups:
@@ -259,7 +261,7 @@ class RLStage(RolloutStage[RLConfig]):
                 self.ahead.drop(len(groups) - (len(batch) - before))
         if unscored == sampled:
             raise nothing_scored(f"step {index}", completions, 2 if method.needs_groups else 1)
-        metrics = rollout_metrics(completions)
+        metrics = rollout_metrics(completions, episodes)
         if method.needs_groups:
             metrics["group/uniform"] = uniform / sampled
             metrics["group/unscored"] = unscored / sampled

@@ -41,26 +41,34 @@ def best_and_worst(completions: Sequence[Completion]) -> tuple[Completion, Compl
     return None if same else (best, worst)
 
 
-def rollout_metrics(completions: Sequence[Completion]) -> dict[str, float]:
+def rollout_metrics(
+    completions: Sequence[Completion], episodes: Sequence[Completion] | None = None
+) -> dict[str, float]:
     """Mean rewards by part, lengths, finish reasons and failures.
+
+    Args:
+        completions: What lengths and finish reasons are of.
+        episodes: One completion of each episode, whose rewards count; ``completions`` where every one is
+            an episode.
 
     "reward/NAME/unscored" is the share of completions that this part did not score, where there are
     any.
     """
-    scored = [c.reward for c in completions if c.reward is not None]
+    ends = completions if episodes is None else episodes
+    scored = [c.reward for c in ends if c.reward is not None]
     metrics = {
         "reward/mean": float(np.mean(scored)) if scored else math.nan,
         "reward/std": float(np.std(scored)) if scored else math.nan,
-        "reward/unscored": 1.0 - len(scored) / max(1, len(completions)),
+        "reward/unscored": 1.0 - len(scored) / max(1, len(ends)),
         "completion/length": float(np.mean([c.trained for c in completions])),
         "completion/truncated": float(np.mean([c.truncated for c in completions])),
     }
-    for name in dict.fromkeys(name for c in completions for name in c.scores):
-        scores = [c.scores.get(name) for c in completions]
+    for name in dict.fromkeys(name for c in ends for name in c.scores):
+        scores = [c.scores.get(name) for c in ends]
         values = [s.value for s in scores if s is not None and s.value is not None]
         metrics[f"reward/{name}"] = float(np.mean(values)) if values else math.nan
-        if len(values) < len(completions) and "/" not in name:
-            metrics[f"reward/{name}/unscored"] = 1.0 - len(values) / len(completions)
+        if len(values) < len(ends) and "/" not in name:
+            metrics[f"reward/{name}/unscored"] = 1.0 - len(values) / len(ends)
     return metrics
 
 
