@@ -26,6 +26,8 @@ from trimtab.runs import read_samples
 from trimtab.runs.ray_jobs import Job, Resources, run_jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+EVERYTHING = os.environ.get("TRIMTAB_SCALE") == "all"
+costly = pytest.mark.skipif(not EVERYTHING, reason="make scale-check")
 RAY = {"type": "ray", "part_size": 4, "workers": 1}
 
 
@@ -95,6 +97,7 @@ def test_parts_on_ray_are_what_one_process_makes(base: Path, tmp_path: Path) -> 
     assert items == (tmp_path / "there" / "items.jsonl").read_bytes()
 
 
+@costly
 def test_best_of_n_on_ray_is_what_one_process_makes(base: Path, tmp_path: Path) -> None:
     more = {"rewards": [WORDY], "num_completions": 3}
     results: list[Any] = []
@@ -148,6 +151,7 @@ def test_a_judge_on_ray_says_the_same_and_keeps_its_cap(
         assert account["calls"] == 5 and summary.calls == 5 and summary.failed["cap"] > 0
 
 
+@costly
 def test_a_sweep_on_ray_trains_the_same_models(base: Path, tmp_path: Path) -> None:
     rl = folders.rl_settings(base, tmp_path / "unused", steps=2)
     weights: list[list[bytes]] = []
@@ -167,6 +171,7 @@ def by_rate(weights: Path) -> float:
     return yaml.safe_load((weights.parents[1] / "sweep.yaml").read_text())["optim"]["lr"]
 
 
+@costly
 def test_an_interrupted_command_leaves_nothing_running(base: Path, tmp_path: Path) -> None:
     """Ctrl-C goes to the command; its Ray and every worker end with it."""
     file = tmp_path / "sample.yaml"

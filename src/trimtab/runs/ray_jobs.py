@@ -71,7 +71,7 @@ def ray_session(show_workers: bool = False) -> Generator[ModuleType]:
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level="ERROR", log_to_driver=show_workers)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=show_workers)
     else:
         # Results are small: the object store needs little of the memory that the jobs want. Without a
         # dashboard, Ray Train's own helpers would fill the output with warnings.
@@ -79,7 +79,7 @@ def ray_session(show_workers: bool = False) -> Generator[ModuleType]:
             address="local",
             include_dashboard=False,
             object_store_memory=100 << 20,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             log_to_driver=False,
         )
     try:
