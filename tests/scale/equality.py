@@ -26,6 +26,7 @@ from tests.support.models import tiny
 from trimtab import ranks
 from trimtab.config import build
 from trimtab.launch.commands import find_command
+from trimtab.models import checkpoint
 from trimtab.models.shard import full, full_tensors
 from trimtab.ranks import Ranks
 
@@ -101,6 +102,11 @@ def settings(row: str, base: Path) -> tuple[str, dict[str, Any]]:
     }
 
 
+def exported(base: Path, row: str, world: int) -> Path:
+    """Where a row's model is exported."""
+    return base / "exports" / f"{row}-{world}" / "model"
+
+
 def trace(row: str, base: Path) -> Trace | None:
     """Train a few steps on the current ranks; the trace on rank 0."""
     name, values = settings(row, base)
@@ -122,11 +128,50 @@ def trace(row: str, base: Path) -> Trace | None:
 
     trainer.optimizer.step = step
     metrics = [stage.step(index) for index in range(STEPS)]
+    stage.export(exported(base, row, ranks.current().world))
     weights = [t for params in trainer.params.values() for t in full_tensors(params).values()]
     if not ranks.current().is_main:
         return None
     flat = torch.cat([t.detach().reshape(-1).clone() for t in weights])
     return Trace(gradients[0], flat, metrics)
+
+
+SAVED = 2
+"""Steps before the checkpoint of ``save``."""
+
+
+def save(row: str, base: Path) -> None:
+    """Train two steps and write a checkpoint."""
+    name, values = settings(row, base)
+    command = find_command(name)
+    stage = command.load_stage()(build(command.load_config(), values))
+    for index in range(SAVED):
+        stage.step(index)
+    tensors = stage.trainer.tensors()
+    state = {"trainer": stage.trainer.state(), "stage": stage.state()}
+    if ranks.current().is_main:
+        checkpoint.save(base / "checkpoints", SAVED, tensors, state)
+
+
+def resume(row: str, base: Path) -> dict[str, Tensor] | None:
+    """The weights at the load of the checkpoint of ``save``, and at the end."""
+    name, values = settings(row, base)
+    command = find_command(name)
+    stage = command.load_stage()(build(command.load_config(), values))
+    saved = checkpoint.latest_of_main(base / "checkpoints")
+    assert saved is not None
+    stage.trainer.load(saved)
+    stage.load(saved.state["stage"])
+    flat: dict[str, Tensor] = {}
+    for key, first, last in (("loaded", 0, 0), ("end", SAVED, STEPS)):
+        for index in range(first, last):
+            stage.step(index)
+        weights = [
+            t for params in stage.trainer.params.values() for t in full_tensors(params).values()
+        ]
+        if ranks.current().is_main:
+            flat[key] = torch.cat([t.detach().reshape(-1).clone() for t in weights])
+    return flat if ranks.current().is_main else None
 
 
 Job = Callable[[str, Path], Any]

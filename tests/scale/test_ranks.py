@@ -13,15 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.scale.equality import (
     ROWS,
     Trace,
     difference,
+    exported,
     make_data,
     metrics_difference,
     result,
+    resume,
     run_rows,
+    save,
     trace,
 )
 from trimtab import ranks
@@ -62,6 +66,29 @@ def test_ranks_train_what_one_process_trains(row: str, world: int, traces: Path)
     assert difference(several.weights, one.weights) <= WEIGHTS
     gap, name = metrics_difference(several, one)
     assert gap <= METRICS, name
+    models = [load_file(exported(traces, row, n) / "model.safetensors") for n in (1, world)]
+    assert models[0].keys() == models[1].keys()
+    for tensor, other in zip(*(m.values() for m in models), strict=True):
+        assert difference(other, tensor) <= 10 * WEIGHTS
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="make scale-check runs it")
+@pytest.mark.parametrize("row", ["sft.full.whole", "ppo-shared.full.lora", "dpo.none.whole"])
+def test_a_run_resumes_on_another_number_of_ranks(row: str, base: Path, tmp_path: Path) -> None:
+    for name in ("model", "demos.jsonl", "pairs.jsonl", "prompts.jsonl"):
+        (tmp_path / name).symlink_to(base / name)
+    assert run_rows(tmp_path, [row], (2,), trace) == [0, 0]
+    undisturbed = result(tmp_path, row, 2).weights
+    assert run_rows(tmp_path, [row], (2,), save) == [0, 0]
+    method, shard_mode, weights = row.split(".")
+    other = f"{method}.{'none' if shard_mode == 'full' else 'full'}.{weights}"
+    assert run_rows(tmp_path, [row, other], (1, 2, 4), resume) == [0] * 4
+    loaded = result(tmp_path, row, 2)["loaded"]
+    for resumed in (row, other):
+        for world in (1, 2, 4):
+            flat = result(tmp_path, resumed, world)
+            assert torch.equal(flat["loaded"], loaded), (resumed, world)
+            assert difference(flat["end"], undisturbed) <= GRADIENTS, (resumed, world)
 
 
 def without_count_sums(row: str, base: Path) -> Trace | None:

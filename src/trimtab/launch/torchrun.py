@@ -30,6 +30,7 @@ def start(name: str, config: Config, spec: LaunchSpec) -> None:
     Raises:
         LaunchError: they failed, also after ``spec.restarts`` restarts.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -45,6 +46,7 @@ def start(name: str, config: Config, spec: LaunchSpec) -> None:
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=spec.trainers,
+            run_id=Path(folder).name,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             max_restarts=spec.restarts,
@@ -57,3 +59,6 @@ def start(name: str, config: Config, spec: LaunchSpec) -> None:
                 f"rank {rank} failed with exit code {failure.exitcode} after {spec.restarts} restarts; "
                 "its message is above. Run the same command again to resume from the last checkpoint"
             ) from None
+        except SignalException as error:
+            # The ranks have finished their step and saved.
+            raise SystemExit(128 + int(error.sigval)) from None

@@ -77,10 +77,11 @@ def _decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether the weights of a model are sharded over ranks."""
-    return any(_is_shard(p) for p in model.parameters())
+    return any(is_shard(p) for p in model.parameters())
 
 
-def _is_shard(tensor: Tensor) -> bool:
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is this rank's part of a sharded one."""
     return type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "full_tensor")
 
 
@@ -113,12 +114,12 @@ def gathered(root: nn.Module) -> Generator[None]:
 
 def full(tensor: Tensor) -> Tensor:
     """A tensor in full, on every rank, which all call this."""
-    return cast(Any, tensor).full_tensor() if _is_shard(tensor) else tensor
+    return cast(Any, tensor).full_tensor() if is_shard(tensor) else tensor
 
 
 def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """A full tensor, which every rank has, sharded as ``parameter`` of the same shape is."""
-    if not _is_shard(parameter) or tensor.shape != parameter.shape:
+    if not is_shard(parameter) or tensor.shape != parameter.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
@@ -134,7 +135,7 @@ def full_tensors(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     for name, tensor in named:
         value = full(tensor.detach())
         if main:
-            tensors[name] = value.cpu() if _is_shard(tensor) else value
+            tensors[name] = value.cpu() if is_shard(tensor) else value
     return tensors
 
 
@@ -148,7 +149,7 @@ def sum_gradients(parameters: Sequence[Tensor], here: ranks.Ranks) -> None:
     bucket: list[Tensor] = []
     size = 0
     for p in parameters:
-        if _is_shard(p):
+        if is_shard(p):
             continue
         if bucket and size + p.numel() > BUCKET:
             _sum_bucket(bucket, here)

@@ -15,7 +15,7 @@ from torch import Tensor
 from trimtab import ranks
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.errors import UserError
-from trimtab.models.shard import sum_gradients
+from trimtab.models.shard import is_shard, sum_gradients
 from trimtab.objectives.terms import Counts, Loss
 from trimtab.train.deal import Bin, bins_of
 from trimtab.types import Group
@@ -84,6 +84,7 @@ class Gradients:
     def __init__(self, parameters: Sequence[Tensor], budget: int, seed: int, dropout: bool) -> None:
         self.parameters = list(parameters)
         self.budget, self.seed, self.dropout = budget, seed, dropout
+        self._pack: Pack | None = None
 
     def __call__(self, parts: Sequence[Part], step: int) -> dict[str, float]:
         """Accumulate the gradients of an optimiser step, in smaller packs if memory runs out.
@@ -135,8 +136,16 @@ class Gradients:
         """Halve the token budget after a step did not fit.
 
         Raises:
-            MemoryLimitError: every pack is one prompt already.
+            MemoryLimitError: every pack is one prompt already, or weights are sharded: ranks then meet in
+                every pack, and cannot retry apart.
         """
+        if any(map(is_shard, self.parameters)) and self._pack is not None:
+            names = ", ".join(g.id for g in self._pack.groups[:5])
+            raise MemoryLimitError(
+                f"rank {ranks.current().rank}: a pack of {self._pack.size} tokens (prompts {names}, …) "
+                f"does not fit into memory; lower loop.token_budget, now {self.budget}, turn on "
+                "model.gradient_checkpointing, or start more trainers"
+            ) from None
         largest = max((g.cost for part in parts for g in part.groups), default=0)
         if self.budget <= largest:
             raise MemoryLimitError(
@@ -176,7 +185,7 @@ class Gradients:
         ):
             sums: dict[str, Tensor] = {}
             for weighted in part_packs:
-                pack = weighted.pack.to(device)
+                pack = self._pack = weighted.pack.to(device)
                 with self._dropout_of((step, place, weighted.index)):
                     loss = part.objective(part.forward(pack), pack)
                 total = torch.zeros((), device=device)

@@ -27,6 +27,7 @@ from trimtab.models.export import save_model
 from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.models.packed import packed
 from trimtab.models.shard import gathered, shard
+from trimtab.models.whole import whole_model
 from trimtab.runs import Run, write_atomic
 from trimtab.runs.launch_spec import LaunchSpec
 from trimtab.train.deal import outputs
@@ -173,20 +174,16 @@ class Stage(ABC, Generic[C, M]):
 
     def export(self, folder: Path) -> None:
         """Write the model in Hugging Face format."""
-        with gathered(self.root):
-            if not ranks.current().is_main:
-                return
+        model = whole_model(self.network, self.config.model)
+        if model is not None:
             save_model(
-                self.network.model,
+                model,
                 folder,
                 self.renderer.tokenizer,
                 self.network.plain,
                 self.renderer.stop_ids,
                 adapter=self.config.export == "adapter",
             )
-
-    def close(self) -> None:
-        """Release what the stage holds outside this process, also after an error."""
 
     def progress(self, metrics: Metrics) -> str:
         """A few words for the progress bar."""
