@@ -214,10 +214,11 @@ class RolloutStage(Stage[C, LM]):
         groups: list[Group] = []
         with gathered(self.root):
             here.on_main(lambda: groups.extend(sample()))
-        columns = {p.id: p.extra for p in self.prompts}
         received = here.broadcast(groups)
-        for group in received:
-            group.extra = columns[group.id]
+        if not here.is_main:
+            columns = {p.id: p.extra for p in self.prompts}
+            for group in received:
+                group.extra = columns.get(group.id, {})
         return received
 
     @property
