@@ -233,10 +233,10 @@ def using(ranks: Ranks) -> Generator[Ranks]:
         _current = previous
 
 
-def launched() -> bool:
-    """Whether a launcher (torchrun, Ray) started this process as one of several."""
+def launched() -> int:
+    """How many processes a launcher (torchrun, Ray) started together, this one included; 0 without one."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return all(name in os.environ for name in names) and int(os.environ["WORLD_SIZE"]) > 1
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in names) else 0
 
 
 def is_lost(error: BaseException) -> bool:
@@ -257,7 +257,7 @@ def started(timeout: float = TIMEOUT) -> Generator[Ranks]:
     Raises:
         RankError: another rank ended, or did not answer in time.
     """
-    if not launched():
+    if launched() <= 1:
         yield _current
         return
     import torch

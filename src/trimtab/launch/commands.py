@@ -73,7 +73,7 @@ class Command:
             files: Texts by file that are written first, for the command to read.
         """
 
-        if ranks.launched() and not self.stage:
+        if ranks.launched() > 1 and not self.stage:
             raise ConfigError(
                 f"{self.name} is no training stage, so it runs in one process; start it without torchrun"
             )
