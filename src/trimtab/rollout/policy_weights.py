@@ -94,7 +94,6 @@ def _plain(name: str) -> str:
 def _merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Tensors of ``model`` by their names without adapters, W + s·BA where there is one."""
     seen: set[int] = set()
-    saved = model.state_dict().keys()  # without buffers that are not saved
     stack: list[tuple[str, nn.Module]] = [("", model)]
     while stack:
         prefix, module = stack.pop(0)
@@ -106,7 +105,8 @@ def _merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 seen.add(id(tensor))
                 yield f"{prefix}{name}", tensor.detach()
         for name, tensor in module.named_buffers(recurse=False):
-            if f"{prefix}{name}" in saved:
+            # Not by state_dict(): it would undo the gathering of a sharded model.
+            if name not in module._non_persistent_buffers_set:  # pyright: ignore[reportPrivateUsage]
                 yield f"{prefix}{name}", tensor
         stack[:0] = [(f"{prefix}{name}.", child) for name, child in module.named_children()]
 

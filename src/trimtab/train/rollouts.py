@@ -17,6 +17,7 @@ from trimtab import ranks
 from trimtab.data import formats
 from trimtab.data.dataset import load_groups
 from trimtab.data.pack import Output, Pack
+from trimtab.errors import ConfigError
 from trimtab.models.load import LM, ModelSpec, disable_dropout
 from trimtab.models.packed import PackedLM
 from trimtab.models.shard import gathered, shard
@@ -103,6 +104,11 @@ class RolloutStage(Stage[C, LM]):
     def load_engine(self) -> Engine:
         """What samples: every rank takes part in the native engine, rank 0 alone calls servers."""
         c, here = self.config, ranks.current()
+        if c.rollout.engine != "native" and self.sharded and c.model.trains_adapters:
+            raise ConfigError(
+                "rollout.engine: servers cannot be sent the adapters of a sharded model; set "
+                "model.shard: none (adapters need little memory), or rollout.engine: native"
+            )
         if c.rollout.engine != "native" and here.is_main:
             out = Path(c.out)
             return make_engine(
