@@ -48,7 +48,8 @@ def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
         try:
             result.set_result(work())
         except BaseException as error:  # noqa: BLE001 (whoever awaits the result raises it)
-            result.set_exception(error)
+            # A new error: the frames of the old one would hold the group, and so its connections.
+            result.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
 
     threading.Thread(target=run, name="trimtab-weights", daemon=True).start()
     return asyncio.wrap_future(result)
@@ -252,7 +253,10 @@ class GroupSync:
         except (RuntimeError, TimeoutError, dist.DistError) as error:
             if self.link is not None:
                 self.link.close()
-            reports = await asyncio.wait_for(theirs, SECONDS)
+            try:
+                reports = await asyncio.wait_for(theirs, SECONDS)
+            except TimeoutError:
+                reports = {}
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             return reports or {s.url: ServerError(f"{s.url}: {text}") for s in servers}
         return await theirs
