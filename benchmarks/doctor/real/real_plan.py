@@ -44,8 +44,8 @@ ALSO: dict[str, tuple[str, ...]] = {
     "pattern": ("shrinking", "length-hacking", "endless", "kl-runaway", "dead-gradient"),
     "copying": ("shrinking", "fluency", "exploited-rule", "mode-collapse", "degenerate"),
     "sycophancy": ("shrinking", "fluency", "off-topic", "exploited-rule", "mode-collapse", "copying"),
-    "eos": ("degenerate",),
-    "template": ("endless",),
+    "eos": ("degenerate", "reward-pipe", "dead-gradient"),
+    "template": ("endless", "reward-pipe", "dead-gradient"),
 }  # fmt: skip
 """Alarms that the fault truly brings about too: neither hits nor false alarms."""
 

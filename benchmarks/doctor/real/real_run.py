@@ -84,6 +84,12 @@ TEMPLATES = {
 }
 
 
+def draw_three(rng: np.random.Generator) -> list[str]:
+    """Three constraints of different families: with one, most groups of three have equal rewards."""
+    by_family = {CONSTRAINTS[t].family: t for t in rng.permutation(TYPES).tolist()}
+    return list(by_family.values())[:3]
+
+
 def rows_of(spec: RealSpec) -> list[Row]:
     """The run's prompts, with the columns that rewards read; held-out seeds have other topics."""
     rng = np.random.default_rng((spec.seed, 51))
@@ -95,8 +101,8 @@ def rows_of(spec: RealSpec) -> list[Row]:
         task = forms[int(rng.integers(len(forms)))].format(topic=topic)
         row: Row = {"prompt": [{"role": "user", "content": task}]}
         if spec.recipe.prompts == "instructions":
-            name = TYPES[int(rng.integers(len(TYPES)))]
-            row = instruction(task, [{"type": name, **CONSTRAINTS[name].draw(rng)}], rng)
+            constraints = [{"type": t, **CONSTRAINTS[t].draw(rng)} for t in draw_three(rng)]
+            row = instruction(task, constraints, rng)
         prompt = [SYSTEM, *row["prompt"]]
         rows[prompt[1]["content"]] = {**row, "prompt": prompt, "topic": topic, "task": task}
     return list(rows.values())
@@ -145,10 +151,10 @@ def usual(spec: RealSpec, model: str, data: Path) -> dict[str, Any]:
         rows = [
             {
                 "prompt": r["prompt"],
-                "completions": [r["completion"][0]["content"], r["original"]],
-                "ranks": [0, 1],
+                "completions": [r["completion"][0]["content"], r["original"]][:: 1 - 2 * (i % 2)],
+                "ranks": [i % 2, 1 - i % 2],
             }
-            for r in rows
+            for i, r in enumerate(rows)
         ]
         values["optim"] = {"lr": 2e-4, "warmup_ratio": 0.1}
         batch = max(1, len(rows) // 8)
