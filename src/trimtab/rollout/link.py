@@ -242,14 +242,14 @@ class GroupSync:
 
     async def _together(self, servers: Sequence[VLLMServer], calls: Any, own: Any) -> Failures:
         """HTTP calls and our own part at once. Our part runs in a thread that may be abandoned."""
-        mine = _in_thread(own)
+        own_send = _in_thread(own)
         theirs = asyncio.ensure_future(on_each(servers, calls))
-        done, _ = await asyncio.wait({mine, theirs}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({own_send, theirs}, return_when=asyncio.FIRST_COMPLETED)
         if theirs in done and theirs.result():
-            mine.add_done_callback(lambda f: f.cancelled() or f.exception())
+            own_send.add_done_callback(lambda f: f.cancelled() or f.exception())
             return theirs.result()
         try:
-            await asyncio.wait_for(asyncio.shield(mine), SECONDS)
+            await asyncio.wait_for(asyncio.shield(own_send), SECONDS)
         except (RuntimeError, TimeoutError, dist.DistError) as error:
             if self.link is not None:
                 self.link.close()

@@ -207,8 +207,8 @@ class ServerProcess:
         lines = self.log_path.read_text(errors="replace").splitlines()
         # The first error is the cause; what follows are those who waited for it.
         causes = [line for line in lines if re.search(r"\b\w+(Error|Exception): ", line)]
-        shown = "\n".join(causes[:1] or lines[-15:])
-        raise EngineError(f"rollout: a vLLM server did not start; {self.log_path} says:\n{shown}")
+        excerpt = "\n".join(causes[:1] or lines[-15:])
+        raise EngineError(f"rollout: a vLLM server did not start; {self.log_path} says:\n{excerpt}")
 
 
 class ServerProcesses:
