@@ -185,6 +185,9 @@ class Stage(ABC, Generic[C, M]):
                 adapter=self.config.export == "adapter",
             )
 
+    def close(self) -> None:
+        """Release what the stage holds outside this process, also after an error."""
+
     def progress(self, metrics: Metrics) -> str:
         """A few words for the progress bar."""
         return self.summary(metrics)
