@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 import trimtab
 from trimtab.config import Config, build
 from trimtab.errors import ConfigError, DataError
+from trimtab.kernels.allocator import return_freed_memory
 from trimtab.launch.commands import Command, find_stage_type
 from trimtab.launch.plan import peak_mb
 from trimtab.report.recipe_report import RECIPE_FILE, AnyChart, report_recipe
@@ -199,6 +200,7 @@ def _run_stage(stage: PlannedStage, *, fresh: bool) -> None:
     stage.command.run(stage.config)
     marker.complete = True
     marker.seconds, marker.peak_rss_mb = time.monotonic() - before, peak_mb("cpu")
+    return_freed_memory()
     _write_marker(stage, marker)
 
 
