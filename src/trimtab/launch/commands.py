@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trimtab import ranks
 from trimtab.config import Config
 from trimtab.errors import ConfigError
 
@@ -72,6 +71,7 @@ class Command:
             fresh: Move an earlier result aside.
             files: Texts by file that are written first, for the command to read.
         """
+        from trimtab import ranks  # here, because it imports numpy
 
         if ranks.launched() > 1 and not self.stage:
             raise ConfigError(

@@ -204,7 +204,7 @@ class ServerProcess:
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.5)
-        lines = self.log_path.read_text(errors="replace").splitlines()
+        lines = self.log_path.read_text(errors="replace").split("\n")
         # The first error is the cause; what follows are those who waited for it.
         causes = [line for line in lines if re.search(r"\b\w+(Error|Exception): ", line)]
         excerpt = "\n".join(causes[:1] or lines[-15:])
