@@ -21,7 +21,11 @@ from trimtab.launch.commands import find_command
 from trimtab.runs import read_metrics
 from trimtab.train.rl_config import RLConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Two Ray trainings with three restarts each take minutes.
+    pytest.mark.skipif(os.environ.get("TRIMTAB_SCALE") != "all", reason="make scale-check"),
+]
 STEPS = 5
 
 
@@ -89,7 +93,6 @@ def test_faults_under_ray_leave_the_result_of_torchrun(
     assert steps == list(range(1, STEPS + 1))
 
 
-@pytest.mark.skipif(os.environ.get("TRIMTAB_SCALE") != "all", reason="make scale-check")
 def test_too_many_faults_are_reported(base: Path, tmp_path: Path, local_ray: None) -> None:
     faults = tmp_path / "faults"
     faults.mkdir()
