@@ -177,7 +177,7 @@ def test_packages_are_functions_whatever_was_imported_first() -> None:
         "    except Exception as e: print(type(e).__name__)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["TypeError", "ConfigError", "ModelError"]
+    assert done.stdout.split() == ["TypeError", "ConfigError", "DataError"]
 
 
 def flat(rewards_BT: Tensor, mask_BT: Tensor, final_B: Tensor, group_B: Tensor) -> Tensor:

@@ -103,7 +103,10 @@ class VLLMServer:
             base_url=url,
             headers=headers,
             trust_env=False,
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency),
+            # Servers close a connection that is idle for 5 s; one that they are closing fails.
+            limits=httpx2.Limits(
+                max_connections=None, max_keepalive_connections=concurrency, keepalive_expiry=2.0
+            ),
         )
 
     async def close(self) -> None:
