@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,14 +129,16 @@ def _run_on_ray(runs: Sequence[PlannedRun], resources: Resources) -> list[tuple[
 
 def _train(settings: dict[str, Any], log_file: str) -> None:
     """One run, in a process of its own."""
+
+    def log_failure(kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            log.error("the run failed", exc_info=error)
+
     handler = logging.FileHandler(log_file)
-    logging.getLogger().addHandler(handler)
     logging.getLogger("trimtab").setLevel(logging.INFO)
-    try:
+    with ExitStack() as stack:
+        logging.getLogger().addHandler(handler)
+        stack.callback(handler.close)
+        stack.callback(logging.getLogger().removeHandler, handler)
+        stack.push(log_failure)
         COMMANDS["rl"].run(build(RLConfig, settings, "sweep"))
-    except BaseException:
-        log.exception("the run failed")
-        raise
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()

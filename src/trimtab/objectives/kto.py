@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from trimtab.data.pack import Output, Pack
-from trimtab.objectives.pairs import Scaled, ahead, summed
+from trimtab.objectives.pairs import WithBeta, ahead, summed
 from trimtab.objectives.terms import Counts, Loss, Metrics, Term, detached, zero_like
 from trimtab.types import Completion, Group
 
@@ -22,7 +22,7 @@ def kto(ratio: Tensor, good: Tensor, z0: float, beta: float, d: float, u: float)
     return torch.where(good, d * torch.sigmoid(-gain), u * torch.sigmoid(gain))
 
 
-class KTO(Scaled):
+class KTO(WithBeta):
     """Completions labelled good or bad; the mean over all of an optimiser step (2402.01306).
 
     The label is the rank: 0 is good, any other is bad. A lone completion of a group (a row with

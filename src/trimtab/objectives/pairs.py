@@ -15,7 +15,7 @@ from trimtab.config import Kind
 from trimtab.data.pack import Output, Pack
 from trimtab.objectives.bradley_terry import pair_indices
 from trimtab.objectives.tensors import segment_sum
-from trimtab.objectives.terms import Counts, Loss, Metrics, Term, detached, zero_like
+from trimtab.objectives.terms import Counts, Loss, Metrics, Objective, Term, detached, zero_like
 from trimtab.types import Group
 
 
@@ -52,9 +52,9 @@ class PackPairs(NamedTuple):
 
 
 class Direct(Kind):
-    """A direct preference method: a subclass defines ``loss`` and ``implicit`` on pairs.
+    """A direct preference method: the policy's log-probs are implicit rewards.
 
-    Each prompt counts once: the mean over its comparable pairs. Ties are left out, and so are
+    The methods on pairs derive from ``PairLoss``; KTO has a loss of its own. Each prompt counts once: the mean over its comparable pairs. Ties are left out, and so are
     completions without a rank or without a trained token. The reference's log-probs are the tokens'
     "ref_logp".
     """
@@ -85,9 +85,9 @@ class Direct(Kind):
         """Weight of the chosen completion's mean negative log-likelihood in the loss."""
         return self.rpo_alpha
 
-    def loss(self, p: Pairs) -> Tensor:
-        """The formula, without the likelihood: [P]. Abstract."""
-        raise NotImplementedError
+    @abstractmethod
+    def at(self, z0: float) -> Objective:
+        """The loss of one optimiser step; ``z0`` is KTO's, which other methods ignore. Abstract."""
 
     @abstractmethod
     def implicit(self, p: Pairs) -> tuple[Tensor, Tensor]:
@@ -125,6 +125,17 @@ class Direct(Kind):
             return []
         right_P = ahead(*self.implicit(compared.pairs))
         return list(zip(compared.group_P, right_P.tolist(), strict=True))
+
+
+class PairLoss(Direct):
+    """A direct method on pairs: a subclass defines ``loss`` and ``implicit``."""
+
+    @abstractmethod
+    def loss(self, p: Pairs) -> Tensor:
+        """The formula, without the likelihood: [P]. Abstract."""
+
+    def at(self, z0: float) -> Objective:
+        return self
 
     def __call__(self, out: Output, pack: Pack) -> Loss:
         """Needs ``logp_C``, and the tokens' "ref_logp" unless reference-free."""
@@ -164,20 +175,24 @@ class Direct(Kind):
         return metrics
 
 
-class Scaled(Direct):
+class WithBeta(Direct):
     """Methods whose implicit reward is beta (logpi - logref)."""
 
     beta: float = Field(default=0.1, gt=0.0)
     """KL coefficient: a higher one keeps the policy nearer to the reference."""
 
+    def implicit(self, p: Pairs) -> tuple[Tensor, Tensor]:
+        """beta a, beta b."""
+        return self.beta * p.a_P, self.beta * p.b_P
+
+
+class Scaled(WithBeta, PairLoss):
+    """Methods on pairs whose implicit reward is beta (logpi - logref)."""
+
     def z(self, p: Pairs) -> Tensor:
         """beta (a - b)."""
         w, l = self.implicit(p)
         return w - l
-
-    def implicit(self, p: Pairs) -> tuple[Tensor, Tensor]:
-        """beta a, beta b."""
-        return self.beta * p.a_P, self.beta * p.b_P
 
 
 def strict_pairs(pack: Pack) -> tuple[list[list[tuple[int, int]]], int]:

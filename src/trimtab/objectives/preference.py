@@ -30,7 +30,7 @@ from torch.nn.functional import logsigmoid, relu
 
 from trimtab.config import by_type
 from trimtab.objectives.kto import KTO
-from trimtab.objectives.pairs import Direct, Pairs, Scaled
+from trimtab.objectives.pairs import Direct, PairLoss, Pairs, Scaled
 
 
 def smoothed(z: Tensor, e: float) -> Tensor:
@@ -130,7 +130,7 @@ class Hinge(Scaled):
         return relu(1.0 - self.z(p))
 
 
-class SLiC(Direct):
+class SLiC(PairLoss):
     """max(0, delta - W + L) - nll_weight W/n_w (2305.10425); no reference."""
 
     type: Literal["slic"] = "slic"
@@ -183,7 +183,7 @@ class SimPO(Scaled):
         return -logsigmoid(self.z(p) - self.gamma)
 
 
-class ORPO(Direct):
+class ORPO(PairLoss):
     """-W/n_w - lam log s(o(W/n_w) - o(L/n_l)), o the log-odds (2403.07691); no reference."""
 
     type: Literal["orpo"] = "orpo"

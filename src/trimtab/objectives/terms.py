@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from trimtab.data.pack import Pack
+from trimtab.data.pack import Output, Pack
 
 Per = Literal["tokens", "completions", "groups", "chosen", "rejected"]
 """Trained tokens; completions with at least one; groups that carry a training signal; completions
@@ -52,6 +52,10 @@ class Objective(Protocol):
 
     def counts(self, pack: Pack) -> Counts:
         """What this pack adds to the counts of the optimiser step, without a forward."""
+        ...
+
+    def __call__(self, out: Output, pack: Pack) -> Loss:
+        """Sums, and what divides them."""
         ...
 
 

@@ -21,6 +21,7 @@ from trimtab.models.load_frozen import load_reference
 from trimtab.objectives.kto import KTO, KTOAt, labels, mismatched
 from trimtab.objectives.pairs import summed
 from trimtab.objectives.preference import DPO, Preference
+from trimtab.objectives.terms import Objective
 from trimtab.stats.uncertainty import bootstrap_mean
 from trimtab.train.loop import run_stage
 from trimtab.train.reference import CachedReference
@@ -131,17 +132,16 @@ class PreferenceStage(DatasetStage[PreferenceConfig, LM]):
 
     def z0(self, groups: Sequence[Group]) -> float:
         """KTO's max(0, mean(logpi - logref)) over mismatched pairs, nats; 0 without any."""
+        if not groups:
+            return 0.0
         ratios: list[float] = []
         for pack, out in self.outputs(groups):
             ratios += summed(out, pack, True)[1].tolist()
-        return max(0.0, float(np.mean(ratios))) if ratios else 0.0
+        return max(0.0, float(np.mean(ratios)))
 
-    def loss(self, index: int) -> Preference | KTOAt:
+    def loss(self, index: int) -> Objective:
         """The objective; KTO's with the z0 of the batch."""
-        objective = self.config.objective
-        if isinstance(objective, KTO):
-            return objective.at(self.z0(self.mismatched[index]))
-        return objective
+        return self.config.objective.at(self.z0(self.mismatched[index] if self.mismatched else []))
 
     def step(self, index: int) -> Metrics:
         """Train on the batch of step ``index``; metrics by name."""
@@ -155,9 +155,7 @@ class PreferenceStage(DatasetStage[PreferenceConfig, LM]):
         if not self.held_out:
             return {}
         objective = self.config.objective
-        loss = objective
-        if isinstance(objective, KTO):
-            loss = objective.at(self.z0(self.held_out_mismatched))
+        loss = objective.at(self.z0(self.held_out_mismatched))
         sums: dict[str, tuple[float, str]] = {}
         counts: dict[str, float] = {}
         correct: list[float] = []

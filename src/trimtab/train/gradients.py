@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,23 +16,11 @@ from trimtab import ranks
 from trimtab.data.pack import Output, Pack, packs
 from trimtab.errors import UserError
 from trimtab.models.shard import is_shard, sum_gradients
-from trimtab.objectives.terms import Counts, Loss
+from trimtab.objectives.terms import Counts, Objective
 from trimtab.train.deal import Bin, bins_of
 from trimtab.types import Group
 
 log = logging.getLogger(__name__)
-
-
-class LossFn(Protocol):
-    """An objective: see ``trimtab.objectives.terms``."""
-
-    def counts(self, pack: Pack) -> Counts:
-        """Counts this pack adds."""
-        ...
-
-    def __call__(self, out: Output, pack: Pack) -> Loss:
-        """Sums, and what divides them."""
-        ...
 
 
 @dataclass(slots=True)
@@ -41,7 +29,7 @@ class Part:
 
     groups: Sequence[Group]
     """What is trained on."""
-    objective: LossFn
+    objective: Objective
     """The loss."""
     forward: Callable[[Pack], Output]
     """Runs the models on a pack."""

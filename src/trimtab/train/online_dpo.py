@@ -151,7 +151,7 @@ class OnlineStage(RolloutStage[OnlineConfig]):
         if unscored == len(groups):
             raise nothing_scored(f"step {index}", completions, 2)
         if pairs:
-            part = Part(pairs, c.objective, self.forward, self.lm.exact)
+            part = Part(pairs, c.objective.at(0.0), self.forward, self.lm.exact)
             metrics |= with_margins(self.trainer.update([part]))
         # Shares of all prompts; the objective's own "ties" counts pairs only.
         return metrics | {

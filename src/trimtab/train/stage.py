@@ -28,10 +28,11 @@ from trimtab.models.load import ModelSpec, renderer_for
 from trimtab.models.packed import packed
 from trimtab.models.shard import gathered, shard
 from trimtab.models.whole import whole_model
+from trimtab.objectives.terms import Objective
 from trimtab.runs import Run, write_atomic
 from trimtab.runs.launch_spec import LaunchSpec
 from trimtab.train.deal import outputs
-from trimtab.train.gradients import LossFn, Part
+from trimtab.train.gradients import Part
 from trimtab.train.learning_rate import RateOf
 from trimtab.train.run_facts import data_facts
 from trimtab.train.trainer import LoopSpec, OptimSpec, Trainer, batch_indices
@@ -237,7 +238,7 @@ class DatasetStage(Stage[D, M]):
         """What the loss reads of the model's outputs on a pack."""
 
     @abstractmethod
-    def loss(self, index: int) -> LossFn:
+    def loss(self, index: int) -> Objective:
         """The loss of step ``index``."""
 
     def load_data(self) -> tuple[list[Group], list[Group]]:
@@ -263,7 +264,7 @@ class DatasetStage(Stage[D, M]):
         """Train on the batch of step ``index``; metrics by name."""
         return self.update(index, self.loss(index))
 
-    def update(self, index: int, loss: LossFn) -> Metrics:
+    def update(self, index: int, loss: Objective) -> Metrics:
         """One optimiser step on the batch of step ``index``."""
         return self.trainer.update(
             [Part(self.batch(index), loss, self.forward, self.network.exact)]

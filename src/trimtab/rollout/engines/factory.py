@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -89,8 +90,10 @@ def make_engine(
         plugin = write_plugin(folder / "plugin") if way == "gloo" else None
         processes = ServerProcesses(serve, gpus, folder, plugin)
         urls, key = tuple(p.url for p in processes.processes), processes.key
-    try:
-        return ServerPool(
+    with ExitStack() as started:
+        if processes is not None:
+            started.callback(processes.stop)
+        pool = ServerPool(
             [VLLMServer(url, key, spec.timeout, spec.concurrency) for url in urls],
             needs,
             transport,
@@ -98,10 +101,8 @@ def make_engine(
             [g.prompt for g in prompts[:4]],
             processes,
         )
-    except BaseException:
-        if processes is not None:
-            processes.stop()
-        raise
+        started.pop_all()  # the pool stops them from now on
+    return pool
 
 
 def _transport(way: str, files: Path, spec: RolloutSpec) -> Transport:

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,11 +94,10 @@ class ServerPool:
         self._payload: Any = None
         self._verified: Verified | None = None
         self._background = Background("trimtab-engines")
-        try:
+        with ExitStack() as started:
+            started.callback(self._background.close)
             self._background.run(self._start())
-        except BaseException:
-            self._background.close()
-            raise
+            started.pop_all()
 
     async def _start(self) -> None:
         self._changed = asyncio.Condition()
@@ -359,10 +359,11 @@ class ServerPool:
             for member in self.members:
                 await member.server.close()
 
-        self._background.run(end())
-        self._background.close()
-        if self.processes is not None:
-            self.processes.stop()
+        with ExitStack() as stack:
+            if self.processes is not None:
+                stack.callback(self.processes.stop)
+            stack.callback(self._background.close)
+            self._background.run(end())
 
 
 def _labelled(sampled: Sampled, version: int | None, by_label: bool, member: Member) -> Sampled:

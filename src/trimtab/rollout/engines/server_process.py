@@ -242,14 +242,13 @@ class ServerProcesses:
         for process in self.processes:
             process.stop_leftover()
         atexit.register(self.stop)
-        try:
+        with contextlib.ExitStack() as started:
+            started.callback(self.stop)
             for process in self.processes:
                 process.start()
             for process in self.processes:
                 process.wait()
-        except BaseException:
-            self.stop()
-            raise
+            started.pop_all()
 
     def watch(self) -> None:
         """Start servers again that ended, at most ``RESTARTS`` times each."""
