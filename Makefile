@@ -72,7 +72,7 @@ check: lint types layers test
 
 # Every method on 1, 2 and 4 ranks, faults that must be noticed, and kills; CI runs a slice of it.
 scale-check: setup
-	TRIMTAB_SCALE=all $(BIN)/python -m pytest --durations=15 tests/scale tests/rollout/test_server_pool.py
+	TRIMTAB_SCALE=all $(BIN)/python -m pytest --durations=15 tests/scale
 
 # The wheel alone, in an empty environment and an empty folder, finds its recipes and the sandbox.
 wheel-check:

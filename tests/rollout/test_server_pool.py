@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -295,8 +294,6 @@ def test_engines_are_awaited_from_any_loop(tmp_path: Path, start: Start) -> None
         engine.close()
 
 
-# Fails now and then on a busy machine: the test server drops the connection of the first sync.
-@pytest.mark.skipif(os.environ.get("TRIMTAB_SCALE") != "all", reason="make scale-check")
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_grpo_trains_through_servers(tmp_path: Path, start: Start, lora: bool) -> None:

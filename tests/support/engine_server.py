@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,15 @@ from trimtab.models.load import LM, base_of
 from trimtab.models.model_spec import ModelSpec
 from trimtab.sample.draw import SamplingConfig
 from trimtab.sample.sampler import Request, Sampler
+
+
+_LOADING = threading.Lock()
+"""transformers loads models with global state, so two servers of a process must not load at once."""
+
+
+def _load(path: str) -> LM:
+    with _LOADING:
+        return LM.load(ModelSpec(path=path, device="cpu"), train=False)
 
 
 class EngineServer:
@@ -44,7 +54,7 @@ class EngineServer:
     ) -> None:
         self.folder, self.stale_head, self.raw, self.spans = folder, stale_head, raw, spans
         self.version, self.max_length, self.seconds = version, max_length, seconds
-        self.lm = LM.load(ModelSpec(path=str(folder), device="cpu"), train=False)
+        self.lm = _load(str(folder))
         if base_of(self.lm.model).config.tie_word_embeddings and stale_head:
             head: Any = base_of(self.lm.model).get_output_embeddings()
             head.weight = torch.nn.Parameter(head.weight.detach().clone())
@@ -85,7 +95,8 @@ class EngineServer:
             allow_reuse_address = True
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                pass
+                if not isinstance(sys.exc_info()[1], OSError):  # the client's or ``kill``'s end of it
+                    super().handle_error(request, client_address)
 
             def process_request(self, request: Any, client_address: Any) -> None:
                 outer.sockets.append(request)
@@ -141,8 +152,7 @@ class EngineServer:
         elif path == "/v1/load_lora_adapter":
             if body["lora_name"] in self.adapters:
                 return 400, {"error": "has already been loaded"}
-            spec = ModelSpec(path=body["lora_path"], device="cpu")
-            self.adapters[body["lora_name"]] = LM.load(spec, train=False)
+            self.adapters[body["lora_name"]] = _load(body["lora_path"])
         elif path == "/v1/unload_lora_adapter":
             self.adapters.pop(body["lora_name"])
         elif path != "/reset_prefix_cache":
