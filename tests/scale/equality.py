@@ -150,8 +150,7 @@ def save(row: str, base: Path) -> None:
         stage.step(index)
     tensors = stage.trainer.tensors()
     state = {"trainer": stage.trainer.state(), "stage": stage.state()}
-    if ranks.current().is_main:
-        checkpoint.save(base / "checkpoints", SAVED, tensors, state)
+    checkpoint.save(base / "checkpoints", SAVED, tensors, state)
 
 
 def resume(row: str, base: Path) -> dict[str, Tensor] | None:

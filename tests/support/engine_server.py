@@ -20,7 +20,6 @@ from trimtab.models.model_spec import ModelSpec
 from trimtab.sample.draw import SamplingConfig
 from trimtab.sample.sampler import Request, Sampler
 
-
 _LOADING = threading.Lock()
 """transformers loads models with global state, so two servers of a process must not load at once."""
 
@@ -95,7 +94,9 @@ class EngineServer:
             allow_reuse_address = True
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                if not isinstance(sys.exc_info()[1], OSError):  # the client's or ``kill``'s end of it
+                if not isinstance(
+                    sys.exc_info()[1], OSError
+                ):  # the client's or ``kill``'s end of it
                     super().handle_error(request, client_address)
 
             def process_request(self, request: Any, client_address: Any) -> None:

@@ -3,18 +3,19 @@
 A checkpoint is written to a temporary folder, every file is synced and listed with its size and
 SHA-256 in ``manifest.json``, then the folder is renamed and its parent synced. The latest one is
 the newest with a valid manifest; there is no pointer file. Tensors are safetensors, all other state
-is JSON.
+is JSON. Rank 0 writes, but for sharded tensors, of which every rank writes its part.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,8 @@ from torch import Tensor
 
 from trimtab import ranks
 from trimtab.errors import CheckpointError
+from trimtab.models import checkpoint_parts
+from trimtab.models.shard import is_shard, shard_like
 from trimtab.runs import fs
 
 MANIFEST = "manifest.json"
@@ -57,8 +60,13 @@ class Checkpoint:
     state: dict[str, Any]
     """The JSON state passed to ``save``."""
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors saved under ``name``, on the CPU.
+    def tensors(self, name: str, like: checkpoint_parts.Like = lambda _: None) -> dict[str, Tensor]:
+        """The tensors saved under ``name``; every rank calls it.
+
+        Args:
+            name: A key of ``save``'s tensors.
+            like: A tensor for which it returns a sharded one of the same shape is sharded as that is; the
+                rest are in full, on the CPU.
 
         Raises:
             CheckpointError: nothing was saved under that name.
@@ -67,7 +75,11 @@ class Checkpoint:
         if not file.exists():
             names = sorted(f.stem for f in self.path.glob("*.safetensors"))
             raise CheckpointError(f"{self.path}: no tensors {name!r}; there are {', '.join(names)}")
-        return load_file(file)
+        found = checkpoint_parts.read(self.path, name, like)
+        for key, value in load_file(file).items():
+            model = like(key)
+            found[key] = value if model is None else shard_like(model, value)
+        return found
 
 
 def save(
@@ -78,10 +90,10 @@ def save(
     write_extra: Callable[[Path], None] | None = None,
     keep: int = 2,
 ) -> Path:
-    """Write a checkpoint durably, then remove older ones beyond ``keep``.
+    """Write a checkpoint durably, then remove older ones beyond ``keep``; every rank calls it.
 
     Args:
-        tensors: one safetensors file per name.
+        tensors: one safetensors file per name, and every rank's part of those that are sharded.
         state: anything JSON can hold exactly.
         write_extra: writes more files (such as a Hugging Face export) into the folder passed to it.
         keep: complete checkpoints to keep, including this one.
@@ -90,23 +102,53 @@ def save(
         CheckpointError: writing failed (disk full, no permission); earlier checkpoints are untouched.
     """
     assert keep >= 1
+    here = ranks.current()
     temporary = folder / f".tmp-{step:08d}"
+    parts = {
+        f"{f}/{n}": t for f, values in tensors.items() for n, t in values.items() if is_shard(t)
+    }
+
+    def begin() -> None:
+        with _explained(folder, step):
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in (*folder.glob(".tmp-*"), *folder.glob(".old-*")):
+                fs.remove(stale)
+            fs.mkdir(temporary)
+
+    def complete() -> str:
+        with _explained(folder, step):
+            for name, values in tensors.items():
+                whole = {n: t for n, t in values.items() if not is_shard(t)}
+                _write_tensors(temporary / f"{name}.safetensors", whole)
+            _write(temporary / "state.json", json.dumps(dict(state), indent=1).encode())
+            if write_extra is not None:
+                write_extra(temporary)
+            _write_manifest(temporary, step)
+            final = _free_name(folder, step)
+            fs.rename(temporary, final)
+            fs.fsync(folder)
+        try:
+            _prune(folder, final, step, keep)
+        except OSError as error:  # the new checkpoint is safe, so go on
+            warnings.warn(
+                f"{folder}: an old checkpoint could not be removed ({error})", stacklevel=4
+            )
+        return str(final)
+
+    here.on_main(begin)
+    if parts:
+        with _explained(folder, step):
+            checkpoint_parts.write(temporary, parts)
+    return Path(here.on_main(complete))
+
+
+@contextlib.contextmanager
+def _explained(folder: Path, step: int) -> Generator[None]:
+    """Remove an unfinished checkpoint if writing it fails, and say what to do."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in (*folder.glob(".tmp-*"), *folder.glob(".old-*")):
-            fs.remove(stale)
-        fs.mkdir(temporary)
-        for name, values in tensors.items():
-            _write_tensors(temporary / f"{name}.safetensors", values)
-        _write(temporary / "state.json", json.dumps(dict(state), indent=1).encode())
-        if write_extra is not None:
-            write_extra(temporary)
-        _write_manifest(temporary, step)
-        final = _free_name(folder, step)
-        fs.rename(temporary, final)
-        fs.fsync(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except (OSError, SafetensorError, CheckpointError) as error:
+        shutil.rmtree(folder / f".tmp-{step:08d}", ignore_errors=True)
         full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
         free = shutil.disk_usage(folder).free / 2**20 if folder.exists() else 0.0
         raise CheckpointError(
@@ -114,11 +156,6 @@ def save(
             f"are free. Earlier checkpoints are intact: "
             f"{'free some space' if full else 'fix the disk or its permissions'} and resume."
         ) from error
-    try:
-        _prune(folder, final, step, keep)
-    except OSError as error:  # the new checkpoint is safe, so go on
-        warnings.warn(f"{folder}: an old checkpoint could not be removed ({error})", stacklevel=2)
-    return final
 
 
 def latest(folder: Path) -> Checkpoint | None:

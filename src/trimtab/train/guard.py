@@ -27,7 +27,7 @@ from trimtab.audit.gold_audit import (
 )
 from trimtab.errors import CheckpointError
 from trimtab.models import checkpoint
-from trimtab.models.shard import full_tensors, reshard, shard_like
+from trimtab.models.shard import reshard
 from trimtab.rewards.learned import LearnedPart
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards, make_part
@@ -203,10 +203,9 @@ class Guard:
 
     def _save_best(self, step: int, gold: float) -> None:
         """Save the policy in ``best``, replacing the one there."""
-        params = full_tensors(self.stage.trainer.params["policy"])
+        params = dict(self.stage.trainer.params["policy"])
         state = {"step": step, "gold": gold}
-        if ranks.current().is_main:
-            checkpoint.save(self.out / "best", step, {"params.policy": params}, state, keep=1)
+        checkpoint.save(self.out / "best", step, {"params.policy": params}, state, keep=1)
 
     def act(self, index: int) -> Metrics:
         """Take the configured action if gold fell; after the last step, choose the policy to export.
@@ -332,10 +331,11 @@ class Guard:
     @torch.no_grad()
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         """Load the weights of a saved policy."""
-        tensors = saved.tensors("params.policy")
         reshard(self.stage.root)
-        for name, p in self.stage.trainer.params["policy"]:
-            p.copy_(shard_like(p, tensors[name]))
+        policy = dict(self.stage.trainer.params["policy"])
+        tensors = saved.tensors("params.policy", policy.get)
+        for name, p in policy.items():
+            p.copy_(tensors[name])
             # The optimiser's moments belong to other weights.
             self.stage.trainer.optimizer.state.pop(p, None)
         self.stage.synced = None

@@ -159,5 +159,4 @@ def _save(stage: Stage[Any, Any], run: Run, done: int, keep: int) -> None:
     """Write a checkpoint after ``done`` steps."""
     tensors = stage.trainer.tensors()
     state = {"trainer": stage.trainer.state(), "stage": stage.state()}
-    if ranks.current().is_main:
-        checkpoint.save(run.checkpoints, done, tensors, state, keep=keep)
+    checkpoint.save(run.checkpoints, done, tensors, state, keep=keep)

@@ -22,7 +22,7 @@ from trimtab.errors import UserError
 from trimtab.kernels.allocator import keep_freed_memory
 from trimtab.models import checkpoint
 from trimtab.models.load import has_dropout
-from trimtab.models.shard import full, full_tensors, shard_like
+from trimtab.models.shard import full
 from trimtab.train.gradients import Gradients, Part
 from trimtab.train.learning_rate import RateOf, checked_rate
 
@@ -233,13 +233,11 @@ class Trainer:
         return metrics
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything a checkpoint must hold as tensors, by file; of sharded weights on rank 0 only.
-
-        Every rank calls it.
-        """
-        saved = {f"params.{name}": full_tensors(params) for name, params in self.params.items()}
-        flat, self._meta = checkpoint.flatten_optimizer(self.optimizer.state_dict())
-        saved["optimizer"] = full_tensors(flat.items())
+        """Everything a checkpoint must hold as tensors, by file."""
+        saved: dict[str, dict[str, Tensor]] = {
+            f"params.{name}": dict(params) for name, params in self.params.items()
+        }
+        saved["optimizer"], self._meta = checkpoint.flatten_optimizer(self.optimizer.state_dict())
         saved["random"] = checkpoint.rng_tensors()
         return saved
 
@@ -255,16 +253,21 @@ class Trainer:
     def load(self, saved: checkpoint.Checkpoint) -> None:
         """Restore weights, optimiser, counters and random states from a checkpoint."""
         for name, params in self.params.items():
-            stored = saved.tensors(f"params.{name}")
+            stored = saved.tensors(f"params.{name}", dict(params).get)
             with torch.no_grad():
                 for n, p in params:
-                    p.copy_(shard_like(p, stored[n]))
-        meta = saved.state["trainer"]
-        optimizer = checkpoint.unflatten_optimizer(saved.tensors("optimizer"), meta["optimizer"])
+                    p.copy_(stored[n])
         parameters = [p for params in self.params.values() for _, p in params]
-        for index, values in optimizer["state"].items():
-            for name, value in values.items():
-                values[name] = shard_like(parameters[index], value)
+
+        def parameter_of(path: str) -> Tensor | None:
+            """The parameter that the optimiser's tensor state.INDEX.NAME belongs to."""
+            place, index, _ = path.split(".", 2)
+            return parameters[int(index)] if place == "state" else None
+
+        meta = saved.state["trainer"]
+        optimizer = checkpoint.unflatten_optimizer(
+            saved.tensors("optimizer", parameter_of), meta["optimizer"]
+        )
         self.optimizer.load_state_dict(optimizer)
         self.updates, self.skips = int(meta["updates"]), int(meta["skips"])
         # The packs fix the order of the sums, so a resumed run has the same bits.
