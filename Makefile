@@ -12,7 +12,7 @@ VLLM ?= .vllm
 NEIGHBOURS ?= .neighbours
 PROGRAMS := $(basename $(notdir $(wildcard tests/neighbours/requirements/*.txt)))
 
-.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check scale-check learning doctor-bench doctor-real bench-env bench clean
+.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check scale-check learning doctor-bench doctor-real bench-env bench gpu-check clean
 
 setup: $(VENV)/installed
 
@@ -103,6 +103,10 @@ runs/peers/trl-%/trl: | setup
 # Every row beside its peer, and docs/performance.md; QUICK=--quick for short turns.
 bench: setup bench-env
 	$(BIN)/python -m benchmarks $(QUICK)
+
+# One GPU in 12 minutes: the CPU's results, speed beside TRL and vLLM, and docs/gpu.md.
+gpu-check: setup
+	$(BIN)/python -m benchmarks.gpu_check
 
 clean:
 	rm -rf .venv .venv-* build runs

@@ -11,5 +11,6 @@ if __name__ == "__main__":
     parser.add_argument("--prompts", type=int, default=8, help="prompts a batch")
     parser.add_argument("--group", type=int, default=8, help="completions a prompt")
     parser.add_argument("--new", type=int, default=128, help="new tokens at most")
+    parser.add_argument("--peer-vllm", action="store_true", help="TRL samples with vLLM (one GPU)")
     args = parser.parse_args()
     grpo(args).show(args.folder)

@@ -149,10 +149,20 @@ def grpo_sides(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
 def grpo(args: argparse.Namespace) -> Result:
     """GRPO against TRL: sampling, scoring and one update a batch."""
     ours, peer, about = grpo_sides(args)
+    name, python = f"grpo-{args.prompt}", None
+    if args.peer_vllm:
+        name += "-vllm"
+        peer["args"] = {
+            "use_vllm": True,
+            "vllm_mode": "colocate",
+            "vllm_gpu_memory_utilization": 0.3,
+        }
+        python = None if args.ours_only else vllm_python()
     return compare(
-        named(f"grpo-{args.prompt}", args), "completion", ours, peer, args=args, peer_name="TRL",
+        named(name, args), "completion", ours, peer, args=args,
+        peer_name="TRL with vLLM" if args.peer_vllm else "TRL", python=python,
         packages=None if args.ours_only else peer_packages(TRL), about=about,
-        target=target_of(args, "grpo", str(args.prompt)),
+        target=None if args.peer_vllm else target_of(args, "grpo", str(args.prompt)),
     )  # fmt: skip
 
 

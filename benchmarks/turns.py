@@ -31,6 +31,7 @@ def flags(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--turns", type=int, default=5, help="measured passes per side")
     parser.add_argument("--steps", type=int, default=4, help="optimiser steps per pass")
+    parser.add_argument("--token-budget", type=int, help="tokens per forward of ours")
     parser.add_argument("--quick", action="store_true", help="under a minute per side")
     parser.add_argument(
         "--clock", default="wall", choices=["wall", "cpu"],
@@ -55,7 +56,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     return {
         "device": args.device, "dtype": dtype, "threads": args.threads, "steps": args.steps,
-        "folder": args.folder, "clock": args.clock,
+        "folder": args.folder, "clock": args.clock, "token_budget": args.token_budget,
     }  # fmt: skip
 
 

@@ -24,20 +24,28 @@ BUCKET = 2**26
 def shard(root: PackedLM | PackedScorer | PackedStepScorer) -> None:
     """Shard a model over the current ranks, in place; with one process nothing changes.
 
+    Raises:
+        ModelError: the model's decoder layers are not found.
+    """
+    here = ranks.current()
+    if here.world > 1:
+        shard_over(root, here.group)
+
+
+def shard_over(root: PackedLM | PackedScorer | PackedStepScorer, group: Any) -> None:
+    """Shard a model over a process group, in place.
+
     Each decoder layer is gathered for its forward and backward alone. Gradients are summed, not
     averaged: the counts that divide them are those of all ranks already.
 
     Raises:
         ModelError: the model's decoder layers are not found.
     """
-    here = ranks.current()
-    if here.world == 1:
-        return
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     device = next(root.parameters()).device.type
-    mesh = DeviceMesh.from_group(here.group, device)
+    mesh = DeviceMesh.from_group(group, device)
     for layer in _decoder_layers(root.model):
         fully_shard(layer, mesh=mesh)
     fully_shard(root, mesh=mesh)
@@ -51,13 +59,16 @@ def shard(root: PackedLM | PackedScorer | PackedStepScorer) -> None:
     probe = build([Group("probe", token, [Completion(token, np.ones(1, np.bool_))])])
     with torch.no_grad():
         root.outputs(probe.to(device))
-    reshard(root)
+    _reshard(root)
 
 
 def reshard(root: nn.Module) -> None:
     """Free gathered weights. The root keeps its own after a forward without a backward."""
-    if ranks.current().world == 1:
-        return
+    if ranks.current().world > 1:
+        _reshard(root)
+
+
+def _reshard(root: nn.Module) -> None:
     from torch.distributed.fsdp import FSDPModule
 
     for module in root.modules():
