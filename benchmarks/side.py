@@ -120,7 +120,7 @@ def gemm_rate(device: str, dtype: str) -> dict[str, float]:
 
 
 KINDS = (
-    ("products", ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "onednn::", "mkldnn")),
+    ("matmul", ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "onednn::", "mkldnn")),
     ("attention", ("scaled_dot_product", "_Flash", "_FlashBackward")),
     ("moved", ("aten::copy_", "aten::cat", "aten::index", "aten::fill_", "aten::gather", "aten::scatter")),
 )  # fmt: skip

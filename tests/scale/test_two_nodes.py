@@ -79,6 +79,7 @@ def network() -> Iterator[None]:
         for node, address in ADDRESS.items():
             ip("netns", "add", node)
             made.append(lambda node=node: ip("netns", "del", node))
+            made.append(lambda node=node: ip("link", "del", f"{node}-out"))
             ip("link", "add", f"{node}-out", "type", "veth", "peer", "name", "eth0", "netns", node)
             ip("link", "set", f"{node}-out", "master", BRIDGE, "up")
             ip("-n", node, "addr", "add", f"{address}/24", "dev", "eth0")
@@ -170,7 +171,7 @@ def settings(base: Path, out: Path, **launch: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster, base: Path) -> Path:
     out = base / "undisturbed"
-    assert cluster.train(settings(base, out)).wait(600) == 0, out.with_suffix(".log").read_text()
+    assert cluster.train(settings(base, out)).wait(300) == 0, out.with_suffix(".log").read_text()
     return out
 
 
@@ -199,7 +200,7 @@ def test_a_killed_node_that_comes_back(cluster: Cluster, base: Path, undisturbed
     wait_for_step(out, process)
     kill("ttb")
     cluster.start("ttb")
-    assert process.wait(600) == 0, out.with_suffix(".log").read_text()
+    assert process.wait(300) == 0, out.with_suffix(".log").read_text()
     assert_same(out, undisturbed, 0.0)
 
 
@@ -218,7 +219,7 @@ def test_a_link_that_is_down_for_20_seconds(
         # Ray has declared the node dead; its processes may hang there. An operator starts it again.
         kill("ttb")
         cluster.start("ttb")
-        code = process.wait(600)
+        code = process.wait(300)
     assert code == 0, out.with_suffix(".log").read_text()
     assert_same(out, undisturbed, 0.0)
 
@@ -230,6 +231,6 @@ def test_one_node_less_is_enough_with_min_trainers(
     process = cluster.train(settings(base, out, min_trainers=1))
     wait_for_step(out, process)
     kill("ttb")
-    assert process.wait(600) == 0, out.with_suffix(".log").read_text()
+    assert process.wait(300) == 0, out.with_suffix(".log").read_text()
     # The start may have had one rank or two; one rank alone differs in the order of the sums.
     assert_same(out, undisturbed, 1e-5)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
-import socket
-import struct
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.config import Config
 from trimtab.launch.spmd import run_stage
 from trimtab.launch.torchrun import LaunchError
+from trimtab.runs.node_interface import use_node_interface
 from trimtab.runs.ray_jobs import ray_session
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
     """
     # A minute, Ray's default, is short for importing torch from a shared disk on many nodes.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
-    with ray_session(show_workers=True) as ray:
+    with ray_session(show_workers=True, hook=use_node_interface) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -89,10 +87,7 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
                         name=f"{name}-{secrets.token_hex(4)}",
                         storage_path=records,
                         failure_config=FailureConfig(max_failures=left),
-                        worker_runtime_env={
-                            "env_vars": env,
-                            "worker_process_setup_hook": "trimtab.launch.ray_launcher.use_node_interface",
-                        },
+                        worker_runtime_env={"env_vars": env},
                     ),
                 )
                 try:
@@ -135,29 +130,6 @@ def _train_worker(values: Mapping[str, Any]) -> None:
         package.addHandler(handler)
         package.setLevel(logging.INFO)
     run_stage(values["name"], values["values"])
-
-
-def use_node_interface() -> None:
-    """When a worker starts: let gloo use the network interface with this node's address.
-
-    gloo looks up the host name, which is the loopback interface on many machines: ranks on two nodes
-    then never meet.
-    """
-    import ray
-
-    if "GLOO_SOCKET_IFNAME" in os.environ:
-        return
-    address = ray.util.get_node_ip_address()
-    for _, interface in socket.if_nameindex():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
-            request = struct.pack("256s", interface.encode()[:15])
-            try:
-                reply = fcntl.ioctl(query.fileno(), 0x8915, request)  # SIOCGIFADDR
-            except OSError:  # an interface without an address
-                continue
-        if socket.inet_ntoa(reply[20:24]) == address:
-            os.environ["GLOO_SOCKET_IFNAME"] = interface
-            return
 
 
 def _first_line(error: BaseException) -> str:

@@ -103,26 +103,16 @@ class Agents:
     ) -> list[Group]:
         places = asyncio.Semaphore(self.spec.concurrency)
 
-        async def one(group: Group, own: tuple[int, ...]) -> tuple[Episode, dict[str, Score]]:
+        async def one(group: Group, own: tuple[int, ...]) -> Episode:
             async with places:
                 return await self._episode(recorder, group, own)
 
         works = [one(g, (*key, p, i)) for p, g in enumerate(prompts) for i in range(n)]
         played = await asyncio.gather(*works)
-        groups: list[Group] = []
-        for p, prompt in enumerate(prompts):
-            own = played[p * n : (p + 1) * n]
-            group = episode_group(prompt, [episode for episode, _ in own])
-            for completion in group.completions:
-                assert completion.episode is not None
-                completion.scores = dict(own[completion.episode][1])
-            groups.append(group)
-        return groups
+        return [episode_group(g, played[p * n : (p + 1) * n]) for p, g in enumerate(prompts)]
 
-    async def _episode(
-        self, recorder: Recorder, group: Group, key: tuple[int, ...]
-    ) -> tuple[Episode, dict[str, Score]]:
-        """One episode and its scores."""
+    async def _episode(self, recorder: Recorder, group: Group, key: tuple[int, ...]) -> Episode:
+        """One episode with its scores."""
         spec = self.spec
         session = recorder.open(key, spec.max_turns, spec.max_tokens)
         row = {k: v for k, v in group.extra.items() if k != "messages"}
@@ -144,7 +134,9 @@ class Agents:
             scores = {self.name: Score(None, status, session.detail)}
         finally:
             recorder.close(session)
-        return session.episode(), scores
+        episode = session.episode()
+        episode.scores = scores
+        return episode
 
     async def _run(self, arguments: Row) -> Any:
         accepted = {k: v for k, v in arguments.items() if self.signature.takes(k)}

@@ -174,14 +174,8 @@ class Environments:
         """
         rollouts = [self._rollout(group, p, i) for p, group in enumerate(prompts) for i in range(n)]
         self._loop.run_until_complete(self._play(engine, rollouts, sampling, key))
-        groups: list[Group] = []
-        for p, prompt in enumerate(prompts):
-            own = rollouts[p * n : (p + 1) * n]
-            group = episode_group(prompt, [_episode(r) for r in own])
-            for completion in group.completions:
-                assert completion.episode is not None
-                completion.scores = _scores(own[completion.episode])
-            groups.append(group)
+        episodes = [_episode(r) for r in rollouts]
+        groups = [episode_group(g, episodes[p * n : (p + 1) * n]) for p, g in enumerate(prompts)]
         for rollout in rollouts:
             # After a timeout a call may still be running in it.
             if rollout.environment is not None and rollout.status in ("ok", "truncated"):
@@ -373,7 +367,7 @@ class Environments:
 
 def _episode(r: _Rollout) -> Episode:
     extra = {} if r.environment is None else {"environments": r.environment}
-    return Episode(r.threads, r.status, r.detail, extra=extra)
+    return Episode(r.threads, r.status, r.detail, _scores(r), extra)
 
 
 def _scores(r: _Rollout) -> dict[str, Score]:

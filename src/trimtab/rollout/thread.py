@@ -12,7 +12,7 @@ from trimtab.data.piece_tokens import shared_length
 from trimtab.data.render import readable
 from trimtab.errors import DataError
 from trimtab.sample.sampler import Sampled
-from trimtab.types import Bools, Completion, Floats, Group, Row, Spans, Status, Turn
+from trimtab.types import Bools, Completion, Floats, Group, Row, Score, Spans, Status, Turn
 
 
 @dataclass(slots=True)
@@ -95,9 +95,8 @@ class Episode:
     status: Status = "ok"
     detail: str = ""
     """Why it ended otherwise than "ok"."""
-    rewards: dict[str, float] = field(default_factory=dict[str, float])
+    scores: dict[str, Score] = field(default_factory=dict[str, Score])
     """Rewards of the environment, by name."""
-    metrics: dict[str, float] = field(default_factory=dict[str, float])
     extra: Row = field(default_factory=dict[str, object])
     """Values for reward functions, by name."""
 
@@ -133,6 +132,6 @@ def episode_group(prompt: Group, episodes: Sequence[Episode]) -> Group:
             none = np.zeros(0, dtype=np.int64)
             parts = [Completion(none, none.astype(np.bool_), episode=number, status=episode.status)]
         for part in parts:
-            part.extra = episode.extra
+            part.extra, part.scores = episode.extra, dict(episode.scores)
         group.completions += parts
     return group

@@ -56,13 +56,17 @@ class _Attempt:
 
 
 @contextmanager
-def ray_session(show_workers: bool = False) -> Generator[ModuleType]:
+def ray_session(
+    show_workers: bool = False, hook: Callable[[], None] | None = None
+) -> Generator[ModuleType]:
     """A connection to the cluster of RAY_ADDRESS, or to Ray on this machine, started for the block.
 
     One that is open already is used, and left open.
 
     Args:
         show_workers: Print what the workers of a cluster print.
+        hook: A function at the top of a module that each process of a cluster calls when it starts. Ray
+            ignores hooks of tasks and actors; only a session has one.
     """
     import ray
 
@@ -71,7 +75,13 @@ def ray_session(show_workers: bool = False) -> Generator[ModuleType]:
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=show_workers)
+        named = f"{hook.__module__}.{hook.__qualname__}" if hook else ""
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            log_to_driver=show_workers,
+            runtime_env={"worker_process_setup_hook": named} if named else None,
+        )
     else:
         # Results are small: the object store needs little of the memory that the jobs want. Without a
         # dashboard, Ray Train's own helpers would fill the output with warnings.
