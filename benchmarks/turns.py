@@ -68,6 +68,7 @@ class Side:
         packages: Folder put before the packages it would import.
         python: Another interpreter.
         name: Tells its log from those of others with the same job.
+        root: Checkout whose trimtab and benchmarks it imports.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Side:
         packages: Path | None = None,
         python: str | None = None,
         name: str = "",
+        root: Path = ROOT,
     ) -> None:
         env = dict(os.environ)
         threads = str(spec["threads"])
@@ -84,7 +86,7 @@ class Side:
         if spec.get("clock") == "cpu":
             # Spinning while others have the processor would count as work.
             env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        places = [str(ROOT), str(ROOT / "src"), *([str(packages)] if packages else [])]
+        places = [str(root), str(root / "src"), *([str(packages)] if packages else [])]
         env["PYTHONPATH"] = os.pathsep.join(places)
         folder = Path(spec["folder"])
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,7 @@ class Side:
             self.process = subprocess.Popen(
                 [python or sys.executable, "-m", "benchmarks.side", json.dumps(spec)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                env=env, cwd=ROOT,
+                env=env, cwd=root,
             )  # fmt: skip
         ready = self._read()
         self.versions: dict[str, str] = ready["versions"]
@@ -166,6 +168,7 @@ def compare(
     peer_name: str = "",
     packages: Path | None = None,
     python: str | None = None,
+    root: Path = ROOT,
     about: str = "",
     target: float | None = None,
 ) -> Result:
@@ -179,11 +182,12 @@ def compare(
         peer_name: What the peer is called in the table.
         packages: Folder put before the peer's packages.
         python: Another interpreter for the peer.
+        root: Another checkout for the peer.
         about: Data and sizes.
         target: The ratio that is aimed at.
     """
     one = Side(ours)
-    two = None if peer is None or args.ours_only else Side(peer, packages, python)
+    two = None if peer is None or args.ours_only else Side(peer, packages, python, "-peer", root)
     sides = [s for s in (one, two) if s is not None]
     gemm = [one.ask("gemm")]
     for side in sides:

@@ -22,6 +22,9 @@ SEEDS = (0, 1, 2)
 SETTINGS = ((64, 1e-4), (128, 2e-4), (128, 4e-4))
 """Other batches and learning rates than 64 and 2e-4, one seed and half the samples each."""
 
+STALENESS = (0, 1, 2, 4)
+"""Iterations that completions may be older than the weights they train."""
+
 PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("grpo", {}),
     ("no KL", {"kl": {"place": "none"}}),
@@ -83,6 +86,11 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
             }
             function = "benchmarks.learning.experts:learn"
             planned += [Job("experts", name, s, function, args) for s in SEEDS]
+    if "staleness" in rows:
+        for limit in STALENESS:
+            rollout = {"max_staleness": limit}
+            args = {**base, "overrides": {"method": {"type": "grpo"}, "rollout": rollout}}
+            planned += [Job("staleness", str(limit), s, LEARN, args) for s in SEEDS]
     if "settings" in rows:
         for name in sorted(METHODS):
             for batch, lr in SETTINGS:
@@ -92,7 +100,7 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
     return planned
 
 
-ROWS = ("words", "labels", "process", "credit", "ablation", "experts", "settings")
+ROWS = ("words", "labels", "process", "credit", "ablation", "experts", "staleness", "settings")
 
 
 def main() -> None:

@@ -159,6 +159,21 @@ def write(out: Path, docs: Path) -> None:
                  "completion variance", "curve"], rows,
             ),
         ]  # fmt: skip
+    if "staleness" in by_row:
+        synchronous = (
+            mean(by_row["staleness"]["0"], "end") if "0" in by_row["staleness"] else math.nan
+        )
+        rows = [
+            [*_learned(name, results), f"{100 * (mean(results, 'end') - synchronous):+.1f}"]
+            for name, results in by_row["staleness"].items()
+        ]
+        parts += [
+            "## Collected ahead\n",
+            "GRPO with completions that are up to `rollout.max_staleness` iterations older than the "
+            "weights they train, with truncated importance weights. The last column is the difference "
+            "in mean pass@1 from the synchronous loop, in points.\n",
+            table(["max_staleness", *HEAD[1:], "points"], rows),
+        ]  # fmt: skip
     spent = sum(r["seconds"] for names in by_row.values() for rs in names.values() for _, r in rs)
     parts.append(
         f"\nThe runs of this page took {spent / 60:.0f} minutes of one core beside other work.\n"
