@@ -27,6 +27,7 @@ from tests.support.vllm_servers import (
     start_servers,
 )
 from trimtab.config import build
+from trimtab.launch.commands import find_command
 from trimtab.models.load import LM
 from trimtab.models.lora import LoraSpec
 from trimtab.models.model_spec import ModelSpec
@@ -39,6 +40,7 @@ from trimtab.rollout.engines.vllm import Requirements, VLLMServer
 from trimtab.rollout.link import GroupSync
 from trimtab.rollout.policy_weights import PolicyWeights
 from trimtab.rollout.sync import AdapterSync, FolderSync, Transport
+from trimtab.runs import read_metrics
 from trimtab.sample.sampler import Request, Sampled, SamplingConfig
 from trimtab.train.rl import main
 from trimtab.train.rl_config import RLConfig
@@ -240,24 +242,38 @@ def test_a_server_killed_during_a_broadcast(
         engine.close()
 
 
-def test_grpo_with_a_server_of_its_own(tmp_path: Path) -> None:
+def own_server(tmp_path: Path, **more: Any) -> dict[str, Any]:
+    """GRPO with a server that the run starts."""
     model = model_folder(tmp_path / "model", tied=True)
     rows: Any = [{"prompt": f"who {w} ?"} for w in folders.WORDS[:6]]
     folders.write(tmp_path / "prompts.jsonl", rows)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    config = build(
-        RLConfig,
-        {
-            "out": str(tmp_path / "run"), "model": {"path": str(model)}, "method": "grpo",
-            "data": str(tmp_path / "prompts.jsonl"), "rewards": [folders.WORDY], "steps": 3,
-            "batch_size": 3, "sampling": {"max_new_tokens": 12}, "optim": {"lr": 1e-3},
-            "rollout": {
-                "engine": "vllm", "servers": 1, "sync": "gloo", "server_python": str(PYTHON),
-                "server_args": list(ARGUMENTS),
-            },
+    return {
+        "out": str(tmp_path / "run"), "model": {"path": str(model)}, "method": {"type": "grpo"},
+        "data": {"path": str(tmp_path / "prompts.jsonl")}, "rewards": [folders.WORDY], "steps": 3,
+        "batch_size": 3, "sampling": {"max_new_tokens": 12}, "optim": {"lr": 1e-3},
+        "rollout": {
+            "engine": "vllm", "servers": 1, "sync": "gloo", "server_python": str(PYTHON),
+            "server_args": list(ARGUMENTS),
         },
-    )  # fmt: skip
-    metrics = main(config)
+        **more,
+    }  # fmt: skip
+
+
+def assert_on_policy(metrics: dict[str, float], out: Path) -> None:
     assert metrics["sampler/ess"] == pytest.approx(1.0, abs=1e-3)
     assert abs(metrics["sampler/kl"]) < 1e-6
-    assert not list((tmp_path / "run" / "rollout").glob("*.pid")), "the server is stopped"
+    assert not list((out / "rollout").glob("*.pid")), "the server is stopped"
+
+
+def test_grpo_with_a_server_of_its_own(tmp_path: Path) -> None:
+    assert_on_policy(main(build(RLConfig, own_server(tmp_path))), tmp_path / "run")
+
+
+def test_grpo_with_a_server_that_ray_places(tmp_path: Path, local_ray: None) -> None:
+    launch = {"type": "ray", "trainers": 1, "restarts": 0}
+    find_command("rl").run(build(RLConfig, own_server(tmp_path, launch=launch)))
+    rows = read_metrics(tmp_path / "run")
+    assert len(rows) == 3
+    assert_on_policy(rows[-1], tmp_path / "run")
+    assert (tmp_path / "run" / "rollout" / "server-0.log").is_file()

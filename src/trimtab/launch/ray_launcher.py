@@ -45,8 +45,11 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
     Raises:
         LaunchError: they failed more often than they may be started again.
     """
-    # A minute, Ray's default, is short for importing torch from a shared disk on many nodes.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    elastic = spec.min_trainers is not None and spec.min_trainers < spec.trainers
+    # A minute, Ray's default, is short for importing torch from a shared disk on many nodes. But Ray may
+    # count a node that was just lost, and starts fewer workers only after this time.
+    limit = "120" if elastic else "600"
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", limit)
     with ray_session(show_workers=True, hook=use_node_interface) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -57,9 +60,7 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
         threads = max(1, int(resources.get("CPU", 1.0)) // spec.trainers)
         env = {"OMP_NUM_THREADS": str(threads), "RAY_TRAIN_V2_ENABLED": "1"}
         env |= {k: os.environ[k] for k in _PASSED if k in os.environ}
-        workers: Any = spec.trainers
-        if spec.min_trainers is not None and spec.min_trainers < spec.trainers:
-            workers = (spec.min_trainers, spec.trainers)
+        workers: Any = (spec.min_trainers, spec.trainers) if elastic else spec.trainers
         with tempfile.TemporaryDirectory(prefix="trimtab-ray-") as local:
             # Checkpoints are in the run folder; Ray's own records need a place all the same, and one
             # that every node sees where there is more than one node.

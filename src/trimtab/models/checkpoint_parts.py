@@ -30,12 +30,13 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: a rank could not write its part.
     """
-    from torch.distributed import checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = dcp.HuggingFaceStorageWriter(str(folder / FOLDER), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder / FOLDER), save_distributed=True)
     try:
-        dcp.save(dict(tensors), storage_writer=writer, process_group=ranks.current().group)
+        save(dict(tensors), storage_writer=writer, process_group=ranks.current().group)
     except CheckpointException as error:
         causes = "; ".join(f"rank {rank}: {e[0]}" for rank, e in sorted(error.failures.items()))
         raise CheckpointError(f"{folder}: a part was not written ({causes})") from error
@@ -55,16 +56,18 @@ def read(folder: Path, file: str, like: Like) -> dict[str, Tensor]:
     """
     if not (folder / FOLDER).is_dir():
         return {}
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     here = ranks.current()
-    reader = dcp.HuggingFaceStorageReader(str(folder / FOLDER))
+    reader = HuggingFaceStorageReader(str(folder / FOLDER))
     targets: dict[str, Tensor] = {}
     for key, saved in reader.read_metadata().state_dict_metadata.items():
         prefix, _, name = key.partition("/")
         if prefix != file:
             continue
-        assert isinstance(saved, dcp.TensorStorageMetadata)
+        assert isinstance(saved, TensorStorageMetadata)
         model = like(name)
         if model is not None and model.shape == saved.size:
             targets[key] = torch.empty_like(model.detach(), dtype=saved.properties.dtype)
@@ -72,5 +75,5 @@ def read(folder: Path, file: str, like: Like) -> dict[str, Tensor]:
             targets[key] = torch.empty(saved.size, dtype=saved.properties.dtype)
     if targets:
         alone = here.world == 1
-        dcp.load(targets, storage_reader=reader, process_group=here.group, no_dist=alone)
+        load(targets, storage_reader=reader, process_group=here.group, no_dist=alone)
     return {key.partition("/")[2]: tensor for key, tensor in targets.items()}

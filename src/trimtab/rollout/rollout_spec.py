@@ -11,6 +11,9 @@ from trimtab.config import Config
 Sync = Literal["auto", "adapter", "folder", "gloo", "nccl"]
 
 
+LOOPBACK = "127.0.0.1"
+
+
 class RolloutSpec(Config):
     """Which engine samples completions, and how it gets the policy's weights."""
 
@@ -26,7 +29,8 @@ class RolloutSpec(Config):
     urls: tuple[str, ...] = ()
     """Servers that run already, such as "http://10.0.0.2:8000"."""
     servers: int = Field(default=0, ge=0)
-    """Servers to start on this machine, in place of ``urls``."""
+    """Servers to start, in place of ``urls``: on this machine, or under ``launch.type: ray`` as actors on
+    the nodes of the cluster."""
     gpus_per_server: int = Field(default=1, ge=1)
     """GPUs of each started server, by tensor parallelism; a machine without GPUs runs it on its CPU."""
     server_python: str | None = None
@@ -35,8 +39,9 @@ class RolloutSpec(Config):
     """Further arguments of vLLM for started servers."""
     key_env: str | None = None
     """Environment variable with the servers' API key."""
-    host: str = "127.0.0.1"
-    """This machine's address as the servers reach it: weights are sent from here."""
+    host: str = LOOPBACK
+    """This machine's address as the servers reach it: weights are sent from here. Under ``launch.type:
+    ray`` it is the node's address in the cluster, if it is not set."""
     sync: Sync = "auto"
     """How weights get to the servers. ``adapter`` sends the adapter as files, ``folder`` the whole model
     as files; ``nccl`` and ``gloo`` broadcast tensors. ``auto`` is adapter where only an adapter is

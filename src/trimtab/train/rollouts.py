@@ -119,6 +119,7 @@ class RolloutStage(Stage[C, LM]):
                 c.sampling,
                 out,
                 trainers=here.world,
+                on_ray=c.launch.type == "ray",
             )
         sampler = DealtSampler(
             self.lm.plain_attention(),

@@ -19,16 +19,18 @@ from trimtab.models.load import LM, base_of
 from trimtab.rollout.engine import Engine
 from trimtab.rollout.engines.native import NativeEngine
 from trimtab.rollout.engines.pool import ServerPool
+from trimtab.rollout.engines.ray_servers import RayServers, cluster_gpus, node_address
 from trimtab.rollout.engines.server_process import (
     ServerProcesses,
     ServeSpec,
     assign_gpus,
     python_with_vllm,
+    require_gpus,
     write_plugin,
 )
 from trimtab.rollout.engines.vllm import Requirements, VLLMServer
 from trimtab.rollout.link import GroupSync
-from trimtab.rollout.rollout_spec import RolloutSpec
+from trimtab.rollout.rollout_spec import LOOPBACK, RolloutSpec
 from trimtab.rollout.sync import AdapterSync, FolderSync, Transport
 from trimtab.sample.draw import SamplingConfig
 from trimtab.types import Group
@@ -43,6 +45,7 @@ def make_engine(
     out: Path,
     *,
     trainers: int = 1,
+    on_ray: bool = False,
 ) -> Engine:
     """The engine of a run; servers are started, or looked at, before the first step.
 
@@ -52,7 +55,8 @@ def make_engine(
         prompts: The longest one decides how many tokens a server must have room for.
         sampling: As for the run's completions.
         out: The run folder, for logs and weight files.
-        trainers: Processes that train on this machine's GPUs.
+        trainers: Processes that train on this machine's GPUs, or on the cluster's.
+        on_ray: Whether the servers to start are placed by Ray, on any node of the cluster.
 
     Raises:
         ConfigError: a server cannot be reached or does not fit, or there are too few GPUs.
@@ -66,16 +70,15 @@ def make_engine(
     longest = max(len(g.prompt) for g in prompts) + sampling.max_new_tokens
     config = cast(Any, base_of(lm.model).config.get_text_config())
     needs = Requirements(int(config.vocab_size), min(longest, lm.limit))
-    transport = _transport(way, files, spec)
     key = os.environ.get(spec.key_env, "") if spec.key_env else ""
     if spec.key_env and not key:
         raise ConfigError(f"rollout.key_env: the environment variable {spec.key_env} is not set")
-    urls, processes = spec.urls, None
+    urls: Sequence[str] = spec.urls
+    host, servers = spec.host, None
     if spec.servers:
-        visible = torch.cuda.device_count()
-        gpus = assign_gpus(spec.servers, spec.gpus_per_server, visible, trainers if visible else 0)
         python = python_with_vllm(spec.server_python)
         model, tokenizer = _start_model(lm, renderer, folder)
+        visible = cluster_gpus() if on_ray else torch.cuda.device_count()
         serve = ServeSpec(
             python=python,
             model=model,
@@ -88,28 +91,35 @@ def make_engine(
             args=spec.server_args,
         )
         plugin = write_plugin(folder / "plugin") if way == "gloo" else None
-        processes = ServerProcesses(serve, gpus, folder, plugin)
-        urls, key = tuple(p.url for p in processes.processes), processes.key
+        if on_ray:
+            require_gpus(spec.servers, spec.gpus_per_server, trainers, visible, "the cluster")
+            servers = RayServers(serve, spec.servers, folder, plugin)
+            host = node_address() if host == LOOPBACK else host
+        else:
+            gpus = assign_gpus(spec.servers, spec.gpus_per_server, visible, trainers)
+            servers = ServerProcesses(serve, gpus, folder, plugin)
+        urls, key = servers.urls, servers.key
+    transport = _transport(way, files, host)
     with ExitStack() as started:
-        if processes is not None:
-            started.callback(processes.stop)
+        if servers is not None:
+            started.callback(servers.stop)
         pool = ServerPool(
             [VLLMServer(url, key, spec.timeout, spec.concurrency) for url in urls],
             needs,
             transport,
             tuple(renderer.stop_ids),
             [g.prompt for g in prompts[:4]],
-            processes,
+            servers,
         )
         started.pop_all()  # the pool stops them from now on
     return pool
 
 
-def _transport(way: str, files: Path, spec: RolloutSpec) -> Transport:
+def _transport(way: str, files: Path, host: str) -> Transport:
     if way == "adapter":
         return AdapterSync(files / "adapters")
     if way == "gloo" or way == "nccl":
-        return GroupSync(way, spec.host)
+        return GroupSync(way, host)
     return FolderSync(files / "weights")
 
 

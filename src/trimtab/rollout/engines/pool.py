@@ -14,7 +14,7 @@ from typing import Any, Literal
 from trimtab.errors import ConfigError
 from trimtab.rollout.engine import EngineError, Health, Weights
 from trimtab.rollout.engines.background import Background
-from trimtab.rollout.engines.server_process import ServerProcesses
+from trimtab.rollout.engines.server_process import Servers
 from trimtab.rollout.engines.vllm import Requirements, ServerError, VLLMServer
 from trimtab.rollout.sync import Failures, Transport, on_each
 from trimtab.rollout.weight_probe import PROBE, Verified, compare, probe_requests
@@ -77,7 +77,7 @@ class ServerPool:
         transport: Transport,
         stop_ids: tuple[int, ...],
         probe_prompts: Sequence[Ints],
-        processes: ServerProcesses | None = None,
+        processes: Servers | None = None,
     ) -> None:
         self.members = [Member(s) for s in servers]
         self.needs, self.transport = needs, transport

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from trimtab.errors import ConfigError
 from trimtab.rollout import vllm_plugin
@@ -55,11 +57,28 @@ class ServeSpec:
     """Further arguments."""
 
 
-def server_arguments(spec: ServeSpec, port: int) -> list[str]:
+class Servers(Protocol):
+    """Servers that belong to a run."""
+
+    key: str
+
+    @property
+    def urls(self) -> list[str]:
+        """Their addresses."""
+        ...
+
+    def watch(self) -> None:
+        """Start servers again that ended."""
+
+    def stop(self) -> None:
+        """End all servers."""
+
+
+def server_arguments(spec: ServeSpec, port: int, host: str = "127.0.0.1") -> list[str]:
     """The command of one server."""
     command = [
         spec.python, "-m", MODULE, "--model", spec.model, "--tokenizer", spec.tokenizer,
-        "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "policy",
+        "--host", host, "--port", str(port), "--served-model-name", "policy",
         "--dtype", spec.dtype, "--max-model-len", str(spec.max_length),
         "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
         "--enable-scale-out",
@@ -105,6 +124,23 @@ def server_environment(key: str, gpus: Sequence[int], plugin: Path | None) -> di
     return environment
 
 
+def require_gpus(
+    servers: int, per_server: int, trainers: int, existing: int, where: str = "this machine"
+) -> None:
+    """Check that trainers and servers have GPUs of their own; without any GPU they share the CPU.
+
+    Raises:
+        ConfigError: there are fewer GPUs than they need.
+    """
+    needed = servers * per_server + trainers
+    if existing and needed > existing:
+        raise ConfigError(
+            f"rollout.servers: {servers} servers of {per_server} GPUs and {trainers} for training are "
+            f"{needed} GPUs, and {where} has {existing}; lower rollout.servers or "
+            "rollout.gpus_per_server, or use rollout.engine: native"
+        )
+
+
 def assign_gpus(servers: int, per_server: int, visible: int, trainers: int) -> list[list[int]]:
     """GPU numbers of each server: the last ones, since trainers use the first.
 
@@ -113,13 +149,7 @@ def assign_gpus(servers: int, per_server: int, visible: int, trainers: int) -> l
     """
     if visible == 0:
         return [[] for _ in range(servers)]
-    needed = servers * per_server + trainers
-    if needed > visible:
-        raise ConfigError(
-            f"rollout.servers: {servers} servers of {per_server} GPUs and {trainers} for training are "
-            f"{needed} GPUs, and this machine has {visible}; lower rollout.servers or "
-            "rollout.gpus_per_server, or use rollout.engine: native"
-        )
+    require_gpus(servers, per_server, trainers, visible)
     first = visible - servers * per_server
     return [
         list(range(first + i * per_server, first + (i + 1) * per_server)) for i in range(servers)
@@ -134,13 +164,16 @@ class ServerProcess:
     environment: Mapping[str, str]
     port: int
     log_path: Path
+    address: str = "127.0.0.1"
+    ends_with_parent: bool = False
+    """Whether the system ends it when the thread that started it ends (Linux)."""
     restarts: int = 0
     child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
     def url(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def start(self) -> None:
         """Start the process; its output is appended to ``log_path``."""
@@ -154,6 +187,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C reaches the trainer, which stops the servers
                 cwd=self.log_path.parent,
+                preexec_fn=_end_with_parent if self.ends_with_parent else None,
             )
         write_atomic(self._pid_file, f"{self.child.pid} {self.port}".encode())
 
@@ -175,6 +209,20 @@ class ServerProcess:
                 "rollout: ending the server of an earlier process of this run (pid %s)", pid
             )
             _kill_group(int(pid), signal.SIGKILL)
+
+    def start_again(self) -> None:
+        """Start it if it ended, at most ``RESTARTS`` times."""
+        if self.child is None or self.child.poll() is None or self.restarts == RESTARTS:
+            return
+        self.restarts += 1
+        log.warning(
+            "rollout: the server at %s ended with code %s and is started again (see %s)",
+            self.url,
+            self.child.returncode,
+            self.log_path,
+        )
+        self.stop()
+        self.start()
 
     def stop(self) -> None:
         """End the process and its children."""
@@ -250,19 +298,15 @@ class ServerProcesses:
                 process.wait()
             started.pop_all()
 
+    @property
+    def urls(self) -> list[str]:
+        """Their addresses."""
+        return [p.url for p in self.processes]
+
     def watch(self) -> None:
         """Start servers again that ended, at most ``RESTARTS`` times each."""
-        for p in self.processes:
-            if p.child is not None and p.child.poll() is not None and p.restarts < RESTARTS:
-                p.restarts += 1
-                log.warning(
-                    "rollout: the server at %s ended with code %s and is started again (see %s)",
-                    p.url,
-                    p.child.returncode,
-                    p.log_path,
-                )
-                p.stop()
-                p.start()
+        for process in self.processes:
+            process.start_again()
 
     def stop(self) -> None:
         """End all servers."""
@@ -282,6 +326,10 @@ def write_plugin(folder: Path) -> Path:
     entry = f"[vllm.general_plugins]\n{name} = {name}:register\n"
     write_atomic(info / "entry_points.txt", entry.encode())
     return folder.resolve()
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _kill_group(pid: int, number: int) -> None:
