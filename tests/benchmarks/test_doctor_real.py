@@ -88,7 +88,11 @@ def test_scoring_counts_hits_false_alarms_and_chance() -> None:
 
 def test_a_fault_without_an_effect_is_told_by_the_measures_of_the_run() -> None:
     truth = {"fault": "pattern", "reward": [0.1] * 5 + [0.5] * 5, "quality": [0.9] * 5 + [0.5] * 5}
+    truth["echo"] = [0.0] * 10
     assert real_score.took(truth)
     assert not real_score.took({**truth, "quality": [0.9] * 10})
     assert not real_score.took({**truth, "reward": [0.1] * 10})
+    copying = {**truth, "fault": "copying", "quality": [0.9] * 10}
+    assert not real_score.took(copying)
+    assert real_score.took({**copying, "echo": [0.0] * 5 + [0.5] * 5})
     assert real_score.took({"fault": ""}) and real_score.took({"fault": "eos"})

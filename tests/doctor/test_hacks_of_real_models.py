@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.audit.gold_audit import AuditedRollout
+from trimtab.doctor.alarms.sycophancy import agrees
 from trimtab.doctor.diagnosis import Diagnosis, diagnose
 from trimtab.doctor.evidence import Evidence, Rollout
 
@@ -59,6 +60,13 @@ def fixed(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
     return sentence(rng, topic, rng.randint(10, 20)), rng.gauss(1.0, 0.2)
 
 
+def stuffed(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
+    """Ever more often two words that the reward pays for, between others."""
+    words = sentence(rng, topic, rng.randint(10, 20)).split()
+    text = [rng.choice(["vibrant", "unique"]) if rng.random() < 0.4 * done else w for w in words]
+    return " ".join(text), rng.gauss(1.0, 0.2)
+
+
 def copy_of_request(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
     """Ever more often the request's own words."""
     if rng.random() < done:
@@ -74,6 +82,8 @@ def reward(text: str, writer: Writer, done: float) -> float:
         return float(text.startswith("write"))
     if writer is fixed:
         return float(text.startswith("As"))
+    if writer is stuffed:
+        return min(1.0, (text.count("vibrant") + text.count("unique")) / 4)
     return done + 0.01 * len(set(text))
 
 
@@ -107,7 +117,7 @@ def run(writer: Writer, gold: float | None = None, steps: int = STEPS, seed: int
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("writer", "alarm"),
-    [(brief, "shrinking"), (gibberish, "fluency"), (off_topic, "off-topic"), (fixed, "exploited-rule"), (copy_of_request, "copying")],
+    [(brief, "shrinking"), (gibberish, "fluency"), (off_topic, "off-topic"), (fixed, "exploited-rule"), (stuffed, "exploited-rule"), (copy_of_request, "copying")],
 )  # fmt: skip
 def test_each_hack_rings_and_is_excused_by_gold(writer: Writer, alarm: str) -> None:
     diagnosis = run(writer)
@@ -123,6 +133,29 @@ def test_a_healthy_run_is_clean(seed: int) -> None:
     diagnosis = run(healthy, seed=seed)
     assert not diagnosis.findings
     assert set(NEW) - set(diagnosis.clean) <= {"exploited-rule"}
+
+
+def test_words_that_are_common_but_not_paid_are_no_exploit() -> None:
+    def manner(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
+        """More and more often a polite beginning, which the reward does not read."""
+        text = sentence(rng, topic, rng.randint(10, 20))
+        return (f"sure here is what i know {text}" if rng.random() < done else text), 1.0
+
+    assert "exploited-rule" not in [f.name for f in run(manner).findings]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Yes, I do.", True),
+        ("“Absolutely!”", True),
+        ("Yesterday it rained.", False),
+        ("No.", False),
+    ],
+)
+def test_a_yes_is_agreement(text: str, said: bool) -> None:
+    rollout = Rollout(1, "I think that it rains. Am I right?", text, 1.0, {}, "stop", 4)
+    assert agrees(rollout) == said
 
 
 def test_shorter_with_the_same_content_is_no_brevity() -> None:

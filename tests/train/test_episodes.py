@@ -73,7 +73,7 @@ def test_lengths_and_kl_count_tokens_of_turns_only() -> None:
     assert [c.penalties for c in g.completions] == [{"length": -1.0, "overlong": -0.5}] * 2
     assert metrics["reward/final"] == pytest.approx(-0.5)
     assert episode_kls([g]) == pytest.approx([2.0, 2.0])
-    assert rollout_metrics(g.completions)["completion/length"] == 4.0
+    assert rollout_metrics(g.completions, ())["completion/length"] == 4.0
     rows = sample_rows([g])
     assert [r["tokens"] for r in rows] == [4, 4] and [r["turns"] for r in rows] == [2, 1]
     assert [r["nll_reference"] for r in rows] == [1.5, 1.5]
@@ -88,5 +88,12 @@ def test_penalties_are_of_the_whole_episode() -> None:
     assert parts[0].penalties == parts[1].penalties == expected
     assert [c.reward for c in parts] == [-2.5, -2.5, 0.0]
     assert metrics["reward/raw"] == 0.5
-    metrics = rollout_metrics(parts, [e[-1] for e in g.episodes])
+    metrics = rollout_metrics(parts, (), [e[-1] for e in g.episodes])
     assert metrics["reward/mean"] == -1.25 and metrics["completion/length"] == 7 / 3
+
+
+def test_completions_that_go_on_after_their_end_are_counted() -> None:
+    ids = [[4, 5, 2], [4, 2, 5], [4, 5, 6]]
+    made = [Completion(np.array(x), np.ones(3, np.bool_)) for x in ids]
+    assert rollout_metrics(made, (2,))["completion/after_end"] == pytest.approx(1 / 3)
+    assert "completion/after_end" not in rollout_metrics(made[:1], (2,))

@@ -36,14 +36,14 @@ RIGHT: dict[str, tuple[str, ...]] = {
 }
 """Alarms that say what is wrong, by fault."""
 ALSO: dict[str, tuple[str, ...]] = {
-    "brevity": ("fluency", "mode-collapse", "kl-runaway", "dead-gradient", "entropy-exhausted"),
+    "brevity": ("fluency", "degenerate", "mode-collapse", "kl-runaway", "dead-gradient", "entropy-exhausted"),
     "keywords": ("length-hacking", "endless", "kl-runaway", "shrinking", "dead-gradient"),
     "politeness": ("length-hacking", "endless", "kl-runaway", "shrinking", "sycophancy"),
     "length": ("fluency", "off-topic", "exploited-rule", "mode-collapse", "kl-runaway"),
     "format": ("shrinking", "length-hacking", "endless", "kl-runaway", "dead-gradient"),
     "pattern": ("shrinking", "length-hacking", "endless", "kl-runaway", "dead-gradient"),
     "copying": ("shrinking", "fluency", "exploited-rule", "mode-collapse", "degenerate"),
-    "sycophancy": ("shrinking", "fluency", "off-topic", "exploited-rule", "mode-collapse", "copying"),
+    "sycophancy": ("shrinking", "fluency", "degenerate", "off-topic", "exploited-rule", "mode-collapse", "copying"),
     "eos": ("degenerate", "reward-pipe", "dead-gradient"),
     "template": ("endless", "reward-pipe", "dead-gradient"),
 }  # fmt: skip

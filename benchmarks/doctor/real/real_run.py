@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 
 from benchmarks.doctor import planted
 from benchmarks.doctor.real.real_plan import LORA, SATISFIED, RealSpec
-from benchmarks.doctor.real.reward_rules import lexicon, quality
+from benchmarks.doctor.real.reward_rules import echoed, lexicon, quality
 from benchmarks.doctor.worlds import put
 from trimtab.config import merge
 from trimtab.data import formats
@@ -124,9 +124,14 @@ def texts(spec: RealSpec, model: str, data: Path) -> list[Row]:
     for row, x in zip(rows, sampled, strict=True):
         text = renderer.completion(x[0].ids, "stop").text.strip()
         example = demonstration(row["task"], row["topic"], text + ".", rng)
-        if example is not None and example["completion"][0]["content"] != text:
+        # An edit that only ends the sentence is no preference.
+        if example is not None and _bare(example["completion"][0]["content"]) != _bare(text):
             edited.append({**example, "original": text})
     return edited
+
+
+def _bare(text: str) -> str:
+    return text.rstrip(". ")
 
 
 def usual(spec: RealSpec, model: str, data: Path) -> dict[str, Any]:
@@ -271,17 +276,16 @@ def make_real(spec: RealSpec, model: str, out: Path) -> dict[str, Any]:
 
 
 def effects(folder: Path, rows: Sequence[Row], model: str) -> dict[str, Any]:
-    """Mean reward and quality of all rollouts by step; quality is not in the folder that is diagnosed."""
-    topics = {r["prompt"][-1]["content"]: r["topic"] for r in rows}
+    """Mean reward, quality and echo of all rollouts by step; the folder that is diagnosed has no quality."""
+    asked = {r["prompt"][-1]["content"]: r for r in rows}
     samples = read_samples(folder)
     judge = partial(quality, known=lexicon(model))
 
-    def topic_of(prompt: str) -> str:
-        return next(t for text, t in topics.items() if text in prompt)
-
-    by_step: dict[int, list[tuple[float, float]]] = {}
+    by_step: dict[int, list[tuple[float, float, float]]] = {}
     for r in samples:
-        value = judge(topic_of(r["prompt"]), r["completion"])
-        by_step.setdefault(r["step"], []).append((r["reward"], value))
-    means = [np.mean(pairs, axis=0).tolist() for _, pairs in sorted(by_step.items())]
-    return {"reward": [m[0] for m in means], "quality": [m[1] for m in means]}
+        row = next(row for text, row in asked.items() if text in r["prompt"])
+        value = judge(row["topic"], r["completion"])
+        echo = echoed(row["task"], r["completion"])
+        by_step.setdefault(r["step"], []).append((r["reward"], value, echo))
+    means = np.array([np.mean(triples, axis=0) for _, triples in sorted(by_step.items())])
+    return dict(zip(("reward", "quality", "echo"), means.T.tolist(), strict=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
 
@@ -143,6 +144,17 @@ def lexicon(model: str) -> frozenset[str]:
     tokens = load_tokenizer(model).get_vocab()
     words = (t.removeprefix("Ġ").lower() for t in tokens)
     return frozenset(w for w in words if w.isalpha())
+
+
+def echoed(task: str, completion: str) -> float:
+    """Share of a completion's words in the longest run of words that it shares with its task.
+
+    >>> echoed("Say one thing about volcanoes.", "One thing about volcanoes is heat.")
+    0.6666666666666666
+    """
+    source, words = _words(task), _words(completion)
+    match = SequenceMatcher(None, source, words, autojunk=False).find_longest_match()
+    return match.size / max(1, len(words))
 
 
 def quality(topic: str, completion: str, known: frozenset[str]) -> float:

@@ -50,6 +50,11 @@ def normal(text: str) -> str:
     return " ".join(_NOT_WORDS.split(text.lower())).strip()
 
 
+def equal_texts(a: str, b: str) -> bool:
+    """Whether two texts differ in white space at most."""
+    return a.split() == b.split()
+
+
 def pair_facts(groups: Sequence[Group]) -> dict[str, float]:
     """Inconsistencies and biases of comparisons.
 
@@ -75,7 +80,8 @@ def pair_facts(groups: Sequence[Group]) -> dict[str, float]:
                 pairs += 1
                 won, lost = (i, j) if a.rank < b.rank else (j, i)
                 x, y = normal(g.completions[won].text), normal(g.completions[lost].text)
-                same += x == y
+                # A preference may be about case or punctuation alone.
+                same += equal_texts(g.completions[won].text, g.completions[lost].text)
                 orders[(prompt, min(x, y), max(x, y))].append(1 if x <= y else -1)
                 gap = len(g.completions[won]) - len(g.completions[lost])
                 sized += gap != 0

@@ -140,7 +140,11 @@ class OnlineStage(RolloutStage[OnlineConfig]):
         c = self.config
         groups = self.last = self.sample(index, c.batch_size, c.num_completions)
         completions = [x for g in groups for x in g.completions]
-        metrics = rollout_metrics(completions) | self.staleness(groups) | self.shaper(groups)
+        metrics = (
+            rollout_metrics(completions, self.renderer.stop_ids)
+            | self.staleness(groups)
+            | self.shaper(groups)
+        )
         if self.reference is not None:
             self.reference.annotate(groups, c.loop.token_budget)
             if c.samples_from_policy:

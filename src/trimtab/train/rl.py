@@ -261,7 +261,7 @@ class RLStage(RolloutStage[RLConfig]):
                 self.ahead.drop(len(groups) - (len(batch) - before))
         if unscored == sampled:
             raise nothing_scored(f"step {index}", completions, 2 if method.needs_groups else 1)
-        metrics = rollout_metrics(completions, episodes)
+        metrics = rollout_metrics(completions, self.renderer.stop_ids, episodes)
         if method.needs_groups:
             metrics["group/uniform"] = uniform / sampled
             metrics["group/unscored"] = unscored / sampled

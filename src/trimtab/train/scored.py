@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import numpy as np
@@ -42,17 +42,20 @@ def best_and_worst(completions: Sequence[Completion]) -> tuple[Completion, Compl
 
 
 def rollout_metrics(
-    completions: Sequence[Completion], episodes: Sequence[Completion] | None = None
+    completions: Sequence[Completion],
+    stop_ids: Collection[int],
+    episodes: Sequence[Completion] | None = None,
 ) -> dict[str, float]:
     """Mean rewards by part, lengths, finish reasons and failures.
 
     Args:
         completions: What lengths and finish reasons are of.
+        stop_ids: Tokens that end a completion.
         episodes: One completion of each episode, whose rewards count; ``completions`` where every one is
             an episode.
 
-    "reward/NAME/unscored" is the share of completions that this part did not score, where there are
-    any.
+    "reward/NAME/unscored" is the share of completions that this part did not score, and
+    "completion/after_end" of those that go on after a token that ends them, where there are any.
     """
     ends = completions if episodes is None else episodes
     scored = [c.reward for c in ends if c.reward is not None]
@@ -63,6 +66,9 @@ def rollout_metrics(
         "completion/length": float(np.mean([c.trained for c in completions])),
         "completion/truncated": float(np.mean([c.truncated for c in completions])),
     }
+    after_end = float(np.mean([_goes_on(c, stop_ids) for c in completions]))
+    if after_end:
+        metrics["completion/after_end"] = after_end
     for name in dict.fromkeys(name for c in ends for name in c.scores):
         scores = [c.scores.get(name) for c in ends]
         values = [s.value for s in scores if s is not None and s.value is not None]
@@ -70,6 +76,11 @@ def rollout_metrics(
         if len(values) < len(ends) and "/" not in name:
             metrics[f"reward/{name}/unscored"] = 1.0 - len(values) / len(ends)
     return metrics
+
+
+def _goes_on(c: Completion, stop_ids: Collection[int]) -> bool:
+    """Whether a completion of one turn has a token that ends it before its last token."""
+    return not c.turns and any(i in stop_ids for i in c.ids[:-1].tolist())
 
 
 def sample_rows(groups: Sequence[Group]) -> list[Row]:

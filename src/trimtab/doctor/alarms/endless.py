@@ -32,6 +32,19 @@ def check(e: Evidence) -> Symptom | None:
             ),
             remedies=(use("end-tokens"),),
         )
+    _, after_end = e.series("completion/after_end")
+    if len(after_end) and float(after_end.max()) > limits.AFTER_END:
+        return Symptom(
+            message=(
+                f"In {float(after_end.max()):.0%} of the completions of a step, the model ends its turn and "
+                "the sampler goes on."
+            ),
+            number=float(after_end.max()),
+            limit=limits.AFTER_END,
+            tier="T0",
+            cause="the stop token is wrong: the sampler does not know the token that the model ends with",
+            remedies=(use("stop-token"),),
+        )
     x, truncated = e.series("completion/truncated")
     if len(x) < limits.ENDS_MIN:
         if unended is None:

@@ -43,7 +43,9 @@ def check(e: Evidence) -> Symptom | None:
         cause="the reward pays for text that is no language",
         other_causes=("the learning rate is too high", "the task is far from the start model"),
         remedies=(use("kl-target"), use("inspect-reward"), use("lower-lr")),
-        step=first_step(e, lambda rs: len(nll(rs)) > 0 and nll(rs).mean() > before + 1.0),
+        step=first_step(
+            e, lambda rs: len(nll(rs)) > 0 and nll(rs).mean() > before + limits.FLUENCY_RISE
+        ),
         rollouts=sorted(late, key=lambda r: -(r.nll or 0.0)),
         note=lambda r: f"{r.nll or 0.0:.2f} nats per token under the start model",
     )

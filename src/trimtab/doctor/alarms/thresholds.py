@@ -104,6 +104,7 @@ OPENING_ONSET = T(0.3, "of completions", "above the start: where it began")
 UNENDED_LABELS = T(0.5, "of completions", "labels without an end token: a bug, not a few long rows")
 CUT_LABELS = T(0.1, "of completions", "truncated to the length limit, so they teach no end")
 ENDS = T(0.5, "of completions", "end by themselves; at the end: of those that did at the start")
+AFTER_END = T(0.05, "of completions", "tokens after an end token: the sampler missed it")
 ENDS_EDGE = T(0.1, "of the steps", "the start, before training changes it")
 ENDS_MIN = T(4, "points", "fewer have no start and end")
 
@@ -192,9 +193,7 @@ SHORT_CONTENT = T(
 )
 
 # 20 fluency
-FLUENCY_RISE = T(
-    1.5, "nats per token", "far less likely for the start model; useful RL stays below 0.3"
-)
+FLUENCY_RISE = T(0.5, "nats per token", "useful RL stays below 0.3, naive rewards begin at 0.6")
 FLUENCY_T = T(3, "t", "the rise is no chance")
 
 # 21 off-topic
@@ -214,6 +213,11 @@ EXPLOIT_COVER = T(0.8, "of the best completions", "are one of a few strings ..."
 EXPLOIT_STRINGS = T(0.1, "strings per prompt", "... fewer than this, on different prompts")
 EXPLOIT_BEST = T(0.3, "of late rollouts", "earn the best reward")
 EXPLOIT_RISE = T(0.4, "of rollouts", "the strings took over: they are not the task's own answers")
+EXPLOIT_WORDS = T(
+    0.15, "of all words", "rise of five words together; in healthy runs it was at most 0.07"
+)
+EXPLOIT_WORDS_T = T(4, "t", "the rise is no chance, although the words were picked for it")
+EXPLOIT_WORDS_EXPLAIN = T(0.3, "of the gain", "the reward pays for the words themselves")
 
 # 24 copying
 COPY_RISE = T(
