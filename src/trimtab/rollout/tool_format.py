@@ -7,10 +7,13 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
+from transformers.utils.chat_parsing.response_templates import load_response_template
+
 from trimtab.data.conversation import BadRowError, Message, content_text, template_columns
 from trimtab.data.piece_tokens import continuation, raw_ids
 from trimtab.data.render import Renderer
 from trimtab.data.thoughts import TOKENS
+from trimtab.errors import ModelError
 from trimtab.types import Row
 
 TOOL_TOKENS = ("<tool_call>", "</tool_call>")
@@ -45,11 +48,17 @@ class ToolFormat:
     the <tool_call> format of Hermes and Qwen.
 
     Raises:
-        ModelError: the tokenizer has no chat template.
+        ModelError: the tokenizer has no chat template, or its response template is invalid.
     """
 
     def __init__(self, renderer: Renderer) -> None:
         self.renderer, self.tokenizer = renderer, renderer.tokenizer
+        self._response_template: Any = getattr(self.tokenizer, "response_template", None)
+        if self._response_template:
+            try:
+                load_response_template(self._response_template)
+            except ValueError as error:
+                raise ModelError(f"the tokenizer's response_template: {error}") from None
         self.ends = tuple(self.tokenizer.convert_ids_to_tokens(list(renderer.stop_ids)))
         user: Message = {"role": "user", "content": "a"}
         call: Message = {
@@ -159,9 +168,7 @@ class ToolFormat:
         visible = [i for i in ids if i not in special or special[i] in (*TOKENS, *TOOL_TOKENS)]
         text = str(self.tokenizer.decode([i for i in visible if i not in stop])).strip()
         message: Message = {"role": "assistant", "content": text, "raw": text}
-        if getattr(self.tokenizer, "response_template", None) or getattr(
-            self.tokenizer, "response_schema", None
-        ):
+        if self._response_template:
             message |= self._parsed(list(prompt), list(ids), columns)
         elif calls := read_calls(text):
             message |= {"content": text[: text.index("<tool_call>")].strip(), "tool_calls": calls}

@@ -99,7 +99,13 @@ def engine_class() -> Any:
 
         def update_weights(self, update_info: dict[str, Any]) -> None:
             # The base class waits for the accelerator, which a CPU does not have.
-            self.receive_weights(self.parse_update_info(update_info))
+            try:
+                self.receive_weights(self.parse_update_info(update_info))
+            except BaseException:
+                # vLLM ends the update without finishing it: layers that wait for the rest of their
+                # weights would take the next update's for it.
+                self.finish_weight_update()
+                raise
 
         def receive_weights(self, update_info: Any) -> None:
             for name, dtype, shape in zip(
