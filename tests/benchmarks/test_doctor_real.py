@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from benchmarks.doctor.real import real_plan, real_score, reward_rules
+from benchmarks.doctor.real.__main__ import alone
 from benchmarks.doctor.real.real_run import rows_of
 from trimtab.doctor.alarms import all_alarms
 
@@ -96,3 +98,10 @@ def test_a_fault_without_an_effect_is_told_by_the_measures_of_the_run() -> None:
     assert not real_score.took(copying)
     assert real_score.took({**copying, "echo": [0.0] * 5 + [0.5] * 5})
     assert real_score.took({"fault": ""}) and real_score.took({"fault": "eos"})
+
+
+def test_two_processes_do_not_make_the_same_run(tmp_path: Path) -> None:
+    with alone(tmp_path / "a.lock") as first, alone(tmp_path / "a.lock") as second:
+        assert first and not second
+    with alone(tmp_path / "a.lock") as again:
+        assert again

@@ -1,5 +1,7 @@
 """``python -m benchmarks.doctor.real``: faults of a pretrained model, diagnosed; run it again to resume.
 
+Several processes may share the folder.
+
 Seeds 0 to 9 are for tuning, with the tuning reward rules; the report is over seeds from 10 on, with
 held-out rules. The model is fetched (``trimtab fetch smollm2``) where ``--model`` does not hold it.
 """
@@ -7,9 +9,11 @@ held-out rules. The model is fetched (``trimtab fetch smollm2``) where ``--model
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from benchmarks.doctor.__main__ import spans
@@ -30,13 +34,28 @@ def train(todo: Sequence[RealSpec], model: str, out: Path, minutes: float) -> No
         if time.monotonic() - began > 60 * minutes:
             print(f"time is up with {len(waiting) - i + 1} runs left; run it again to resume")
             return
-        if (out / f"{spec.key}.json").is_file():
-            continue  # of another process
+        with alone(out / f"{spec.key}.lock") as mine:
+            if not mine or (out / f"{spec.key}.json").is_file():
+                continue  # of another process
+            try:
+                truth = make_real(spec, model, out)
+                print(f"{i}/{len(waiting)} {spec.key}: {truth['seconds']:.0f} s", flush=True)
+            except (ValueError, RuntimeError, AssertionError):
+                print(
+                    f"{i}/{len(waiting)} {spec.key}: FAILED\n{traceback.format_exc()}", flush=True
+                )
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Generator[bool]:
+    """Whether no other process is in this block with the same file, which stays, empty."""
+    with path.open("w") as lock:
         try:
-            truth = make_real(spec, model, out)
-            print(f"{i}/{len(waiting)} {spec.key}: {truth['seconds']:.0f} s", flush=True)
-        except (ValueError, RuntimeError, AssertionError):
-            print(f"{i}/{len(waiting)} {spec.key}: FAILED\n{traceback.format_exc()}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def main() -> None:
