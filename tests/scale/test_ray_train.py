@@ -16,7 +16,7 @@ import yaml
 from tests.scale.conftest import ROOT
 from tests.support import folders
 from trimtab.config import build
-from trimtab.errors import UserError
+from trimtab.errors import ConfigError, UserError
 from trimtab.launch.commands import find_command
 from trimtab.runs import read_metrics
 from trimtab.train.rl_config import RLConfig
@@ -98,4 +98,17 @@ def test_too_many_faults_are_reported(base: Path, tmp_path: Path, local_ray: Non
     faults.mkdir()
     values = settings(base, tmp_path / "ray", "ray", faults, restarts=0)
     with pytest.raises(UserError, match=r"rank \d failed after 0 restarts: .*Run the same command"):
+        find_command("rl").run(build(RLConfig, values))
+
+
+def test_more_servers_than_gpus_are_refused_before_a_worker_starts(
+    base: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 4.0})
+    values = settings(base, tmp_path / "ray", "ray", None)
+    values["rollout"] = {"engine": "vllm", "servers": 2, "gpus_per_server": 2}
+    message = "2 servers of 2 GPUs and 2 for training are 6 GPUs, and the cluster has 4"
+    with pytest.raises(ConfigError, match=message):
         find_command("rl").run(build(RLConfig, values))

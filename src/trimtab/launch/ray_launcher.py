@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.config import Config
 from trimtab.launch.spmd import run_stage
 from trimtab.launch.torchrun import LaunchError
+from trimtab.rollout.engines.server_process import require_gpus
 from trimtab.runs.node_interface import use_node_interface
 from trimtab.runs.ray_jobs import ray_session
 
@@ -43,6 +44,7 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
         spec: The number of workers, of those that are enough, and of restarts.
 
     Raises:
+        ConfigError: the cluster has fewer GPUs than workers and servers need.
         LaunchError: they failed more often than they may be started again.
     """
     elastic = spec.min_trainers is not None and spec.min_trainers < spec.trainers
@@ -56,6 +58,7 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
         from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
         resources: dict[str, float] = ray.cluster_resources()
+        _require_room(config, spec, int(resources.get("GPU", 0)))
         has_gpus = resources.get("GPU", 0.0) >= spec.trainers
         threads = max(1, int(resources.get("CPU", 1.0)) // spec.trainers)
         env = {"OMP_NUM_THREADS": str(threads), "RAY_TRAIN_V2_ENABLED": "1"}
@@ -113,6 +116,14 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
                         "the workers could not be started, trying again: %s",
                         _first_line(error.controller_failure),
                     )
+
+
+def _require_room(config: Config, spec: LaunchSpec, gpus: int) -> None:
+    """Check that ranks and servers have GPUs of their own, before a worker is started."""
+    rollout = getattr(config, "rollout", None)
+    if rollout is not None and rollout.servers:
+        each = rollout.gpus_per_server
+        require_gpus(rollout.servers, each, spec.trainers, gpus, "the cluster")
 
 
 def _train_worker(values: Mapping[str, Any]) -> None:
