@@ -77,7 +77,7 @@ def main() -> None:
         todo = [s for s in todo if {s.recipe.name, s.recipe.fault, s.recipe.sort} & names]
     if not args.no_train:
         if not (Path(args.model) / "config.json").is_file():
-            from trimtab.cli import main as run_command
+            from trimtab.cli.main import main as run_command
 
             run_command(["fetch", "smollm2", "--out", args.model])
         train(todo, args.model, args.out, args.minutes)
