@@ -80,10 +80,10 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def exactness(folder: Path, device: str) -> list[Row]:
+def exactness(folder: Path, device: str, model: str = "5m") -> list[Row]:
     """FlexAttention and bfloat16 against the CPU in float32, and FlexAttention under FSDP2."""
     torch.backends.cuda.matmul.allow_tf32 = False
-    path = str(material.model_folder(folder, "5m"))
+    path = str(material.model_folder(folder, model))
 
     def load(on: str, **settings: Any) -> PackedLM:
         return PackedLM(LM.load(ModelSpec(path=path, device=on, **settings)))

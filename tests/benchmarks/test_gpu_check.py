@@ -11,7 +11,7 @@ from benchmarks import gpu_check
 
 @pytest.mark.slow
 def test_the_checks_run_on_a_cpu(tmp_path: Path) -> None:
-    rows = gpu_check.exactness(tmp_path, "cpu")
+    rows = gpu_check.exactness(tmp_path, "cpu", "1m")
     exact, gradients, mixed, sharded = (float(row.measured) for row in rows)
     assert exact == 0 and gradients == 0
     assert 0 < mixed < 0.05, "bfloat16 rounds"

@@ -75,11 +75,11 @@ class Checkpoint:
         if not file.exists():
             names = sorted(f.stem for f in self.path.glob("*.safetensors"))
             raise CheckpointError(f"{self.path}: no tensors {name!r}; there are {', '.join(names)}")
-        found = checkpoint_parts.read(self.path, name, like)
+        tensors = checkpoint_parts.read(self.path, name, like)
         for key, value in load_file(file).items():
             model = like(key)
-            found[key] = value if model is None else shard_like(model, value)
-        return found
+            tensors[key] = value if model is None else shard_like(model, value)
+        return tensors
 
 
 def save(
@@ -118,8 +118,8 @@ def save(
     def complete() -> str:
         with _explained(folder, step):
             for name, values in tensors.items():
-                whole = {n: t for n, t in values.items() if not is_shard(t)}
-                _write_tensors(temporary / f"{name}.safetensors", whole)
+                plain = {n: t for n, t in values.items() if not is_shard(t)}
+                _write_tensors(temporary / f"{name}.safetensors", plain)
             _write(temporary / "state.json", json.dumps(dict(state), indent=1).encode())
             if write_extra is not None:
                 write_extra(temporary)
