@@ -70,6 +70,7 @@ def outputs(root: PackedLM) -> tuple[Tensor, Tensor]:
     """Log-probs of the completions, and the gradient of their sum with respect to all weights."""
     root.zero_grad()
     logp = root.outputs(build(groups()).to(next(root.parameters()).device)).logp_C
+    assert logp is not None
     logp.sum().backward()
     grads = [full(p.grad).reshape(-1) for p in root.parameters() if p.grad is not None]
     return logp.detach().float().cpu(), torch.cat(grads).float().cpu()
@@ -107,7 +108,7 @@ def exactness(folder: Path, device: str, model: str = "5m") -> list[Row]:
     with tempfile.TemporaryDirectory() as store:
         torch.distributed.init_process_group(
             "nccl" if device == "cuda" else "gloo",
-            store=torch.distributed.FileStore(f"{store}/store", 1), rank=0, world_size=1,
+            init_method=f"file://{store}/store", rank=0, world_size=1,
         )  # fmt: skip
         shard_over(sharded, torch.distributed.group.WORLD)
         gradient = outputs(sharded)[1]
