@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,11 +196,7 @@ def main() -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("gpu-check: torch sees no GPU here; --device cpu --model 1m tries the script")
     deadline = time.monotonic() + 60 * MINUTES
-    parts: list[Callable[[], list[Row]]] = [
-        lambda: exactness(args.folder / "material", args.device),
-        lambda: speed(args, deadline),
-    ]
-    rows = [row for part in parts for row in part()]
+    rows = [*exactness(args.folder / "material", args.device), *speed(args, deadline)]
     for row in rows:
         print(f"{row.what}: {row.measured}" + (f" (target {row.target})" if row.target else ""))
     if args.device == "cuda":

@@ -7,6 +7,7 @@ core, plus the measured sum of gradients.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -17,11 +18,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import material
-from benchmarks.rows import grpo_sides
-from benchmarks.turns import ROOT, Result, flags, settings
+from benchmarks.rows import grpo_flags, grpo_sides, sft_side
+from benchmarks.turns import ROOT, Result, flags
 
 WORLDS = (2, 4)
+PASSES = 2
+"""Measured passes of a start."""
 
 
 def measure(spec: dict[str, Any], world: int, threads: int) -> dict[str, Any]:
@@ -57,37 +59,22 @@ def main() -> None:
     parser = flags("ranks on one machine")
     parser.add_argument("--kind", default="sft", choices=["sft", "grpo"])
     parser.add_argument("--batch", type=int, default=32, help="rows per optimiser step of SFT")
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt of GRPO")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts per batch of GRPO")
-    parser.add_argument("--group", type=int, default=8, help="completions per prompt")
-    parser.add_argument("--new", type=int, default=64, help="new tokens at most")
+    grpo_flags(parser, new=64)
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    turns, args.turns = args.turns, 2
     args.token_budget = args.token_budget or 1024
 
     def job(parts: int) -> dict[str, Any]:
         """The work of a pass, or a ``parts``-th of it."""
-        if args.kind == "grpo":
-            args.prompts //= parts
-            spec = grpo_sides(args)[0]
-            args.prompts *= parts
-        else:
-            spec = settings(args)
-            model = material.model_folder(Path(args.folder) / "material", args.model)
-            count = spec["steps"] * args.batch // parts
-            data, _ = material.demonstrations(
-                Path(args.folder) / "material", int(model.name.rsplit("-", 1)[1]), count
-            )
-            spec |= {
-                "kind": "sft", "model": str(model), "data": str(data), "batch": args.batch // parts,
-                "job": "benchmarks.ours:Train",
-            }  # fmt: skip
-        return {**spec, "turns": args.turns}
+        part = copy.copy(args)
+        part.prompts //= parts
+        part.batch //= parts
+        spec = grpo_sides(part)[0] if args.kind == "grpo" else sft_side(part)[0]
+        return {**spec, "turns": PASSES}
 
     one = [measure(job(1), 1, 2)]
     two = [measure(job(1), 2, 1)]
-    for _ in range(turns - 1):
+    for _ in range(args.turns - 1):
         one.append(measure(job(1), 1, 2))
         two.append(measure(job(1), 2, 1))
     ratios = sorted(seconds([a]) / seconds([b]) for a, b in zip(one, two, strict=True))

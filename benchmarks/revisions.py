@@ -8,8 +8,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from benchmarks import material, rows
-from benchmarks.turns import ROOT, Result, compare, flags, settings
+from benchmarks import rows
+from benchmarks.turns import ROOT, Result, compare, flags
 
 
 def checkout(revision: str) -> Path:
@@ -34,24 +34,13 @@ def main() -> None:
     parser.add_argument("--than", required=True, help="revision to compare with")
     parser.add_argument("--kind", default="sft", choices=["sft", "grpo"])
     parser.add_argument("--batch", type=int, default=16, help="rows per optimiser step of SFT")
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt of GRPO")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts per batch of GRPO")
-    parser.add_argument("--group", type=int, default=8, help="completions per prompt")
-    parser.add_argument("--new", type=int, default=64, help="new tokens at most")
+    rows.grpo_flags(parser, new=64)
     args = parser.parse_args()
     other = checkout(args.than)
     if args.kind == "grpo":
         job, _, about = rows.grpo_sides(args)
     else:
-        job = settings(args)
-        model = material.model_folder(Path(args.folder) / "material", args.model)
-        vocabulary = int(model.name.rsplit("-", 1)[1])
-        count = job["steps"] * args.batch
-        data, about = material.demonstrations(Path(args.folder) / "material", vocabulary, count)
-        job |= {
-            "kind": "sft", "model": str(model), "data": str(data), "batch": args.batch,
-            "job": "benchmarks.ours:Train",
-        }  # fmt: skip
+        job, about = rows.sft_side(args)
     result: Result = compare(
         f"revisions-{args.kind}-{args.model}", "token" if args.kind == "sft" else "completion", job, job,
         args=args, peer_name=other.name, root=other, about=about, target=0.97,

@@ -92,8 +92,8 @@ def train(kind: str, args: argparse.Namespace) -> Result:
     )  # fmt: skip
 
 
-def precision(args: argparse.Namespace) -> Result:
-    """Our own mixed precision against our own fp32: SFT."""
+def sft_side(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Our SFT job, and its data in words."""
     spec = settings(args)
     model, vocabulary = _model(args)
     count = spec["steps"] * args.batch
@@ -102,6 +102,12 @@ def precision(args: argparse.Namespace) -> Result:
         "kind": "sft", "model": model, "data": str(data), "batch": args.batch,
         "job": "benchmarks.ours:Train",
     }  # fmt: skip
+    return spec, about
+
+
+def precision(args: argparse.Namespace) -> Result:
+    """Our own mixed precision against our own fp32: SFT."""
+    spec, about = sft_side(args)
     mixed = spec | {"held": {"precision": "mixed"}}
     return compare(
         f"precision-{args.model}", "token", mixed, spec, args=args, peer_name="fp32",
@@ -111,13 +117,9 @@ def precision(args: argparse.Namespace) -> Result:
 
 def bare(args: argparse.Namespace) -> Result:
     """The package's SFT against a loop written by hand on its packs: what the package costs."""
-    spec = settings(args)
-    model, vocabulary = _model(args)
-    count = spec["steps"] * args.batch
-    data, about = material.demonstrations(Path(args.folder) / "material", vocabulary, count)
-    spec |= {"kind": "sft", "model": model, "data": str(data), "batch": args.batch}
+    spec, about = sft_side(args)
     return compare(
-        named("bare-sft", args), "token", spec | {"job": "benchmarks.ours:Train"},
+        named("bare-sft", args), "token", spec,
         spec | {"job": "benchmarks.ours:Bare"}, args=args, peer_name="bare", about=about, target=0.9,
     )  # fmt: skip
 
@@ -125,6 +127,14 @@ def bare(args: argparse.Namespace) -> Result:
 def tokens(path: Path) -> int:
     """Tokens of demonstrations, each answer with its end."""
     return sum(len(x.split()) - 2 + 1 for x in path.read_text(encoding="utf-8").splitlines())
+
+
+def grpo_flags(parser: argparse.ArgumentParser, new: int) -> None:
+    """What the rows of GRPO take; ``new`` is the default number of new tokens."""
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts per batch")
+    parser.add_argument("--group", type=int, default=8, help="completions per prompt")
+    parser.add_argument("--new", type=int, default=new, help="new tokens at most")
 
 
 def grpo_sides(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], str]:

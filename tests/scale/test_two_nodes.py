@@ -6,6 +6,7 @@ the link between them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -63,8 +64,7 @@ def processes(node: str) -> list[int]:
 def kill(node: str) -> None:
     """End a node at once: every process in its namespace."""
     for pid in processes(node):
-        with_pid = Path(f"/proc/{pid}")
-        if with_pid.exists():
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 

@@ -48,7 +48,7 @@ def train(todo: Sequence[RealSpec], model: str, out: Path, minutes: float) -> No
 
 @contextlib.contextmanager
 def alone(path: Path) -> Generator[bool]:
-    """Whether no other process is in this block with the same file, which stays, empty."""
+    """Lock ``path`` for the block; False where another process holds the lock. The empty file stays."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,6 +9,7 @@ copy of this file, so it imports torch and vLLM only.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
@@ -98,14 +99,13 @@ def engine_class() -> Any:
             initialize_layerwise_reload(self.model)
 
         def update_weights(self, update_info: dict[str, Any]) -> None:
-            # The base class waits for the accelerator, which a CPU does not have.
-            try:
+            with contextlib.ExitStack() as received:
+                # vLLM ends a failed update without finishing it: layers that wait for the rest of
+                # their weights would take the next update's for it.
+                received.callback(self.finish_weight_update)
+                # The base class waits for the accelerator, which a CPU does not have.
                 self.receive_weights(self.parse_update_info(update_info))
-            except BaseException:
-                # vLLM ends the update without finishing it: layers that wait for the rest of their
-                # weights would take the next update's for it.
-                self.finish_weight_update()
-                raise
+                received.pop_all()
 
         def receive_weights(self, update_info: Any) -> None:
             for name, dtype, shape in zip(
