@@ -19,8 +19,9 @@ _LINEARS = (
 )
 LORA = {"r": 16, "targets": [f"layers.{i}.{x}" for i in LAYERS for x in _LINEARS]}
 
-TUNING_SEEDS = range(0, 10)
-REPORTED_SEEDS = range(10, 30)
+TUNING_SEEDS = range(0, 12)
+"""Seeds 10 and 11 were reported once, then read to tune."""
+REPORTED_SEEDS = range(12, 30)
 
 RIGHT: dict[str, tuple[str, ...]] = {
     "brevity": ("shrinking", "exploited-rule", "off-topic"),
@@ -42,7 +43,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "length": ("fluency", "off-topic", "exploited-rule", "mode-collapse", "kl-runaway"),
     "format": ("shrinking", "length-hacking", "endless", "kl-runaway", "dead-gradient"),
     "pattern": ("shrinking", "length-hacking", "endless", "kl-runaway", "dead-gradient"),
-    "copying": ("shrinking", "fluency", "exploited-rule", "mode-collapse", "degenerate"),
+    "copying": ("shrinking", "fluency", "exploited-rule", "mode-collapse", "degenerate", "off-topic", "endless"),
     "sycophancy": ("shrinking", "fluency", "degenerate", "off-topic", "exploited-rule", "mode-collapse", "copying"),
     "eos": ("degenerate", "reward-pipe", "dead-gradient"),
     "template": ("endless", "reward-pipe", "dead-gradient"),
@@ -129,17 +130,42 @@ def _naive(fault: str, rule: str) -> RealRecipe:
     )  # fmt: skip
 
 
+def _stop(name: str, token: str) -> RealRecipe:
+    return RealRecipe(
+        f"eos-{name}",
+        "fault",
+        "eos",
+        f"stop token {token}",
+        prompts="instructions",
+        plant="plant_wrong_stop",
+        options={"token": token},
+        config=SHORT,
+    )
+
+
+def _template(name: str) -> RealRecipe:
+    return RealRecipe(
+        f"template-{name}",
+        "fault",
+        "template",
+        name,
+        prompts="instructions",
+        config={**SHORT, "model": {"chat_template": name}},
+    )
+
+
+NO_END = RealRecipe(
+    "eos-no-end",
+    "fault",
+    "eos",
+    "labels without an end",
+    "sft",
+    prompts="instructions",
+    plant="plant_no_end",
+)
 MECHANICAL: dict[Split, tuple[RealRecipe, ...]] = {
-    "tuning": (
-        RealRecipe("eos-wrong-stop", "fault", "eos", "wrong stop", prompts="instructions", plant="plant_wrong_stop", options={"token": "<|im_start|>"}, config=SHORT),
-        RealRecipe("template-plain", "fault", "template", "plain", prompts="instructions", config={**SHORT, "model": {"chat_template": "plain"}}),
-    ),
-    "held-out": (
-        RealRecipe("eos-no-end", "fault", "eos", "labels without an end", "sft", prompts="instructions", plant="plant_no_end"),
-        RealRecipe("template-alpaca", "fault", "template", "alpaca", prompts="instructions", config={**SHORT, "model": {"chat_template": "alpaca"}}),
-        RealRecipe("eos-newline", "fault", "eos", "another wrong stop", prompts="instructions", plant="plant_wrong_stop", options={"token": "<|endoftext|>"}, config=SHORT),
-        RealRecipe("template-llama", "fault", "template", "llama", prompts="instructions", config={**SHORT, "model": {"chat_template": "llama"}}),
-    ),
+    "tuning": (_stop("wrong-stop", "<|im_start|>"), _template("plain"), NO_END, _template("alpaca")),
+    "held-out": (_stop("endoftext", "<|endoftext|>"), _template("llama"), NO_END, _template("vicuna")),
 }  # fmt: skip
 
 

@@ -77,6 +77,12 @@ TEMPLATES = {
         "{% else %}### Response:\n{{ m['content'] + eos_token }}\n\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}### Response:\n{% endif %}"
     ),
+    "vicuna": (
+        "{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] }} "
+        "{% elif m['role'] == 'system' %}{{ m['content'] }} "
+        "{% else %}ASSISTANT: {{ m['content'] + eos_token }}\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    ),
     "llama": (
         "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
         "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
@@ -147,9 +153,9 @@ def usual(spec: RealSpec, model: str, data: Path) -> dict[str, Any]:
             "data": {"path": str(put(data / "prompts.jsonl", rows_of(spec)))},
             "method": {"type": "grpo", "group_size": GROUP, "kl": {"beta": 0.04}},
             "rewards": [SATISFIED],
-            "steps": 10,
+            "steps": 14,
             "batch_size": 4,
-            "sampling": {"max_new_tokens": 28, "temperature": 0.7},
+            "sampling": {"max_new_tokens": 36, "temperature": 0.7},
         }
     rows = texts(spec, model, data)
     if spec.recipe.stage == "dpo":

@@ -39,7 +39,8 @@ def template_facts(
 
     If the two give different tokens, the model completes some prompts greedily under its own
     template. "nll_gap" is the mean NLL of these completions under the template in use minus that
-    under its own, nats per token.
+    under its own, nats per token. "markers_missing" is the share of prompts that have special tokens (a
+    turn's begin or end) under the model's own template, and none of these under the template in use.
 
     Args:
         spec: Where the model, its tokenizer and the template come from.
@@ -60,6 +61,14 @@ def template_facts(
     facts: Row = {"template": "other", "prompts_changed": changed / max(1, len(conversations))}
     if not changed:
         return facts
+    special = set(own.all_special_ids)
+    # Not the first token: a BOS before a template without special tokens is none of its own.
+    marks = [special & set(g.prompt[1:].tolist()) for g in own_groups]
+    missing = sum(
+        bool(wanted) and not wanted & set(g.prompt[1:].tolist())
+        for g, wanted in zip(conversations, marks, strict=True)
+    )
+    facts["markers_missing"] = missing / len(conversations)
     engine = NativeEngine.of(lm, own_renderer)
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=48)
     requests = [Request(g.prompt, (0, i)) for i, g in enumerate(own_groups)]

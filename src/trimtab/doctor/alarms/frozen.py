@@ -24,7 +24,8 @@ def check(e: Evidence) -> Symptom | None:
     beta, spread = _penalty(e)
     penalised = beta * limits.FROZEN_GAIN > spread
     # KL grows at most with the square of the steps: a slow policy, or one at its start, gets somewhere.
-    still = moved * max(1.0, e.total_steps / float(kl_x[-1])) ** 2 < limits.FROZEN_NIL
+    horizon = max(float(e.total_steps), float(limits.FROZEN_STEPS))
+    still = moved * max(1.0, horizon / float(kl_x[-1])) ** 2 < limits.FROZEN_NIL
     if not penalised and not still:
         return None
     _, uniform = e.series("group/uniform")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy.stats import binomtest
 
 from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
-from trimtab.doctor.evidence import Evidence, Rollout, Unchecked
-from trimtab.doctor.signals import gold_rose, mean
-from trimtab.stats.change import onset, two_rates
+from trimtab.doctor.evidence import Array, Evidence, Rollout, Unchecked
+from trimtab.doctor.signals import gold_rose, mean, reward_slope
+from trimtab.stats.change import onset, two_means, two_rates
 
 PROBES = ("belief_swap", "sycophancy", "agreement", "flattery")
 AGREES = re.compile(
@@ -52,6 +53,20 @@ def agrees(r: Rollout) -> bool:
     text = " ".join(r.completion.lower().split())
     says = SAYS_YES.match(r.completion) or AGREES.search(r.completion)
     return bool(says) or (belief is not None and belief in text)
+
+
+def repeated(rollouts: Sequence[Rollout]) -> Array:
+    """Share of the stated belief's pairs of neighbouring words that each completion has, 0 without a belief [n].
+
+    >>> repeated([Rollout(1, "I think that we need more rain. Do we?", "We need rain.", 1.0, {}, "stop", 4)])
+    array([0.33333333])
+    """
+    shares: list[float] = []
+    for r in rollouts:
+        belief = set(pairwise(re.findall(r"\w+", stance(r.prompt) or "")))
+        own = set(pairwise(re.findall(r"\w+", r.completion.lower())))
+        shares.append(len(belief & own) / len(belief) if belief else 0.0)
+    return np.array(shares)
 
 
 def check(e: Evidence) -> Symptom | None:
@@ -95,14 +110,24 @@ def _by_words(e: Evidence, opined: Sequence[Rollout]) -> Symptom | None:
     """Without probes: agreement in words, which a correct belief brings as well."""
     steps = sorted({r.step for r in opined})
     n = max(1, len(steps) // 4)
-    early = [agrees(r) for r in opined if r.step in steps[:n]]
-    late = [agrees(r) for r in opined if r.step in steps[-n:]]
+    early = [r for r in opined if r.step in steps[:n]]
+    late = [r for r in opined if r.step in steps[-n:]]
     if min(len(early), len(late)) < limits.BELIEF_GROUP:
         raise Unchecked("too few prompts in which a person states a belief; run 'trimtab probe'")
-    start, end = mean(early), mean(late)
-    z = two_rates(sum(early), len(early), sum(late), len(late))
+    if gold_rose(e):
+        return None
+    return _agrees_more(e, opined, early, late) or _repeats_more(e, opined, early, late)
+
+
+def _agrees_more(
+    e: Evidence, opined: Sequence[Rollout], early: Sequence[Rollout], late: Sequence[Rollout]
+) -> Symptom | None:
+    """More completions say yes, or state the belief as their own."""
+    first, last = [agrees(r) for r in early], [agrees(r) for r in late]
+    start, end = mean(first), mean(last)
+    z = two_rates(sum(first), len(first), sum(last), len(last))
     paid = _paid_for_agreeing(opined)
-    if end - start <= limits.BELIEF_RISE or z < limits.BELIEF_Z or paid <= 0 or gold_rose(e):
+    if end - start <= limits.BELIEF_RISE or z < limits.BELIEF_Z or paid <= 0:
         return None
     return _symptom(
         e,
@@ -110,6 +135,27 @@ def _by_words(e: Evidence, opined: Sequence[Rollout]) -> Symptom | None:
         end - start,
         f"Where a person states a belief, completions agree in {end:.0%} of cases at the end, compared with "
         f"{start:.0%} at the start (z = {z:.1f}). Agreeing earns {paid:+.2f} reward within a step.",
+    )
+
+
+def _repeats_more(
+    e: Evidence, opined: Sequence[Rollout], early: Sequence[Rollout], late: Sequence[Rollout]
+) -> Symptom | None:
+    """Completions take over the words of the belief, and the reward pays for it."""
+    first, last = repeated(early), repeated(late)
+    rise = float(last.mean() - first.mean())
+    gain = mean([r.reward or 0.0 for r in late]) - mean([r.reward or 0.0 for r in early])
+    if rise <= limits.REPEAT_RISE or two_means(first, last) <= limits.REPEAT_T or gain <= 0:
+        return None
+    explained = reward_slope(e, repeated) * rise / gain
+    if explained <= limits.REPEAT_EXPLAINS:
+        return None
+    return _symptom(
+        e,
+        opined,
+        rise,
+        f"Where a person states a belief, completions have {last.mean():.0%} of its word pairs at the end, "
+        f"compared with {first.mean():.0%} at the start, which explains {explained:.0%} of the reward gained.",
     )
 
 

@@ -36,16 +36,19 @@ def check(e: Evidence) -> Symptom | None:
             cause="the chat template writes a BOS and the tokenizer adds another",
             remedies=(use("one-bos"),),
         )
-    if gap is None or gap <= limits.TEMPLATE_NLL:
+    missing = e.fact("markers_missing") or 0.0
+    limit = limits.MARKERS_NLL if missing > limits.MARKERS else limits.TEMPLATE_NLL
+    if gap is None or gap <= limit:
         return None
+    marks = f" {missing:.0%} of prompts have no special token of it." if missing else ""
     return Symptom(
         message=(
             f"With the chat template in use, the model's own completions lose {gap:.2f} nats per token "
             f"compared with the model's own template. The tokens of "
-            f"{e.fact('prompts_changed') or 0:.0%} of prompts differ."
+            f"{e.fact('prompts_changed') or 0:.0%} of prompts differ.{marks}"
         ),
         number=gap,
-        limit=limits.TEMPLATE_NLL,
+        limit=limit,
         cause="another chat template than the model was trained with",
         other_causes=("a wrong tokenizer",),
         remedies=(use("own-template"),),

@@ -56,6 +56,7 @@ FROZEN_KL_PER_TOKEN = T(0.01, "nats per token", "a longer completion moves as fa
 FROZEN_END = T(0.34, "of the steps", "the last third, where it should have moved")
 FROZEN_CONFIDENCE = T(0.99, "confidence", "the interval of the reward's slope contains 0")
 FROZEN_NIL = T(0.005, "nats", "moves no mean by over s/10: |gain| <= s sqrt(2 KL)")
+FROZEN_STEPS = T(20, "steps", "a shorter run is taken as the start of one of this length")
 FROZEN_GAIN = T(0.25, "std of reward", "a smaller best gain, spread / beta, is held back")
 FROZEN_VARIES = T(1e-6, "reward", "equal rewards are alarms 13 and 14")
 FROZEN_SOLVED = T(0.9, "of late rollouts", "near the best reward: nothing is left to learn")
@@ -76,6 +77,9 @@ BELIEF_RISE = T(0.1, "of cases", "follows the belief more than the reference doe
 BELIEF_P = T(0.01, "p", "binomial, against the reference's rate")
 BELIEF_PROMPTS = T(32, "prompts", "without probes: prompts that state a belief")
 BELIEF_GROUP = T(8, "prompts", "without probes: at the start and at the end")
+REPEAT_RISE = T(0.2, "of word pairs", "of the belief, taken over by completions")
+REPEAT_T = T(3, "t", "the rise is no chance")
+REPEAT_EXPLAINS = T(0.3, "of the gain", "the reward pays for the belief's words themselves")
 BELIEF_Z = T(2.6, "z", "without probes: two rates, one-sided p of about 0.005")
 
 # 6 weak-reward-model
@@ -110,6 +114,8 @@ ENDS_MIN = T(4, "points", "fewer have no start and end")
 
 # 10 template
 TEMPLATE_NLL = T(0.5, "nats per token", "a changed system prompt costs less")
+MARKERS = T(0.5, "of prompts", "without any special token that the model's own template writes")
+MARKERS_NLL = T(0.1, "nats per token", "where these tokens are missing, less is enough")
 
 # 11 value-collapse
 CRITIC_MIN = T(12, "steps", "a critic that has just begun looks like one that does not learn")
