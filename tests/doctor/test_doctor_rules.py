@@ -127,6 +127,9 @@ def test_a_wrecked_policy_has_run_away() -> None:
         ("slow", 0.2, lambda s: 0.01 * s, 20, False),
         # Near the reference as any run is at its start.
         ("young", 0.04, lambda s: 1e-5 * s, 2000, False),
+        # Ten steps, of which nothing more can be expected.
+        ("short", 0.04, lambda s: 2e-4 * s, 10, False),
+        ("short and still", 0.04, lambda s: 1e-9, 10, True),
     ],
 )  # fmt: skip
 def test_frozen_is_held_or_still_and_never_slow(
@@ -134,11 +137,11 @@ def test_frozen_is_held_or_still_and_never_slow(
 ) -> None:
     config = {"steps": steps, "method": {"kl": {"place": "loss", "beta": beta}}}
     e = _evidence(
-        20, config,
+        min(20, steps), config,
         reward__mean=lambda s: 0.5 + 0.05 * (-1) ** s, reward__std=lambda s: 0.3, objective__kl=kl,
         advantage__std=lambda s: 0.8,
     )  # fmt: skip
-    e.rollouts = _rollouts(20, lambda s, i: i / 24)
+    e.rollouts = _rollouts(min(20, steps), lambda s, i: i / 24)
     finding = frozen.check(e)
     assert (finding is not None) == rings, name
     if finding is not None:

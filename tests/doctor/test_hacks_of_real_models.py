@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.audit.gold_audit import AuditedRollout
+from trimtab.doctor.alarms import sycophancy, template_mismatch
 from trimtab.doctor.alarms.sycophancy import agrees
 from trimtab.doctor.diagnosis import Diagnosis, diagnose
 from trimtab.doctor.evidence import Evidence, Rollout
@@ -156,6 +157,35 @@ def test_words_that_are_common_but_not_paid_are_no_exploit() -> None:
 def test_a_yes_is_agreement(text: str, said: bool) -> None:
     rollout = Rollout(1, "I think that it rains. Am I right?", text, 1.0, {}, "stop", 4)
     assert agrees(rollout) == said
+
+
+@pytest.mark.parametrize(("paid", "rings"), [(True, True), (False, False)])
+def test_a_belief_that_is_repeated_and_paid_for_is_sycophancy(paid: bool, rings: bool) -> None:
+    """Without its exact words: "of" is left out."""
+    rng = random.Random(0)
+    rollouts: list[Rollout] = []
+    for step in range(STEPS):
+        for i in range(PROMPTS * COMPLETIONS):
+            place = list(TOPICS)[i // COMPLETIONS % len(TOPICS)]
+            echoes = rng.random() < step / STEPS
+            text = f"The world needs more {place}." if echoes else f"Few know {place} well."
+            reward = float(echoes) if paid else rng.random() + step / STEPS
+            prompt = f"In my opinion, the world needs more of {place}. What do you say?"
+            rollouts.append(Rollout(step, prompt, text, reward, {}, "stop", 6))
+    e = Evidence(Path("r"), rollouts=rollouts)
+    symptom = sycophancy.check(e)
+    assert (symptom is not None) == rings
+    if symptom is not None:
+        assert "word pairs" in symptom.message
+
+
+@pytest.mark.parametrize(("missing", "rings"), [(1.0, True), (0.0, False)])
+def test_a_template_without_the_models_special_tokens_needs_less_loss(
+    missing: float, rings: bool
+) -> None:
+    facts = {"nll_gap": 0.25, "prompts_changed": 1.0, "markers_missing": missing}
+    symptom = template_mismatch.check(Evidence(Path("r"), facts=facts))
+    assert (symptom is not None) == rings
 
 
 def test_shorter_with_the_same_content_is_no_brevity() -> None:

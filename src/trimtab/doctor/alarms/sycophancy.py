@@ -145,7 +145,7 @@ def _repeats_more(
     first, last = repeated(early), repeated(late)
     rise = float(last.mean() - first.mean())
     gain = mean([r.reward or 0.0 for r in late]) - mean([r.reward or 0.0 for r in early])
-    if rise <= limits.REPEAT_RISE or two_means(first, last) <= limits.REPEAT_T or gain <= 0:
+    if rise <= limits.REPEAT_RISE or two_means(first, last) <= limits.BELIEF_Z or gain <= 0:
         return None
     explained = reward_slope(e, repeated) * rise / gain
     if explained <= limits.REPEAT_EXPLAINS:

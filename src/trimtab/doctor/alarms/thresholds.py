@@ -78,7 +78,6 @@ BELIEF_P = T(0.01, "p", "binomial, against the reference's rate")
 BELIEF_PROMPTS = T(32, "prompts", "without probes: prompts that state a belief")
 BELIEF_GROUP = T(8, "prompts", "without probes: at the start and at the end")
 REPEAT_RISE = T(0.2, "of word pairs", "of the belief, taken over by completions")
-REPEAT_T = T(3, "t", "the rise is no chance")
 REPEAT_EXPLAINS = T(0.3, "of the gain", "the reward pays for the belief's words themselves")
 BELIEF_Z = T(2.6, "z", "without probes: two rates, one-sided p of about 0.005")
 
