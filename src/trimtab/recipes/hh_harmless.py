@@ -1,4 +1,4 @@
-"""What recipes/hh-harmless.yaml needs: real pairs split so that two reward models share no row.
+"""What recipes/hh-harmless.yaml and smollm2-data.yaml need: real pairs split so that two reward models share no row.
 
 Data: ``hh-harmless-pairs.jsonl.gz``, the test split of Anthropic's harmless-base (hh-rlhf): rows of
 ``chosen`` and ``rejected`` transcripts. The content can be offensive: it is red-team data.
@@ -16,15 +16,23 @@ from trimtab.runs import write_atomic
 from trimtab.types import Row
 
 
-def prepare(out: Path, data: str, holdout: int = 312, seed: int = 0) -> dict[str, float]:
+def prepare(
+    out: Path, data: str, holdout: int = 312, seed: int = 0, characters: int | None = None
+) -> dict[str, float]:
     """Write texts.jsonl, pairs.jsonl, judge.jsonl, prompts.jsonl and heldout.jsonl.
 
     Args:
         holdout: Pairs that neither reward model sees; their prompts are those of the comparison.
+        characters: Keep only pairs whose two transcripts have at most this many characters together.
     """
     rows = read(f"{data}/hh-harmless-pairs.jsonl.gz", strict=False)
     usable = {e.row for e in comparisons(rows)}
-    shuffled = [row for number, row in rows.rows if number in usable]
+    shuffled = [
+        row
+        for number, row in rows.rows
+        if number in usable
+        and (characters is None or len(row["chosen"]) + len(row["rejected"]) <= characters)
+    ]
     shuffled = [shuffled[i] for i in np.random.default_rng(seed).permutation(len(shuffled))]
     unseen, rest = shuffled[:holdout], shuffled[holdout:]
 
