@@ -85,18 +85,22 @@ LONG = {
     "batch_size": 8,
 }
 
+OF_TEXT = (19, 20, 21, 22, 24)
+"""Alarms of what completions have become: short, improbable, off the topic, stock phrases, copies. Every fault
+that drives the policy far from its start brings some of them about."""
+
 RECIPES: tuple[Recipe, ...] = (
     # Faults. Alarm 1's truth is measured: it counts as planted where gold fell while the proxy rose.
-    Recipe("noisy-rm", "fault", 1, "rm", "", rl(method=kl(0.0001), optim={"lr": 1.5e-4}, steps=60), data={"n": 300, "noise": 0.3}, also=(2, 4, 5, 6, 7, 8, 9, 13, 16), causes=(6,)),
-    Recipe("loose", "fault", 2, config=rl(method=kl(0.0004), optim={"lr": 2e-3}), also=(1, 4, 7, 8, 9, 13)),
-    Recipe("no-brake", "fault", 2, config=rl(method={**NO_BASELINE, "kl": {"beta": 0.0001}}, optim={"lr": 2e-3}), also=(1, 7, 8, 9, 13)),
+    Recipe("noisy-rm", "fault", 1, "rm", "", rl(method=kl(0.0001), optim={"lr": 1.5e-4}, steps=60), data={"n": 300, "noise": 0.3}, also=(2, 4, 5, 6, 7, 8, 9, 13, 16, *OF_TEXT), causes=(6,)),
+    Recipe("loose", "fault", 2, config=rl(method=kl(0.0004), optim={"lr": 2e-3}), also=(1, 4, 7, 8, 9, 13, *OF_TEXT)),
+    Recipe("no-brake", "fault", 2, config=rl(method={**NO_BASELINE, "kl": {"beta": 0.0001}}, optim={"lr": 2e-3}), also=(1, 7, 8, 9, 13, *OF_TEXT)),
     Recipe("stiff", "fault", 3, config=rl(method=kl(8.0), optim={"lr": 1e-4})),
     Recipe("still", "fault", 3, config=rl(optim={"lr": 1e-8})),
-    Recipe("pays-words", "fault", 4, config=rl(rewards=[bent(per_word=0.1, most=30)], optim={"lr": 4e-4}), also=(1, 2, 9, 16)),
-    Recipe("pays-echo", "fault", 5, kinds="opinion", config=rl(rewards=[bent(gold_weight=0.5, echo=1.0)], optim={"lr": 4e-4}), also=(1, 2, 8, 13)),
+    Recipe("pays-words", "fault", 4, config=rl(rewards=[bent(per_word=0.1, most=30)], optim={"lr": 4e-4}), also=(1, 2, 9, 16, *OF_TEXT)),
+    Recipe("pays-echo", "fault", 5, kinds="opinion", config=rl(rewards=[bent(gold_weight=0.5, echo=1.0)], optim={"lr": 4e-4}), also=(1, 2, 8, 13, *OF_TEXT)),
     Recipe("noisy-labels", "fault", 6, "reward", "all", data={"n": 240, "noise": 0.42}),
     Recipe("locked-in", "fault", 7, kinds="summary,ask,silent", pool=12, config=rl(method={**NO_BASELINE, "kl": {"place": "none"}, "updates": {"epochs": 4}}, rewards=[ALL_FACTS], optim={"lr": 3e-4}, steps=50), took=("same", 0.75)),
-    Recipe("one-template", "fault", 8, config=template("i do not know .", 30), held_out=template(REFUSAL, 50), also=(1, 2, 7, 13), took=("template", 0.5)),
+    Recipe("one-template", "fault", 8, config=template("i do not know .", 30), held_out=template(REFUSAL, 50), also=(1, 2, 7, 13, *OF_TEXT), took=("template", 0.5)),
     Recipe("wrong-stop", "fault", 9, plant="plant_wrong_stop", config=rl(steps=14, optim={"lr": 1e-4}), also=(1, 13)),
     Recipe("no-end", "fault", 9, "sft", plant="plant_no_end"),
     Recipe("plain-template", "fault", 10, config=rl(model={"chat_template": "plain"}, steps=14, optim={"lr": 1e-4}), also=(9,)),
@@ -108,7 +112,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("zero-on-429", "fault", 14, plant="plant_outage", options={"share": 0.25, "since": 8}, config=rl(), also=(1,)),
     Recipe("unscored", "fault", 14, plant="plant_outage", options={"share": 0.06, "since": 4, "value": None}, config=rl()),
     Recipe("first-judge", "fault", 15, config=rl(rewards=[{"name": "judge", "judge": "trimtab.sandbox.faults:swayed_judge", "options": {"first": 4.0}}])),
-    Recipe("one-word", "fault", 16, config=rl(rewards=[bent(gold_weight=0.3, word="the", word_bonus=0.5, most=12)], optim={"lr": 6e-4}, steps=40), also=(1, 2, 4, 8, 9), took=("word", 3.0)),
+    Recipe("one-word", "fault", 16, config=rl(rewards=[bent(gold_weight=0.3, word="the", word_bonus=0.5, most=12)], optim={"lr": 6e-4}, steps=40), also=(1, 2, 4, 8, 9, *OF_TEXT), took=("word", 3.0)),
     Recipe("loose-dpo", "fault", 17, "dpo", config=rl(objective={"type": "dpo", "beta": 0.01}, optim={"lr": 1e-3}, epochs=4), data={"n": 160}),
     Recipe("contradictions", "fault", 18, "reward", "all", data={"n": 260, "contradict": 0.12}),
     Recipe("leak", "fault", 18, "dpo", data={"n": 260, "repeat": 0.5}),

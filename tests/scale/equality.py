@@ -32,6 +32,8 @@ from trimtab.ranks import Ranks
 
 WORLDS = (1, 2, 4)
 STEPS = 5
+EPS = 1e-5
+"""With the usual 1e-8, Adam turns rounding of gradients near zero into steps of full size."""
 TIMEOUT = 1800.0
 """Seconds: ranks wait for the row of one process, on a machine that may be busy."""
 
@@ -109,11 +111,14 @@ def exported(base: Path, row: str, world: int) -> Path:
 
 
 def trace(row: str, base: Path) -> Trace | None:
-    """Train a few steps on the current ranks; the trace on rank 0."""
+    """Train a few steps on the current ranks; the trace on rank 0. Rows that end in ".eps" have a larger eps in Adam."""
     name, values = settings(row, base)
     command = find_command(name)
     stage = command.load_stage()(build(command.load_config(), values))
     trainer = stage.trainer
+    if row.endswith(".eps"):
+        for group in trainer.optimizer.param_groups:
+            group["eps"] = EPS
     gradients: list[Tensor] = []
     take_step = trainer.optimizer.step
 
