@@ -181,6 +181,15 @@ def test_a_critic_is_judged_where_returns_vary() -> None:
     assert value_collapse.check(ended) is None
     with pytest.raises(Unchecked, match="differed in 3 steps"):
         value_collapse.check(critic(lambda s: 0.0, lambda s: 0.3 if s <= 3 else 0.0))
+    # Many steps of few completions teach little; with more of them the same values are a fault.
+    for each, judged in ((12, False), (13, True)):
+        small = critic(lambda s: 1e-9 * s, varied)
+        small.rollouts = _rollouts(24, lambda s, i: 0.5, each)
+        if judged:
+            assert value_collapse.check(small) is not None
+            continue
+        with pytest.raises(Unchecked, match="288 completions"):
+            value_collapse.check(small)
 
 
 def _answers(bad: Callable[[int, int], bool], failed: Callable[[int, int], bool]) -> Evidence:

@@ -19,9 +19,9 @@ _LINEARS = (
 )
 LORA = {"r": 16, "targets": [f"layers.{i}.{x}" for i in LAYERS for x in _LINEARS]}
 
-TUNING_SEEDS = range(0, 12)
-"""Seeds 10 and 11 were reported once, then read to tune."""
-REPORTED_SEEDS = range(12, 30)
+TUNING_SEEDS = range(0, 13)
+"""Seeds 10 and 11 were reported once, then read to tune; after nine runs of seed 12 a rule was changed."""
+REPORTED_SEEDS = range(13, 30)
 
 RIGHT: dict[str, tuple[str, ...]] = {
     "brevity": ("shrinking", "exploited-rule", "off-topic"),
@@ -190,6 +190,5 @@ def real_specs(seeds: Iterable[int]) -> list[RealSpec]:
     selected: list[RealSpec] = []
     for seed in seeds:
         split: Split = "tuning" if seed in TUNING_SEEDS else "held-out"
-        turn = seed - (TUNING_SEEDS if split == "tuning" else REPORTED_SEEDS)[0]
-        selected += [RealSpec(r, seed) for r in recipes(split, turn)]
+        selected += [RealSpec(r, seed) for r in recipes(split, seed)]
     return selected

@@ -118,6 +118,7 @@ MARKERS_NLL = T(0.1, "nats per token", "where these tokens are missing, less is 
 
 # 11 value-collapse
 CRITIC_MIN = T(12, "steps", "a critic that has just begun looks like one that does not learn")
+CRITIC_SAMPLES = T(300, "completions", "fewer teach a critic little more than the mean return")
 EXPLAINED = T(
     0.02, "of the variance", "nothing is explained; also the rise that counts as learning"
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from trimtab.doctor.alarm import Alarm, Symptom, use
@@ -23,6 +25,12 @@ def check(e: Evidence) -> Symptom | None:
     if len(x) < limits.CRITIC_MIN:
         raise Unchecked(
             f"rewards differed in {len(x)} steps with a critic, {limits.CRITIC_MIN:g} are needed"
+        )
+    per_step = max(Counter(r.step for r in e.rollouts).values(), default=0)
+    if 0 < per_step * len(x) < limits.CRITIC_SAMPLES:
+        raise Unchecked(
+            f"not enough data: the critic has learned from about {per_step * len(x)} completions, "
+            f"{limits.CRITIC_SAMPLES:g} are needed"
         )
     varied = end_mean(returns, 0.5) if len(returns) else 1.0
     if varied < limits.RETURNS_VARY:
