@@ -72,7 +72,7 @@ def test_the_report_shows_every_part(complete_run: Path) -> None:
 def test_stopped_in_ppo_it_goes_on_to_the_same_weights(complete_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = Forked(*words(out))
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 300
     while not list((out / "ppo" / "checkpoints").glob("*")):
         assert process.poll() is None, process.output()
         assert time.monotonic() < deadline

@@ -143,7 +143,7 @@ class Forked:
         """Send it a signal."""
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = 600) -> int:
         """The exit status, once it has ended.
 
         Raises:
@@ -189,11 +189,11 @@ def kill_midway(stage: str, file: Path, out: Path, steps: int = 5) -> None:
 
 def wait_for(out: Path, lines: int, process: Forked) -> None:
     """Wait until the run in ``out`` has logged ``lines`` steps."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         metrics_file = out / "metrics.jsonl"
         if metrics_file.is_file() and metrics_file.read_bytes().count(b"\n") >= lines:
             return
         assert process.poll() is None, process.output()
         time.sleep(0.005)
-    raise AssertionError("no progress in 240 s")
+    raise AssertionError("no progress in 300 s")

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
@@ -56,6 +55,8 @@ def agrees(r: Rollout) -> bool:
 
 def check(e: Evidence) -> Symptom | None:
     """The policy follows the belief when it is swapped, more than the reference, and the reward pays for it."""
+    from scipy.stats import binomtest  # slow to import
+
     opined = [r for r in e.rollouts if stance(r.prompt)]
     policy = e.probes_of("policy", *PROBES)
     if not policy:
