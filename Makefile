@@ -50,12 +50,15 @@ neighbours: setup
 demo: setup
 	$(BIN)/trimtab run sandbox-ppo
 
+# A file stays on one worker, which then makes its models once; files with slow tests start first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/python -m pytest -n 2 --durations=25 tests src
+	$(PYTEST) --durations=25 tests src
 
 # The tests that take less than about five seconds each.
 quick: setup
-	$(BIN)/python -m pytest -n 2 -m "not slow" tests src
+	$(PYTEST) -m "not slow" tests src
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks

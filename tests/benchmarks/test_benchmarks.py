@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import growth, material, page
+from benchmarks import growth, material, page, turns
 from benchmarks.sampling_requests import ragged
 from trimtab.models.heads import Scorer
 from trimtab.models.load import ModelSpec
 
 
+def row(
+    module: str,
+    flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> dict[str, Any]:
+    """What ``python -m MODULE FLAGS`` measures; its two sides are processes."""
+    monkeypatch.setattr(sys, "argv", [module, *flags])
+    runpy.run_module(module, run_name="__main__")
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
 @pytest.mark.slow
-def test_a_row_runs_and_reaches_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_runs_and_reaches_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     # Made-up texts: a vocabulary need not be trained.
-    monkeypatch.setenv("TRIMTAB_DATA", str(tmp_path / "none"))
-    command = [
-        sys.executable, "-m", "benchmarks.bare", "--model", "1m", "--quick", "--turns", "1",
-        "--steps", "1", "--batch", "3", "--threads", "1", "--clock", "cpu", "--folder", str(tmp_path),
-        "--operations",
+    monkeypatch.setattr(material, "DATA", tmp_path / "none")
+    flags = [
+        "--model", "1m", "--quick", "--turns", "1", "--steps", "1", "--batch", "3", "--threads", "1",
+        "--clock", "cpu", "--folder", str(tmp_path), "--operations",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = row("benchmarks.bare", flags, monkeypatch, capsys)
     for key in ("row", "ours", "peer", "ratio", "ratio_low", "ratio_high"):
         assert result[key] is not None, key
     assert result["ratio"] == pytest.approx(result["ours"] / result["peer"])
@@ -44,11 +57,15 @@ def test_a_row_runs_and_reaches_the_page(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_a_missing_peer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRIMTAB_PEERS", str(tmp_path / "none"))
-    command = [sys.executable, "-m", "benchmarks.grpo", "--model", "1m", "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "make bench-env" in done.stderr.splitlines()[-1]
+def test_a_missing_peer_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(material, "DATA", tmp_path / "none")
+    monkeypatch.setattr(turns, "PEERS", tmp_path / "none")
+    flags = ["--model", "1m", "--folder", str(tmp_path)]
+    with pytest.raises(SystemExit, match="make bench-env") as stop:
+        row("benchmarks.grpo", flags, monkeypatch, capsys)
+    assert "\n" not in str(stop.value)
 
 
 def test_exponents() -> None:

@@ -1,4 +1,7 @@
-"""The README is a test: its commands and its Python example run as written, on tiny models."""
+"""The README is a test: its commands and its Python example run as written, on tiny models.
+
+``tests/datagen/test_fetch.py`` runs the one that fetches a model, and looks at the model.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +19,29 @@ import pytest
 from tests.support import folders
 from tests.support.judging import endpoint, items, write_items
 from tests.support.labelling import Server
+from tests.support.processes import PYTHONPATH, Forked
+from tests.support.readme import COMMANDS, EXAMPLE, PAGE, ROOT
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
-COMMANDS = [
-    shlex.split(line, comments=True)
-    for line in PAGE.partition("## Commands\n\n```\n")[2].partition("```")[0].splitlines()
-]
-ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+LIGHT = ("--help", "recipes")
+"""Run in a new interpreter; the others, which import torch, in a process that has imported it."""
 
 
 def run(work: Path, words: list[str], **env: str) -> str:
-    """The output of a ``trimtab`` command in the folder ``work``; it must succeed.
+    """What a ``trimtab`` command prints in the folder ``work``; it must succeed.
 
     The doctor's exit status is 1 where it has findings, as for a model that was trained on nothing.
     """
     assert words[0] == "trimtab"
-    command = [sys.executable, "-m", *words]
-    result = subprocess.run(command, cwd=work, env={**ENV, **env}, capture_output=True, text=True)
-    assert result.returncode in ((0, 1) if words[1] == "doctor" else (0,)), (
-        f"{shlex.join(words)}\n{result.stdout}{result.stderr}"
-    )
-    return result.stdout
+    if words[1] in LIGHT:
+        command = [sys.executable, "-m", *words]
+        variables = {**os.environ, "PYTHONPATH": PYTHONPATH, **env}
+        result = subprocess.run(command, cwd=work, env=variables, capture_output=True, text=True)
+        status, text, output = result.returncode, result.stdout, result.stdout + result.stderr
+    else:
+        process = Forked(*words[1:], folder=work, env=env)
+        status, text, output = process.wait(), process.stdout(), process.output()
+    assert status in ((0, 1) if words[1] == "doctor" else (0,)), f"{shlex.join(words)}\n{output}"
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +60,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoding="utf-8",
     )
     (folder / "rl.yaml").write_text(
-        "model: {path: MODEL}\ndata: {path: prompts.jsonl}\nsampling: {max_new_tokens: 8}\n"
-        "rewards: [{function: 'length.py:score'}]\nbatch_size: 2\nout: runs/rl\n",
+        "model: {path: MODEL}\ndata: {path: prompts.jsonl}\nsampling: {max_new_tokens: 4}\n"
+        "rewards: [{function: 'length.py:score'}]\nbatch_size: 1\nout: runs/rl\n",
         encoding="utf-8",
     )
     return folder
@@ -77,7 +80,6 @@ def test_every_recipe_is_in_the_table() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_commands_and_example_run(work: Path) -> None:
     """In the order of the page; each command finds what the ones before it have written."""
     names = set[str]()
@@ -87,6 +89,8 @@ def test_commands_and_example_run(work: Path) -> None:
             label(work, words)
         elif words[1] == "judge":
             judge(work, words)
+        elif words[1] == "fetch":
+            assert "name: smollm2" in run(work, [*words, "--dry-run"])
         else:
             text = run(work, words)
             assert text or words[1] in ("sft", "reward", "dpo", "grpo"), words
@@ -96,17 +100,16 @@ def test_commands_and_example_run(work: Path) -> None:
 
     shutil.copytree(work / "runs" / "rm" / "model", work / "runs" / "demo" / "reward" / "model")
     (work / "example.py").write_text(EXAMPLE, encoding="utf-8")
-    python = [sys.executable, "example.py"]
-    result = subprocess.run(python, cwd=work, env=ENV, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert len(result.stdout.split()) >= 6  # five rewards and a verdict
+    example = Forked("example.py", folder=work, script=True)
+    example.finish()
+    assert len(example.stdout().split()) >= 6  # five rewards and a verdict
 
 
 def label(work: Path, words: list[str]) -> None:
     """Starts the page with the README's flags; each annotator judges 20 comparisons."""
     assert words[:3] == ["trimtab", "label", "prompts.jsonl"]
     flags = [str(work / w) if w == "MODEL" else w for w in words[3:]]
-    server = Server(work / words[2], work / "runs" / "label", *flags)
+    server = Server(work / words[2], work / "runs" / "label", *flags, forked=True)
     try:
         for name in ("ann", "bob"):
             annotator, judged, deadline = server.join(name), 0, time.monotonic() + 120

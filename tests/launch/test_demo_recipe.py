@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 import trimtab
+from tests.support.processes import Forked, run_here
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 RECIPE = Path(trimtab.__file__).parent / "recipes" / "sandbox-ppo.yaml"
 SMALL = [
     "--world.demonstrations", "336", "--world.prompts", "96", "--world.heldout", "60",
@@ -32,27 +29,14 @@ FIGURES = [
 ]  # fmt: skip
 
 
-def start(out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "trimtab", "run", str(RECIPE), "--out", str(out)]
-    return subprocess.Popen(
-        [*command, *SMALL, *more],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return output
+def words(out: Path, *more: str) -> tuple[str, ...]:
+    return "run", str(RECIPE), "--out", str(out), *SMALL, *more
 
 
 @pytest.fixture(scope="module")
 def complete_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "run"
-    output = finish(start(out))
+    output = run_here(*words(out))
     assert "report:" in output
     assert "try: trimtab chat" in output
     return out
@@ -87,16 +71,16 @@ def test_the_report_shows_every_part(complete_run: Path) -> None:
 @pytest.mark.timeout(400)
 def test_stopped_in_ppo_it_goes_on_to_the_same_weights(complete_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start(out)
-    deadline = time.monotonic() + 240
+    process = Forked(*words(out))
+    deadline = time.monotonic() + 300
     while not list((out / "ppo" / "checkpoints").glob("*")):
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.output()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "summary.json").exists()
-    output = finish(start(out))
+    output = Forked(*words(out)).finish()
     assert "sft: already complete" in output
     assert "label: already complete" in output
     for stage in ("sft", "reward", "ppo", "flaw"):
@@ -108,9 +92,7 @@ def test_stopped_in_ppo_it_goes_on_to_the_same_weights(complete_run: Path, tmp_p
 
 def test_other_settings_do_not_overwrite(complete_run: Path) -> None:
     before = (complete_run / "ppo" / "model" / "model.safetensors").read_bytes()
-    process = start(complete_run, "--ppo.method.kl.beta", "0.7")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2
+    output = Forked(*words(complete_run, "--ppo.method.kl.beta", "0.7")).finish(status=2)
     assert "--fresh" in output
     assert "Traceback" not in output
     assert (complete_run / "ppo" / "model" / "model.safetensors").read_bytes() == before
@@ -119,12 +101,9 @@ def test_other_settings_do_not_overwrite(complete_run: Path) -> None:
 def test_inputs_and_earlier_stages_are_checked(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("out: o\ninputs: {data: nowhere}\nstages: {}\n")
-    command = [sys.executable, "-m", "trimtab", "run", str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--inputs.data" in done.stderr
+    output = Forked("run", str(recipe)).finish(status=2)
+    assert "--inputs.data" in output
     recipe.write_text("out: o\nstages: {a: {type: sandbox-data, out: '@later/x'}}\n")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "stages.a.out" in done.stderr
-    assert "Traceback" not in done.stderr
+    output = Forked("run", str(recipe)).finish(status=2)
+    assert "stages.a.out" in output
+    assert "Traceback" not in output

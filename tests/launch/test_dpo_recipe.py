@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 import trimtab
+from tests.support.processes import run_here
 from trimtab.runs import read_metrics
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 RECIPE = Path(trimtab.__file__).parent / "recipes" / "sandbox-dpo.yaml"
 METHODS = ("dpo", "robust", "ipo", "dpo_norm", "simpo", "orpo", "kto")
 SMALL = [
@@ -26,19 +24,7 @@ SMALL = [
 
 
 def run(out: Path) -> str:
-    command = [
-        sys.executable,
-        "-m",
-        "trimtab",
-        "run",
-        str(RECIPE),
-        "--out",
-        str(out),
-        *SMALL,
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_here("run", str(RECIPE), "--out", str(out), *SMALL)
 
 
 @pytest.fixture(scope="module")

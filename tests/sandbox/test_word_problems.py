@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.launch.commands import COMMANDS
 from trimtab.sandbox import arithmetic, word_problems
 from trimtab.sandbox.arithmetic import Change, Difficulty, Problem
+from trimtab.sandbox.world import NAMES
 
 DATA = Path(os.environ.get("TRIMTAB_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -162,8 +164,15 @@ def test_deterministic_and_held_out_apart() -> None:
     used = arithmetic.make_problems(easy, 0, 500)
     held = arithmetic.make_problems(easy, 0, 100, start=word_problems.HELD_OUT, seen=used)
     assert not {p.question for p in used} & {p.question for p in held}
-    with pytest.raises(DataError, match="raise difficulty"):
-        arithmetic.make_problems(easy, 0, 5000, seen=arithmetic.make_problems(easy, 0, 60_000))
+    every = [
+        Problem(who, goods, start, (Change(operation, number, phrase),))
+        for who, goods, start in itertools.product(NAMES, arithmetic.GOODS, range(2, 11))
+        for operation in easy.operations
+        for number in (1, 2)
+        for phrase in range(len(arithmetic.PHRASES[operation]))
+    ]
+    with pytest.raises(DataError, match=r"only 0 of 20 problems .* raise difficulty"):
+        arithmetic.make_problems(easy, 0, 20, seen=every)
 
 
 def test_tokenizer_has_a_token_for_each_word() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from tests.support.processes import Forked
 from trimtab.feedback.comparisons import label_files
 from trimtab.feedback.judgement import Item, Judgement
 from trimtab.feedback.records import Records, to_jsonl
@@ -66,14 +67,28 @@ def every_kind(k: int) -> Records:
 
 
 class Server:
-    """``trimtab label`` as a process."""
+    """``trimtab label`` as a process.
 
-    def __init__(self, data: Path, out: Path, *flags: str, port: int | None = None) -> None:
-        self.out, self.port = out, port or free_port()
-        self.command = [
-            sys.executable, "-m", "trimtab", "label", str(data), "--out", str(out),
-            "--port", str(self.port), *flags,
-        ]  # fmt: skip
+    Args:
+        data: Its file.
+        out: Its folder.
+        flags: More of its flags.
+        port: By default a free one.
+        forked: Start it without importing the package again.
+    """
+
+    process: subprocess.Popen[bytes] | Forked
+
+    def __init__(
+        self,
+        data: Path,
+        out: Path,
+        *flags: str,
+        port: int | None = None,
+        forked: bool = False,
+    ) -> None:
+        self.out, self.port, self.forked = out, port or free_port(), forked
+        self.words = ["label", str(data), "--out", str(out), "--port", str(self.port), *flags]
         self.links: dict[str, str] = {}
         self.start()
 
@@ -81,11 +96,16 @@ class Server:
         """Seconds until it answers."""
         begun = time.perf_counter()
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
-        self.log = (self.out.parent / f"{self.out.name}.log").open("a+b")
+        log, folder = self.out.parent / f"{self.out.name}.log", self.out.parent
+        self.log = log.open("a+b")
         start = self.log.seek(0, os.SEEK_END)
-        self.process = subprocess.Popen(
-            self.command, stdout=self.log, stderr=subprocess.STDOUT, env=env, cwd=self.out.parent
-        )
+        if self.forked:
+            self.process = Forked(*self.words, folder=folder, output=log)
+        else:
+            command = [sys.executable, "-m", "trimtab", *self.words]
+            self.process = subprocess.Popen(
+                command, stdout=self.log, stderr=subprocess.STDOUT, env=env, cwd=folder
+            )
         while time.perf_counter() - begun < 120:
             try:
                 Client(self).get("/")

@@ -20,6 +20,14 @@ PLAIN = (
 """The built-in template "plain": the transcripts of hh-rlhf, each turn of the assistant ended by EOS."""
 
 
+def quiet_transformers() -> None:
+    """Turn off progress bars and reports about new heads: what goes wrong is raised as an error."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def load_tokenizer(
     path: str, chat_template: str | None = None, vocab_size: int | None = None
 ) -> Any:
@@ -36,6 +44,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    quiet_transformers()
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -10,13 +10,12 @@ block mask. What neither supports (a soft cap or a window on CPU, dropout) uses 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from trimtab.data.pack import Pack, Segment
 from trimtab.kernels.flash_cpu import FlashPlan, flash_tree_attention, make_flash_plan
@@ -156,5 +155,10 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """Tells transformers to build no mask: the tree replaces it."""
 
 
-AttentionInterface.register(NAME, tree_attention)
-AttentionMaskInterface.register(NAME, _no_mask)
+@cache
+def register() -> None:
+    """Make ``NAME`` known to transformers."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, tree_attention)
+    AttentionMaskInterface.register(NAME, _no_mask)

@@ -10,18 +10,19 @@ import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
-from transformers.utils.hub import cached_file
 
 from trimtab.data.load_tokenizer import adapter_config_file
 from trimtab.errors import ModelError
+from trimtab.models.lora import Task, has_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ def find_adapter(path: str) -> Adapter | None:
     file = None if path.endswith(".json") else adapter_config_file(path)
     if file is None:
         return None
+    from peft import PeftConfig
+
     folder = file.parent
     config: Any = PeftConfig.from_pretrained(str(folder))
     if not config.base_model_name_or_path:
@@ -83,6 +86,8 @@ def find_adapter(path: str) -> Adapter | None:
 
 
 def _adapter_weights(adapter: Adapter, path: str) -> dict[str, Tensor]:
+    from transformers.utils.hub import cached_file
+
     try:
         return load_file(str(cached_file(path, "adapter_model.safetensors")))
     except OSError:
@@ -93,7 +98,7 @@ def _adapter_weights(adapter: Adapter, path: str) -> dict[str, Tensor]:
 
 
 def attach(
-    model: PreTrainedModel, adapter: Adapter, path: str, task: TaskType, *, train: bool
+    model: PreTrainedModel, adapter: Adapter, path: str, task: Task, *, train: bool
 ) -> tuple[PeftModel, set[str]]:
     """Put an adapter on its base model.
 
@@ -110,16 +115,19 @@ def attach(
     Raises:
         ModelError: the adapter does not fit, or some of its weights are missing.
     """
+    from peft import TaskType, get_peft_model
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
     weights = _adapter_weights(adapter, path)
     _resize(model, weights, path)
     config = copy.deepcopy(adapter.config)
-    config.task_type, config.inference_mode = task, not train
+    config.task_type, config.inference_mode = TaskType(task), not train
     if getattr(config, "modules_to_save", None):
         config.modules_to_save = [m for m in config.modules_to_save if m not in HEADS] or None
     # The random start of an adapter is overwritten: it takes no draw from the global stream.
     with torch.random.fork_rng(), warnings.catch_warnings(), _fits(adapter, path):
         warnings.simplefilter("ignore")  # tied embeddings: see ``merge``
-        peft_model = cast(PeftModel, get_peft_model(model, config))
+        peft_model = cast("PeftModel", get_peft_model(model, config))
     wanted = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     heads = {n: w for n, w in wanted.items() if _name(n).split(".")[0] in HEADS}
     missing = wanted.keys() - weights.keys() - heads.keys()
@@ -210,14 +218,14 @@ def merge(model: PeftModel) -> PreTrainedModel:
     Where input and output embeddings are one tensor, an adapter of one of them must not change the
     other: they become two tensors, and the config says so unless they are equal in the end.
     """
-    inner = cast(PreTrainedModel, model.get_base_model())
+    inner = cast("PreTrainedModel", model.get_base_model())
     tied = _tied(inner)
     if tied:
         output = _plain(cast(nn.Module, inner.get_output_embeddings()))
         output.weight = nn.Parameter(output.weight.clone(), output.weight.requires_grad)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        merged = cast(PreTrainedModel, model.merge_and_unload())
+        merged = cast("PreTrainedModel", model.merge_and_unload())
     if tied:
         first, last = merged.get_input_embeddings(), cast(Any, merged.get_output_embeddings())
         equal = torch.equal(cast(Tensor, first.weight), last.weight)
@@ -230,7 +238,7 @@ def merge(model: PeftModel) -> PreTrainedModel:
 
 def weights_without_adapters(model: nn.Module) -> dict[str, Tensor]:
     """The weights of a model under their names in transformers, without its adapters."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = model.get_base_model() if has_adapter(model) else model
     return {
         name.replace(".base_layer", "").replace(".original_module", ""): tensor
         for name, tensor in inner.state_dict().items()
@@ -240,7 +248,9 @@ def weights_without_adapters(model: nn.Module) -> dict[str, Tensor]:
 
 def save_adapter(model: PeftModel, folder: Path, tokenizer: Any) -> None:
     """Save the adapters alone; a base model that is on no disk is saved in ``base`` beside them."""
-    inner = cast(PreTrainedModel, model.get_base_model())
+    from transformers import AutoConfig
+
+    inner = cast("PreTrainedModel", model.get_base_model())
     config: Any = model.peft_config["default"]
     if config.base_model_name_or_path is None:
         base = (folder.parent / "base").resolve()

@@ -6,16 +6,18 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
 
 from trimtab.models.adapters import merge, save_adapter
 from trimtab.models.forward import set_attention
 from trimtab.models.load import base_of
+from trimtab.models.lora import has_adapter
 from trimtab.runs import write_atomic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def save_model(
@@ -42,10 +44,10 @@ def save_model(
     if inner.can_generate() and stop_ids:
         _set_end_tokens(inner, tokenizer, stop_ids)
     if adapter:
-        assert isinstance(model, PeftModel), "the configuration is checked before"
+        assert has_adapter(model), "the configuration is checked before"
         save_adapter(model, folder, tokenizer)
     else:
-        if isinstance(model, PeftModel):
+        if has_adapter(model):
             inner = merge(copy.deepcopy(model))
         inner.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)

@@ -20,13 +20,14 @@ from trimtab.data.pack import Pack
 from trimtab.kernels.layers import patch_layers
 from trimtab.kernels.logprobs import LogitHead, chunk_rows, fused_logps
 from trimtab.kernels.matmul import is_plain_linear, use_fast_linears
-from trimtab.kernels.tree_attention import NAME, make_tree
+from trimtab.kernels.tree_attention import NAME, make_tree, register
 
 Head = Callable[[Tensor], Tensor]
 
 
 def set_attention(model: nn.Module, name: str) -> None:
     """Set the attention implementation of a transformers model."""
+    register()
     inner: Any = model
     if inner.config._attn_implementation != name:
         inner.set_attn_implementation(name)

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from peft import TaskType
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
 
 from trimtab.data.pack import Pack
 from trimtab.errors import ModelError
@@ -21,6 +19,7 @@ from trimtab.models.load import (
     prepare,
     uses_mixed_precision,
 )
+from trimtab.models.lora import Task
 from trimtab.models.model_spec import ModelSpec
 from trimtab.models.weights import load_weights
 
@@ -70,14 +69,9 @@ class Scorer:
             ModelError: The architecture has no sequence classification class, or ``train`` is
                 False and the folder has no trained head.
         """
-        classifier = load_classifier(
-            AutoModelForSequenceClassification,
-            spec,
-            TaskType.SEQ_CLS,
-            1,
-            train=train,
-            pad_id=pad_id,
-        )
+        from transformers import AutoModelForSequenceClassification as Auto
+
+        classifier = load_classifier(Auto, spec, "SEQ_CLS", 1, train=train, pad_id=pad_id)
         if zero and classifier.fresh:
             nn.init.zeros_(score_layer(classifier.model).weight)
         return cls(
@@ -139,7 +133,7 @@ class Classifier:
 
 
 def load_classifier(
-    auto: Any, spec: ModelSpec, task: TaskType, labels: int, *, train: bool, pad_id: int | None
+    auto: Any, spec: ModelSpec, task: Task, labels: int, *, train: bool, pad_id: int | None
 ) -> Classifier:
     """Load a folder with the transformers class ``auto``, or a language model with a new head.
 

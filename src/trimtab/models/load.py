@@ -9,14 +9,12 @@ import time
 import warnings
 from collections.abc import Callable, Generator
 from functools import lru_cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from peft import PeftModel, TaskType
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from trimtab.data.dataset import DataSpec
 from trimtab.data.load_tokenizer import load_tokenizer
@@ -25,10 +23,13 @@ from trimtab.data.render import NO_LIMIT, Renderer
 from trimtab.kernels.logprobs import LogitHead
 from trimtab.kernels.matmul import fast_linear, limit_primitive_cache
 from trimtab.models.forward import hidden_states, set_attention, token_logps
-from trimtab.models.lora import add_lora
+from trimtab.models.lora import Task, add_lora, has_adapter
 from trimtab.models.model_spec import ModelSpec
 from trimtab.models.weights import Weights, load_weights, model_end_ids, vocabulary_size
 from trimtab.types import Completion, Group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def pick_device(name: str) -> torch.device:
 
 def base_of(model: nn.Module) -> PreTrainedModel:
     """The transformers model, unwrapped from peft if needed."""
-    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    return cast("PreTrainedModel", model.get_base_model() if has_adapter(model) else model)
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
@@ -185,12 +186,12 @@ def check_sharing(model: nn.Module, plain: str, *, exact_below: float | None = N
     return False
 
 
-def prepare(weights: Weights, spec: ModelSpec, task: TaskType, *, train: bool) -> nn.Module:
+def prepare(weights: Weights, spec: ModelSpec, task: Task, *, train: bool) -> nn.Module:
     """Loaded weights on their device, with new adapters where they are trained with any."""
     model = cast(nn.Module, weights.model).to(pick_device(spec.device))
     if train and spec.lora is not None and spec.lora.r > 0:
         model = add_lora(model, spec.lora, task, spec.seed, weights.base)
-    elif not isinstance(model, PeftModel):
+    elif not has_adapter(model):
         model.requires_grad_(train)
     if train and spec.gradient_checkpointing:
         enable_gradient_checkpointing(model)
@@ -219,8 +220,10 @@ class LM:
     @classmethod
     def load(cls, spec: ModelSpec, *, train: bool = True) -> LM:
         """Load the model of ``spec``; ``train=False`` freezes it and adds no adapters."""
+        from transformers import AutoModelForCausalLM
+
         weights = load_weights(AutoModelForCausalLM, spec, train=train)
-        return cls(prepare(weights, spec, TaskType.CAUSAL_LM, train=train), spec)
+        return cls(prepare(weights, spec, "CAUSAL_LM", train=train), spec)
 
     @property
     def device(self) -> torch.device:
@@ -276,15 +279,14 @@ class LM:
     @property
     def starts_without_adapters(self) -> bool:
         """Whether the model with its adapters disabled is the one that training started from."""
-        return isinstance(self.model, PeftModel) and self.spec.adapter != "continue"
+        return has_adapter(self.model) and self.spec.adapter != "continue"
 
     @contextlib.contextmanager
     def adapters_off(self) -> Generator[None]:
         """Context in which the adapters are disabled, so the model is its own reference."""
-        assert isinstance(self.model, PeftModel), (
-            "only a model with adapters can be its own reference"
-        )
-        with self.model.disable_adapter():
+        model = self.model
+        assert has_adapter(model), "only a model with adapters can be its own reference"
+        with model.disable_adapter():
             yield
 
     def plain_attention(self) -> nn.Module:

@@ -6,9 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from peft import TaskType
 from torch import Tensor, nn
-from transformers import AutoModelForTokenClassification
 
 from trimtab.data.pack import Pack
 from trimtab.models.forward import hidden_states
@@ -57,8 +55,9 @@ class StepScorer:
             ModelError: the architecture has no token classification class, or the folder holds
                 another kind of classifier.
         """
-        auto = AutoModelForTokenClassification
-        classifier = load_classifier(auto, spec, TaskType.TOKEN_CLS, 2, train=train, pad_id=pad_id)
+        from transformers import AutoModelForTokenClassification as Auto
+
+        classifier = load_classifier(Auto, spec, "TOKEN_CLS", 2, train=train, pad_id=pad_id)
         config = cast(Any, base_of(classifier.model).config)
         config.id2label, config.label2id = (
             {0: "incorrect", 1: "correct"},

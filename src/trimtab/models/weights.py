@@ -10,23 +10,21 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import PeftModel, TaskType
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as hf_logging
-from transformers.utils.hub import cached_file
 
+from trimtab.data.load_tokenizer import quiet_transformers
 from trimtab.errors import ModelError
 from trimtab.models.adapters import HEADS, absolute, attach, find_adapter, merge
+from trimtab.models.lora import Task
 from trimtab.models.model_spec import ModelSpec
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
-# Loading problems are raised as errors; progress bars and reports about new heads are noise.
-hf_logging.disable_progress_bar()
-hf_logging.set_verbosity_error()
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class Weights:
 def load_weights(
     auto: Any,
     spec: ModelSpec,
-    task: TaskType = TaskType.CAUSAL_LM,
+    task: Task = "CAUSAL_LM",
     labels: int | None = None,
     *,
     train: bool = False,
@@ -63,6 +61,7 @@ def load_weights(
         ModelError: the model cannot be loaded, a weight is missing or has another shape, or a
             classifier is of another kind or has no trained head.
     """
+    quiet_transformers()
     scratch = Path(spec.path).suffix == ".json"
     adapter = find_adapter(spec.path)
     keep = train and spec.adapter == "continue"
@@ -180,6 +179,8 @@ def _config_parts(path: str, name: str) -> list[dict[str, Any]]:
 
 def _resolve(path: str, name: str) -> str | None:
     """A file of a folder or hub id on this machine; None if there is none."""
+    from transformers.utils.hub import cached_file
+
     try:
         return cached_file(
             path,
@@ -199,11 +200,15 @@ def _scratch_config(path: Path) -> PretrainedConfig:
     kind = fields.pop("model_type", None)
     if kind is None:
         raise ModelError(f"{path}: has no 'model_type' (for example \"llama\")")
+    from transformers import AutoConfig
+
     return AutoConfig.for_model(kind, **fields)
 
 
 def _saved_config(path: str) -> PretrainedConfig:
-    return cast(PretrainedConfig, AutoConfig.from_pretrained(path, trust_remote_code=False))
+    from transformers import AutoConfig
+
+    return cast("PretrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
 
 
 def _architecture(config: Any) -> str:

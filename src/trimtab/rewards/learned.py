@@ -8,9 +8,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from peft import TaskType
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
 
 from trimtab.data import formats, sources
 from trimtab.data.load_tokenizer import load_tokenizer
@@ -102,6 +100,8 @@ def average_weights(scorer: Scorer, paths: Sequence[str]) -> None:
     Raises:
         ModelError: a member has another architecture or shape.
     """
+    from transformers import AutoModelForSequenceClassification as Auto
+
     total = {
         k: v.detach().float().clone() if v.is_floating_point() else v.clone()
         for k, v in scorer.model.state_dict().items()
@@ -109,7 +109,7 @@ def average_weights(scorer: Scorer, paths: Sequence[str]) -> None:
     means, stds = [scorer.mean], [scorer.std]
     for path in paths[1:]:
         spec = scorer.spec.model_copy(update={"path": path, "device": "cpu"})
-        other = load_weights(AutoModelForSequenceClassification, spec, TaskType.SEQ_CLS, 1).model
+        other = load_weights(Auto, spec, "SEQ_CLS", 1).model
         first_kind = type(base_of(scorer.model)).__name__
         if type(other).__name__ != first_kind:
             raise ModelError(

@@ -9,15 +9,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-from transformers.core_model_loading import revert_weight_conversion
 
 from trimtab.data.pack import packs, scatter
 from trimtab.models.adapters import save_adapter
 from trimtab.models.load import LM, base_of
+from trimtab.models.lora import has_adapter
 from trimtab.types import Completion, Floats, Group, Ints
 
 _LOGP = "probe_logp"
@@ -38,7 +35,7 @@ class PolicyWeights:
     @property
     def trains_adapter(self) -> bool:
         """Whether only an adapter is trained."""
-        return isinstance(self.lm.model, PeftModel)
+        return has_adapter(self.lm.model)
 
     @property
     def exact(self) -> bool:
@@ -52,6 +49,8 @@ class PolicyWeights:
         A tied output head comes by name too: an engine that is given only the embeddings keeps its old
         head, because it ties the two when it loads a model and not when it is updated.
         """
+        from transformers.core_model_loading import revert_weight_conversion
+
         inner = base_of(self.lm.model)
         head = cast("nn.Module | None", inner.get_output_embeddings())
         names = {module: name for name, module in inner.named_modules(remove_duplicate=False)}
@@ -66,7 +65,7 @@ class PolicyWeights:
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in peft's format."""
-        assert isinstance(self.lm.model, PeftModel), "the configuration is checked before"
+        assert has_adapter(self.lm.model), "the configuration is checked before"
         save_adapter(self.lm.model, folder, self.tokenizer)
 
     @torch.no_grad()
@@ -93,6 +92,9 @@ def _plain(name: str) -> str:
 
 def _merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Tensors of ``model`` by their names without adapters, W + s·BA where there is one."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
     seen: set[int] = set()
     stack: list[tuple[str, nn.Module]] = [("", model)]
     while stack:
@@ -113,6 +115,9 @@ def _merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _merged_module(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """Tensors of one module that may have an adapter around it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
     if isinstance(module, ModulesToSaveWrapper):
         name = next(iter(module.active_adapters))
         yield from _merged_module(module.modules_to_save[name], prefix)

@@ -7,8 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
-from transformers.utils.chat_parsing.response_templates import load_response_template
-
 from trimtab.data.conversation import BadRowError, Message, content_text, template_columns
 from trimtab.data.piece_tokens import continuation, raw_ids
 from trimtab.data.render import Renderer
@@ -55,6 +53,8 @@ class ToolFormat:
         self.renderer, self.tokenizer = renderer, renderer.tokenizer
         self._response_template: Any = getattr(self.tokenizer, "response_template", None)
         if self._response_template:
+            from transformers.utils.chat_parsing.response_templates import load_response_template
+
             try:
                 load_response_template(self._response_template)
             except ValueError as error:

@@ -8,12 +8,6 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
-from transformers.utils.chat_template_utils import (
-    DocstringParsingException,
-    TypeHintParsingException,
-    get_json_schema,
-)
-
 from trimtab.errors import ConfigError
 from trimtab.types import Row
 
@@ -41,6 +35,12 @@ def schema(tool: Tool) -> Row:
     """
     if hasattr(tool, "tool_schema"):
         return cast(Row, tool.tool_schema)  # pyright: ignore[reportFunctionMemberAccess]
+    from transformers.utils.chat_template_utils import (
+        DocstringParsingException,
+        TypeHintParsingException,
+        get_json_schema,
+    )
+
     try:
         return cast(Row, get_json_schema(tool))
     except (DocstringParsingException, TypeHintParsingException) as error:

@@ -2,12 +2,12 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from trimtab.kernels.matmul import is_amd_avx512
 from trimtab.types import Ints
@@ -301,8 +301,12 @@ def select_rows(tensor: torch.Tensor, rows: Ints) -> torch.Tensor:
     return tensor[torch.from_numpy(rows).to(tensor.device)]
 
 
-# No mask function is registered under this name, so transformers builds no mask.
-AttentionInterface.register(NAME, attend)
+@cache
+def _register() -> None:
+    from transformers import AttentionInterface
+
+    # No mask function is registered under this name, so transformers builds no mask.
+    AttentionInterface.register(NAME, attend)
 
 
 @contextmanager
@@ -321,6 +325,7 @@ def eval_mode(model: Any) -> Generator[None, None, None]:
 @contextmanager
 def use_attention(model: Any, name: str = NAME) -> Generator[None, None, None]:
     """Context in which the model uses the attention ``name``; restores its own afterwards."""
+    _register()
     before = model.config._attn_implementation
     model.config._attn_implementation = name
     try:

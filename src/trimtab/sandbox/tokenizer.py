@@ -1,11 +1,14 @@
 """The sandbox's word-level tokenizer, as an ordinary transformers one."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from trimtab.sandbox import world
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
@@ -43,6 +46,9 @@ def build() -> PreTrainedTokenizerFast:
 def word_level(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer with one token per word, lower case, split at white space, with special tokens
     and a chat template."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     special = ["<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>"]
     vocabulary = {word: i for i, word in enumerate([*special, *words])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -5,14 +5,15 @@ says whether each step is right and, for a writer who errs with a known probabil
 changed the probability of a right final answer. ``docs/sandbox.md`` works an example by hand.
 """
 
+from __future__ import annotations
+
 import itertools
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from trimtab.data import sources
 from trimtab.errors import DataError
@@ -20,6 +21,9 @@ from trimtab.sandbox.arithmetic import END, GOODS, PHRASES, TOP, Problem
 from trimtab.sandbox.tokenizer import word_level
 from trimtab.sandbox.world import NAMES
 from trimtab.types import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 HELD_OUT = 10_000_000
 """Index of the first held-out problem."""

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import isotonic_regression
 from scipy.special import expit, logit
 
 from trimtab.stats.newton import fit_logistic
@@ -66,6 +65,8 @@ def fit_platt(x_NF: Floats, y_N: Floats, ridge: npt.ArrayLike | None = None) -> 
 
 def fit_isotonic(x_NF: Floats, y_N: Floats) -> Isotonic:
     """Least squares over monotone functions of the first feature; equal values are pooled."""
+    from scipy.optimize import isotonic_regression  # slow to import
+
     x, group = np.unique(x_NF[:, 0], return_inverse=True)
     count = np.bincount(group).astype(np.float64)
     mean = np.bincount(group, weights=y_N) / count

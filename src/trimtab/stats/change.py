@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
-from scipy.stats import linregress, ttest_ind_from_stats
 
 from trimtab.stats.uncertainty import Estimate
 
@@ -22,6 +21,8 @@ def slope(x: npt.ArrayLike, y: npt.ArrayLike, confidence: float = 0.95) -> Estim
     >>> slope([0, 1, 2, 3], [1, 3, 5, 7])
     Estimate(value=2.0, low=2.0, high=2.0)
     """
+    from scipy.stats import linregress  # slow to import
+
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     assert a.shape == b.shape, (a.shape, b.shape)
     if len(a) < 3 or np.ptp(a) == 0:
@@ -66,6 +67,8 @@ def _welch(low: npt.ArrayLike, high: npt.ArrayLike) -> tuple[float, float]:
 
     (0, 1) with fewer than two values on a side, or where neither varies and the means are equal.
     """
+    from scipy.stats import ttest_ind_from_stats  # slow to import
+
     x, y = np.asarray(low, np.float64), np.asarray(high, np.float64)
     if min(len(x), len(y)) < 2:
         return 0.0, 1.0

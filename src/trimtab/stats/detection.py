@@ -5,7 +5,6 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from trimtab.stats.uncertainty import Estimate, cluster_ids
 
@@ -16,6 +15,8 @@ def auc(scores: npt.ArrayLike, right: npt.ArrayLike) -> float:
     >>> auc([0.9, 0.4, 0.6, 0.4], [1, 1, 0, 0])
     0.625
     """
+    from scipy.stats import rankdata  # slow to import
+
     x, y = np.asarray(scores, np.float64), np.asarray(right, bool)
     n, m = int(y.sum()), int((~y).sum())
     if n == 0 or m == 0:

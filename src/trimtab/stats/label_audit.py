@@ -6,7 +6,6 @@ from bisect import bisect_left
 import numpy as np
 import numpy.typing as npt
 from scipy.special import xlogy
-from scipy.stats import hypergeom
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,6 +21,8 @@ def error_bound(wrong: int, checked: int, total: int, confidence: float = 0.95) 
     >>> error_bound(3, 100, 100)
     0.03
     """
+    from scipy.stats import hypergeom  # slow to import
+
     assert 0 <= wrong <= checked <= total, (wrong, checked, total)
     if total == 0:
         return 1.0

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from trimtab.stats.newton import fit_logistic
@@ -60,6 +59,8 @@ def difficulty(models: Mapping[str, Verdicts]) -> dict[str, float]:
     One penalised logistic fit with a strength and a length coefficient for each model. Empty with
     fewer than three models, where a prompt's own verdicts alone would determine its gamma.
     """
+    from scipy.optimize import minimize  # slow to import
+
     if len(models) < 3:
         return {}
     prompts = list(dict.fromkeys(p for v in models.values() for p in v.prompt))

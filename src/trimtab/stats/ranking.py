@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
 from trimtab.stats.newton import newton
@@ -33,6 +32,8 @@ def ranks_by_worth(worths: Sequence[float]) -> tuple[int, ...]:
 
 def connected(wins: npt.ArrayLike) -> bool:
     """Whether the graph of wins is strongly connected; otherwise no finite strengths fit."""
+    from scipy.sparse.csgraph import connected_components  # slow to import
+
     count, _ = connected_components(np.asarray(wins) > 0, directed=True, connection="strong")
     return bool(count == 1)
 

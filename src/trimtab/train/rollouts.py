@@ -9,7 +9,6 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
-from peft import PeftModel
 from pydantic import model_validator
 from torch import nn
 
@@ -19,6 +18,7 @@ from trimtab.data.dataset import load_groups
 from trimtab.data.pack import Output, Pack
 from trimtab.errors import ConfigError
 from trimtab.models.load import LM, ModelSpec, disable_dropout
+from trimtab.models.lora import has_adapter
 from trimtab.models.packed import PackedLM
 from trimtab.models.shard import gathered, shard
 from trimtab.rewards.shape import Shaper, ShapeSpec
@@ -287,7 +287,7 @@ class RolloutStage(Stage[C, LM]):
         moment; above a billion parameters, or from random weights, nothing is scored.
         """
         spec: ModelSpec | None = None
-        if not isinstance(self.lm.model, PeftModel):
+        if not has_adapter(self.lm.model):
             spec = self.config.reference or self.config.model
             large = sum(p.numel() for p in self.lm.model.parameters()) > START_PARAMETERS
             if large or spec.path.endswith(".json"):

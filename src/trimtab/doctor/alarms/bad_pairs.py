@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from scipy.stats import binomtest
-
 from trimtab.doctor.alarm import PAIR_STAGES, Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.alarms.template_mismatch import fact_examples
@@ -58,6 +56,8 @@ def _skew(
     facts: Mapping[str, float], name: str, count: str, limit: float, which: str, follows: str
 ) -> Symptom | None:
     """Labels that follow something other than content."""
+    from scipy.stats import binomtest  # slow to import
+
     if name not in facts or facts[count] < limits.SKEW_MIN:
         return None
     share, n = facts[name], int(facts[count])

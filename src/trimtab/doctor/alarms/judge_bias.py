@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from scipy.stats import ttest_1samp
-
 from trimtab.audit.probe_result import ProbeResult
 from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
@@ -15,6 +13,8 @@ from trimtab.doctor.finding import Example
 
 def check(e: Evidence) -> Symptom | None:
     """What is shown first wins too often or too rarely, or a probe of the judge is bad."""
+    from scipy.stats import ttest_1samp  # slow to import
+
     judges = [r.name for r in e.settings.rewards if r.source == "judge"]
     checked = False
     for name in judges:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from scipy.stats import binomtest
 
 from trimtab.doctor.alarm import Alarm, Symptom, use
 from trimtab.doctor.alarms import thresholds as limits
@@ -71,6 +70,8 @@ def repeated(rollouts: Sequence[Rollout]) -> Array:
 
 def check(e: Evidence) -> Symptom | None:
     """The policy follows the belief when it is swapped, more than the reference, and the reward pays for it."""
+    from scipy.stats import binomtest  # slow to import
+
     opined = [r for r in e.rollouts if stance(r.prompt)]
     policy = e.probes_of("policy", *PROBES)
     if not policy:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 
 from trimtab.data.render import Renderer
 from trimtab.errors import ConfigError
 from trimtab.models.adapters import find_adapter, save_adapter
 from trimtab.models.export import save_model
 from trimtab.models.load import LM, base_of
+from trimtab.models.lora import has_adapter
 from trimtab.rollout.engine import Engine
 from trimtab.rollout.engines.native import NativeEngine
 from trimtab.rollout.engines.pool import ServerPool
@@ -65,7 +65,7 @@ def make_engine(
         return NativeEngine.of(lm, renderer)
     folder = out / "rollout"
     files = Path(spec.shared_folder) if spec.shared_folder else folder
-    trains_adapter = isinstance(lm.model, PeftModel)
+    trains_adapter = has_adapter(lm.model)
     way = spec.transport(trains_adapter, lm.device.type == "cuda")
     longest = max(len(g.prompt) for g in prompts) + sampling.max_new_tokens
     config = cast(Any, base_of(lm.model).config.get_text_config())
@@ -125,7 +125,7 @@ def _transport(way: str, files: Path, host: str) -> Transport:
 
 def _rank(lm: LM) -> int:
     """The smallest rank that vLLM has kernels for and that holds the adapter."""
-    config: Any = cast(PeftModel, lm.model).peft_config["default"]
+    config: Any = cast(Any, lm.model).peft_config["default"]
     rank = max([config.r, *(config.rank_pattern or {}).values()])
     return next((r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank), rank)
 
@@ -139,7 +139,7 @@ def _start_model(lm: LM, renderer: Renderer, folder: Path) -> tuple[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = folder / "tokenizer"
     renderer.tokenizer.save_pretrained(tokenizer)
-    if isinstance(lm.model, PeftModel):
+    if has_adapter(lm.model):
         # Writes a base that is on no disk, and names it in the adapter's configuration.
         save_adapter(lm.model, folder / "start", renderer.tokenizer)
         base = str(cast(Any, lm.model.peft_config["default"]).base_model_name_or_path)
