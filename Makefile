@@ -12,7 +12,7 @@ VLLM ?= .vllm
 NEIGHBOURS ?= .neighbours
 PROGRAMS := $(basename $(notdir $(wildcard tests/neighbours/requirements/*.txt)))
 
-.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check scale-check learning doctor-bench doctor-real bench-env bench gpu-check clean
+.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check scale-check learning doctor-bench doctor-real bench-env bench huge-run gpu-check clean
 
 setup: $(VENV)/installed
 
@@ -103,6 +103,10 @@ runs/peers/trl-%/trl: | setup
 # Every row beside its peer, and docs/performance.md; QUICK=--quick for short turns.
 bench: setup bench-env
 	$(BIN)/python -m benchmarks $(QUICK)
+
+# Report and doctor on a run of a million steps: 15 s and 500 MB each; writes a run folder of 1 GB first.
+huge-run: setup
+	$(BIN)/python -m benchmarks.huge_run
 
 # One GPU in 12 minutes: the CPU's results, speed beside TRL and vLLM, and docs/gpu.md.
 gpu-check: setup

@@ -18,6 +18,7 @@ from trimtab.errors import DataError
 from trimtab.runs.files import fs, json_lines, read_object, write_atomic
 from trimtab.runs.lock import lock, unlock
 from trimtab.runs.redact import redact
+from trimtab.runs.tail import cut_rows, cut_torn_line
 from trimtab.runs.trackers import make_tracker
 from trimtab.types import Row
 
@@ -77,7 +78,7 @@ class Run:
             text = yaml.safe_dump(redacted, sort_keys=False, allow_unicode=True)
             write_atomic(self.path / "config.yaml", _encode(text))
         for name in ("metrics.jsonl", "findings.jsonl"):
-            _mend(self.path / name)
+            cut_torn_line(self.path / name)
         self._tracker = make_tracker(tracker, project, self.path, redacted)
         self._metrics: BinaryIO | None = None
 
@@ -137,11 +138,11 @@ class Run:
     def rewind(self, step: int) -> None:
         """Forget what was recorded after ``step``, before going on from its checkpoint."""
         self._release()
-        for name in ("metrics.jsonl", "findings.jsonl"):
-            path = self.path / name
-            if path.exists():
-                rows = [row for row in _read_lines(path) if (row.get("step") or 0) <= step]
-                write_atomic(path, b"".join(_encode(to_json(row) + "\n") for row in rows))
+        cut_rows(self.path / "metrics.jsonl", lambda row: (row.get("step") or 0) > step)
+        findings = self.path / "findings.jsonl"
+        if findings.exists():
+            rows = [row for row in _read_lines(findings) if (row.get("step") or 0) <= step]
+            write_atomic(findings, b"".join(_encode(to_json(row) + "\n") for row in rows))
         for path in self.samples_path.glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > step:
                 fs.remove(path)
@@ -195,15 +196,6 @@ def _cell(value: Any) -> Any:
     if isinstance(value, (dict, list)):
         value = to_json(value)
     return _encode(value).decode() if isinstance(value, str) else value
-
-
-def _mend(path: Path) -> None:
-    """Cut a line torn by a crash, so that the next append starts a line of its own."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        write_atomic(path, data[: data.rfind(b"\n") + 1])
 
 
 def _read_lines(path: Path) -> list[Row]:

@@ -16,8 +16,9 @@ from trimtab import ranks, runs
 from trimtab.doctor.diagnosis import examine_live
 from trimtab.errors import ConfigError
 from trimtab.models import checkpoint
-from trimtab.runs import Run, read_metrics
+from trimtab.runs import Run
 from trimtab.runs.console import bar
+from trimtab.runs.tail import last_row
 from trimtab.train.stage import Metrics, Stage, StageConfig
 from trimtab.train.trainer import LoopSpec
 
@@ -128,8 +129,9 @@ def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
                 break
     if first >= stage.steps:
         # Training ended before, perhaps without the export: the last record has its metrics.
-        rows = here.on_main(lambda: [r for r in read_metrics(run.path) if r["step"] == first])
-        metrics = {k: v for r in rows for k, v in r.items() if k not in ("step", "time")}
+        row = here.on_main(lambda: last_row(run.path / "metrics.jsonl")) or {}
+        if row.get("step") == first:
+            metrics = {k: v for k, v in row.items() if k not in ("step", "time")}
         metrics = metrics or stage.evaluate(first)
     stage.export(run.path / "model")
     metrics["seconds"] = time.monotonic() - started
