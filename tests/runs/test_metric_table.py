@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from trimtab.errors import DataError
+from trimtab.report.metric_charts import curves
 from trimtab.runs import MetricTable, Run, metric_table, read_metrics
 
 
@@ -102,6 +103,11 @@ def test_a_broken_line_is_named_in_any_block(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=r"line 41: not JSON"):
         MetricTable.read(tmp_path)
+
+
+def test_rows_without_a_step_are_no_curve():
+    table = MetricTable.of([{"step": None, "loss": 1.0}, {"loss": 2.0}])
+    assert len(table) == 0 and curves(table, rest=True) == []
 
 
 def test_without_leaves_other_metrics():

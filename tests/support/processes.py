@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -14,9 +13,9 @@ WAIT = 600
 """Seconds until the first steps: importing torch takes minutes on a machine that does much else."""
 
 
-def start(stage: str, file: Path, more: Sequence[Path] = ()) -> subprocess.Popen[bytes]:
+def start(stage: str, file: Path) -> subprocess.Popen[bytes]:
     # This checkout's package, whatever is installed; ``tests`` for the reward.
-    path = os.pathsep.join(map(str, [*more, ROOT / "src", ROOT]))
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, "-m", "trimtab", stage, str(file)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -81,7 +81,7 @@ def curves(table: MetricTable, *, rest: bool, skip: Sequence[str] = ()) -> list[
         for name in sorted(table.names - used)[:24]:
             see = f"{name} as recorded, in its own unit, over the run."
             x, y = table.series(name)
-            if np.any(y != y[0]):
+            if len(y) and np.any(y != y[0]):
                 charts.append(line_chart(name, [Line(name, x, y)], STEP, name, see))
     return [chart for chart in charts if chart is not None]
 
