@@ -12,7 +12,7 @@ VLLM ?= .vllm
 NEIGHBOURS ?= .neighbours
 PROGRAMS := $(basename $(notdir $(wildcard tests/neighbours/requirements/*.txt)))
 
-.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check scale-check learning doctor-bench doctor-real bench-env bench gpu-check clean
+.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check scale-check learning doctor-bench doctor-real bench-env bench huge-run scorecard soak gpu-check clean
 
 setup: $(VENV)/installed
 
@@ -106,6 +106,18 @@ runs/peers/trl-%/trl: | setup
 # Every row beside its peer, and docs/performance.md; QUICK=--quick for short turns.
 bench: setup bench-env
 	$(BIN)/python -m benchmarks $(QUICK)
+
+# Report and doctor on a run of a million steps: 15 s and 500 MB each; writes a run folder of 1 GB first.
+huge-run: setup
+	$(BIN)/python -m benchmarks.huge_run
+
+# Every row of the reliability table, and docs/reliability.md; a stopped scorecard goes on.
+scorecard: setup
+	$(BIN)/python -m tests.scorecard
+
+# 10,000 small GRPO steps with a fault every 50; a stopped soak goes on.
+soak: setup
+	$(BIN)/python -m tests.scorecard.soak
 
 # One GPU in 12 minutes: the CPU's results, speed beside TRL and vLLM, and docs/gpu.md.
 gpu-check: setup

@@ -193,12 +193,8 @@ def blinded(evidence: Evidence, alarm: int) -> None:
         9: ("completion/truncated",), 11: ("value/",), 12: ("sampler/", "policy/clip_fraction"),
         13: ("group/", "skipped"), 14: ("reward/unscored", "reward/std"), 15: ("reward/",), 17: ("logps/",),
     }  # fmt: skip
-    gone = names.get(alarm, ())
-    evidence.rows = (
-        [{k: v for k, v in row.items() if not k.startswith(gone)} for row in evidence.rows]
-        if gone
-        else evidence.rows
-    )
+    if alarm in names:
+        evidence.metrics = evidence.metrics.without(names[alarm])
     if alarm in (4, 5, 8, 14, 16):
         evidence.rollouts = []
     if alarm in (5, 6, 15):

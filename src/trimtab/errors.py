@@ -41,6 +41,10 @@ class CheckpointError(UserError):
     """No whole checkpoint could be read, or one could not be written."""
 
 
+class DiskSpaceError(CheckpointError):
+    """The disk has no room for what is to be written; nothing of it was written."""
+
+
 class RewardError(UserError):
     """A reward function broke its contract (length, type); never turned into a number."""
 

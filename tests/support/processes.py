@@ -32,6 +32,8 @@ from trimtab.cli.main import main
 ROOT = Path(__file__).parents[2]
 PYTHONPATH = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
 """This checkout's package, whatever is installed; ``tests`` for the reward."""
+WAIT = 600
+"""Seconds until the first steps: importing torch takes minutes on a machine that does much else."""
 
 
 def start(stage: str, file: Path) -> subprocess.Popen[bytes]:
@@ -189,11 +191,12 @@ def kill_midway(stage: str, file: Path, out: Path, steps: int = 5) -> None:
 
 def wait_for(out: Path, lines: int, process: Forked) -> None:
     """Wait until the run in ``out`` has logged ``lines`` steps."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:
         metrics_file = out / "metrics.jsonl"
         if metrics_file.is_file() and metrics_file.read_bytes().count(b"\n") >= lines:
             return
         assert process.poll() is None, process.output()
         time.sleep(0.005)
-    raise AssertionError("no progress in 300 s")
+    process.kill()
+    raise AssertionError(f"no progress in {WAIT} s")

@@ -168,3 +168,40 @@ async def later_judge(pairs: list[list[str]], answer: list[str]) -> list[float |
 
 def other_names(texts: list[str]) -> list[float]:
     return [0.0 for _ in texts]
+
+
+def tensor(completions: list[str]) -> Any:
+    import torch
+
+    return torch.arange(1.0, 1.0 + len(completions))
+
+
+def tensor_with_nan(completions: list[str]) -> Any:
+    import torch
+
+    return torch.full((len(completions),), math.nan)
+
+
+def tensor_0d(completions: list[str]) -> Any:
+    import torch
+
+    return torch.tensor(0.0)
+
+
+def tensor_2d(completions: list[str]) -> Any:
+    import torch
+
+    return torch.zeros(len(completions), 1)
+
+
+async def coroutine(completions: list[str]) -> list[float]:
+    return [1.0 + i for i, _ in enumerate(completions)]
+
+
+async def coroutine_that_raises(completions: list[str]) -> list[float]:
+    raise RuntimeError("no grader today")
+
+
+def coroutine_list(completions: list[str]) -> Any:
+    """Forgets to await: a coroutine for each completion."""
+    return [coroutine([c]) for c in completions]

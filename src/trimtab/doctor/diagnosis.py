@@ -185,13 +185,15 @@ def write_findings(folder: str | Path, findings: Sequence[Finding]) -> list[Find
     return [f for f in findings if f.alarm not in rang]
 
 
-def examine_live(folder: str | Path, total_steps: int) -> None:
-    """Diagnose a run while it trains: write ``findings.jsonl`` and log new findings."""
+def examine_live(folder: str | Path, total_steps: int) -> list[Finding]:
+    """Diagnose a run while it trains: write ``findings.jsonl``, log new findings and return them."""
     try:
         evidence = read(folder)
     except DataError:
-        return  # nothing was recorded yet
+        return []  # nothing was recorded yet
     evidence.facts = {**evidence.facts, "steps": total_steps}
-    for finding in write_findings(folder, diagnose(evidence).findings):
+    findings = write_findings(folder, diagnose(evidence).findings)
+    for finding in findings:
         since = f" since step {finding.step}" if finding.step is not None else ""
         log.warning("doctor: %s%s. %s", finding.title, since, finding.message)
+    return findings

@@ -40,7 +40,7 @@ def write_page(folder: str | Path, diagnosis: Diagnosis) -> Path:
         Section("Gold and reward", lead, charts=[c for c in _gold_charts(evidence) if c]),
         *(_finding(f, diagnosis.run) for f in diagnosis.findings),
         Section(
-            "Curves", "The recorded metrics by step.", charts=curves(evidence.rows, rest=False)
+            "Curves", "The recorded metrics by step.", charts=curves(evidence.metrics, rest=False)
         ),
         _checks(diagnosis),
     ]
@@ -56,13 +56,12 @@ def _since(f: Finding) -> str:
 
 
 def _overview(d: Diagnosis, e: Evidence) -> Section:
-    steps = number(float(e.rows[-1]["step"])) if e.rows else "0"
     tiles = [
         Tile("Findings", str(len(d.findings)), f"of {len(all_alarms())} alarms"),
         Tile("Clean", str(len(d.clean)), "alarms checked without a finding"),
         Tile("Not checked", str(len(d.unchecked)), "see the last table"),
         Tile("Gold audit", str(d.audited), "rollouts with a gold score"),
-        Tile("Steps", steps, f"of stage {d.stage or 'unknown'}"),
+        Tile("Steps", number(float(e.last_step)), f"of stage {d.stage or 'unknown'}"),
     ]
     head = ("What is wrong, the most likely root cause first", "Since", "Cause", "Evidence")
     rows = [(f"{f.rank}. {f.title}", _since(f), f.cause, f.tier) for f in d.findings]

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from trimtab.audit.gold_audit import AuditedRollout, read_audit
@@ -22,7 +19,7 @@ from trimtab.audit.probe_result import ProbeResult
 from trimtab.audit.run_settings import RunSettings
 from trimtab.doctor.finding import Example
 from trimtab.errors import DataError
-from trimtab.runs import read_metrics, read_object, read_summary
+from trimtab.runs import MetricTable, read_object, read_summary, sample_tables
 from trimtab.types import Row
 
 Array = npt.NDArray[np.float64]
@@ -78,8 +75,10 @@ class Evidence:
 
     folder: Path
     settings: RunSettings = field(default_factory=RunSettings)
-    rows: list[Row] = field(default_factory=list[Row])
-    """Lines of ``metrics.jsonl`` in order of step."""
+    metrics: MetricTable = field(default_factory=MetricTable)
+    """``metrics.jsonl`` in order of step."""
+    rows: InitVar[Iterable[Mapping[str, Any]]] = ()
+    """Rows of metrics, instead of ``metrics``."""
     rollouts: list[Rollout] = field(default_factory=list[Rollout])
     summary: Row = field(default_factory=Row)
     facts: Row = field(default_factory=Row)
@@ -90,6 +89,10 @@ class Evidence:
 
     metrics_read: set[str] = field(default_factory=set[str])
     """Names of the metrics that a check has read."""
+
+    def __post_init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        if rows:
+            self.metrics = MetricTable.of(rows)
 
     @cached_property
     def stage(self) -> str:
@@ -104,19 +107,9 @@ class Evidence:
     def series(self, metric: str) -> tuple[Array, Array]:
         """Steps and finite values of a metric."""
         self.metrics_read.add(metric)
-        if metric not in self._series:
-            points = [
-                (float(r["step"]), float(r[metric]))
-                for r in self.rows
-                if isinstance(r.get(metric), (int, float)) and math.isfinite(r[metric])
-            ]
-            both = np.array(points, np.float64).reshape(-1, 2)
-            self._series[metric] = both[:, 0], both[:, 1]
-        return self._series[metric]
-
-    @cached_property
-    def _series(self) -> dict[str, tuple[Array, Array]]:
-        return {}
+        x, y = self.metrics.series(metric)
+        finite = np.isfinite(y)
+        return (x, y) if finite.all() else (x[finite], y[finite])
 
     @cached_property
     def not_finite(self) -> dict[str, int]:
@@ -125,18 +118,16 @@ class Evidence:
         A metric that is finite now and then, such as one of an evaluation in a table with NaN for the
         steps between, counts only if the last stretch is more than twice as long as any before.
         """
-        values: dict[str, list[tuple[int, bool]]] = {}
-        for row in self.rows:
-            for name, value in row.items():
-                is_finite = isinstance(value, (int, float)) and math.isfinite(value)
-                if is_finite or value is None or isinstance(value, float):
-                    values.setdefault(name, []).append((int(row["step"]), is_finite))
         since: dict[str, int] = {}
-        for name, points in values.items():
-            stretches = [list(group) for _, group in groupby(points, key=lambda point: point[1])]
-            lengths = [len(stretch) for stretch in stretches if not stretch[0][1]]
-            if not points[-1][1] and lengths[-1] > 2 * max(lengths[:-1], default=0):
-                since[name] = stretches[-1][0][0]
+        for name in self.metrics.names:
+            steps, values = self.metrics.series(name)
+            finite = np.isfinite(values)
+            if not len(finite) or finite[-1]:
+                continue
+            starts = np.concatenate(([0], np.flatnonzero(np.diff(finite)) + 1))
+            lengths = np.diff([*starts, len(finite)])[~finite[starts]]
+            if lengths[-1] > 2 * max(lengths[:-1], default=0):
+                since[name] = int(steps[starts[-1]])
         return since
 
     def require(self, metric: str, least: int = 8, why: str = "") -> tuple[Array, Array]:
@@ -146,10 +137,15 @@ class Evidence:
             raise Unchecked(f"{metric} was recorded {len(x)} times, {least} are needed{why}")
         return x, y
 
+    @property
+    def last_step(self) -> int:
+        """The last step with metrics; 0 without any."""
+        return int(self.metrics.steps[-1]) if len(self.metrics) else 0
+
     @cached_property
     def total_steps(self) -> int:
         """Planned steps of the run, or the steps it had where the plan is not known."""
-        done = int(self.rows[-1]["step"]) if self.rows else 0
+        done = self.last_step
         planned = self.settings.steps or self.facts.get("steps")
         return max(done, int(planned)) if isinstance(planned, (int, float)) else done
 
@@ -213,16 +209,15 @@ def read(folder: str | Path) -> Evidence:
     path = Path(folder)
     if not path.is_dir():
         raise DataError(f"{path}: no such run folder; give the folder that holds metrics.jsonl")
-    metrics = [r for r in read_metrics(path) if isinstance(r.get("step"), (int, float))]
     evidence = Evidence(
         path,
         settings=RunSettings.read(path),
-        rows=sorted(metrics, key=lambda r: float(r["step"])),
+        metrics=MetricTable.read(path),
         rollouts=list(_read_rollouts(path)),
         summary=read_summary(path),
         facts=read_object(path / "facts.json"),
     )
-    if not (evidence.rows or evidence.rollouts or evidence.facts or evidence.summary):
+    if not (len(evidence.metrics) or evidence.rollouts or evidence.facts or evidence.summary):
         raise DataError(
             f"{path}: holds no metrics.jsonl, samples/, facts.json or summary.json; give a run folder, "
             "or import one of another library with 'trimtab doctor FILE --from trl|wandb|jsonl'"
@@ -249,14 +244,11 @@ def _evenly(n: int, most: int) -> Iterable[int]:
 
 
 def _read_rollouts(path: Path) -> Iterable[Rollout]:
-    files = sorted((path / "samples").glob("step-*.parquet"))
+    files = sample_tables.files(path)
     for file in (files[i] for i in _evenly(len(files), MAX_TABLES)):
-        try:
-            rows = pq.read_table(file).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file}: not a readable table ({error}); remove it") from None
-        for i in _evenly(len(rows), MAX_ROWS):
-            yield _rollout(rows[i])
+        count = sample_tables.count(file)
+        for row in sample_tables.rows_at(file, _evenly(count, MAX_ROWS)):
+            yield _rollout(row)
 
 
 def _rollout(row: Mapping[str, Any]) -> Rollout:

@@ -4,21 +4,30 @@ The steps are real ones on the run's data; their changes are discarded. Measurin
 machine, which could be wrong.
 """
 
+import math
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from trimtab.data.pack import plan as split
+from trimtab.models.checkpoint import size_of
 from trimtab.models.load import base_of
+from trimtab.runs.disk import free_bytes, mib
+from trimtab.runs.folder import sample_table
+from trimtab.runs.plain import to_json
+from trimtab.train.loop import sample_interval
 from trimtab.train.reference import NAME, CachedReference
+from trimtab.train.rollouts import RolloutStage
+from trimtab.train.scored import sample_rows
 from trimtab.train.stage import DatasetStage, Stage
 from trimtab.train.trainer import batch_indices
 from trimtab.types import Group
@@ -51,6 +60,7 @@ class Need:
     peak_mb: float
     """Peak memory of the process, or of the allocator on CUDA, MB."""
     device: str
+    disk: "DiskNeed"
 
     def text(self) -> str:
         """The prediction as text for a terminal."""
@@ -64,8 +74,75 @@ class Need:
                 f"  the run    {self.steps:,} steps, {_clock(total)}, of which {self.start:.0f} s of start-up; "
                 "without evaluations and checkpoints",
                 f"  memory     {self.peak_mb:,.0f} MB at most, {where}",
+                self.disk.text(),
             )
         )
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """The predicted size of a run folder, bytes."""
+
+    folder: Path
+    checkpoint: int
+    """Of one checkpoint."""
+    checkpoints: int
+    """At most at once: one more than stay, because an old one is removed after the new one is complete."""
+    export: int
+    tables: int
+    """Logged sample tables."""
+    table: int
+    """Of one of them."""
+    metrics: int
+
+    @property
+    def total(self) -> int:
+        """At the largest."""
+        samples = self.tables * self.table
+        return self.checkpoints * self.checkpoint + self.export + samples + self.metrics
+
+    def text(self) -> str:
+        """The prediction as a line of text; a second one where the disk is too small."""
+        free = free_bytes(self.folder)
+        tables = (
+            f"{self.tables} sample tables {mib(self.tables * self.table)}, " if self.table else ""
+        )
+        line = (
+            f"  disk       {mib(self.total)} at most: {self.checkpoints} checkpoints of "
+            f"{mib(self.checkpoint)}, the exported model {mib(self.export)}, {tables}metrics "
+            f"{mib(self.metrics)}; {mib(free)} are free at {self.folder}"
+        )
+        if self.total > free:
+            line += f"\n             {mib(self.total - free)} are missing: free some space, or lower loop.save_total_limit"
+        return line
+
+
+def _disk_need(
+    stage: Stage[Any, Any], folder: Path, metrics: Mapping[str, Any], share: float
+) -> DiskNeed:
+    """The disk usage of a run after some measured steps.
+
+    Args:
+        metrics: Of the last step.
+        share: Of the batch that the last step sampled.
+    """
+    loop, trainer = stage.config.loop, stage.trainer
+    saves = math.ceil(stage.steps / loop.save_steps) if loop.save_steps else 1
+    tables = table = 0
+    if isinstance(stage, RolloutStage):
+        interval = sample_interval(loop, stage.steps)
+        tables = math.ceil(stage.steps / interval) if interval else 0
+        table = round(len(sample_table(1, sample_rows(stage.last))) / share)
+    weights = stage.network.model.state_dict()
+    return DiskNeed(
+        folder=folder,
+        checkpoint=size_of(trainer.tensors()),
+        checkpoints=min(saves, loop.save_total_limit + 1),
+        export=sum(w.numel() * w.element_size() for w in weights.values()),
+        tables=tables,
+        table=table,
+        metrics=stage.steps * (len(to_json(metrics)) + 40),
+    )
 
 
 def _clock(seconds: float) -> str:
@@ -87,7 +164,10 @@ class _Clock:
 
     Attributes:
         spent: Seconds so far, the first part included.
+        metrics: Of the last step.
     """
+
+    metrics: Mapping[str, Any]
 
     def __init__(self, stage: Stage[Any, Any]) -> None:
         self.stage = stage
@@ -109,7 +189,7 @@ class _Clock:
         """Run step ``index``, whose size is ``size``."""
         self._optimiser = 0.0
         since = time.monotonic()
-        self.stage.step(index)
+        self.metrics = self.stage.step(index)
         seconds = time.monotonic() - since
         self.spent += seconds
         self._parts.append((size, seconds - self._optimiser, self._optimiser))
@@ -144,6 +224,7 @@ def plan(make: Callable[[Any], Stage[Any, Any]], config: Any) -> Need:
         config: The configuration of the run; its folder is not touched.
     """
     began = time.monotonic()
+    out = Path(config.out)
     with tempfile.TemporaryDirectory(prefix="trimtab-plan-") as folder, _short_pass() as reference:
         config = config.model_copy(update={"out": folder})
         stage = make(config)
@@ -152,10 +233,12 @@ def plan(make: Callable[[Any], Stage[Any, Any]], config: Any) -> Need:
         if isinstance(stage, DatasetStage):
             tokens = _time_dataset(stage, clock)
             seconds = clock.seconds_of(tokens)
-            more_mb = 0.0
+            more_mb, share = 0.0, 1.0
         else:
             tokens, more_mb = _time_online(stage, clock, config)
             seconds = clock.seconds_of(config.batch_size)
+            share = stage.config.batch_size / config.batch_size
+        disk = _disk_need(stage, out, clock.metrics, share)
     trainer = stage.trainer
     parameters = [p for m in trainer.modules.values() for p in m.parameters()]
     device = parameters[0].device.type
@@ -170,6 +253,7 @@ def plan(make: Callable[[Any], Stage[Any, Any]], config: Any) -> Need:
         budget=trainer.budget,
         peak_mb=peak_mb(device) + more_mb,
         device=device,
+        disk=disk,
     )
 
 

@@ -31,6 +31,7 @@ from trimtab.errors import CheckpointError
 from trimtab.models import checkpoint_parts
 from trimtab.models.shard import is_shard, shard_like
 from trimtab.runs import fs
+from trimtab.runs.disk import require_space
 
 MANIFEST = "manifest.json"
 _NAMES = {
@@ -99,6 +100,7 @@ def save(
         keep: complete checkpoints to keep, including this one.
 
     Raises:
+        DiskSpaceError: the disk has no room for it; nothing was written.
         CheckpointError: writing failed (disk full, no permission); earlier checkpoints are untouched.
     """
     assert keep >= 1
@@ -113,6 +115,8 @@ def save(
             folder.mkdir(parents=True, exist_ok=True)
             for stale in (*folder.glob(".tmp-*"), *folder.glob(".old-*")):
                 fs.remove(stale)
+        require_space(folder, size_of(tensors), f"the checkpoint of step {step}")
+        with _explained(folder, step):
             fs.mkdir(temporary)
 
     def complete() -> str:
@@ -140,6 +144,11 @@ def save(
         with _explained(folder, step):
             checkpoint_parts.write(temporary, parts)
     return Path(here.on_main(complete))
+
+
+def size_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """Bytes of a checkpoint's tensors, of all ranks together."""
+    return sum(t.numel() * t.element_size() for values in tensors.values() for t in values.values())
 
 
 @contextlib.contextmanager

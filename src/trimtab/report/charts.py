@@ -5,11 +5,15 @@ styles.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 
+Array = npt.NDArray[np.float64]
 W, H = 460, 280
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
 COLOURS = 6
@@ -20,9 +24,9 @@ class Line:
     """One series of a line chart."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float | None]
-    """Same length as ``x``; None and non-finite values are gaps."""
+    x: Sequence[float] | Array
+    y: Sequence[float | None] | Array
+    """Same length as ``x``. None is a gap; NaN and infinities get a mark at the bottom of the chart."""
     colour: int = -1
     """0 to 5; by place in the chart when negative."""
 
@@ -90,13 +94,37 @@ def bounds(values: Sequence[float], *, zero: bool = False) -> tuple[float, float
     return (low if zero and low == 0 else low - air), (high if zero and high == 0 else high + air)
 
 
-def smooth(values: Sequence[float], window: int) -> list[float]:
+BUCKETS = 300
+"""A drawn line has at most two points per bucket, which is more than the pixels of a chart."""
+
+
+def smooth(values: Array, window: int) -> Array:
     """Centred running mean over ``window`` points (fewer at the ends)."""
+    places = np.arange(len(values))
     half = window // 2
-    return [
-        sum(values[max(0, i - half) : i + half + 1]) / len(values[max(0, i - half) : i + half + 1])
-        for i in range(len(values))
-    ]
+    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    # Around the mean, so that the sums of a long series lose no digits.
+    mean = values.mean()
+    sums = np.concatenate(([0.0], np.cumsum(values - mean)))
+    return mean + (sums[high] - sums[low]) / (high - low)
+
+
+def extremes(values: Array, buckets: int = BUCKETS) -> npt.NDArray[np.int64]:
+    """Places of the smallest and the largest value in each of ``buckets`` equal stretches, in order.
+
+    All places where there are no more than two per bucket, and always the first and the last.
+
+    >>> extremes(np.array([0.0, 5.0, 1.0, 2.0, -3.0, 0.0, 0.0, 1.0]), 2)
+    array([0, 1, 4, 7])
+    """
+    if len(values) <= 2 * buckets:
+        return np.arange(len(values))
+    edges = np.linspace(0, len(values), buckets + 1).astype(int)
+    places = {0, len(values) - 1}
+    for low, high in pairwise(edges.tolist()):
+        part = values[low:high]
+        places |= {low + int(part.argmin()), low + int(part.argmax())}
+    return np.array(sorted(places))
 
 
 class _Axes:
@@ -135,7 +163,15 @@ class _Axes:
         for value in ticks(*self.x) if x_ticks else ():
             self.text("tick mid", self.at(value, self.y[0])[0], H - BOTTOM + 17, number(value))
 
-    def path(self, kind: str, points: Sequence[tuple[float, float]]) -> None:
+    def marks(self, x: Array) -> None:
+        """Short strokes at the bottom of the chart, a few at most for each pixel."""
+        places = sorted(
+            {round(self.at(float(at), 0)[0], 1) for at in np.unique(x)[:: len(x) // 2000 + 1]}
+        )
+        shape = "".join(f"M{at} {H - BOTTOM}v-8" for at in places)
+        self.add('<path class="lost" d="{}"><title>not finite</title></path>', shape)
+
+    def path(self, kind: str, points: Iterable[tuple[float, float]]) -> None:
         places = ["{:.1f} {:.1f}".format(*self.at(*point)) for point in points]
         self.add('<path class="line {}" d="M{}"/>', kind, "L".join(places))
 
@@ -164,31 +200,42 @@ def line_chart(
 
     None when no line has two points.
     """
-    drawn: list[tuple[Line, list[tuple[float, float]], int]] = []
+    drawn: list[tuple[Line, Array, Array, int]] = []
+    lost: list[Array] = []
     for place, line in enumerate(lines):
-        points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None and _real(y)]
-        if len(points) >= 2:
+        x, y = np.asarray(line.x, np.float64), np.asarray(line.y, np.float64)
+        finite = np.isfinite(y)
+        if np.count_nonzero(finite) >= 2:
             colour = place if line.colour < 0 else line.colour
-            drawn.append((line, points, colour % COLOURS))
+            drawn.append((line, x[finite], y[finite], colour % COLOURS))
+            absent = (
+                np.array([v is None for v in line.y]) if isinstance(line.y, Sequence) else False
+            )
+            lost.append(x[~(finite | absent)])
     if not drawn:
         return None
-    xs = [x for _, points, _ in drawn for x, _ in points]
-    ys = [y for _, points, _ in drawn for _, y in points]
-    across = (min(xs), max(xs)) if max(xs) > min(xs) else bounds(xs)
-    axes = _Axes(across, y_range or bounds(ys), x_title, y_title)
+    ends = [float(v) for _, x, _, _ in drawn for v in (x.min(), x.max())]
+    tops = [float(v) for _, _, y, _ in drawn for v in (y.min(), y.max())]
+    places = np.concatenate(lost)
+    if len(places):
+        ends += [float(places.min()), float(places.max())]
+        see += f" {len(places):,} values are NaN or infinite, marked at the bottom."
+    across = (min(ends), max(ends)) if max(ends) > min(ends) else bounds(ends)
+    axes = _Axes(across, y_range or bounds(tops), x_title, y_title)
     axes.grid()
-    for _, points, colour in drawn:
-        window = len(points) // 20
+    if len(places):
+        axes.marks(places)
+    for _, x, y, colour in drawn:
+        window = len(x) // 20
         if window >= 2:
-            thin = points[:: max(1, len(points) // 600)]
-            axes.path(f"raw s{colour}", thin)
-            means = smooth([y for _, y in points], window)
-            points = [(x, y) for (x, _), y in zip(points, means, strict=True)]
-            points = points[:: max(1, len(points) // 300)]
-        axes.path(f"s{colour}", points)
-        x, y = axes.at(*points[-1])
-        axes.add('<circle class="dot f{}" cx="{:.1f}" cy="{:.1f}" r="3.5"/>', colour, x, y)
-    legend = tuple((line.name, colour) for line, _, colour in drawn)
+            at = extremes(y)
+            axes.path(f"raw s{colour}", zip(x[at].tolist(), y[at].tolist(), strict=True))
+            y = smooth(y, window)
+        at = extremes(y)
+        axes.path(f"s{colour}", zip(x[at].tolist(), y[at].tolist(), strict=True))
+        end = axes.at(float(x[-1]), float(y[-1]))
+        axes.add('<circle class="dot f{}" cx="{:.1f}" cy="{:.1f}" r="3.5"/>', colour, *end)
+    legend = tuple((line.name, colour) for line, _, _, colour in drawn)
     return Chart(title, see, axes.done(title), legend)
 
 

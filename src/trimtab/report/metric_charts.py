@@ -1,18 +1,20 @@
 """Recorded metrics as charts, each known one with its unit and what to see in it."""
 
-import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from trimtab.report.charts import Chart, Line, line_chart
+import numpy as np
+
+from trimtab.report.charts import Array, Chart, Line, line_chart
+from trimtab.runs import MetricTable
 
 STEP = "Optimiser steps"
 
 
-def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float | None]]:
-    """Steps and values of a metric, where it was recorded."""
-    recorded = [r for r in rows if isinstance(r.get(name), (int, float))]
-    return [float(r["step"]) for r in recorded], [float(r[name]) for r in recorded]
+def finite(table: MetricTable, name: str) -> tuple[Array, Array]:
+    """Steps and finite values of a metric."""
+    x, y = table.series(name)
+    real = np.isfinite(y)
+    return x[real], y[real]
 
 
 KNOWN: tuple[tuple[tuple[tuple[str, str], ...], str, str, str], ...] = (
@@ -67,45 +69,38 @@ KNOWN: tuple[tuple[tuple[tuple[str, str], ...], str, str, str], ...] = (
 )
 
 
-def curves(
-    rows: Sequence[Mapping[str, Any]], *, rest: bool, skip: Sequence[str] = ()
-) -> list[Chart]:
+def curves(table: MetricTable, *, rest: bool, skip: Sequence[str] = ()) -> list[Chart]:
     """Charts of the known metrics, and with ``rest`` of every other one."""
     charts: list[Chart | None] = []
     used = {"step", "time", *skip}
     for names, title, unit, see in KNOWN:
-        lines = [Line(label, *series(rows, name)) for name, label in names if name not in used]
+        lines = [Line(label, *table.series(name)) for name, label in names if name not in used]
         used.update(name for name, _ in names)
         charts.append(line_chart(title, lines, STEP, unit, see))
     if rest:
-        others = sorted({name for row in rows for name in row} - used)
-        for name in others[:24]:
+        for name in sorted(table.names - used)[:24]:
             see = f"{name} as recorded, in its own unit, over the run."
-            x, y = series(rows, name)
-            if any(value != y[0] for value in y):
+            x, y = table.series(name)
+            if len(y) and np.any(y != y[0]):
                 charts.append(line_chart(name, [Line(name, x, y)], STEP, name, see))
     return [chart for chart in charts if chart is not None]
 
 
-def change(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+def change(table: MetricTable, name: str) -> tuple[Array, Array]:
     """Steps, and a metric's change since its start, the mean of its first twentieth."""
-    steps, recorded = series(rows, name)
-    values = [v for v in recorded if v is not None]
-    head = values[: max(1, len(values) // 20)]
-    start = sum(head) / len(head) if head else 0.0
-    return steps, [v - start for v in values]
+    steps, values = finite(table, name)
+    start = values[: max(1, len(values) // 20)].mean() if len(values) else 0.0
+    return steps, values - start
 
 
-def tail_mean(values: Sequence[float]) -> float | None:
+def tail_mean(values: Array) -> float | None:
     """Mean of the last tenth."""
-    tail = values[-max(1, len(values) // 10) :]
-    return sum(tail) / len(tail) if len(values) >= 2 else None
+    return float(values[-max(1, len(values) // 10) :].mean()) if len(values) >= 2 else None
 
 
-def tail_noise(values: Sequence[float]) -> float:
+def tail_noise(values: Array) -> float:
     """Two standard errors of a tail's mean, from the jitter of neighbouring steps."""
-    gaps = [b - a for a, b in itertools.pairwise(values)]
-    if not gaps:
+    if len(values) < 2:
         return 0.0
-    deviation = (sum(g * g for g in gaps) / len(gaps) / 2) ** 0.5
+    deviation = float(np.mean(np.diff(values) ** 2) / 2) ** 0.5
     return 2 * deviation * (2 / max(1, len(values) // 10)) ** 0.5

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -14,6 +15,7 @@ from pydantic import Field
 from trimtab.config import Config, build
 from trimtab.errors import DataError
 from trimtab.report.charts import (
+    Array,
     Bar,
     Chart,
     Line,
@@ -24,10 +26,10 @@ from trimtab.report.charts import (
     line_chart,
     number,
 )
-from trimtab.report.metric_charts import STEP, change, curves, series, tail_mean, tail_noise
+from trimtab.report.metric_charts import STEP, change, curves, tail_mean, tail_noise
 from trimtab.report.run_report import choose, clip, flatten, report_run, score_text
 from trimtab.report.sections import Answer, Pick, Section, Table, Tile, Verdict, render
-from trimtab.runs import read_metrics, read_object, read_summary, write_atomic
+from trimtab.runs import MetricTable, read_object, read_summary, write_atomic
 
 log = logging.getLogger(__name__)
 RECIPE_FILE = "recipe.yaml"
@@ -133,21 +135,22 @@ class ProxyGold(DeclaredChart):
 
     def section(self, folder: Path, figures: Mapping[str, Any]) -> Section:
         changes = {
-            label: [change(read_metrics(folder / stage), m) for m in (self.proxy, self.gold)]
+            label: [change(table, m) for m in (self.proxy, self.gold)]
             for label, stage in self.stages.items()
+            for table in [MetricTable.read(folder / stage)]
         }
         verdicts = [v for label, both in changes.items() if (v := self._verdict(label, *both))]
-        golds = [v for _, gold in changes.values() for v in gold[1]]
-        widest = max((abs(v) for v in golds), default=0.0)
-        across = bounds([*golds, widest, 0.0], zero=True)
+        golds = np.concatenate([[0.0], *(gold[1] for _, gold in changes.values())])
+        widest = float(np.abs(golds).max())
+        across = bounds((float(golds.min()), widest), zero=True)
         charts: list[Chart | None] = []
         for label, (proxy, gold) in changes.items():
-            reach = max((abs(v) for v in proxy[1]), default=0.0)
+            reach = float(np.abs(proxy[1]).max(initial=0.0))
             # The proxy has a unit of its own: it is shrunk to the reach of gold, never stretched.
             factor = widest / reach if 0 < widest < reach else 1.0
             scaled = f" Proxy divided by {1 / factor:.1f} to share the axis." if factor < 1 else ""
             lines = [
-                Line("Proxy, what is trained on", proxy[0], [v * factor for v in proxy[1]], 1),
+                Line("Proxy, what is trained on", proxy[0], proxy[1] * factor, 1),
                 Line("Gold, what is wanted", *gold, 0),
             ]
             unit = "Change since the start (gold points)"
@@ -157,8 +160,8 @@ class ProxyGold(DeclaredChart):
     @staticmethod
     def _verdict(
         label: str,
-        proxy: tuple[list[float], list[float]],
-        gold: tuple[list[float], list[float]],
+        proxy: tuple[Array, Array],
+        gold: tuple[Array, Array],
     ) -> Verdict | None:
         rise, truth = tail_mean(proxy[1]), tail_mean(gold[1])
         if rise is None or truth is None:
@@ -227,11 +230,11 @@ class Curves(DeclaredChart):
     """Metric -> its unit; without them every metric that has a chart of its own."""
 
     def section(self, folder: Path, figures: Mapping[str, Any]) -> Section:
-        rows = read_metrics(folder / self.stage)
+        table = MetricTable.read(folder / self.stage)
         if not self.metrics:
-            return Section(self.title, self.lead, charts=curves(rows, rest=False))
+            return Section(self.title, self.lead, charts=curves(table, rest=False))
         drawn = [
-            line_chart(f"{self.title}: {m}", [Line(m, *series(rows, m))], STEP, unit, self.see)
+            line_chart(f"{self.title}: {m}", [Line(m, *table.series(m))], STEP, unit, self.see)
             for m, unit in self.metrics.items()
         ]
         return Section(self.title, self.lead, charts=drawn)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from trimtab.errors import DataError
 from trimtab.report.charts import number
-from trimtab.report.metric_charts import curves, series
+from trimtab.report.metric_charts import curves, finite
 from trimtab.report.sections import Answer, Pick, Section, Table, Tile, Verdict, render
 from trimtab.runs import (
+    MetricTable,
     read_findings,
-    read_metrics,
     read_object,
-    read_samples,
     read_summary,
+    sample_tables,
     write_atomic,
 )
-from trimtab.types import Row
 
 LONGEST = 1500
 
@@ -42,21 +41,8 @@ def report_run(folder: str | Path) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such run folder; give the folder that holds metrics.jsonl")
-    rows = read_metrics(folder)
-    tiles: list[Tile] = []
-    if rows:
-        first, last = rows[0], rows[-1]
-        tiles.append(Tile("Steps", number(float(last["step"])), "optimiser steps recorded"))
-        times = [r["time"] for r in (first, last) if isinstance(r.get("time"), (int, float))]
-        if len(times) == 2:
-            spent = float(times[1] - times[0])
-            tiles.append(Tile("Time", f"{number(spent)} s", "between first and last record"))
-        for name in ("loss", "reward/mean", "reward/gold", "objective/kl", "completion/length"):
-            _, values = series(rows, name)
-            if values and values[0] is not None and values[-1] is not None:
-                tiles.append(
-                    Tile(name, number(values[-1]), f"from {number(values[0])} at the start")
-                )
+    metrics = MetricTable.read(folder)
+    tiles = _last_figures(metrics)
     tiles += _lost_rows(read_object(folder / "facts.json").get("read"))
     summary = read_summary(folder)
     flat = flatten(summary)
@@ -76,7 +62,7 @@ def report_run(folder: str | Path) -> Path:
     page = render(
         [
             Section("", "The last recorded figures of this run.", findings, tiles),
-            Section("Curves", "", charts=curves(rows, rest=True)),
+            Section("Curves", "", charts=curves(metrics, rest=True)),
             Section("Answers", "From the last sampled step.", picks=_sample_picks(folder)),
             Section("Summary", "Every figure of summary.json.", tables=[table] if flat else []),
         ],
@@ -85,6 +71,23 @@ def report_run(folder: str | Path) -> Path:
     path = folder / "report.html"
     write_atomic(path, page.encode())
     return path
+
+
+def _last_figures(metrics: MetricTable) -> list[Tile]:
+    """Steps, time, and the last value of what matters most."""
+    if not len(metrics):
+        return []
+    tiles = [Tile("Steps", number(float(metrics.steps[-1])), "optimiser steps recorded")]
+    _, times = metrics.series("time")
+    if len(times):
+        spent = number(float(times[-1] - times[0]))
+        tiles.append(Tile("Time", f"{spent} s", "between first and last record"))
+    for name in ("loss", "reward/mean", "reward/gold", "objective/kl", "completion/length"):
+        _, values = finite(metrics, name)
+        if len(values):
+            first, last = number(float(values[0])), number(float(values[-1]))
+            tiles.append(Tile(name, last, f"from {first} at the start"))
+    return tiles
 
 
 _LOSSES = {
@@ -118,22 +121,28 @@ def flatten(values: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
 
 
 def _sample_picks(folder: Path, count: int = 3) -> list[Pick]:
-    rows = read_samples(folder)
-    last = [r for r in rows if r.get("step") == rows[-1].get("step")] if rows else []
-    scored = [r for r in last if isinstance(r.get("reward"), (int, float))]
-    scored.sort(key=lambda r: float(r["reward"]), reverse=True)
-    kinds = choose(scored or last, count)
+    files = sample_tables.files(folder)
+    if not files:
+        return []
+    rewards = sample_tables.column(files[-1], "reward")
+    scored = [i for i, r in enumerate(rewards) if isinstance(r, (int, float))]
+    scored.sort(key=lambda i: float(rewards[i]), reverse=True)
+    chosen = choose(scored or range(sample_tables.count(files[-1])), count)
+    rows = sample_tables.rows_at(files[-1], [i for _, i in chosen])
     return [
         Pick(
             clip(r.get("prompt")),
             [Answer("Answer", clip(r.get("completion")), score_text(r.get("reward"), "reward"))],
             why,
         )
-        for why, r in kinds
+        for (why, _), r in zip(chosen, rows, strict=True)
     ]
 
 
-def choose(ranked: Sequence[Row], count: int) -> list[tuple[str, Row]]:
+T = TypeVar("T")
+
+
+def choose(ranked: Sequence[T], count: int) -> list[tuple[str, T]]:
     """Best, worst and random rows of a list ranked best first, none twice."""
     if len(ranked) <= 3 * count:
         return [("Sampled answer", row) for row in ranked]

@@ -14,10 +14,11 @@ from trimtab.runs.folder import (
     read_metrics,
     read_samples,
     read_summary,
-    to_json,
 )
 from trimtab.runs.lock import unlock
+from trimtab.runs.metric_table import MetricTable
 from trimtab.runs.open_run import check_writable, claim, open_run, refusal, require_same, set_aside
+from trimtab.runs.plain import to_json
 from trimtab.runs.redact import HIDDEN, redact
 from trimtab.runs.trackers import Tracker, make_tracker
 
@@ -25,6 +26,7 @@ __all__ = [
     "HIDDEN",
     "Files",
     "Fingerprint",
+    "MetricTable",
     "Run",
     "SilentRun",
     "Tracker",

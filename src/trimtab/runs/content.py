@@ -26,6 +26,7 @@ _MAX_ROWS = 10_000
 _MAX_FILES = 1000
 _ROW_DIGITS = 8
 _RECORDS = ("stage.json", "findings.jsonl", "fingerprint.json", "tracker.json", "log")
+_RECORD_STARTS = ("heartbeat", "run.log", "not-finite-")
 _RECORD_ENDS = (".html", ".lock", ".sqlite", "-wal", "-shm", ".tmp")
 
 
@@ -114,7 +115,12 @@ def _files(folder: Path, *, inner: bool) -> Iterable[Path]:
             f for f in folders if inner and f[0] != "." and not f.startswith("checkpoint")
         )
         for name in sorted(names):
-            if name[0] != "." and name not in _RECORDS and not name.endswith(_RECORD_ENDS):
+            if (
+                name[0] != "."
+                and name not in _RECORDS
+                and not name.startswith(_RECORD_STARTS)
+                and not name.endswith(_RECORD_ENDS)
+            ):
                 yield Path(place) / name
 
 

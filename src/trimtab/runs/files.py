@@ -36,6 +36,10 @@ class Files:
         """Move ``old`` to ``new``, replacing a file of that name at once."""
         old.replace(new)
 
+    def truncate(self, path: Path, size: int) -> None:
+        """Cut a file to its first ``size`` bytes."""
+        os.truncate(path, size)
+
     def mkdir(self, path: Path) -> None:
         """Make one folder."""
         path.mkdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,36 +14,15 @@ import pyarrow.parquet as pq
 import yaml
 
 from trimtab.errors import DataError
+from trimtab.runs.disk import require_space
 from trimtab.runs.files import fs, json_lines, read_object, write_atomic
 from trimtab.runs.lock import lock, unlock
+from trimtab.runs.plain import encode, plain, to_json
 from trimtab.runs.redact import redact
+from trimtab.runs.tail import cut_rows, cut_torn_line
 from trimtab.runs.trackers import make_tracker
+from trimtab.runs.watch import Watch
 from trimtab.types import Row
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: NaN and infinities become null, numpy and torch scalars numbers."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in cast(Sequence[Any], value)]
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist") and not isinstance(value, float):  # numpy and torch
-        return _plain(value.tolist())
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON of plain data, keys in the given order."""
-    return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
-
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "replace")  # a lone surrogate must not lose the record
 
 
 class Run:
@@ -56,6 +34,9 @@ class Run:
     >>> read_metrics(run.path)[0]["reward/mean"]
     0.5
     """
+
+    watch = Watch()
+    """What this process shows while a stage trains; by default nothing."""
 
     def __init__(
         self,
@@ -72,12 +53,12 @@ class Run:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         lock(self.path)
-        redacted = redact(_plain(config or {}))
+        redacted = redact(plain(config or {}))
         if config is not None:
             text = yaml.safe_dump(redacted, sort_keys=False, allow_unicode=True)
-            write_atomic(self.path / "config.yaml", _encode(text))
+            write_atomic(self.path / "config.yaml", encode(text))
         for name in ("metrics.jsonl", "findings.jsonl"):
-            _mend(self.path / name)
+            cut_torn_line(self.path / name)
         self._tracker = make_tracker(tracker, project, self.path, redacted)
         self._metrics: BinaryIO | None = None
 
@@ -101,26 +82,25 @@ class Run:
         row = {"step": step, "time": round(time.time(), 3), **metrics}
         if self._metrics is None:
             self._metrics = fs.open(self.path / "metrics.jsonl", "ab")
-        fs.write(self._metrics, _encode(to_json(row) + "\n"))
-        self._tracker.log(step, _plain(metrics))
+        fs.write(self._metrics, encode(to_json(row) + "\n"))
+        self._tracker.log(step, plain(metrics))
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> Path:
-        """Write the samples of a step: prompt, completion, reward, scores (as JSON), finish…"""
-        names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
-        columns: dict[str, list[Any]] = {"step": [step] * len(rows)}
-        for name in names:
-            columns[name] = [_cell(row.get(name)) for row in rows]
-        out = io.BytesIO()
-        pq.write_table(pa.table(columns), out)
-        self.samples_path.mkdir(exist_ok=True)
+        """Write the samples of a step: prompt, completion, reward, scores (as JSON), finish…
+
+        Raises:
+            DiskSpaceError: the disk has no room for them; nothing is written.
+        """
+        data = sample_table(step, rows)
         path = self.samples_path / f"step-{step:08d}.parquet"
-        write_atomic(path, out.getvalue())
+        require_space(self.path, len(data), f"the samples of step {step}")
+        write_atomic(path, data)
         return path
 
     def finding(self, finding: Mapping[str, Any]) -> None:
         """Append one finding of the doctor, or of a stage about itself."""
         with fs.open(self.path / "findings.jsonl", "ab") as handle:
-            fs.write(handle, _encode(to_json(finding) + "\n"))
+            fs.write(handle, encode(to_json(finding) + "\n"))
 
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Merge figures named with dots into ``summary.json``, nested by name."""
@@ -132,16 +112,16 @@ class Run:
                 inner = place.get(parent)
                 place[parent] = place = inner if isinstance(inner, dict) else {}
             place[last] = value
-        write_atomic(self.path / "summary.json", _encode(to_json(figures_so_far, indent=2) + "\n"))
+        write_atomic(self.path / "summary.json", encode(to_json(figures_so_far, indent=2) + "\n"))
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded after ``step``, before going on from its checkpoint."""
         self._release()
-        for name in ("metrics.jsonl", "findings.jsonl"):
-            path = self.path / name
-            if path.exists():
-                rows = [row for row in _read_lines(path) if (row.get("step") or 0) <= step]
-                write_atomic(path, b"".join(_encode(to_json(row) + "\n") for row in rows))
+        cut_rows(self.path / "metrics.jsonl", lambda row: (row.get("step") or 0) > step)
+        findings = self.path / "findings.jsonl"
+        if findings.exists():
+            rows = [row for row in _read_lines(findings) if (row.get("step") or 0) <= step]
+            write_atomic(findings, b"".join(encode(to_json(row) + "\n") for row in rows))
         for path in self.samples_path.glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > step:
                 fs.remove(path)
@@ -155,7 +135,9 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is not None:
+            self.watch.end(error)
         self.close()
 
     def _release(self) -> None:
@@ -190,20 +172,22 @@ class SilentRun(Run):
         """Nothing."""
 
 
+def sample_table(step: int, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The samples of a step as a Parquet file."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+    columns: dict[str, list[Any]] = {"step": [step] * len(rows)}
+    for name in names:
+        columns[name] = [_cell(row.get(name)) for row in rows]
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()
+
+
 def _cell(value: Any) -> Any:
-    value = _plain(value)
+    value = plain(value)
     if isinstance(value, (dict, list)):
         value = to_json(value)
-    return _encode(value).decode() if isinstance(value, str) else value
-
-
-def _mend(path: Path) -> None:
-    """Cut a line torn by a crash, so that the next append starts a line of its own."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        write_atomic(path, data[: data.rfind(b"\n") + 1])
+    return encode(value).decode() if isinstance(value, str) else value
 
 
 def _read_lines(path: Path) -> list[Row]:

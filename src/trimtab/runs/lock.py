@@ -1,6 +1,9 @@
 """One process per run folder.
 
-The operating system holds the lock, so it ends with its process, however that ends.
+The operating system holds the lock, so it ends with its process, however that ends. It belongs to the open
+file (``flock``) and not to the process: a lock of the process would end as soon as any code of it, such as
+one that copies the folder, opens and closes the file. Forked children close theirs, so that none outlives
+its owner with it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from trimtab.errors import ConfigError
 
 LOCK = ".lock"
 _HELD: dict[Path, IO[str]] = {}
-"""Locks of this process. A lock is the process's: the same process may open a folder twice."""
+"""Locks of this process, which may open a folder twice."""
 
 
 def lock(folder: Path) -> None:
@@ -30,7 +33,7 @@ def lock(folder: Path) -> None:
         return
     handle = (place / LOCK).open("a+", encoding="utf-8")
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if not isinstance(error, BlockingIOError | PermissionError):
             return  # a file system without locks
@@ -53,3 +56,13 @@ def unlock(folder: Path) -> None:
     handle = _HELD.pop(folder.resolve(), None)
     if handle is not None:
         handle.close()
+
+
+def _forget() -> None:
+    """In a forked child: close the inherited files, which leaves the parent's locks alone."""
+    for handle in _HELD.values():
+        handle.close()
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

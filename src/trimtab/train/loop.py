@@ -16,10 +16,12 @@ from trimtab import ranks, runs
 from trimtab.doctor.diagnosis import examine_live
 from trimtab.errors import ConfigError
 from trimtab.models import checkpoint
-from trimtab.runs import Run, read_metrics
+from trimtab.runs import Run, to_json, write_atomic
 from trimtab.runs.console import bar
+from trimtab.runs.tail import last_row
+from trimtab.runs.watch import Watch
 from trimtab.train.stage import Metrics, Stage, StageConfig
-from trimtab.train.trainer import LoopSpec
+from trimtab.train.trainer import LoopSpec, NonFiniteError
 
 log = logging.getLogger(__name__)
 C = TypeVar("C", bound=StageConfig)
@@ -48,11 +50,16 @@ class _StopSignal:
 
 
 def open_run(config: StageConfig) -> Run:
-    """The run folder of a stage, as ``trimtab.runs.open_run``; rank 0 alone writes it."""
+    """The run folder of a stage, as ``trimtab.runs.open_run``; rank 0 alone writes its records.
+
+    Until the run ends, every rank has a heartbeat, and messages also go to ``run.log``.
+    """
     opened: list[Run] = []
-    here = ranks.current()
-    here.on_main(lambda: opened.append(runs.open_run(config, config.out, config.loop.report_to)))
-    return opened[0] if here.is_main else runs.SilentRun(config.out)
+    here, loop = ranks.current(), config.loop
+    here.on_main(lambda: opened.append(runs.open_run(config, config.out, loop.report_to)))
+    run = opened[0] if here.is_main else runs.SilentRun(config.out)
+    run.watch = Watch(run.path, here.rank, here.world, loop.on_finding, loop.on_finding_timeout)
+    return run
 
 
 def run_stage(make: Callable[[C], Stage[Any, Any]], config: C) -> Metrics:
@@ -69,14 +76,23 @@ def train(stage: Stage[Any, Any], run: Run) -> Metrics:
     """
     try:
         metrics = fit(stage, run, stage.config.loop)
+    except BaseException as error:
+        run.watch.end(error)
+        raise
     finally:
         stage.close()
     log.info("%s: %s -> %s", stage.title, stage.summary(metrics), run.path / "model")
+    run.watch.end()
     return metrics
 
 
 SAMPLE_TABLES = 40
 """Tables of logged samples in a run that does not set ``loop.sample_steps``."""
+
+
+def sample_interval(loop: LoopSpec, steps: int) -> int:
+    """Steps between logged samples of a run of ``steps`` steps; 0 logs none."""
+    return math.ceil(steps / SAMPLE_TABLES) if loop.sample_steps is None else loop.sample_steps
 
 
 def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
@@ -88,17 +104,22 @@ def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
         The last metrics and evaluation, also in ``summary.json``.
     """
     here = ranks.current()
+    watch = run.watch
     stage.record_facts(run)
     first = _resume(stage, run)
     metrics: Metrics = {}
     started = time.monotonic()
-    sample_steps = loop.sample_steps
-    if sample_steps is None:
-        sample_steps = math.ceil(stage.steps / SAMPLE_TABLES)
+    sample_steps = sample_interval(loop, stage.steps)
+    watch.begin(first, stage.steps)
     with _StopSignal() as stop, bar(stage.name, stage.steps, first, hide=not here.is_main) as show:
         for index in range(first, stage.steps):
             step_started = time.monotonic()
-            metrics = stage.step(index)
+            try:
+                metrics = stage.step(index)
+            except NonFiniteError as error:
+                if here.is_main:
+                    _dump(run, index + 1, error)
+                raise
             done = index + 1
             metrics["time/step"] = time.monotonic() - step_started
             # A stage may lower ``steps`` during its step: it then ends here.
@@ -114,27 +135,49 @@ def fit(stage: Stage[Any, Any], run: Run, loop: LoopSpec) -> Metrics:
             if rows:
                 run.samples(done, rows)
             if here.is_main and due(loop.doctor_steps):
-                examine_live(run.path, stage.steps)
+                for finding in examine_live(run.path, stage.steps):
+                    watch.alert(finding.model_dump(mode="json"))
             show(done, note=stage.progress(metrics))
             stopped = here.agree(stop.received)
             if last or stopped or due(loop.save_steps):
+                watch.phase("saving")
                 _save(stage, run, done, loop.save_total_limit)
             if stopped and not last:
                 log.warning(
                     "%s: stopped at step %d; run the same command to resume", stage.name, done
                 )
                 sys.exit(143)
+            watch.step(done, stage.steps)
             if last:
                 break
     if first >= stage.steps:
         # Training ended before, perhaps without the export: the last record has its metrics.
-        rows = here.on_main(lambda: [r for r in read_metrics(run.path) if r["step"] == first])
-        metrics = {k: v for r in rows for k, v in r.items() if k not in ("step", "time")}
+        row = here.on_main(lambda: last_row(run.path / "metrics.jsonl")) or {}
+        if row.get("step") == first:
+            metrics = {k: v for k, v in row.items() if k not in ("step", "time")}
         metrics = metrics or stage.evaluate(first)
+    watch.phase("exporting")
     stage.export(run.path / "model")
     metrics["seconds"] = time.monotonic() - started
     run.summary({k.replace("/", "."): v for k, v in metrics.items()})
     return metrics
+
+
+def _dump(run: Run, step: int, error: NonFiniteError) -> None:
+    """Write the batch whose loss was not finite, so that it can be looked at."""
+    rows = [
+        {"prompt_id": g.id, "index": i, "prompt": g.text, "completion": c.text, "reward": c.reward}
+        | {"ids": c.ids.tolist()}
+        for g in error.groups
+        for i, c in enumerate(g.completions)
+    ]
+    file = run.path / f"not-finite-{step:08d}.jsonl"
+    try:
+        write_atomic(file, "".join(to_json(row) + "\n" for row in rows).encode("utf-8", "replace"))
+    except OSError as refused:
+        log.warning("%s: the batch could not be written (%s)", file, refused)
+    else:
+        log.warning("%s: the batch of step %d, whose loss is not finite", file, step)
 
 
 def _resume(stage: Stage[Any, Any], run: Run) -> int:

@@ -25,6 +25,7 @@ from trimtab.models.load import has_dropout
 from trimtab.models.shard import full
 from trimtab.train.gradients import Gradients, Part
 from trimtab.train.learning_rate import RateOf, checked_rate
+from trimtab.types import Group
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ class LoopSpec(Config):
             "sample_steps",
             "doctor_steps",
             "report_to",
+            "on_finding",
+            "on_finding_timeout",
         }
     )
     seed: int = 0
@@ -96,6 +99,12 @@ class LoopSpec(Config):
     that the doctor has rollouts to read."""
     doctor_steps: int = Field(default=0, ge=0)
     """Steps between diagnoses of the run so far; 0 never runs the doctor."""
+    on_finding: str = ""
+    """A command that is run for each new finding of the doctor (``doctor_steps``), and when the run fails:
+    the finding is JSON on its standard input, and in TRIMTAB_* variables. Training neither waits for it nor
+    fails with it."""
+    on_finding_timeout: float = Field(default=30.0, gt=0)
+    """Seconds after which that command is killed."""
     max_skips: int = Field(default=5, gt=0)
     """Consecutive non-finite steps after which training stops."""
     report_to: Literal["none", "wandb", "trackio", "tensorboard", "mlflow"] = "none"
@@ -125,7 +134,13 @@ def lr_factor(spec: OptimSpec, done: int, total: int) -> float:
 
 
 class NonFiniteError(UserError):
-    """Too many optimiser steps in a row had a non-finite loss or gradient."""
+    """Too many optimiser steps in a row had a non-finite loss or gradient.
+
+    Attributes:
+        groups: What the last of them trained on.
+    """
+
+    groups: Sequence[Group] = ()
 
 
 class Trainer:
@@ -223,11 +238,13 @@ class Trainer:
         else:
             self.skips += 1
             if self.skips >= self.loop.max_skips:
-                raise NonFiniteError(
+                error = NonFiniteError(
                     f"{self.skips} optimiser steps in a row had a non-finite loss or gradient "
                     f"(last: {metrics}); the weights are those of the last finite step. "
                     "Lower the learning rate, or look for broken rows in the data"
                 )
+                error.groups = [group for part in parts for group in part.groups]
+                raise error
         self.updates += 1
         metrics["skipped"] = 0.0 if finite else 1.0
         return metrics

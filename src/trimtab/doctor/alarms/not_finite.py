@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numpy as np
 
 from trimtab.doctor.alarm import PAIR_STAGES, RL_STAGES, Alarm, Symptom, use
-from trimtab.doctor.evidence import Evidence, Unchecked
+from trimtab.doctor.evidence import Array, Evidence, Unchecked
 
 _WATCHED = (
     "loss",
@@ -24,11 +24,12 @@ _LEAST = 3
 
 def check(e: Evidence) -> Symptom | None:
     """A metric of training was recorded, and no value since some step is finite."""
-    names = {name for row in e.rows for name in row}
-    watched = [n for n in names if n in _WATCHED or n.endswith("/loss") or "grad_norm" in n]
+    watched = [
+        n for n in e.metrics.names if n in _WATCHED or n.endswith("/loss") or "grad_norm" in n
+    ]
     if not watched:
         raise Unchecked("no loss, reward or gradient norm was recorded")
-    steps = [int(row["step"]) for row in e.rows]
+    steps = e.metrics.steps
     since = {
         name: step
         for name, step in e.not_finite.items()
@@ -41,8 +42,8 @@ def check(e: Evidence) -> Symptom | None:
     others = len(since) - len(lost)
     more = f"; {others} more followed" if others else ""
     return Symptom(
-        message=f"{', '.join(lost)}: not finite since step {first} of {steps[-1]}{more}.",
-        number=float(sum(step >= first for step in steps)),
+        message=f"{', '.join(lost)}: not finite since step {first} of {e.last_step}{more}.",
+        number=float(np.sum(steps >= first)),
         limit=0.0,
         tier="T0",
         cause="training diverged: the learning rate is too high for this precision and model",
@@ -55,9 +56,9 @@ def check(e: Evidence) -> Symptom | None:
     )
 
 
-def _counts(e: Evidence, name: str, step: int, steps: Sequence[int]) -> bool:
+def _counts(e: Evidence, name: str, step: int, steps: Array) -> bool:
     if "grad_norm" in name:
-        return step <= steps[-_LEAST:][0]
+        return step <= int(steps[-_LEAST:][0])
     # A metric that never was a number is one that the method does not have; a loss always is one.
     return e.has(name) or name in ("nll", "reward/mean") or name.endswith("loss")
 

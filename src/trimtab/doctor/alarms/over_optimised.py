@@ -80,7 +80,7 @@ def _by_audit(e: Evidence) -> Symptom | None:
 
 def _planned_audits(e: Evidence) -> int:
     """Audited rollouts that there will be at the planned end."""
-    done = max([a.step for a in e.audit] + [int(r["step"]) for r in e.rows[-1:]])
+    done = max([a.step for a in e.audit] + [e.last_step])
     return round(len(e.audit) * max(1.0, e.total_steps / max(done, 1)))
 
 
@@ -116,7 +116,8 @@ def _by_watched_reward(e: Evidence, name: str) -> Symptom | None:
     if len(at) < limits.WATCHED_MIN:
         return None
     window = max(3, len(watched) // 5)
-    means = np.convolve(watched, np.ones(window) / window, mode="valid")
+    sums = np.concatenate(([0.0], watched.cumsum()))
+    means = (sums[window:] - sums[:-window]) / window
     top = int(np.argmax(means))
     if len(watched) - top < limits.WATCHED_MIN:
         return None

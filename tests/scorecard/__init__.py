@@ -1,0 +1,1 @@
+"""The reliability scorecard: ``python -m tests.scorecard``."""

@@ -1,0 +1,216 @@
+"""``python -m tests.scorecard.soak``, or ``make soak``: small GRPO steps with a random fault every 50.
+
+The run is started again after each fault that ends it, as an operator would. A stopped soak goes on where it
+was. Exit status 1 if the run did not complete, a step is missing or doubled, memory grows by 1 MB per 1,000
+steps or more, or descriptors, threads or processes leak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tests.scorecard.faulty_run import FAULTS
+from tests.scorecard.table import ROOT
+from tests.support import folders
+from trimtab.runs import MetricTable, to_json
+from trimtab.runs.run_status import status_of
+
+SLOPE = 1.0
+"""MB per 1,000 steps."""
+SETTLED = 50
+"""Steps after a start whose memory does not count: allocators and caches still fill."""
+EACH = 5
+"""Steps between two looks at the process."""
+
+
+def prepare(folder: Path, steps: int, every: int, seed: int, leaks: bool) -> None:
+    """Write the model, the data, the configuration and the plan of the faults."""
+    if (folder / "plan.json").exists():
+        return
+    (folder / "done").mkdir(parents=True, exist_ok=True)
+    folders.model_folder(folder / "model")
+    folders.prompts(folder / "prompts.jsonl")
+    reward = {
+        "name": "r", "function": "tests.scorecard.faulty_run:reward", "timeout": 5.0,
+        "options": {"folder": str(folder / "done")},
+    }  # fmt: skip
+    config = {
+        "out": str(folder / "run"), "model": {"path": str(folder / "model"), "device": "cpu"},
+        "data": {"path": str(folder / "prompts.jsonl")}, "rewards": [reward], "steps": steps,
+        "batch_size": 2, "method": {"group_size": 2}, "sampling": {"max_new_tokens": 4},
+        "optim": {"lr": 1e-4}, "loop": {"save_steps": 10, "sample_steps": 25},
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rng = random.Random(seed)
+    order = [FAULTS[i % len(FAULTS)] for i in range(max(0, (steps - 1) // every))]
+    rng.shuffle(order)
+    places = [every * (i + 1) - rng.randrange(min(every // 2, 10)) for i in range(len(order))]
+    plan = {"faults": dict(zip(places, order, strict=True)), "done": str(folder / "done")}
+    (folder / "plan.json").write_text(json.dumps({**plan, "leaks": leaks}))
+
+
+def run(folder: Path, steps: int) -> int:
+    """Train to the end, over every fault.
+
+    Returns:
+        Starts of the process in this call.
+
+    Raises:
+        SystemExit: the run ended twice at the same step without a fault.
+    """
+    starts = 0
+    before = (-1, -1)
+    while True:
+        paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        }
+        words = [sys.executable, "-m", "tests.scorecard.faulty_run"]
+        with (folder / "output.txt").open("ab") as output:
+            process = subprocess.Popen(
+                [*words, str(folder / "config.yaml"), str(folder / "plan.json")],
+                env=env, stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            starts += 1
+            code = watch(process, folder)
+        if code == 0:
+            return starts
+        happened = len(list((folder / "done").iterdir()))
+        status = status_of(folder / "run") if (folder / "run" / "heartbeat.json").exists() else None
+        now = (happened, status.step if status else 0)
+        if now == before:
+            raise SystemExit(f"{folder / 'output.txt'}: it ended with status {code} and no fault")
+        before = now
+
+
+def watch(process: subprocess.Popen[bytes], folder: Path) -> int:
+    """Append a line about the process to ``process.jsonl`` every few steps; its exit status."""
+    first = last = -1
+    with (folder / "process.jsonl").open("a", encoding="utf-8") as lines:
+        while process.poll() is None:
+            time.sleep(0.05)
+            try:
+                beat = json.loads((folder / "run" / "heartbeat.json").read_bytes())
+            except (OSError, ValueError):
+                continue
+            if (
+                beat["pid"] != process.pid
+                or beat["phase"] != "training"
+                or beat["step"] < last + EACH
+            ):
+                continue
+            last = beat["step"]
+            first = last if first < 0 else first
+            figures = look(process.pid)
+            if figures:
+                lines.write(
+                    to_json({"pid": process.pid, "step": last, "age": last - first, **figures})
+                    + "\n"
+                )
+                lines.flush()
+    return process.returncode
+
+
+def look(pid: int) -> dict[str, float]:
+    """Memory in MB, open descriptors, threads and children of a process; empty once it has ended."""
+    base = Path(f"/proc/{pid}")
+    try:
+        status = dict(
+            line.split(":\t", 1)
+            for line in (base / "status").read_text().splitlines()
+            if ":\t" in line
+        )
+        tasks = list((base / "task").iterdir())
+        children = [c for t in tasks for c in (t / "children").read_text().split()]
+        return {
+            "rss_mb": float(status["VmRSS"].split()[0]) / 1024,
+            "descriptors": len(list((base / "fd").iterdir())),
+            "threads": len(tasks),
+            "children": len(children),
+        }
+    except (OSError, KeyError):
+        return {}
+
+
+def judge(folder: Path, steps: int, settled: int = SETTLED) -> dict[str, Any]:
+    """The figures of a soak, and under "faults" what is wrong."""
+    rows = [json.loads(line) for line in (folder / "process.jsonl").read_text().splitlines()]
+    rows = [r for r in rows if r["age"] >= settled]
+    ages: list[float] = []
+    changes: dict[str, list[float]] = {
+        "rss_mb": [],
+        "descriptors": [],
+        "threads": [],
+        "children": [],
+    }
+    for pid in {r["pid"] for r in rows}:
+        of_process = [r for r in rows if r["pid"] == pid]
+        mean = float(np.mean([r["age"] for r in of_process]))
+        ages += [r["age"] - mean for r in of_process]
+        for name, values in changes.items():
+            level = float(np.mean([r[name] for r in of_process]))
+            values += [r[name] - level for r in of_process]
+    spread = float(np.square(ages).sum())
+    slopes = {
+        name: 1000 * float(np.dot(ages, values)) / spread if spread else 0.0
+        for name, values in changes.items()
+    }
+    wrong: list[str] = []
+    recorded = MetricTable.read(folder / "run").steps.astype(int).tolist()
+    if recorded != list(range(1, steps + 1)):
+        wrong.append(f"{len(recorded)} rows of metrics for {steps} steps")
+    state = status_of(folder / "run").state
+    if state != "finished" or not (folder / "run" / "model" / "model.safetensors").exists():
+        wrong.append(f"the run is {state}")
+    if slopes["rss_mb"] >= SLOPE:
+        wrong.append(f"memory grows by {slopes['rss_mb']:.2f} MB per 1,000 steps")
+    # A leak at every fault alone is one per 50 steps: 20 per 1,000.
+    wrong += [
+        f"{n} grow by {s:.1f} per 1,000 steps"
+        for n, s in slopes.items()
+        if n != "rss_mb" and s >= 5
+    ]
+    done = [p.name for p in (folder / "done").iterdir() if p.name.isdigit()]
+    planned = json.loads((folder / "plan.json").read_bytes())["faults"]
+    if len(done) < len(planned):
+        wrong.append(f"{len(planned) - len(done)} of {len(planned)} faults did not happen")
+    return {
+        "steps": steps,
+        "faults": len(done),
+        "looks": len(rows),
+        "slopes_per_1000_steps": slopes,
+        "wrong": wrong,
+    }
+
+
+def main() -> None:
+    """Run or continue the soak, and print its figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--every", type=int, default=50, help="steps between faults")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "soak")
+    args = parser.parse_args()
+    folder = args.folder.resolve() / str(args.steps)
+    prepare(folder, args.steps, args.every, args.seed, leaks=False)
+    starts = run(folder, args.steps)
+    figures = judge(folder, args.steps)
+    print(json.dumps({**figures, "starts": starts}, indent=1))
+    sys.exit(1 if figures["wrong"] else 0)
+
+
+if __name__ == "__main__":
+    main()
