@@ -30,10 +30,10 @@ def _words(command: Command) -> list[str]:
     if command.name == "run":
         return [*(p.stem for p in sorted(RECIPES.glob("*.yaml"))), "--out", "--dry-run", "--fresh"]
     if command.name == "question":
-        from trimtab.cli import question
+        from trimtab.cli import question_command
         from trimtab.questions import experiment
 
-        flags = re.findall(r"^  (--[a-z-]+)", question.USAGE, re.M)
+        flags = re.findall(r"^  (--[a-z-]+)", question_command.USAGE, re.M)
         return ["list", "all", *map(str, experiment.available()), *flags]
     if command.name == "completion":
         return list(_INSTALL)

@@ -56,7 +56,7 @@ class Claim(Config):
     """The smallest effect of interest, in the unit of the metric; a share if ``relative``."""
     relative: bool = False
     """The effect is arm / versus - 1 instead of arm - versus."""
-    given: dict[str, str | int | float] = Field(default_factory=dict[str, "str | int | float"])
+    condition: dict[str, str | int | float] = Field(default_factory=dict[str, "str | int | float"])
     """The condition. Claims of one id under several conditions have one verdict together."""
     published: tuple[Paper, ...] = ()
     """None found if empty."""
@@ -71,31 +71,31 @@ class Claim(Config):
         """Its name: the id, with the condition in brackets.
 
         >>> Claim(id="5.2", metric="gain", arm="ppo", versus="reinforce", direction=1,
-        ...       smallest_effect=0.05, given={"updates": 1}).key
+        ...       smallest_effect=0.05, condition={"updates": 1}).key
         '5.2[updates=1]'
         """
-        return arm_key(self.id, self.given)
+        return arm_key(self.id, self.condition)
 
     @property
     def arms(self) -> tuple[str, ...]:
         """The arms that it compares, with their conditions."""
         names = [self.arm, self.versus] if isinstance(self.versus, str) else [self.arm]
-        return tuple(arm_key(name, self.given) for name in names)
+        return tuple(arm_key(name, self.condition) for name in names)
 
     def effect(self, value: Any, other: Any) -> Any:
         """The effect in the claimed direction of numbers or arrays: of ``arm`` and of ``versus``."""
         return self.direction * (value / other - 1 if self.relative else value - other)
 
 
-def arm_key(name: str, given: Mapping[str, Any]) -> str:
+def arm_key(name: str, condition: Mapping[str, Any]) -> str:
     """An arm's name with its condition; a name that has one already is left alone.
 
     >>> arm_key("scores", {"trouble": "drift"}), arm_key("scores[trouble=none]", {"trouble": "drift"})
     ('scores[trouble=drift]', 'scores[trouble=none]')
     """
-    if not given or "[" in name:
+    if not condition or "[" in name:
         return name
-    return f"{name}[{','.join(f'{k}={v}' for k, v in given.items())}]"
+    return f"{name}[{','.join(f'{k}={v}' for k, v in condition.items())}]"
 
 
 class Tuning(Config):
@@ -162,8 +162,8 @@ def load_claims(path: Path = CLAIMS) -> dict[int, tuple[Claim, ...]]:
         for place, entry in enumerate(entries, 1):
             name = f"claim {entry.get('id') or f'{place} of question {number}'}"
             values = dict(entry)
-            for given in values.pop("conditions", None) or [{}]:
-                claim = build(Claim, {**values, "given": given}, f"{path.name}: {name}")
+            for condition in values.pop("conditions", None) or [{}]:
+                claim = build(Claim, {**values, "condition": condition}, f"{path.name}: {name}")
                 if claim.question != int(number):
                     raise ConfigError(f"{path.name}: {name}: id: it is listed under {number}")
                 if any(claim.key == other.key for other in of_question):

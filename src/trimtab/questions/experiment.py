@@ -243,7 +243,7 @@ def judge(results: Sequence[Result]) -> list[Result]:
     claims = {c.key: c for of_one in registry.load_claims().values() for c in of_one}
     keys = [(r, key) for r in results for key in r["effects"]]
     verdicts = control_false_discoveries([_verdict(claims[k], r["effects"][k]) for r, k in keys])
-    judged = [{**r, "claims": {}, "family": len(keys)} for r in results]
+    judged: list[Result] = [{**r, "claims": {}, "family": len(keys)} for r in results]
     by_question = {r["question"]: r for r in judged}
     for (r, key), verdict in zip(keys, verdicts, strict=True):
         by_question[r["question"]]["claims"][key] = _as_dict(verdict)

@@ -90,7 +90,7 @@ def effect_of(claim: Claim, arms: Mapping[str, ArmResult]) -> Effect:
     """
     first = arms[claim.arms[0]].measures[claim.metric]
     if isinstance(claim.versus, str):
-        other = arms[arm_key(claim.versus, claim.given)].measures[claim.metric]
+        other = arms[arm_key(claim.versus, claim.condition)].measures[claim.metric]
     else:
         other = Measure(claim.versus, (claim.versus,) * DRAWS)
     value = float(claim.effect(first.value, other.value))

@@ -173,7 +173,7 @@ class Writer:
     def condition(self, c: Claim) -> str:
         """The condition of a claim in words."""
         parts: list[str] = []
-        for name, value in c.given.items():
+        for name, value in c.condition.items():
             words = self.text["conditions"][name]
             if isinstance(words, Mapping):
                 parts.append(words[str(value)])
@@ -226,7 +226,7 @@ class Writer:
         """The row of a claim."""
         claims = [c for c in self.claims if c.id == claim_id]
         measured, verdicts = [self.measured(c) for c in claims], [self.verdict(c) for c in claims]
-        if claims[0].given:
+        if claims[0].condition:
             colon = self.common["colon"]
             names = [self.condition(c) for c in claims]
             measured = [f"{n}{colon}{m}" for n, m in zip(names, measured, strict=True)]
@@ -249,8 +249,8 @@ class Writer:
         outcome = self.result["verdicts"][claim_id]
         if outcome in texts:
             return self.filled(texts[outcome], f"claims.{claim_id}.{outcome}")
-        said = self.filled(texts["claim"], f"claims.{claim_id}.claim")
-        return fill(self.common["undecided_sentence"], {"claim": said}, "common")
+        statement = self.filled(texts["claim"], f"claims.{claim_id}.claim")
+        return fill(self.common["undecided_sentence"], {"claim": statement}, "common")
 
     def page(self) -> Page:
         """The page."""

@@ -48,7 +48,7 @@ class Panel:
     def zeros(self, person_N: Ints, rng: np.random.Generator) -> Floats:
         """What is subtracted from every absolute score [N], by who gives it and when."""
         if self.trouble == "gaps":
-            return self.gap * (person_N - (PEOPLE - 1) / 2)
+            return np.asarray(self.gap * (person_N - (PEOPLE - 1) / 2), np.float64)
         if self.trouble != "drift":
             return np.zeros(len(person_N))
         zeros = np.empty(len(person_N))

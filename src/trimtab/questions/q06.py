@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from trimtab.questions.claim import Settings
 from trimtab.questions.experiment import Experiment, Result
@@ -106,8 +106,9 @@ def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmRe
         early = [_early(arms[name].curves[signal], options["early"]) for name in SWEEP]
         # The common advice reads a fast KL as a warning, the other two as good signs.
         signs = [-x for x in early] if signal == "kl" else early
-        rank = spearmanr(signs, final).statistic if len(set(signs)) > 1 < len(set(final)) else 0.0
-        derived[f"early[signal={signal}]"] = ArmResult({"foresight": Measure(float(rank))})
+        differ = len(set(signs)) > 1 and len(set(final)) > 1
+        rank = float(np.corrcoef(rankdata(signs), rankdata(final))[0, 1]) if differ else 0.0
+        derived[f"early[signal={signal}]"] = ArmResult({"foresight": Measure(rank)})
     for end, name in options["ends"].items():
         for role, source in (("middle", options["middle"]), ("end", name)):
             gold = arms[source].measures["gold"]

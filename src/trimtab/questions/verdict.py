@@ -127,27 +127,30 @@ def from_seeds(effects: Sequence[float], smallest: float) -> Verdict:
         raise ValueError(f"{len(effects)} seeds: more than the {LOOKS[-1]} that two looks allow")
     if not np.isfinite(effects).all():
         raise ValueError(f"an effect is not finite: {list(effects)}")
-    looks = [n for n in LOOKS if n <= len(effects)] or [len(effects)]
-    holds, fails = 1.0, 1.0
+    provisional = len(effects) < LOOKS[0]
+    looks = [len(effects)] if provisional else [n for n in LOOKS if n <= len(effects)]
+    p_of_looks: list[tuple[float, float]] = []
+    verdict: Verdict | None = None
     for size in looks:
         seen = effects[:size]
         effect = t_interval(seen)
-        at_look = p_values(seen, smallest)
-        holds = min(holds, len(LOOKS) * at_look[0])
-        fails = min(fails, len(LOOKS) * at_look[1])
-        decision = decide(effect.low, effect.high, smallest)
-        if decision.outcome != "undecided":
+        outcome, reason = decide(effect.low, effect.high, smallest)
+        p_of_looks.append(p_values(seen, smallest))
+        holds, fails = (min(1.0, len(LOOKS) * min(p)) for p in zip(*p_of_looks, strict=True))
+        verdict = Verdict(
+            outcome,
+            reason,
+            effect,
+            seeds=size,
+            provisional=provisional,
+            seeds_needed=seeds_needed(seen, smallest) if outcome == "undecided" else None,
+            p_holds=math.nan if provisional else holds,
+            p_fails=math.nan if provisional else fails,
+        )
+        if outcome != "undecided":
             break
-    provisional = len(effects) < LOOKS[0]
-    return Verdict(
-        *decision,
-        effect,
-        seeds=size,
-        provisional=provisional,
-        seeds_needed=seeds_needed(seen, smallest) if decision.outcome == "undecided" else None,
-        p_holds=math.nan if provisional else holds,
-        p_fails=math.nan if provisional else fails,
-    )
+    assert verdict is not None
+    return verdict
 
 
 def from_prompts(effect: Estimate, smallest: float) -> Verdict:
@@ -155,7 +158,8 @@ def from_prompts(effect: Estimate, smallest: float) -> Verdict:
 
     Such an interval says nothing of another seed. Where its ends are NaN nothing is decided.
     """
-    return Verdict(*decide(effect.low, effect.high, smallest), effect, seeds=1, provisional=True)
+    outcome, reason = decide(effect.low, effect.high, smallest)
+    return Verdict(outcome, reason, effect, seeds=1, provisional=True)
 
 
 def control_false_discoveries(verdicts: Sequence[Verdict]) -> list[Verdict]:
