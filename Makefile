@@ -12,7 +12,7 @@ VLLM ?= .vllm
 NEIGHBOURS ?= .neighbours
 PROGRAMS := $(basename $(notdir $(wildcard tests/neighbours/requirements/*.txt)))
 
-.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check scale-check learning doctor-bench doctor-real bench-env bench huge-run scorecard soak gpu-check clean
+.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check scale-check questions learning doctor-bench doctor-real bench-env bench huge-run scorecard soak gpu-check clean
 
 setup: $(VENV)/installed
 
@@ -84,6 +84,10 @@ wheel-check:
 	env -u PYTHONPATH $(PYTHON) -m venv build/wheel/venv
 	env -u PYTHONPATH build/wheel/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
 	cd build/wheel/empty && env -u PYTHONPATH ../venv/bin/trimtab run sandbox-ppo --dry-run > /dev/null && test -z "$$(ls)"
+
+# Every question on five seeds, with verdicts; a stopped run resumes.
+questions: setup
+	$(BIN)/trimtab question all --full
 
 # Every online method on real training, three seeds; a stopped run goes on.
 learning: setup

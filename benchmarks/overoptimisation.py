@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 import trimtab
-from benchmarks.learning.jobs import Job, run
 from benchmarks.overoptimisation_page import write
 from trimtab.config import build
 from trimtab.data import formats, sources
 from trimtab.data.load_tokenizer import load_tokenizer
 from trimtab.data.render import Renderer
 from trimtab.datagen import sandbox_data, sandbox_labels
+from trimtab.launch.jobs import Job, run
 from trimtab.models.load import LM, ModelSpec
 from trimtab.objectives.bradley_terry import ensemble
 from trimtab.rewards.part_config import RewardSpec
@@ -239,8 +239,8 @@ def main() -> None:
     if not args.page:
         first = start(out / "start")
         teach, rest = jobs(out, first, args.seeds)
-        run(teach, out, args.workers)
-        run(rest, out, args.workers)
+        run(teach, out, args.workers, report=print)
+        run(rest, out, args.workers, report=print)
     write(out, args.docs)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 
-from benchmarks.labelling.model import Bench, Floats, Probe, accuracy, needed, questions
+from trimtab.questions.label_bench import Bench, Floats, Probe, accuracy, needed, questions
 from trimtab.sandbox.annotators import Annotator
 from trimtab.stats.label_audit import bald
 from trimtab.types import Group

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import xlogy
 
-from benchmarks.labelling.model import Bench, Floats, Probe, Question, accuracy, questions
+from trimtab.questions.label_bench import Bench, Floats, Probe, Question, accuracy, questions
 from trimtab.sandbox.annotators import Annotator
 from trimtab.stats.reliability import krippendorff_alpha
 

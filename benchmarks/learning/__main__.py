@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learning import credit, labels, page, words
-from benchmarks.learning.jobs import Job, run
+from trimtab.launch.jobs import Job, run
 from trimtab.objectives.methods import METHODS
 from trimtab.sandbox.arithmetic import END
 
@@ -129,7 +129,7 @@ def main() -> None:
     todo = jobs(out, start, set(args.rows))
     if args.only:
         todo = [j for j in todo if j.name.partition("@")[0] in args.only]
-    run(todo, out, args.workers)
+    run(todo, out, args.workers, report=print)
     page.write(out, args.docs)
 
 
@@ -149,7 +149,7 @@ def small(out: Path) -> None:
         )
         for name in ("ppo",)
     ]  # fmt: skip
-    run(todo, out, 1)
+    run(todo, out, 1, report=print)
     for job in todo:
         result = json.loads((out / job.key / "result.json").read_text())
         if result["gain"] < 0.05:

@@ -1,5 +1,6 @@
 """``trimtab completion``: completion scripts for bash, zsh and fish."""
 
+import re
 from collections.abc import Sequence
 
 from trimtab.cli.flags import keys_of
@@ -28,6 +29,12 @@ def _words(command: Command) -> list[str]:
     """What may follow the command."""
     if command.name == "run":
         return [*(p.stem for p in sorted(RECIPES.glob("*.yaml"))), "--out", "--dry-run", "--fresh"]
+    if command.name == "question":
+        from trimtab.cli import question_command
+        from trimtab.questions import experiment
+
+        flags = re.findall(r"^  (--[a-z-]+)", question_command.USAGE, re.M)
+        return ["list", "all", *map(str, experiment.available()), *flags]
     if command.name == "completion":
         return list(_INSTALL)
     if not command.config:

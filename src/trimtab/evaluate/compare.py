@@ -18,7 +18,7 @@ from trimtab.data import formats, sources
 from trimtab.data.formats import Example
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate.candidates import BEST, LAST, START, Candidate, Loader, of_run
-from trimtab.evaluate.completion_logps import summed_logps
+from trimtab.evaluate.completion_logps import Distance, distance
 from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
@@ -53,6 +53,8 @@ class CompareConfig(Config):
     """Held-out prompts, one per row, with the columns that the rewards need."""
     limit: int | None = Field(default=None, gt=0)
     """Use the first rows only."""
+    fluency: ModelSpec | None = None
+    """The model under which ``nll`` is measured, such as the pretrained one; the baseline unless given."""
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
     """Scores of each completion. The first one decides wins; it may be a judge of pairs."""
     num_completions: int = Field(default=1, gt=0)
@@ -129,8 +131,8 @@ class ModelResult:
     kl: float | None
     """KL to the baseline, nats per completion; None for the baseline and for other decoding."""
     nll: float | None
-    """Negative log-likelihood of its completions under the baseline, nats per token: how far they
-    are from fluent text, if the baseline is fluent; None for other decoding."""
+    """Negative log-likelihood of its completions under ``fluency`` (the baseline), nats per token: how
+    far they are from fluent text; None for other decoding."""
     win_rate: Estimate
     """Share of prompts won against the baseline, ties half."""
     win_rate_length_controlled: Estimate
@@ -179,29 +181,23 @@ def main(config: CompareConfig) -> dict[str, ModelResult]:
     load = Loader()
     base = candidates[names.index(baseline)]
     lm = base_lm = Loader()(base)  # its own loader, because checkpoints share a model
+    fluent_lm = base_lm if c.fluency is None else LM.load(c.fluency, train=False)
     groups: dict[str, list[Group]] = {}
-    kls: dict[str, float] = {}
-    nlls: dict[str, float] = {}
+    distances: dict[str, Distance] = {}
     for candidate in candidates:
         if not candidate.decoding:
             lm = base_lm if candidate is base else load(candidate)
         done = groups[candidate.name] = _complete(c, candidate, lm, examples)
-        if candidate.decoding:
-            continue
-        tau = candidate.sampling.temperature
-        reference = np.asarray(summed_logps(base_lm, done, c.token_budget, tau))
-        tokens = sum(len(x) for g in done for x in g.completions)
-        nlls[candidate.name] = -float(reference.sum()) / tokens
-        if lm is not base_lm:
-            own = np.asarray(summed_logps(lm, done, c.token_budget, tau))
-            kls[candidate.name] = float(np.mean(own - reference))
+        if not candidate.decoding:
+            tau = candidate.sampling.temperature
+            distances[candidate.name] = distance(lm, base_lm, fluent_lm, done, c.token_budget, tau)
     results = {
-        name: _result(c, x, groups[name], groups[baseline], kls.get(name), nlls.get(name))
+        name: _result(c, x, groups[name], groups[baseline], distances.get(name))
         for name, x in zip(names, candidates, strict=True)
     }
     out = Path(c.out or (f"{c.run}/compare" if c.run else "runs/compare"))
     out.mkdir(parents=True, exist_ok=True)
-    rows = _rows(groups, c.rewards)
+    rows = _rows(groups, c.rewards, distances)
     pq.write_table(pa.Table.from_pylist(rows), out / "comparison.parquet")
     summary: dict[str, Any] = {name: result.summary() for name, result in results.items()}
     if isinstance(c, SolvedConfig):  # where old recipes look for the figures
@@ -263,8 +259,7 @@ def _result(
     candidate: Candidate,
     groups: Sequence[Group],
     base: Sequence[Group],
-    kl: float | None,
-    nll: float | None,
+    far: Distance | None,
 ) -> ModelResult:
     completions = [x for g in groups for x in g.completions]
     owner = [i for i, g in enumerate(groups) for _ in g.completions]
@@ -297,8 +292,8 @@ def _result(
         truncated=float(np.mean([x.finish == "length" for x in completions])),
         scores=scores,
         failed=failed,
-        kl=kl,
-        nll=nll,
+        kl=far and far.kl,
+        nll=far and far.nll_per_token,
         win_rate=bootstrap_mean(win_N, prompts),
         # One verdict per prompt and model does not determine a prompt's difficulty: gamma is empty.
         win_rate_length_controlled=length_controlled(Verdicts(tuple(prompts), win_N, longer_N), {}),
@@ -355,8 +350,13 @@ def _pass_at(groups: Sequence[Group], reward: str, k: int, threshold: float) -> 
     )
 
 
-def _rows(groups: dict[str, list[Group]], rewards: Sequence[RewardSpec]) -> list[Row]:
-    """One row per prompt and completion: prompt, kind, each model's text and scores."""
+def _rows(
+    groups: dict[str, list[Group]],
+    rewards: Sequence[RewardSpec],
+    distances: dict[str, Distance],
+) -> list[Row]:
+    """One row per prompt and completion: prompt, kind, and each model's text, scores, KL to the
+    baseline (nats) and NLL (nats per token)."""
     rows: list[Row] = []
     for of_prompt in zip(*groups.values(), strict=True):
         for completions in zip(*(g.completions for g in of_prompt), strict=True):
@@ -364,6 +364,11 @@ def _rows(groups: dict[str, list[Group]], rewards: Sequence[RewardSpec]) -> list
             row: dict[str, Any] = {"prompt": of_prompt[0].text, "kind": kind}
             for name, x in zip(groups, completions, strict=True):
                 row[name] = x.text
+                if (far := distances.get(name)) is not None:
+                    place = len(rows)
+                    row[f"nll_{name}"] = float(far.nll[place] / max(1, far.tokens[place]))
+                    if far.log_ratio is not None:
+                        row[f"kl_{name}"] = float(far.log_ratio[place])
                 scores = {r.name: x.scores[r.name].value for r in rewards if not r.compares}
                 row |= {f"{reward}_{name}": value for reward, value in scores.items()}
             rows.append(row)

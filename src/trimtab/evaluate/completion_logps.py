@@ -1,7 +1,10 @@
 """Log-probabilities of completions under a model."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from trimtab.data.pack import packs
@@ -20,3 +23,37 @@ def summed_logps(lm: LM, groups: Sequence[Group], budget: int, temperature: floa
         completions = [x for g in pack.groups for x in g.completions]
         logps.update({id(x): float(s) for x, s in zip(completions, sums, strict=True)})
     return [logps[id(x)] for g in groups for x in g.completions]
+
+
+class Distance(NamedTuple):
+    """How far completions are from other models: one number per completion, in the order of the groups."""
+
+    log_ratio: npt.NDArray[np.float64] | None
+    """log policy - log baseline, nats; None for the baseline itself."""
+    nll: npt.NDArray[np.float64]
+    """Negative log-likelihood under the model that judges fluency, nats."""
+    tokens: npt.NDArray[np.int64]
+
+    @property
+    def kl(self) -> float | None:
+        """KL to the baseline, nats per completion."""
+        return None if self.log_ratio is None else float(self.log_ratio.mean())
+
+    @property
+    def nll_per_token(self) -> float:
+        """Over all tokens."""
+        return float(self.nll.sum() / self.tokens.sum())
+
+
+def distance(
+    lm: LM, baseline: LM, fluent: LM, groups: Sequence[Group], budget: int, temperature: float
+) -> Distance:
+    """The distance of ``lm``'s completions from ``baseline`` and from ``fluent``."""
+    reference = np.asarray(summed_logps(baseline, groups, budget, temperature))
+    fluency = reference
+    if fluent is not baseline:
+        fluency = np.asarray(summed_logps(fluent, groups, budget, temperature))
+    log_ratio = None
+    if lm is not baseline:
+        log_ratio = np.asarray(summed_logps(lm, groups, budget, temperature)) - reference
+    return Distance(log_ratio, -fluency, np.array([len(x) for g in groups for x in g.completions]))

@@ -2,9 +2,7 @@
 
 import logging
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import yaml
 from trimtab.config import build
 from trimtab.errors import DataError
 from trimtab.launch.commands import COMMANDS
+from trimtab.launch.jobs import Process, run_processes
 from trimtab.runs import Fingerprint, read_summary, require_same, write_atomic
 from trimtab.runs.job_launch import JobLaunchSpec
 from trimtab.runs.ray_jobs import Job, Resources, run_jobs
@@ -89,32 +88,17 @@ def _run_here(
     runs: Sequence[PlannedRun], workers: int, threads: int
 ) -> list[tuple[PlannedRun, str]]:
     """The runs that failed, and why."""
-    waiting = list(runs)
-    running: list[tuple[PlannedRun, subprocess.Popen[bytes]]] = []
+    by_log = {run.log: run for run in runs}
     failed: list[tuple[PlannedRun, str]] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                run = waiting.pop(0)
-                with open(run.log, "wb") as output:
-                    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-                    command = [sys.executable, "-m", "trimtab", "rl", str(run.file)]
-                    process = subprocess.Popen(
-                        command, stdout=output, stderr=subprocess.STDOUT, env=env
-                    )
-                running.append((run, process))
-            time.sleep(0.2)
-            for entry in list(running):
-                run, process = entry
-                if process.poll() is None:
-                    continue
-                running.remove(entry)
-                if process.returncode:
-                    failed.append((run, f"exit {process.returncode}"))
-                log.info("  %s: %s", run.name, "FAILED" if process.returncode else "done")
-    finally:
-        for _, process in running:
-            process.terminate()
+
+    def ended(process: Process, status: int) -> None:
+        if status:
+            failed.append((by_log[process.log], f"exit {status}"))
+        log.info("  %s: %s", process.name, "FAILED" if status else "done")
+
+    command = (sys.executable, "-m", "trimtab", "rl")
+    processes = [Process(run.name, (*command, str(run.file)), run.log) for run in runs]
+    run_processes(processes, workers, threads, ended=ended)
     return failed
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -308,3 +309,23 @@ def calibration_chart(title: str, bins: Sequence[Mapping[str, float]], see: str)
         title_of_dot = "<title>{} pairs</title></circle>"
         axes.add(dot + title_of_dot, x, y, radius, int(b.get("count", 0)))
     return Chart(title, see, axes.done(title))
+
+
+def svg_file(chart: Chart) -> str:
+    """A chart as an SVG file of its own, with its style and its legend."""
+    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    parts: list[Markup] = []
+    place = LEFT
+    for name, colour in chart.legend:
+        entry = (
+            '<rect class="f{}" x="{}" y="-20" width="12" height="8"/><text x="{}" y="-12">{}</text>'
+        )
+        parts.append(Markup(entry).format(colour, place, place + 17, name))
+        place += 34 + sum(13 if ord(letter) > 0x2E80 else 7 for letter in name)
+    top = 30 if chart.legend else 0
+    head = Markup(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {} {} {}" width="{}" role="img" '
+        'aria-label="{}"><style>{}</style>'
+    ).format(-top, max(W, place), H + top, max(W, place), chart.title, Markup(css))
+    body = chart.svg[chart.svg.index(">") + 1 :]
+    return f"{head}{Markup('').join(parts)}{body}\n"

@@ -1,0 +1,256 @@
+"""Claims and settings: the registry in ``claims.yaml`` and ``settings.yaml``, checked and frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from trimtab.config import Config, build, read_yaml
+from trimtab.errors import ConfigError, DataError
+from trimtab.questions.verdict import LOOKS
+from trimtab.runs import read_object, to_json, write_atomic
+
+HERE = Path(__file__).parent
+CLAIMS, SETTINGS = HERE / "claims.yaml", HERE / "settings.yaml"
+LANGUAGES = ("en", "zh")
+FROZEN = "frozen.json"
+
+
+class Paper(Config):
+    """What has been published about a claim."""
+
+    arxiv: str = Field(pattern=r"^\d{4}\.\d{5}$")
+    says: dict[str, str]
+    """Its result in a few words, by language."""
+    agrees: bool | None
+    """Whether it supports the claim; None where it does both or neither."""
+    from_memory: bool = False
+    """Cited from memory; pages mark it until someone has looked it up."""
+
+    @field_validator("says")
+    @classmethod
+    def _in_all_languages(cls, says: dict[str, str]) -> dict[str, str]:
+        if set(says) != set(LANGUAGES):
+            raise ValueError(f"give the result in {' and '.join(LANGUAGES)}, not in {list(says)}")
+        return says
+
+
+class Claim(Config):
+    """One claim under one condition: ``arm`` is above (or below) ``versus`` in ``metric``."""
+
+    id: str = Field(pattern=r"^\d+\.\d+[a-z]?$")
+    """Question, statement of ``QUESTIONS-COVERAGE`` and, where it makes several claims, a letter."""
+    metric: str
+    arm: str
+    versus: str | float
+    """Another arm, or a constant."""
+    direction: Literal[1, -1]
+    """Whether the claim says that ``arm`` is higher or lower."""
+    smallest_effect: float = Field(gt=0.0, allow_inf_nan=False)
+    """The smallest effect of interest, in the unit of the metric; a share if ``relative``."""
+    relative: bool = False
+    """The effect is arm / versus - 1 instead of arm - versus."""
+    condition: dict[str, str | int | float] = Field(default_factory=dict[str, "str | int | float"])
+    """The condition. Claims of one id under several conditions have one verdict together."""
+    published: tuple[Paper, ...] = ()
+    """None found if empty."""
+
+    @property
+    def question(self) -> int:
+        """The number of its question."""
+        return int(self.id.partition(".")[0])
+
+    @property
+    def key(self) -> str:
+        """Its name: the id, with the condition in brackets.
+
+        >>> Claim(id="5.2", metric="gain", arm="ppo", versus="reinforce", direction=1,
+        ...       smallest_effect=0.05, condition={"updates": 1}).key
+        '5.2[updates=1]'
+        """
+        return arm_key(self.id, self.condition)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that it compares, with their conditions."""
+        names = [self.arm, self.versus] if isinstance(self.versus, str) else [self.arm]
+        return tuple(arm_key(name, self.condition) for name in names)
+
+    def effect(self, value: Any, other: Any) -> Any:
+        """The effect in the claimed direction of numbers or arrays: of ``arm`` and of ``versus``."""
+        return self.direction * (value / other - 1 if self.relative else value - other)
+
+
+def arm_key(name: str, condition: Mapping[str, Any]) -> str:
+    """An arm's name with its condition; a name that has one already is left alone.
+
+    >>> arm_key("scores", {"trouble": "drift"}), arm_key("scores[trouble=none]", {"trouble": "drift"})
+    ('scores[trouble=drift]', 'scores[trouble=none]')
+    """
+    if not condition or "[" in name:
+        return name
+    return f"{name}[{','.join(f'{k}={v}' for k, v in condition.items())}]"
+
+
+class Tuning(Config):
+    """How the learning rate of each arm is chosen."""
+
+    seeds: tuple[int, ...] = (100, 101, 102)
+    """Never reported."""
+    rates: tuple[float, ...] = Field(min_length=1)
+    metric: str
+    """Whose mean over the seeds is highest at the chosen rate."""
+
+
+class Settings(Config):
+    """How the arms of a question are run."""
+
+    seeds: tuple[int, ...] = tuple(range(LOOKS[-1]))
+    """The registered seeds: the first five are the first look, all ten the second."""
+    minutes: float = Field(gt=0.0)
+    """Of one thread for one seed, about: what the time left is first estimated from."""
+    sizes: dict[str, int]
+    """Numbers of prompts, labels, steps, …; what ``--size`` scales."""
+    floors: dict[str, int] = Field(default_factory=dict[str, int])
+    """Sizes are not scaled below these."""
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """What all arms share."""
+    arms: dict[str, dict[str, Any]]
+    """By name, with its condition in brackets; ``lr`` is the tuned learning rate."""
+    derived: tuple[str, ...] = ()
+    """Arms that are computed from the others, not run."""
+    tuning: Tuning | None = None
+    """None where nothing has a learning rate."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) > LOOKS[-1]:
+            raise ValueError(f"seeds: give up to {LOOKS[-1]} different ones")
+        if unknown := self.floors.keys() - self.sizes.keys():
+            raise ValueError(f"floors: no size is named {', '.join(sorted(unknown))}")
+        if self.tuning is not None:
+            if overlap := set(self.seeds) & set(self.tuning.seeds):
+                raise ValueError(f"seeds {sorted(overlap)} are tuning seeds: report other ones")
+            rates = {arm: values.get("lr") for arm, values in self.arms.items()}
+            if wrong := {a: lr for a, lr in rates.items() if lr not in self.tuning.rates}:
+                raise ValueError(f"arms: lr is none of tuning.rates: {wrong}")
+        return self
+
+    def scaled(self, size: float) -> Settings:
+        """The same with every size times ``size``, rounded up, at least its floor."""
+        sizes = {k: max(math.ceil(n * size), self.floors.get(k, 1)) for k, n in self.sizes.items()}
+        return self.model_copy(update={"sizes": sizes})
+
+
+def load_claims(path: Path = CLAIMS) -> dict[int, tuple[Claim, ...]]:
+    """Every registered claim by question.
+
+    An entry's ``conditions`` is a list: the claim is registered under each of them.
+
+    Raises:
+        ConfigError: an entry is wrong or occurs twice; the claim and the key are named.
+    """
+    claims: dict[int, tuple[Claim, ...]] = {}
+    for number, entries in read_yaml(path).items():
+        of_question: list[Claim] = []
+        for place, entry in enumerate(entries, 1):
+            name = f"claim {entry.get('id') or f'{place} of question {number}'}"
+            values = dict(entry)
+            for condition in values.pop("conditions", None) or [{}]:
+                claim = build(Claim, {**values, "condition": condition}, f"{path.name}: {name}")
+                if claim.question != int(number):
+                    raise ConfigError(f"{path.name}: {name}: id: it is listed under {number}")
+                if any(claim.key == other.key for other in of_question):
+                    raise ConfigError(f"{path.name}: {name}: id: {claim.key} is registered twice")
+                of_question.append(claim)
+        claims[int(number)] = tuple(of_question)
+    return claims
+
+
+def load_settings(path: Path = SETTINGS) -> dict[int, Settings]:
+    """The settings of every question.
+
+    Raises:
+        ConfigError: a key is unknown or wrong; the question and the key are named.
+    """
+    return {
+        int(number): build(Settings, values, f"{path.name}: question {number}")
+        for number, values in read_yaml(path).items()
+    }
+
+
+def check_arms(claims: tuple[Claim, ...], settings: Settings) -> None:
+    """Check that every claim compares arms that exist.
+
+    Raises:
+        ConfigError: naming the claim, the key and the arm.
+    """
+    arms = {*settings.arms, *settings.derived}
+    for claim in claims:
+        for key, arm in zip(("arm", "versus"), claim.arms, strict=False):
+            if arm not in arms:
+                raise ConfigError(
+                    f"claim {claim.key}: {key}: there is no arm {arm!r}; use one of "
+                    f"{', '.join(sorted(arms))}"
+                )
+
+
+def digest(claims: tuple[Claim, ...], settings: Settings) -> str:
+    """Hash of what is frozen: claims with their smallest effects, and settings; 12 hex digits.
+
+    What is published about a claim, and how long a run takes, may be corrected afterwards.
+    """
+    frozen = {
+        "claims": [c.model_dump(mode="json", exclude={"published"}) for c in claims],
+        "settings": settings.model_dump(mode="json", exclude={"minutes"}),
+    }
+    text = json.dumps(frozen, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def freeze(
+    folder: Path, claims: tuple[Claim, ...], settings: Settings, seeds: tuple[int, ...]
+) -> str:
+    """Record in ``folder`` the claims and settings that ``seeds`` are run with, before they are run.
+
+    Returns:
+        The hash.
+
+    Raises:
+        ConfigError: one of the seeds was run with other claims or settings, which would let a claim be
+            fitted to its own result.
+    """
+    new = digest(claims, settings)
+    record = read_object(folder / FROZEN)
+    for old, seen in record.items():
+        if old != new and (again := sorted(set(seeds) & set(seen))):
+            raise ConfigError(
+                f"{folder}: claims, smallest effects or settings have changed (hash {old} -> {new}) since "
+                f"seeds {again} were run. A changed claim needs new seeds: name others with --seeds, "
+                "or choose another --out"
+            )
+    record[new] = sorted({*record.get(new, ()), *seeds})
+    write_atomic(folder / FROZEN, (to_json(record, indent=1) + "\n").encode())
+    return new
+
+
+def check_frozen(
+    result: Mapping[str, Any], claims: tuple[Claim, ...], settings: Settings, source: str
+) -> None:
+    """Check that a result was made with the claims and settings of now.
+
+    Raises:
+        DataError: it was not.
+    """
+    now = digest(claims, settings.scaled(result["size"]))
+    if result["hash"] != now:
+        raise DataError(
+            f"{source}: made with other claims or settings (hash {result['hash']}, now {now}); run the "
+            "question again on new seeds"
+        )

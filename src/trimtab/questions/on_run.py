@@ -1,0 +1,45 @@
+"""Puts a question to a run of one's own: the doctor's alarms that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from trimtab.doctor.alarms import all_alarms
+from trimtab.doctor.diagnosis import examine
+from trimtab.errors import ConfigError
+
+ALARMS: Mapping[int, tuple[int, ...]] = {6: (2, 3), 12: (11,)}
+"""Numbers of the alarms that answer a question: a KL that runs away and a policy that does not move; a
+critic that has collapsed."""
+
+
+def ask(number: int, run: Path) -> str:
+    """What the alarms of a question say of a run, with the change that each proposes.
+
+    Raises:
+        ConfigError: the question has no alarm.
+        DataError: the folder holds no run.
+    """
+    if number not in ALARMS:
+        raise ConfigError(
+            f"--on: question {number} has no check of a run; use one of {', '.join(map(str, ALARMS))}, or "
+            "trimtab doctor RUN for all alarms"
+        )
+    diagnosis = examine(run)
+    findings = {f.alarm: f for f in diagnosis.findings}
+    lines: list[str] = []
+    for alarm in all_alarms():
+        if alarm.number not in ALARMS[number]:
+            continue
+        finding = findings.get(alarm.number)
+        if finding is not None:
+            lines += [f"alarm {alarm.number}, {finding.title}: {finding.message}"]
+            lines += [f"  most likely cause: {finding.cause}", f"  {finding.remedy}"]
+            lines += [f"    {line}" for line in finding.change.splitlines()]
+        elif alarm.name in diagnosis.unchecked:
+            why = diagnosis.unchecked[alarm.name]
+            lines.append(f"alarm {alarm.number}, {alarm.title}: not checked, {why}")
+        else:
+            lines.append(f"alarm {alarm.number}, {alarm.title}: no")
+    return "\n".join(lines)

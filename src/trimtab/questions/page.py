@@ -1,0 +1,371 @@
+"""The page of a question, from its ``result.json`` and the text of a language: Markdown, HTML, SVG.
+
+A text holds no number of its own: numbers come from the result through placeholders such as
+``{3.2[trouble=none].effect}`` and ``{arm:beta=0.gold}``.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+import trimtab.report
+from trimtab.config import read_yaml
+from trimtab.errors import DataError
+from trimtab.questions import claim as registry
+from trimtab.questions import experiment
+from trimtab.questions.claim import LANGUAGES, Claim
+from trimtab.questions.experiment import Result
+from trimtab.report.charts import Chart, svg_file
+from trimtab.runs import read_object, write_atomic
+
+Text = Mapping[str, Any]
+PREDICTIONS = "predictions.json"
+PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+
+
+def read_text(language: str) -> Text:
+    """The text of a language: ``common``, ``glossary`` and ``questions``."""
+    assert language in LANGUAGES, language
+    return read_yaml(registry.HERE / "text" / f"{language}.yaml")
+
+
+def fill(text: str, values: Mapping[str, str], where: str) -> str:
+    """``text`` with its placeholders replaced.
+
+    Raises:
+        DataError: a placeholder has no value.
+
+    >>> fill("beta {beta}", {"beta": "0.2"}, "text")
+    'beta 0.2'
+    """
+
+    def value_of(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in values:
+            raise DataError(f"{where}: there is no value for {{{name}}}")
+        return values[name]
+
+    return PLACEHOLDER.sub(value_of, text)
+
+
+def number(value: float | None, *, percent: bool = False, signed: bool = True) -> str:
+    """A number as pages show it.
+
+    >>> number(0.03125), number(-0.2, percent=True), number(None)
+    ('+0.031', '−20 %', '–')
+    """
+    if value is None:
+        return "–"
+    sign = "+" if signed else ""
+    text = f"{100 * value:{sign}.0f} %" if percent else f"{value:{sign}.3f}"
+    return text.replace("-", "−")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A claim in the table: its text, and a line for each condition."""
+
+    id: str
+    claim: str
+    measured: Sequence[str]
+    verdict: Sequence[str]
+    published: Sequence[str]
+    guess: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a page says, in order."""
+
+    language: str
+    title: str
+    question: str
+    notes: Sequence[str]
+    answer: Sequence[str]
+    rows: Sequence[Row]
+    figure: Chart | None
+    follow_up: str
+    commands: Sequence[tuple[str, str]]
+    """Command and what it does."""
+    exercises: Sequence[tuple[str, str]]
+    """Task and answer."""
+    own_run: tuple[str, str]
+    """Command (may be empty) and text."""
+    limits: Sequence[str]
+    references: Sequence[str]
+    words: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Headings and heads of the table."""
+
+
+class Writer:
+    """Turns a result into a page in one language."""
+
+    def __init__(
+        self,
+        result: Result,
+        cost: Mapping[str, Any],
+        predictions: Mapping[str, str],
+        language: str,
+    ) -> None:
+        self.result, self.predictions, self.language = result, predictions, language
+        self.number: int = result["question"]
+        text = read_text(language)
+        self.common: Text = text["common"]
+        self.text: Text = text["questions"][str(self.number)]
+        self.claims = registry.load_claims()[self.number]
+        self.values = self._values(cost)
+
+    def _values(self, cost: Mapping[str, Any]) -> dict[str, str]:
+        """Every placeholder that a text may use."""
+        settings = registry.load_settings()[self.number]
+        seconds = cost.get("seconds_per_seed", 60 * settings.minutes)
+        values = {
+            "number": str(self.number),
+            "hash": self.result["hash"],
+            "seeds": str(len(self.result["seeds"])),
+            "looks": str(experiment.LOOKS[0]),
+            "minutes": number(max(1, round(seconds / 60)), signed=False).partition(".")[0],
+            "size": f"{self.result['size']:g}",
+        }
+        for c in self.claims:
+            judged = self.result["claims"][c.key]
+            for name in ("effect", "low", "high"):
+                values[f"{c.key}.{name}"] = number(judged[name], percent=c.relative)
+            values[f"{c.key}.verdict"] = self.outcome(judged["outcome"], judged["reason"])
+            values[f"{c.key}.seeds_needed"] = str(judged["seeds_needed"] or "–")
+            values[f"{c.key}.smallest"] = number(
+                c.smallest_effect, percent=c.relative, signed=False
+            )
+            values[f"{c.id}.verdict"] = self.outcome(self.result["verdicts"][c.id], "")
+        for arm, metrics in self.result["arms"].items():
+            for metric, over_seeds in metrics.items():
+                mean = float(np.mean(over_seeds))
+                values[f"arm:{arm}.{metric}"] = number(mean, signed=False)
+        for name, option in settings.options.items():
+            if isinstance(option, int | float):
+                values[f"option:{name}"] = f"{option:g}"
+        return values
+
+    def outcome(self, outcome: str, reason: str) -> str:
+        """A verdict in words."""
+        words = self.common["outcomes"][outcome]
+        if not reason:
+            return words
+        parts = {"outcome": words, "reason": self.common["reasons"][reason]}
+        return fill(self.common["reason"], parts, "common.reason")
+
+    def filled(self, text: str, where: str, **more: str) -> str:
+        """``text`` with its placeholders replaced."""
+        place = f"text/{self.language}.yaml: questions.{self.number}.{where}"
+        return fill(text, {**self.values, **more}, place)
+
+    def condition(self, c: Claim) -> str:
+        """The condition of a claim in words."""
+        parts: list[str] = []
+        for name, value in c.condition.items():
+            words = self.text["conditions"][name]
+            if isinstance(words, Mapping):
+                parts.append(words[str(value)])
+            else:
+                parts.append(fill(words, {"value": f"{value:g}"}, f"conditions.{name}"))
+        return self.common["comma"].join(parts)
+
+    def measured(self, c: Claim) -> str:
+        """Effect, interval and smallest effect of interest."""
+        judged = self.result["claims"][c.key]
+        effect, low, high = (
+            number(judged[name], percent=c.relative) for name in ("effect", "low", "high")
+        )
+        interval = "" if judged["low"] is None else f" [{low}, {high}]"
+        smallest = self.values[f"{c.key}.smallest"]
+        return f"{effect}{interval}{self.common['comma']}δ = {smallest}"
+
+    def verdict(self, c: Claim) -> str:
+        """The verdict of one condition; undecided with the seeds that would decide."""
+        judged = self.result["claims"][c.key]
+        words = self.outcome(judged["outcome"], judged["reason"])
+        if judged["seeds_needed"]:
+            more = fill(
+                self.common["needs"], {"seeds": str(judged["seeds_needed"])}, "common.needs"
+            )
+            words = f"{words}{self.common['comma']}{more}"
+        return words
+
+    def published(self, claims: Sequence[Claim]) -> list[str]:
+        """What papers say of a claim."""
+        papers = claims[0].published
+        if not papers:
+            return [self.common["none_found"]]
+        stance = self.common["stance"]
+        kinds = {True: stance["agrees"], False: stance["contradicts"], None: stance["mixed"]}
+        return [
+            fill(
+                self.common["paper"],
+                {
+                    "paper": f"arXiv:{p.arxiv}{'†' if p.from_memory else ''}",
+                    "stance": kinds[p.agrees],
+                    "says": p.says[self.language],
+                },
+                "common.paper",
+            )
+            for p in papers
+        ]
+
+    def row(self, claim_id: str) -> Row:
+        """The row of a claim."""
+        claims = [c for c in self.claims if c.id == claim_id]
+        measured, verdicts = [self.measured(c) for c in claims], [self.verdict(c) for c in claims]
+        if claims[0].condition:
+            colon = self.common["colon"]
+            names = [self.condition(c) for c in claims]
+            measured = [f"{n}{colon}{m}" for n, m in zip(names, measured, strict=True)]
+            if len(claims) > 1:
+                verdicts = [f"{n}{colon}{v}" for n, v in zip(names, verdicts, strict=True)]
+                verdicts.insert(0, self.outcome(self.result["verdicts"][claim_id], ""))
+        guess = self.predictions.get(claim_id, "")
+        return Row(
+            claim_id,
+            self.filled(self.text["claims"][claim_id]["claim"], f"claims.{claim_id}.claim"),
+            measured,
+            verdicts,
+            self.published(claims),
+            self.common["outcomes"][guess] if guess else "",
+        )
+
+    def sentence(self, claim_id: str) -> str:
+        """What the answer says of a claim, by its verdict."""
+        texts: Mapping[str, str] = self.text["claims"][claim_id]
+        outcome = self.result["verdicts"][claim_id]
+        if outcome in texts:
+            return self.filled(texts[outcome], f"claims.{claim_id}.{outcome}")
+        statement = self.filled(texts["claim"], f"claims.{claim_id}.claim")
+        return fill(self.common["undecided_sentence"], {"claim": statement}, "common")
+
+    def page(self) -> Page:
+        """The page."""
+        text, common = self.text, self.common
+        ids = list(dict.fromkeys(c.id for c in self.claims))
+        state = "provisional" if any(v["provisional"] for v in self.result["claims"].values()) else "tested"  # fmt: skip
+        notes = [self.filled(common["notes"][name], f"notes.{name}") for name in (state, "frozen")]
+        if self.result["size"] != 1:
+            notes.append(self.filled(common["notes"]["small"], "notes.small"))
+        papers = {p.arxiv for c in self.claims for p in c.published}
+        limits = [self.filled(x, "limits") for x in text["limits"]]
+        limits += [self.filled(x, f"untested.{k}") for k, x in text.get("untested", {}).items()]
+        return Page(
+            language=self.language,
+            title=self.filled(text["title"], "title"),
+            question=self.filled(text["question"], "question"),
+            notes=notes,
+            answer=[self.sentence(i) for i in text["answer"]],
+            rows=[self.row(i) for i in ids],
+            figure=experiment.load(self.number).figure(self.result, text["figure"]),
+            follow_up=self.filled(text["follow_up"], "follow_up"),
+            commands=[
+                (self.filled(c["command"], "commands"), self.filled(c["about"], "commands"))
+                for c in (*common["commands"], *text["commands"])
+            ],
+            exercises=[
+                (self.filled(e["task"], "exercises"), self.filled(e["answer"], "exercises"))
+                for e in text["exercises"]
+            ],
+            own_run=(
+                self.filled(text["own_run"].get("command", ""), "own_run"),
+                self.filled(text["own_run"]["about"], "own_run"),
+            ),
+            limits=limits,
+            references=[f"arXiv:{p}" for p in sorted(papers)],
+            words={k: self.filled(v, k) for k, v in common["words"].items()},
+        )
+
+
+def to_markdown(page: Page, figure_file: str) -> str:
+    """The page as Markdown; the figure is a file beside it."""
+    w = page.words
+    guesses = any(r.guess for r in page.rows)
+    head = ["", w["claim"], w["measured"], w["verdict"], *([w["guess"]] if guesses else []), w["published"]]  # fmt: skip
+    lines = [f"# {page.title}", "", page.question, ""]
+    lines += [f"> {note}" for note in page.notes]
+    lines += ["", f"## {w['answer']}", "", *page.answer, "", f"## {w['claims']}", ""]
+    lines += [_cells(head), _cells(["---"] * len(head))]
+    for r in page.rows:
+        cells = [r.id, r.claim, "<br>".join(r.measured), "<br>".join(r.verdict)]
+        lines.append(_cells([*cells, *([r.guess] if guesses else []), "<br>".join(r.published)]))
+    if page.figure is not None:
+        lines += ["", f"![{page.figure.title}]({figure_file})", "", page.figure.see]
+    lines += ["", f"## {w['follow_up']}", "", page.follow_up, "", f"## {w['try']}", ""]
+    lines += [f"- `{command}` {w['dash']} {about}" for command, about in page.commands]
+    lines += ["", f"## {w['exercises']}", ""]
+    for place, (task, solution) in enumerate(page.exercises, 1):
+        lines += [f"{place}. {task}", ""]
+        lines += [f"   <details><summary>{w['solution']}</summary>{solution}</details>", ""]
+    command, about = page.own_run
+    lines += [f"## {w['own_run']}", "", *([f"`{command}`", ""] if command else []), about]
+    lines += ["", f"## {w['limits']}", "", *(f"- {limit}" for limit in page.limits)]
+    if page.references:
+        lines += ["", f"## {w['references']}", ""]
+        lines += [f"- [{p}](https://arxiv.org/abs/{p.partition(':')[2]})" for p in page.references]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(registry.HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("question_page.html.jinja")
+
+
+def to_html(page: Page) -> str:
+    """The page as one HTML file: no script, no outside request."""
+    report = Path(trimtab.report.__file__).parent
+    css = (report / "page.css").read_text(encoding="utf-8")
+    css += (registry.HERE / "question_page.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    guesses = any(r.guess for r in page.rows)
+    return _template().render(page=page, css=Markup(css), policy=policy, guesses=guesses) + "\n"
+
+
+def write(folder: Path, language: str) -> Path:
+    """Write ``answer.md``, ``answer.svg`` and ``answer.html`` from a question's folder.
+
+    Returns:
+        The HTML page.
+
+    Raises:
+        ConfigError, DataError: as for ``experiment.read_result``.
+    """
+    page = make(folder, language)
+    files = {"answer.md": to_markdown(page, "answer.svg"), "answer.html": to_html(page)}
+    if page.figure is not None:
+        files["answer.svg"] = svg_file(page.figure)
+    for name, content in files.items():
+        write_atomic(folder / name, content.encode())
+    return folder / "answer.html"
+
+
+def make(folder: Path, language: str) -> Page:
+    """The page of a question's folder."""
+    result = experiment.read_result(folder)
+    cost, guesses = read_object(folder / experiment.COST), read_object(folder / PREDICTIONS)
+    return Writer(result, cost, guesses, language).page()
