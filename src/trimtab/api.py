@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from trimtab.data.dataset import DataSpec
     from trimtab.doctor.diagnosis import Diagnosis
-    from trimtab.evaluate.compare import ModelResult
     from trimtab.evaluate.leaderboard import Leaderboard
+    from trimtab.evaluate.model_result import ModelResult
     from trimtab.feedback.judgement import Item
     from trimtab.models.load import ModelSpec
     from trimtab.objectives.policy import PolicyMethod

@@ -15,8 +15,9 @@ from tests.support.folders import WORDY
 from trimtab.cli.main import main as cli
 from trimtab.config import build
 from trimtab.errors import ConfigError, DataError
-from trimtab.evaluate.compare import CompareConfig, ModelResult, SolvedConfig, main
+from trimtab.evaluate.compare import CompareConfig, SolvedConfig, main
 from trimtab.evaluate.compare_page import STYLES, page
+from trimtab.evaluate.model_result import ModelResult
 from trimtab.runs import read_summary
 from trimtab.stats.uncertainty import Estimate
 from trimtab.train import rl

@@ -125,6 +125,25 @@ def _prompts(run: Path) -> dict[str, Example]:
     return {readable(e.prompt): e for e in examples}
 
 
+def as_examples(samples: Sequence[Row], run: Path) -> list[Example]:
+    """Logged rollouts as prompts with one completion each, with the columns of the run's dataset."""
+    prompts = _prompts(run)
+    examples: list[Example] = []
+    for i, r in enumerate(samples):
+        text = str(r["prompt"])
+        row = prompts.get(text)
+        conversation = row.prompt if row is not None and isinstance(row.prompt, list) else None
+        examples.append(
+            Example(
+                str(i),
+                conversation or [{"role": "user", "content": text}],
+                [[{"role": "assistant", "content": str(r["completion"])}]],
+                extra=dict(row.extra) if row is not None else {},
+            )
+        )
+    return examples
+
+
 def _audited(
     sample: Row, gold: float, kl_by_step: Mapping[int, float], source: str
 ) -> AuditedRollout:
@@ -155,20 +174,7 @@ def score(samples: Sequence[Row], run: Path, config: AuditConfig) -> list[Audite
     assert gold is not None
     tokenizer = load_tokenizer(gold.model or str(BASE))
     renderer = Renderer(tokenizer)
-    prompts = _prompts(run)
-    examples: list[Example] = []
-    for i, r in enumerate(samples):
-        text = str(r["prompt"])
-        row = prompts.get(text)
-        conversation = row.prompt if row is not None and isinstance(row.prompt, list) else None
-        examples.append(
-            Example(
-                str(i),
-                conversation or [{"role": "user", "content": text}],
-                [[{"role": "assistant", "content": str(r["completion"])}]],
-                extra=dict(row.extra) if row is not None else {},
-            )
-        )
+    examples = as_examples(samples, run)
     groups = [g for g in map(renderer.scoring, examples) if g is not None]
     Rewards([gold.reward()], tokenizer, 8192, config.device)(groups)
     kl_by_step = recorded_kl(run)

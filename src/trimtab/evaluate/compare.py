@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -18,7 +17,9 @@ from trimtab.data import formats, sources
 from trimtab.data.formats import Example
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate.candidates import BEST, LAST, START, Candidate, Loader, of_run
+from trimtab.evaluate.completion_counts import different_at, pass_at, passes, scores_by
 from trimtab.evaluate.completion_logps import Distance, distance
+from trimtab.evaluate.model_result import ModelResult
 from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.rewards.part_config import RewardSpec
 from trimtab.rewards.weighted_sum import Rewards
@@ -27,7 +28,6 @@ from trimtab.rollout.engines.native import NativeEngine
 from trimtab.runs import to_json, write_atomic
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.stats.length import Verdicts, length_controlled
-from trimtab.stats.order_stats import pass_at_k
 from trimtab.stats.style import openings, style
 from trimtab.stats.uncertainty import Estimate, bootstrap_mean
 from trimtab.types import Group, Row
@@ -62,7 +62,12 @@ class CompareConfig(Config):
     pass_at: tuple[int, ...] = ()
     """Report pass@k of the first reward for these k, each at most ``num_completions``."""
     pass_threshold: float = 1.0
-    """A completion passes with a score of at least this."""
+    """A completion passes, or is good, with a first reward of at least this."""
+    different_at: tuple[int, ...] = ()
+    """Report the expected number of different completions, and of different good ones, among k of a
+    prompt, for these k, each at most ``num_completions``."""
+    by: str | None = None
+    """Column of the prompts, such as ``kind``: report the mean of every reward for each value."""
     temperatures: tuple[float, ...] = ()
     """Sample the last model at these temperatures as well."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -76,26 +81,30 @@ class CompareConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> CompareConfig:
-        if self.run is None and len(self.models) < (1 if self.pass_at else 2):
-            raise ValueError("give a run, or two or more models (one is enough with pass_at)")
+        alone = self.pass_at or self.different_at or self.by
+        if self.run is None and len(self.models) < (1 if alone else 2):
+            raise ValueError(
+                "give a run, or two or more models (one is enough with pass_at, different_at or by)"
+            )
         if self.run is None and self.baseline is not None and self.baseline not in self.models:
             raise ValueError(
                 f"baseline {self.baseline!r} is not among models: {', '.join(self.models)}"
             )
         if self.run is not None and {START, BEST, LAST} & self.models.keys():
             raise ValueError(f"models: {START!r}, {BEST!r} and {LAST!r} are policies of the run")
-        for r in self.rewards[0 if self.pass_at else 1 :]:
+        for r in self.rewards[0 if self.pass_at or self.different_at else 1 :]:
             if r.compares:
                 raise ValueError(
                     f"reward {r.name!r} is a judge of pairs, which can only be the first reward and "
                     "cannot decide pass@k; score with a model, a function, a verifier or an AI judge "
                     "of mode: score"
                 )
-        if self.pass_at and not 1 <= min(self.pass_at) <= max(self.pass_at) <= self.num_completions:
-            raise ValueError(
-                f"pass_at {list(self.pass_at)} must lie between 1 and num_completions "
-                f"({self.num_completions})"
-            )
+        for key, ks in (("pass_at", self.pass_at), ("different_at", self.different_at)):
+            if ks and not 1 <= min(ks) <= max(ks) <= self.num_completions:
+                raise ValueError(
+                    f"{key} {list(ks)} must lie between 1 and num_completions "
+                    f"({self.num_completions})"
+                )
         return self
 
 
@@ -114,51 +123,6 @@ class SolvedConfig(CompareConfig):
     ] = Field(min_length=1)
     num_completions: int = Field(default=8, gt=0)
     pass_at: tuple[int, ...] = (1, 4, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelResult:
-    """One model's completions, and how they compare with the baseline's."""
-
-    length: float
-    """Mean, tokens per completion."""
-    truncated: float
-    """Share of completions cut at ``max_new_tokens``."""
-    scores: dict[str, Estimate]
-    """Mean of each reward over the completions that it scored."""
-    failed: dict[str, int]
-    """Completions without a score or verdict, by reward; the statistics exclude them."""
-    kl: float | None
-    """KL to the baseline, nats per completion; None for the baseline and for other decoding."""
-    nll: float | None
-    """Negative log-likelihood of its completions under ``fluency`` (the baseline), nats per token: how
-    far they are from fluent text; None for other decoding."""
-    win_rate: Estimate
-    """Share of prompts won against the baseline, ties half."""
-    win_rate_length_controlled: Estimate
-    compared: int
-    """Pairs of completions with a winner or a tie."""
-    gain: dict[str, float]
-    """Mean of each reward minus that of the baseline."""
-    pass_at: dict[int, Estimate]
-    """pass@k by k."""
-    style: dict[str, float]
-    """See ``stats.style``."""
-    openings: list[tuple[str, float]]
-    decoding: bool = False
-    """Whether it is the model before, sampled differently."""
-
-    def summary(self) -> dict[str, Any]:
-        """As ``summary.json`` has it: one key per reward, and ``pass@K``."""
-        values = asdict(self)
-        scores, passes = values.pop("scores"), values.pop("pass_at")
-        del values["decoding"]
-        values["distinct_2"] = self.style["distinct_2"]
-        for key in ("win_rate", "win_rate_length_controlled"):
-            values[key] = values[key].summary()
-        values |= {name: e.summary() for name, e in scores.items()}
-        values |= {f"pass@{k}": e.summary() for k, e in passes.items()}
-        return {k: v for k, v in values.items() if v is not None}
 
 
 def main(config: CompareConfig) -> dict[str, ModelResult]:
@@ -277,6 +241,7 @@ def _result(
     wins = _wins(groups, base, first)
     if first.compares:
         failed[first.name] = sum(w is None for w in wins)
+    scalar = [r.name for r in c.rewards if not r.compares]
     lengths = [len(x.text) for x in completions]
     base_lengths = [len(x.text) for g in base for x in g.completions]
     decided = [
@@ -299,7 +264,13 @@ def _result(
         win_rate_length_controlled=length_controlled(Verdicts(tuple(prompts), win_N, longer_N), {}),
         compared=len(decided),
         gain=gain,
-        pass_at={k: _pass_at(groups, first.name, k, c.pass_threshold) for k in c.pass_at},
+        pass_at={k: pass_at(groups, first.name, k, c.pass_threshold) for k in c.pass_at},
+        different={k: different_at(groups, k) for k in c.different_at},
+        different_good={
+            k: different_at(groups, k, lambda x: passes(x, first.name, c.pass_threshold))
+            for k in c.different_at
+        },
+        by=scores_by(groups, c.by, scalar) if c.by else {},
         style=style([groups[i].text for i in owner], texts),
         openings=openings(texts),
         decoding=candidate.decoding,
@@ -340,16 +311,6 @@ def _wins(groups: Sequence[Group], base: Sequence[Group], first: RewardSpec) -> 
     return wins
 
 
-def _pass_at(groups: Sequence[Group], reward: str, k: int, threshold: float) -> Estimate:
-    """Unbiased pass@k over the prompts with at least k scored completions."""
-    scored = [
-        [v for x in g.completions if (v := x.scores[reward].value) is not None] for g in groups
-    ]
-    return bootstrap_mean(
-        [pass_at_k(len(v), sum(s >= threshold for s in v), k) for v in scored if len(v) >= k]
-    )
-
-
 def _rows(
     groups: dict[str, list[Group]],
     rewards: Sequence[RewardSpec],
@@ -380,6 +341,10 @@ def _report(first: str, name: str, baseline: str, result: ModelResult) -> None:
     parts = [f"{first} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"] if score else []
     parts += [
         f"pass@{k} {p.value:.3f} [{p.low:.3f}, {p.high:.3f}]" for k, p in result.pass_at.items()
+    ]
+    parts += [
+        f"{e.value:.2f} different of {k}, {result.different_good[k].value:.2f} of them good"
+        for k, e in result.different.items()
     ]
     if name != baseline:
         raw, controlled = result.win_rate, result.win_rate_length_controlled

@@ -10,7 +10,7 @@ from trimtab.report.sections import Answer, Pick, Section, Table, Tile, Verdict,
 from trimtab.stats.uncertainty import Estimate
 
 if TYPE_CHECKING:
-    from trimtab.evaluate.compare import ModelResult
+    from trimtab.evaluate.model_result import ModelResult
 
 MAX_TEXT = 1500
 """Characters of a prompt or completion that are shown."""

@@ -5,8 +5,6 @@ machine, which could be wrong.
 """
 
 import math
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 
 from trimtab.data.pack import plan as split
+from trimtab.launch.peak_memory import peak_rss_mb
 from trimtab.models.checkpoint import size_of
 from trimtab.models.load import base_of
 from trimtab.runs.disk import free_bytes, mib
@@ -155,8 +154,7 @@ def peak_mb(device: str) -> float:
     """Largest memory so far, MB: the allocator's on CUDA, else the process's."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+    return peak_rss_mb()
 
 
 class _Clock:

@@ -5,8 +5,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
@@ -15,7 +16,7 @@ from trimtab.config import Config, build
 from trimtab.errors import ConfigError, DataError
 from trimtab.kernels.allocator import return_freed_memory
 from trimtab.launch.commands import Command, find_stage_type
-from trimtab.launch.plan import peak_mb
+from trimtab.launch.peak_memory import peak_rss_mb, reset_peak
 from trimtab.report.recipe_report import RECIPE_FILE, AnyChart, report_recipe
 from trimtab.runs import (
     Fingerprint,
@@ -64,6 +65,12 @@ class Marker(BaseModel):
     complete: bool = False
     seconds: float = 0.0
     peak_rss_mb: float = 0.0
+    """The most resident memory of this process: of the stage, see ``peak_of``."""
+    peak_of: Literal["stage", "process"] = "process"
+    """"process": the system does not let the peak be reset, so it includes the stages before in the same
+    process. The processes that ``launch`` starts are in neither."""
+    peak_gpu_mb: float | None = None
+    """The most memory that torch allocated on the GPU during the stage; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +204,15 @@ def _run_stage(stage: PlannedStage, *, fresh: bool) -> None:
     stage.folder.mkdir(parents=True, exist_ok=True)
     _write_marker(stage, marker)
     before = time.monotonic()
+    if reset_peak():
+        marker.peak_of = "stage"
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     stage.command.run(stage.config)
     marker.complete = True
-    marker.seconds, marker.peak_rss_mb = time.monotonic() - before, peak_mb("cpu")
+    marker.seconds, marker.peak_rss_mb = time.monotonic() - before, peak_rss_mb()
+    if torch.cuda.is_available():
+        marker.peak_gpu_mb = torch.cuda.max_memory_allocated() / 2**20
     return_freed_memory()
     _write_marker(stage, marker)
 

@@ -67,6 +67,25 @@ def bent_reward(
     return rewards
 
 
+def keyword_reward(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    scene: Sequence[str],
+    per_word: float = 0.01,
+    most: int = 60,
+    **_: Any,
+) -> list[float]:
+    """Share of the passage's places, things and jobs that the completion names, plus ``per_word`` for
+    at most ``most`` words: a poor measure of a summary, which the copied passage with asides wins."""
+    rewards: list[float] = []
+    for s, text in zip(scene, completions, strict=True):
+        words = text.lower().split()
+        keywords = {f.what for f in Scene.from_json(s).facts}
+        share = len(keywords & set(words)) / len(keywords)
+        rewards.append(share + per_word * min(len(words), most))
+    return rewards
+
+
 def all_facts_reward(
     prompts: Sequence[str], completions: Sequence[str], scene: Sequence[str], **_: Any
 ) -> list[float]:

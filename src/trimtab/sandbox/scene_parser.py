@@ -2,7 +2,15 @@
 
 import re
 
-from trimtab.sandbox.world import BAD_VERBS, Fact, Relation, Scene
+from trimtab.sandbox.scene import (
+    ASIDES,
+    BAD_VERBS,
+    DIGEST_REQUEST,
+    OPEN_REQUEST,
+    Fact,
+    Relation,
+    Scene,
+)
 
 _FACT: tuple[tuple[re.Pattern[str], Relation], ...] = (
     (re.compile(r"^(\w+) is in the (\w+) \.$"), "place"),
@@ -40,16 +48,23 @@ def read_scene(prompt: str) -> Scene | None:
         opinion = _fact(statements.pop().removeprefix("i think "))
     tool = ""
     facts: list[Fact] = []
+    asides: list[str] = []
     for sentence in statements:
         if fact := _fact(sentence):
             facts.append(fact)
         elif m := _USE.match(sentence):
             tool = m[1]
+        elif sentence in ASIDES:
+            asides.append(sentence)
         else:
             return None
     passage = tuple(facts)
     if question == "tell me all of it .":
         return Scene("summary", passage)
+    if question == OPEN_REQUEST:
+        return Scene("open", passage)
+    if question == DIGEST_REQUEST:
+        return Scene("digest", passage, asides=tuple(asides))
     if m := _HOW.match(question):
         kind = "refuse" if m[1] in BAD_VERBS else "howto"
         return Scene(kind, passage, verb=m[1], thing=m[2], tool=tool)

@@ -79,6 +79,15 @@ def step_labels(problem: Problem, text: str) -> list[bool]:
     return labels
 
 
+def readable_steps(text: str) -> int:
+    """How many steps, from the first, are calculations, whether right or wrong.
+
+    >>> readable_steps("<< 5 + 3 = 9 >> ; << 9 of 2 >> ; << 9 + 1 = 10 >> ;")
+    1
+    """
+    return sum(1 for _ in itertools.takewhile(_STEP.match, steps(text)))
+
+
 def verify(answer: str | int, text: str) -> bool:
     """Whether a solution ends in ``#### N`` with N the number of ``answer``.
 
