@@ -58,7 +58,7 @@ def read_messages(value: object) -> list[Message]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRowError("'messages' must be a list of messages") from None
     messages = read_text(value, "messages")
     if isinstance(messages, str):
@@ -170,7 +170,7 @@ def _unpack(row: Row, name: str) -> Any:
     if isinstance(value, str):
         try:
             return json.loads(value or "null")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRowError(f"{name!r} is text but not JSON") from None
     return value
 

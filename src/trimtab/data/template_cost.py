@@ -147,7 +147,7 @@ def _is_counter(node: nodes.Node) -> bool:
 def _is_part(node: nodes.Node) -> bool:
     """Whether the value is a part of the input, so that assigning it makes nothing longer."""
     grows = (nodes.Concat, nodes.Add, nodes.List, nodes.Tuple)
-    if isinstance(node, grows) or node.find(grows) is not None:
+    if isinstance(node, grows) or any(node.find(kind) is not None for kind in grows):
         return False
     filters = [node, *node.find_all(nodes.Filter)]
     return not any(isinstance(f, nodes.Filter) and f.name in _ESCAPING for f in filters)
