@@ -12,7 +12,10 @@ VLLM ?= .vllm
 NEIGHBOURS ?= .neighbours
 PROGRAMS := $(basename $(notdir $(wildcard tests/neighbours/requirements/*.txt)))
 
-.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check scale-check questions learning doctor-bench doctor-real bench-env bench huge-run scorecard soak gpu-check clean
+# Programs that check the lock, in an environment of their own.
+TOOLS ?= .venv-tools
+
+.PHONY: setup vllm-env neighbours neighbours-env demo test quick wheel-check lint types layers check scale-check questions learning doctor-bench doctor-real bench-env bench huge-run scorecard soak gpu-check licences audit reproducible supply-chain lock locked-env clean
 
 setup: $(VENV)/installed
 
@@ -71,7 +74,7 @@ types: setup
 layers: setup
 	$(BIN)/lint-imports
 
-check: lint types layers test
+check: lint types layers supply-chain test
 
 # Every method on 1, 2 and 4 ranks, faults that must be noticed, and kills; CI runs a slice of it.
 scale-check: setup
@@ -88,6 +91,33 @@ wheel-check:
 # Every question on five seeds, with verdicts; a stopped run resumes.
 questions: setup
 	$(BIN)/trimtab question all --full
+
+# Licences of the locked packages against tests/supply_chain/licences.toml; needs no network.
+licences: setup
+	$(BIN)/python -m tests.supply_chain.licences
+
+# Known vulnerabilities of the locked packages; says why, and succeeds, where they cannot be checked.
+audit: setup
+	-test -x $(TOOLS)/bin/pip-audit || ($(PYTHON) -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit)
+	$(BIN)/python -m tests.supply_chain.audit $(TOOLS)/bin/pip-audit
+
+# Two builds of the wheel are equal, byte by byte.
+reproducible: setup
+	$(BIN)/python -m tests.supply_chain.wheel
+
+supply-chain: licences audit reproducible
+
+# The hashes of what pip installs here for constraints.txt, added to requirements.lock.
+lock: setup
+	mkdir -p build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run --no-deps --ignore-installed --report build/lock.json -r constraints.txt
+	$(BIN)/python -m tests.supply_chain.lock build/lock.json
+
+# An environment of its own from files with known hashes alone: pip refuses any other file.
+locked-env:
+	$(PYTHON) -m venv .venv-locked
+	.venv-locked/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	.venv-locked/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 
 # Every online method on real training, three seeds; a stopped run goes on.
 learning: setup

@@ -19,10 +19,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trimtab.data.chat_template import TEMPLATE_ERRORS
 from trimtab.data.formats import demonstrations
 from trimtab.data.render import Renderer
 from trimtab.data.sources import Rows
+from trimtab.data.template_process import REFUSALS
 from trimtab.errors import DataError
 from trimtab.types import Completion, Group, Ints, Row
 
@@ -167,7 +167,7 @@ def _as_read(tokenizer: Any, messages: list[Row]) -> list[Row]:
     for kind in (messages, text, parts):
         try:
             rendered = _render(tokenizer, [kind[0], kind[-1]], {})
-        except TEMPLATE_ERRORS:
+        except REFUSALS:
             continue
         word = text[-1]["content"].split()[-1]
         if word in rendered and not re.search(rf"{word}['\"]", rendered):
@@ -177,7 +177,7 @@ def _as_read(tokenizer: Any, messages: list[Row]) -> list[Row]:
     try:
         null = next((i for i, m in enumerate(kind) if m["content"] is None), 0)
         _render(tokenizer, kind[: null + 1], {"tools": _TOOLS})
-    except TEMPLATE_ERRORS:
+    except REFUSALS:
         return [m if m["content"] is not None else {**m, "content": ""} for m in kind]
     return kind
 

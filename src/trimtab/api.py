@@ -106,17 +106,19 @@ class Run:
         import transformers
         from peft import PeftConfig
 
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self.model)
+        safe = {"trust_remote_code": False}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self.model, **safe)
         if (Path(self.model) / "adapter_config.json").is_file():
             kinds = {"SEQ_CLS": "SequenceClassification", "TOKEN_CLS": "TokenClassification"}
             task = str(PeftConfig.from_pretrained(self.model).task_type)
             loader = getattr(transformers, f"AutoModelFor{kinds.get(task, 'CausalLM')}")
             labels = {"SEQ_CLS": 1, "TOKEN_CLS": 2}
             keys = {"num_labels": labels[task]} if task in labels else {}
-            return loader.from_pretrained(self.model, **keys), tokenizer
-        config = transformers.AutoConfig.from_pretrained(self.model)
+            model = loader.from_pretrained(self.model, use_safetensors=True, **safe, **keys)
+            return model, tokenizer
+        config = transformers.AutoConfig.from_pretrained(self.model, **safe)
         loader = getattr(transformers, (config.architectures or ["AutoModelForCausalLM"])[0])
-        return loader.from_pretrained(self.model), tokenizer
+        return loader.from_pretrained(self.model, use_safetensors=True), tokenizer
 
     def report(self) -> Path:
         """Write ``report.html`` and return its path."""

@@ -6,9 +6,22 @@ without a traceback; from Python they are ordinary ``ValueError``s.
 
 from __future__ import annotations
 
+MAX_MESSAGE = 4_000
+"""Characters of a message: a row may have a million columns, and its names are part of some messages."""
+
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message says what and how to mend it."""
+    """Something the user gave cannot be used; the message says what and how to mend it.
+
+    Args:
+        message: Of a longer one than ``MAX_MESSAGE`` the beginning and the end are kept.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        text, half = str(message), MAX_MESSAGE // 2
+        if len(text) > MAX_MESSAGE:
+            text = f"{text[:half]} … ({len(text) - 2 * half:,} characters) … {text[-half:]}"
+        super().__init__(text)
 
 
 class ConfigError(UserError):

@@ -5,24 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, cast
 
-import jinja2
-
 from trimtab.data.conversation import BadRowError, Message, content_text
 from trimtab.data.piece_tokens import Piece, shared_length, shared_text
+from trimtab.data.template_cost import is_cheap
+from trimtab.data.template_process import REFUSALS, render
 from trimtab.errors import ModelError
 from trimtab.types import Row
 
 _PROBE = "probe of content"
-TEMPLATE_ERRORS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
-"""What rendering raises where a template does not accept a conversation: its own refusal, or an
-expression that fails on a value of another type."""
 
 
 class ChatTemplate:
@@ -48,7 +38,8 @@ class ChatTemplate:
             end: "generate" adds the generation prompt, "prefill" leaves the last turn open.
 
         Raises:
-            ModelError: the tokenizer has no chat template.
+            ModelError: the tokenizer has no chat template, or the template was stopped because it
+                takes too much time or memory.
             BadRowError: the template refuses the conversation.
         """
         if not self.tokenizer.chat_template:
@@ -58,7 +49,9 @@ class ChatTemplate:
             )
         try:
             return self._render([self._fit(m) for m in messages], columns, end)
-        except TEMPLATE_ERRORS as error:
+        except ModelError:
+            raise
+        except REFUSALS as error:
             if any(m.get("content") is None for m in messages):
                 # Some templates read null content as text.
                 filled = [
@@ -69,14 +62,19 @@ class ChatTemplate:
             raise BadRowError(f"the chat template refuses the conversation: {why}") from None
 
     def _render(self, messages: list[Message], columns: Row, end: str) -> str:
-        text = self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=end == "generate",
-            continue_final_message=end == "prefill",
-            **columns,
-        )
-        return cast(str, text)
+        ends = {
+            "add_generation_prompt": end == "generate",
+            "continue_final_message": end == "prefill",
+        }
+        apply = self.tokenizer.apply_chat_template
+        # A class with a method of its own (mistral-common) renders no template.
+        if apply.__module__ == "transformers.tokenization_utils_base":
+            template = self.tokenizer.get_chat_template(None, columns.get("tools"))
+            if not is_cheap(template, messages, columns):
+                call = {**self.tokenizer.special_tokens_map, **columns, **ends}
+                call.update(conversations=[messages], chat_template=template)
+                return render(self.tokenizer.name_or_path, call)
+        return cast(str, apply(messages, tokenize=False, **ends, **columns))
 
     def _kinds(self, role: str) -> tuple[bool, bool]:
         """Whether the template renders text, and lists of parts, as content of ``role``."""
@@ -96,7 +94,9 @@ class ChatTemplate:
         )
         try:
             text = self._render(messages, {}, "closed")
-        except TEMPLATE_ERRORS:
+        except ModelError:
+            raise
+        except REFUSALS:
             return False
         # A template that prints a list as it is gives "[{'type': 'text', ...".
         return _PROBE in text and f"'{_PROBE}'" not in text and f'"{_PROBE}"' not in text

@@ -58,7 +58,7 @@ def read_messages(value: object) -> list[Message]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRowError("'messages' must be a list of messages") from None
     messages = read_text(value, "messages")
     if isinstance(messages, str):
@@ -126,6 +126,25 @@ def _is_empty(message: Message) -> bool:
     return not message_text(message).strip() and not message.keys() - {"role", "content", "name"}
 
 
+_RESERVED = frozenset(
+    [
+        "conversation",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    ]
+)
+"""Arguments of ``apply_chat_template`` that are no values for the template."""
+
+
 def template_columns(row: Row) -> Row:
     """The arguments of ``apply_chat_template`` in a row's columns ``tools`` and
     ``chat_template_kwargs`` (lists and objects, or their JSON text), by keyword.
@@ -138,6 +157,11 @@ def template_columns(row: Row) -> Row:
         raise BadRowError("'tools' must list the JSON schemas of functions")
     if options and not isinstance(options, dict):
         raise BadRowError("'chat_template_kwargs' must be an object of arguments by name")
+    # Data does not choose the template, nor how its text is used.
+    if reserved := _RESERVED & (options or {}).keys():
+        raise BadRowError(
+            f"'chat_template_kwargs' may not set {min(reserved)!r}; remove this key from the row"
+        )
     return {**(options or {}), **({"tools": tools} if tools else {})}
 
 
@@ -146,7 +170,7 @@ def _unpack(row: Row, name: str) -> Any:
     if isinstance(value, str):
         try:
             return json.loads(value or "null")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRowError(f"{name!r} is text but not JSON") from None
     return value
 

@@ -26,7 +26,7 @@ def _turn(turn: Row) -> Message:
     if who == "function_call":
         try:
             call = json.loads(cast(str, text))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             raise BadRowError("a turn from 'function_call' must hold a call as JSON") from None
         calls = call if isinstance(call, list) else [call]
         return {

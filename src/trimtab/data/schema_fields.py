@@ -45,7 +45,7 @@ def list_of(row: Row, name: str, kind: type[T], what: str) -> list[T]:
     if isinstance(value, str):  # csv, and some parquet files, hold lists as JSON text
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
     if not isinstance(value, list) or not all(
         isinstance(x, kind) for x in cast("list[Any]", value)

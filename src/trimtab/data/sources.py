@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trimtab.data import bounded
 from trimtab.errors import DataError
-from trimtab.runs import json_lines
 from trimtab.types import Row
+
+_BATCH = 1024
+"""Rows of a parquet file that are decoded at a time."""
 
 
 @dataclass(slots=True)
@@ -85,14 +88,13 @@ def read(
                 f"{path}: kind {kind or '(none)'} is not read; use {', '.join(READERS)}, plain or .gz"
             )
         try:
-            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            READERS[kind](path, rows)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(
                 f"{path}: incomplete gzip file ({error}); download or compress it again"
             ) from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-        READERS[kind](data.removeprefix(codecs.BOM_UTF8), rows)
     if limit is not None:
         rows.rows = rows.rows[:limit]
     if not rows.rows:
@@ -103,21 +105,24 @@ def read(
     return rows
 
 
-def _lines(data: bytes, rows: Rows) -> list[tuple[int, str]]:
-    lines: list[tuple[int, str]] = []
-    for number, line in json_lines(data):
+def _lines(path: Path, rows: Rows) -> Iterator[tuple[int, str]]:
+    for number, line in bounded.read_lines(path):
+        if line is None:
+            rows.bad(number, bounded.row_too_long())
+            continue
         if b"\0" in line:
             rows.bad(number, "holds a NUL byte; the file is damaged or not text")
             continue
         try:
-            lines.append((number, line.decode("utf-8").rstrip("\r")))
+            text = line.decode("utf-8").rstrip("\r")
         except UnicodeDecodeError as error:
             rows.bad(number, f"not UTF-8 at byte {error.start} of the line; save the file as UTF-8")
-    return lines
+            continue
+        yield number, text
 
 
-def _jsonl(data: bytes, rows: Rows) -> None:
-    for number, line in _lines(data, rows):
+def _jsonl(path: Path, rows: Rows) -> None:
+    for number, line in _lines(path, rows):
         try:
             row: Any = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -129,11 +134,18 @@ def _jsonl(data: bytes, rows: Rows) -> None:
         rows.rows.append((number, cast(Row, row)))
 
 
-def _text(data: bytes, rows: Rows) -> None:
-    rows.rows = [(number, {"text": line}) for number, line in _lines(data, rows)]
+def _text(path: Path, rows: Rows) -> None:
+    size = 0
+    for number, line in _lines(path, rows):
+        size += bounded.OBJECT_BYTES + len(line)
+        if number % 256 == 0:
+            bounded.check_size(path, size)
+        rows.rows.append((number, {"text": line}))
 
 
-def _json(data: bytes, rows: Rows) -> None:
+def _json(path: Path, rows: Rows) -> None:
+    data = bounded.read_bytes(path)
+    bounded.check_size(path, bounded.json_size(data))
     try:
         values: Any = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -154,7 +166,10 @@ def _json(data: bytes, rows: Rows) -> None:
             rows.bad(number, f"expected an object of columns, got {type(row).__name__}")
 
 
-def _csv(data: bytes, rows: Rows) -> None:
+def _csv(path: Path, rows: Rows) -> None:
+    data = bounded.read_bytes(path)
+    fields = bounded.FIELD_BYTES * (data.count(b",") + data.count(b"\n"))
+    bounded.check_size(path, len(data) + fields + bounded.OBJECT_BYTES * data.count(b"\n"))
     # The csv module's own limit on a field is 131,072 characters; a completion may be longer.
     csv.field_size_limit(max(csv.field_size_limit(), len(data)))
     # Bytes that are not UTF-8 are kept, so that the row that holds them can be named.
@@ -182,20 +197,46 @@ def _damage(row: dict[str, str]) -> str:
     return ""
 
 
-def _parquet(data: bytes, rows: Rows) -> None:
+def _parquet(path: Path, rows: Rows) -> None:
     try:
-        table = pq.read_table(io.BytesIO(data))
+        file = pq.ParquetFile(io.BytesIO(bounded.read_bytes(path)))
+        meta = file.metadata
+        size = meta.num_rows * (bounded.OBJECT_BYTES + meta.num_columns * bounded.FIELD_BYTES)
+        data = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+        bounded.check_size(path, size + data)
+        first = 1
+        for batch in file.iter_batches(_BATCH):
+            size += sum(_expanded(column) for column in batch.columns)
+            bounded.check_size(path, size)
+            _add_batch(batch, first, rows)
+            first += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{rows.name}: incomplete or invalid parquet file: {error}") from None
+
+
+def _expanded(column: pa.Array) -> int:
+    """The bytes of the values of a column, whose dictionary may hold one value for a million rows."""
+    if not pa.types.is_dictionary(column.type) or len(column) == column.null_count:
+        return column.nbytes
+    words = cast(pa.DictionaryArray, column)
+    lengths = [len(str(value)) for value in words.dictionary.to_pylist()]
+    used = words.indices.drop_null().to_numpy()
+    return int(np.asarray(lengths, np.int64)[used].sum())
+
+
+def _add_batch(batch: pa.RecordBatch, first: int, rows: Rows) -> None:
+    """Add the rows of a batch, whose first one has the number ``first``."""
     try:
-        rows.rows = [(i, without_nulls(row)) for i, row in enumerate(table.to_pylist(), 1)]
+        rows.rows += [(i, without_nulls(row)) for i, row in enumerate(batch.to_pylist(), first)]
     except UnicodeDecodeError:
         # Slow, but it finds the rows that are not UTF-8.
-        for i in range(table.num_rows):
+        for i in range(batch.num_rows):
             try:
-                rows.rows.append((i + 1, without_nulls(table.slice(i, 1).to_pylist()[0])))
+                rows.rows.append((first + i, without_nulls(batch.slice(i, 1).to_pylist()[0])))
             except UnicodeDecodeError as error:
-                rows.bad(i + 1, f"not UTF-8 at byte {error.start} of a column; write it as UTF-8")
+                rows.bad(
+                    first + i, f"not UTF-8 at byte {error.start} of a column; write it as UTF-8"
+                )
 
 
 def _hub(
@@ -246,7 +287,7 @@ def without_nulls(row: Row) -> Row:
     return {k: clean(v) if k in _NESTED else v for k, v in row.items()}
 
 
-READERS: dict[str, Callable[[bytes, Rows], None]] = {
+READERS: dict[str, Callable[[Path, Rows], None]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".parquet": _parquet,

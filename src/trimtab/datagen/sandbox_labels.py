@@ -204,7 +204,7 @@ def main(config: SandboxLabelsConfig) -> SandboxLabelsSummary:
     ``scores`` (1 to 7).
 
     Raises:
-        DataError: ``skip`` leaves no prompt.
+        DataError: ``skip`` leaves no prompt, or the prompts are not of the sandbox.
     """
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -212,6 +212,11 @@ def main(config: SandboxLabelsConfig) -> SandboxLabelsSummary:
     examples = formats.prompts(sources.read(config.data, limit=most))[config.skip :]
     if not examples:
         raise DataError(f"{config.data}: skip {config.skip} leaves no prompt to label; lower it")
+    if any(not isinstance(e.extra.get("scene"), str) for e in examples):
+        raise DataError(
+            f"{config.data}: a row has no 'scene' to compute gold scores from; use prompts of "
+            "trimtab sandbox-data"
+        )
     renderer = renderer_for(config.model)
     groups = collect(
         NativeEngine.load(config.model, renderer),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -77,6 +78,11 @@ def find_adapter(path: str) -> Adapter | None:
             f"{path}: an adapter of type {config.peft_type.value} cannot be merged or trained here; "
             "use LoRA or another adapter of weights"
         )
+    if getattr(config, "megatron_config", None):
+        raise ModelError(
+            f"{file}: megatron_core names a module to import ({config.megatron_core!r}), which is code from "
+            "the adapter's author and is not run; remove megatron_config and megatron_core"
+        )
     if any(folder.glob("model*.safetensors*")):
         raise ModelError(
             f"{path}: holds a whole model and an adapter, and it is not clear which one is meant; "
@@ -94,6 +100,11 @@ def _adapter_weights(adapter: Adapter, path: str) -> dict[str, Tensor]:
         raise ModelError(
             f"{path}: has adapter_config.json but no adapter_model.safetensors (other formats can "
             "execute code and are not read); save the adapter with safe_serialization"
+        ) from None
+    except SafetensorError as error:
+        raise ModelError(
+            f"{path}: adapter_model.safetensors is damaged or of another format ({error}); download or "
+            "save it again"
         ) from None
 
 
@@ -260,7 +271,7 @@ def save_adapter(model: PeftModel, folder: Path, tokenizer: Any) -> None:
         inner.save_pretrained(base, state_dict=start)
         tokenizer.save_pretrained(base)
         config.base_model_name_or_path = str(base)
-    saved: Any = AutoConfig.from_pretrained(config.base_model_name_or_path)
+    saved: Any = AutoConfig.from_pretrained(config.base_model_name_or_path, trust_remote_code=False)
     vocabularies = [c.get_text_config().vocab_size for c in (saved, cast(Any, inner.config))]
     resized = vocabularies[0] != vocabularies[1]
     model.save_pretrained(str(folder), save_embedding_layers=resized)

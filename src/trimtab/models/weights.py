@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError
 
 from trimtab.data.load_tokenizer import quiet_transformers
 from trimtab.errors import ModelError
@@ -98,6 +99,11 @@ def load_weights(
                 missing = _missing(path, model, info)
     except json.JSONDecodeError as error:
         raise ModelError(f"{spec.path}: not valid JSON: {error}") from None
+    except SafetensorError as error:
+        raise ModelError(
+            f"model {path!r}: a *.safetensors file is damaged or of another format ({error}); "
+            "download it again, or convert it (pickles can execute code and are not read)"
+        ) from None
     except (OSError, ValueError, ImportError) as error:  # a quantised model needs its library
         if isinstance(error, ModelError):
             raise
@@ -208,7 +214,16 @@ def _scratch_config(path: Path) -> PretrainedConfig:
 def _saved_config(path: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    return cast("PretrainedConfig", AutoConfig.from_pretrained(path, trust_remote_code=False))
+    config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    for part in (config, config.get_text_config()):
+        # transformers would download such a kernel, which is code, and run it.
+        for key in ("_attn_implementation", "_experts_implementation"):
+            if "/" in str(getattr(part, key, None)):
+                raise ModelError(
+                    f"{path}: config.json asks for code from the hub ({key.removeprefix('_')}: "
+                    f"{getattr(part, key)!r}), which is not run; remove this key"
+                )
+    return cast("PretrainedConfig", config)
 
 
 def _architecture(config: Any) -> str:

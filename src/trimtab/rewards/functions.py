@@ -16,8 +16,9 @@ from typing import Any, cast
 
 from trimtab.config import import_function
 from trimtab.errors import ConfigError, RewardError
-from trimtab.rewards.child import Child, ChildDiedError, ChildTimeoutError
 from trimtab.rewards.signature import Signature
+from trimtab.runs.child import Child, ChildDiedError, ChildTimeoutError
+from trimtab.runs.redact import redact
 from trimtab.types import Group, Score
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,8 @@ class UserFunction:
         if isinstance(returned, Score):
             return returned
         if returned.error:
-            return Score(None, "error", returned.error)
+            # It is written into the samples.
+            return Score(None, "error", redact(returned.error))
         if returned.broken:
             raise RewardError(
                 f"{self.label} must return one value for each of the {count} {what}, but returned "
@@ -216,7 +218,7 @@ class UserFunction:
         except ChildTimeoutError as error:
             return Score(None, "timeout", str(error))
         except ChildDiedError as error:
-            return Score(None, "error", str(error))
+            return Score(None, "error", redact(str(error)))
         return Returned(**reply)
 
     def scores(self, values: Sequence[Any]) -> list[Score]:

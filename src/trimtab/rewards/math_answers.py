@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from trimtab.errors import ConfigError
-from trimtab.rewards.child import Child, ChildDiedError, ChildTimeoutError
+from trimtab.runs.child import Child, ChildDiedError, ChildTimeoutError
 from trimtab.types import Score
 
 MEMORY_GB = 4.0

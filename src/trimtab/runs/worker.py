@@ -1,4 +1,4 @@
-"""The child process of ``trimtab.rewards.child``: ``python -m trimtab.rewards.worker FD``."""
+"""The child process of ``trimtab.runs.child``: ``python -m trimtab.runs.worker FD``."""
 
 from __future__ import annotations
 

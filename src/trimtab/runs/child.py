@@ -1,6 +1,6 @@
 """A child process that is killed at a deadline; requests and replies are JSON.
 
-It runs ``python -m trimtab.rewards.worker``. It is not forked and does not import the caller's script,
+It runs ``python -m trimtab.runs.worker``. It is not forked and does not import the caller's script,
 so it shares neither memory nor threads with the caller, and a script needs no ``__main__`` guard.
 """
 
@@ -72,7 +72,7 @@ class Child:
         # The child gets this process's import path, including entries added at run time.
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trimtab.rewards.worker", str(child_end.fileno())],
+            [sys.executable, "-m", "trimtab.runs.worker", str(child_end.fileno())],
             env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             pass_fds=[child_end.fileno()],
