@@ -143,6 +143,8 @@ def run(
     def left() -> str:
         done, spent = len(waiting) - len(open_jobs), time.monotonic() - started
         seconds = spent / done * len(open_jobs) if done else seconds_left
+        if seconds_left is not None and 3 * done < len(waiting):
+            seconds = seconds_left * len(open_jobs) / len(waiting)  # the first jobs are not typical
         return "" if seconds is None else f", {max(1, round(seconds / 60))} min left"
 
     def poll() -> None:

@@ -235,7 +235,7 @@ def _effects(claim: Claim, by_seed: Mapping[int, Mapping[str, ArmResult]]) -> di
 
 
 def _short(values: Sequence[float]) -> list[float]:
-    return [float(f"{v:.{_DIGITS}g}") for v in values]
+    return [float(f"{v:.{_DIGITS}g}") + 0.0 for v in values]  # + 0.0: no negative zero
 
 
 def judge(results: Sequence[Result]) -> list[Result]:

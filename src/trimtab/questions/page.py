@@ -230,7 +230,9 @@ class Writer:
             colon = self.common["colon"]
             names = [self.condition(c) for c in claims]
             measured = [f"{n}{colon}{m}" for n, m in zip(names, measured, strict=True)]
-            if len(claims) > 1:
+            if len(set(verdicts)) == 1:
+                verdicts = verdicts[:1]
+            else:
                 verdicts = [f"{n}{colon}{v}" for n, v in zip(names, verdicts, strict=True)]
                 verdicts.insert(0, self.outcome(self.result["verdicts"][claim_id], ""))
         guess = self.predictions.get(claim_id, "")
@@ -250,7 +252,8 @@ class Writer:
         if outcome in texts:
             return self.filled(texts[outcome], f"claims.{claim_id}.{outcome}")
         statement = self.filled(texts["claim"], f"claims.{claim_id}.claim")
-        return fill(self.common["undecided_sentence"], {"claim": statement}, "common")
+        values = {"claim": statement.rstrip(".。")}
+        return fill(self.common["undecided_sentence"], values, "common.undecided_sentence")
 
     def page(self) -> Page:
         """The page."""
