@@ -142,13 +142,13 @@ def sample_next_steps(
         for x in sampled:
             text = renderer.completion(x.ids, x.finish).text
             steps += own_steps(i, problems[i], text)
-    given: list[tuple[int, int, Prefix, str]] = []
+    given_prefixes: list[tuple[int, int, Prefix, str]] = []
     for i, problem in enumerate(problems):
         for number in range(2, len(problem.changes) + 1):
             rng = np.random.default_rng((c.seed, i, number))
-            given.append((i, number, "given_right", right_prefix(problem, number - 1)))
+            given_prefixes.append((i, number, "given_right", right_prefix(problem, number - 1)))
             if wrong := wrong_prefix(problem, number - 1, rng):
-                given.append((i, number, "given_wrong", wrong))
+                given_prefixes.append((i, number, "given_wrong", wrong))
     requests = [
         Request(
             np.concatenate([prompts[i].prompt, _ids(renderer, prefix)]),
@@ -156,10 +156,10 @@ def sample_next_steps(
             n,
             c.step_tokens,
         )
-        for i, number, kind, prefix in given
+        for i, number, kind, prefix in given_prefixes
     ]
     for (i, number, kind, prefix), sampled in zip(
-        given, generate(engine, requests, c.sampling), strict=True
+        given_prefixes, generate(engine, requests, c.sampling), strict=True
     ):
         for x in sampled:
             text = f"{prefix}{renderer.completion(x.ids, x.finish).text}"

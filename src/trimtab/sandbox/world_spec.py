@@ -55,14 +55,14 @@ class WorldSpec(Config):
                 f"held_out.names leaves {len(self._names)} people, but a passage about {high} needs "
                 f"{high + 1}; hold out fewer names or lower people"
             )
-        for key, values, kept in (
+        for key, values, trained in (
             ("kinds", self.held_out.kinds, self._kinds),
             ("people", self.held_out.people, self._sizes),
         ):
             offered = self.kinds if key == "kinds" else range(low, high + 1)
             if absent := [v for v in values if v not in offered]:
                 raise ValueError(f"held_out.{key}: {absent[0]} is not in {key}; add it there")
-            if not kept:
+            if not trained:
                 raise ValueError(f"held_out.{key} leaves nothing to train on")
         return self
 
