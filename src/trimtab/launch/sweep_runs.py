@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,9 +17,10 @@ import yaml
 from trimtab.config import build
 from trimtab.errors import DataError
 from trimtab.launch.commands import COMMANDS
-from trimtab.runs import Fingerprint, read_summary, require_same, write_atomic
+from trimtab.runs import Fingerprint, read_summary, redact, require_same, write_atomic
 from trimtab.runs.job_launch import JobLaunchSpec
 from trimtab.runs.ray_jobs import Job, Resources, run_jobs
+from trimtab.runs.terminal_text import SafeFormatter
 from trimtab.train.rl_config import RLConfig
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class PlannedRun:
 
     @property
     def file(self) -> Path:
-        """Its configuration."""
+        """Its configuration, secrets redacted."""
         return self.folder / "sweep.yaml"
 
     @property
@@ -73,7 +75,8 @@ def run_all(runs: Sequence[PlannedRun], launch: JobLaunchSpec, workers: int, thr
     log.info("sweep: %d runs, %d finished, %s", len(runs), len(runs) - len(waiting), at_once)
     for run in waiting:
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(run.file, yaml.safe_dump(run.config, sort_keys=False).encode())
+        text = yaml.safe_dump(redact(run.config), sort_keys=False)
+        write_atomic(run.file, text.encode())
     if launch.type == "ray":
         failed = _run_on_ray(waiting, Resources(threads, launch.gpus, workers, fresh=True))
     else:
@@ -92,13 +95,17 @@ def _run_here(
     waiting = list(runs)
     running: list[tuple[PlannedRun, subprocess.Popen[bytes]]] = []
     failed: list[tuple[PlannedRun, str]] = []
+    # Only the user may read this folder: a configuration can hold keys of services.
+    private = tempfile.TemporaryDirectory(prefix="trimtab-sweep-")
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 run = waiting.pop(0)
                 with open(run.log, "wb") as output:
                     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-                    command = [sys.executable, "-m", "trimtab", "rl", str(run.file)]
+                    file = Path(private.name) / f"{len(waiting)}.yaml"
+                    file.write_text(yaml.safe_dump(run.config, sort_keys=False), encoding="utf-8")
+                    command = [sys.executable, "-m", "trimtab", "rl", str(file)]
                     process = subprocess.Popen(
                         command, stdout=output, stderr=subprocess.STDOUT, env=env
                     )
@@ -115,6 +122,7 @@ def _run_here(
     finally:
         for _, process in running:
             process.terminate()
+        private.cleanup()
     return failed
 
 
@@ -135,6 +143,7 @@ def _train(settings: dict[str, Any], log_file: str) -> None:
             log.error("the run failed", exc_info=error)
 
     handler = logging.FileHandler(log_file)
+    handler.setFormatter(SafeFormatter())
     logging.getLogger("trimtab").setLevel(logging.INFO)
     with ExitStack() as stack:
         logging.getLogger().addHandler(handler)
