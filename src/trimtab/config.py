@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from trimtab.errors import ConfigError
+from trimtab.yaml_size import MAX_VALUES, expanded_size
 
 log = logging.getLogger(__name__)
 _WARNED: set[tuple[str, str]] = set()
@@ -252,6 +253,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such configuration file")
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if expanded_size(loaded) > MAX_VALUES:
+            raise ConfigError(
+                f"{path}: its aliases stand for over {MAX_VALUES:,} values; remove them"
+            )
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply, or a value that holds itself") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except yaml.YAMLError as error:

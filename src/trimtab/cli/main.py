@@ -9,10 +9,11 @@ import yaml
 
 import trimtab
 from trimtab.cli.flags import help_text, keys_of, parse
-from trimtab.cli.terminal import print_logs
+from trimtab.cli.terminal import print_logs, safe_terminal
 from trimtab.config import build, override, read_yaml
 from trimtab.errors import ConfigError, UserError
 from trimtab.launch.commands import COMMANDS, Command, find_command
+from trimtab.runs.redact import redact
 
 _GROUPS = {
     "train": "Train",
@@ -87,9 +88,10 @@ def run_command(command: Command, words: Sequence[str]) -> None:
         return
     if command.many and command.positional not in values:
         raise ConfigError(f"give the files: trimtab {command.name} {command.usage}")
+    redact(values)  # so that no message or traceback holds a secret of it
     config = build(config_class, values, files[0] if files else f"trimtab {command.name}")
     if "dry-run" in arguments.switches:
-        resolved = config.model_dump(mode="json", by_alias=True)
+        resolved = redact(config.model_dump(mode="json", by_alias=True))
         print(yaml.safe_dump(resolved, sort_keys=False))
     elif "plan" in arguments.switches:
         from trimtab.launch.plan import plan
@@ -101,9 +103,15 @@ def run_command(command: Command, words: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; a user's error is one line on standard error and exit status 2."""
+    with safe_terminal():
+        _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return

@@ -11,6 +11,7 @@ from trimtab.cli.flags import parse
 from trimtab.config import build, merge, override, read_yaml
 from trimtab.errors import ConfigError
 from trimtab.launch.commands import find_stage_type
+from trimtab.runs.redact import redact
 
 RECIPES = Path(trimtab.__file__).parent / "recipes"
 _USAGE = """trimtab run RECIPE [--out DIR] [--STAGE.key value ...] [--inputs.NAME PATH] [--dry-run] [--fresh]
@@ -60,7 +61,7 @@ def run(words: Sequence[str]) -> None:
             marker = stage.read_marker()
             state = "complete" if marker and marker.complete else "to do"
             print(f"# {stage.name}: {stage.command.name} -> {stage.folder} ({state})")
-            resolved = {stage.name: stage.config.model_dump(mode="json")}
+            resolved = redact({stage.name: stage.config.model_dump(mode="json")})
             print(yaml.safe_dump(resolved, sort_keys=False))
         return
     recipes.run(recipe, source, fresh="fresh" in arguments.switches)

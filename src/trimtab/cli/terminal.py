@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from trimtab.runs.terminal_text import SafeFormatter, safe_stream, safe_traceback
+
 
 class TerminalHandler(logging.Handler):
     """Prints INFO of ``trimtab`` as plain lines on stdout, warnings of anything on stderr."""
@@ -17,9 +19,25 @@ class TerminalHandler(logging.Handler):
             return
         prefix = f"{record.levelname.lower()}: " if is_warning else ""
         # The streams of now, not of the start: progress bars and tests replace them.
-        print(
-            prefix + self.format(record), file=sys.stderr if is_warning else sys.stdout, flush=True
-        )
+        stream = sys.stderr if is_warning else sys.stdout
+        print(prefix + self.format(record), file=stream, flush=True)
+
+
+@contextmanager
+def safe_terminal() -> Generator[None]:
+    """Whatever is printed while the block runs has its control characters spelled out; messages and
+    tracebacks are without secrets too.
+
+    A model may write anything, and most commands print a part of it.
+    """
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = safe_stream(sys.stdout), safe_stream(sys.stderr, hide_secrets=True)
+    # Python prints the traceback of an error after the block.
+    sys.excepthook = lambda *error: print(safe_traceback(*error), end="", file=sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
 
 
 @contextmanager
@@ -30,6 +48,7 @@ def print_logs() -> Generator[None]:
         logging.getLogger("trimtab"),
         warnings.formatwarning,
     )
+    handler.setFormatter(SafeFormatter())
     level = package.level
     logging.getLogger().addHandler(handler)
     package.setLevel(logging.INFO)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+import regex
+from pydantic import Field, field_validator, model_validator
 
 from trimtab.config import Config
 from trimtab.datagen.output import write_summary
@@ -58,6 +59,18 @@ class CalibrateConfig(Config):
     """Use the human label of every item that has one, in place of the judge's."""
     folds: int = Field(default=5, ge=2)
     """Folds of the cross-fitted "after" metrics."""
+
+    @field_validator("patterns")
+    @classmethod
+    def _compile(cls, patterns: dict[str, str]) -> dict[str, str]:
+        for name, pattern in patterns.items():
+            try:
+                regex.compile(pattern)
+            except regex.error as error:
+                raise ValueError(
+                    f"{name}: {pattern!r} is not a regular expression: {error}"
+                ) from None
+        return patterns
 
     @model_validator(mode="after")
     def _fits(self) -> CalibrateConfig:
@@ -125,13 +138,20 @@ def main(config: CalibrateConfig) -> CalibrateSummary:
     """Fit on the items that both have labelled, and relabel everything that the judge labelled.
 
     Raises:
-        DataError: fewer items are labelled by both than there are folds, or an id is unknown.
+        DataError: fewer items are labelled by both than there are folds, an id is unknown, or a
+            pattern takes too long.
     """
     c = config
     items, judge, people = _read(c)
     covariates = c.covariates if c.method == "platt" else ()
     cast = votes(judge)
-    features = np.array(vote_features(cast, items, covariates, c.patterns))
+    try:
+        features = np.array(vote_features(cast, items, covariates, c.patterns))
+    except TimeoutError as error:
+        raise DataError(
+            f"patterns: a search takes too long ({error}); some patterns take exponential time, as one with "
+            "a repeated group that repeats itself, so write a simpler one"
+        ) from None
     both = [i for i, v in enumerate(cast) if v.judgement.item in people]
     owners = [cast[i].judgement.item for i in both]
     shared = len(set(owners))

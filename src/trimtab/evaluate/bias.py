@@ -12,8 +12,11 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import regex
 
+from trimtab.errors import DataError
 from trimtab.evaluate.agreement_result import Bias, Share
+from trimtab.feedback.features import is_found
 from trimtab.feedback.judgement import Item
 from trimtab.feedback.records import Records
 from trimtab.feedback.votes import FIRST, TIE, Pair, Vote
@@ -31,10 +34,10 @@ FLATTERY = (
 """Phrases that please the reader instead of answering."""
 FORMAT = (
     r"^\s{0,3}#{1,6}\s",
-    r"^\s*(?:[-*+]|\d+[.)])\s+\S",
+    r"^[^\S\n]*(?:[-*+]|\d+[.)])\s+\S",
     r"\*\*[^*\n]+\*\*",
-    r"^\s*```",
-    r"^\s*\|.*\|\s*$",
+    r"^[^\S\n]*```",
+    r"^[^\S\n]*\|.*\|[^\S\n]*$",
     r"^(?:well|of course|sure|certainly|good question|let me see|as you said)\b",
     r"\bthank you for (?:this|that|asking|your)\b",
     r"\b(?:i hope (?:this|that) helps|have a (?:nice|great|good) day|let me know if|please ask me)\b",
@@ -49,18 +52,23 @@ FAMILY = 0.01
 
 
 def features(item: Item, patterns: Mapping[str, Sequence[str]]) -> Floats:
-    """[K, 1 + patterns]: words of each completion, then 1 or 0 for whether each pattern matches."""
+    """[K, 1 + patterns]: words of each completion, then 1 or 0 for whether each pattern matches.
+
+    Raises:
+        DataError: the search of a pattern takes too long.
+    """
+
+    def has(name: str, text: str) -> float:
+        try:
+            return float(any(is_found(p, text, regex.I | regex.M) for p in patterns[name]))
+        except TimeoutError as error:
+            raise DataError(
+                f"patterns.{name}: a search takes too long ({error}); some patterns take exponential time, "
+                "as one with a repeated group that repeats itself, so write a simpler one"
+            ) from None
+
     return np.array(
-        [
-            [
-                float(len(text.split())),
-                *(
-                    float(any(re.search(p, text, re.I | re.M) for p in expressions))
-                    for expressions in patterns.values()
-                ),
-            ]
-            for text in item.completions
-        ]
+        [[float(len(t.split())), *(has(name, t) for name in patterns)] for t in item.completions]
     )
 
 

@@ -55,7 +55,7 @@ def unpack(row: Mapping[str, Any]) -> Row:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     return cast(Row, value) if isinstance(value, dict) else {}
 

@@ -47,7 +47,7 @@ def read_log(file: str) -> Log | None:
         return None
     try:
         content: Any = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # the reader of rows has the message
     if not isinstance(content, dict) or not {"eval", "samples"} <= content.keys():
         return None

@@ -1,14 +1,17 @@
 """Features of a judge's votes, which calibration fits to human labels."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
+
+import regex
 
 from trimtab.feedback.judgement import Item
 from trimtab.feedback.votes import Vote
 
 _CLIP = 6.0
 """Largest log-odds that a probability of the judge counts for."""
+PATTERN_S = 1.0
+"""Seconds per search of a pattern in a completion: some patterns take exponential time."""
 
 
 def vote_features(
@@ -23,8 +26,10 @@ def vote_features(
     Args:
         covariates: Of "length" (words) and "position" (which was shown first).
         patterns: Regular expressions by name: whether a completion matches is a covariate.
+
+    Raises:
+        TimeoutError: the search of a pattern takes longer than ``PATTERN_S``.
     """
-    compiled = [re.compile(p) for p in patterns.values()]
     rows: list[tuple[float, ...]] = []
     for vote in cast:
         item, a, b = vote.pair
@@ -37,9 +42,18 @@ def vote_features(
         if "position" in covariates:
             position = 1.0 if vote.a_shown_first else -1.0
             row.append(0.0 if judgement.order is None else position)
-        row += [float(bool(p.search(first))) - float(bool(p.search(second))) for p in compiled]
+        row += [float(is_found(p, first)) - is_found(p, second) for p in patterns.values()]
         rows.append(tuple(row))
     return rows
+
+
+def is_found(pattern: str, text: str, flags: int = 0) -> bool:
+    """Whether a regular expression matches somewhere in ``text``.
+
+    Raises:
+        TimeoutError: the search takes longer than ``PATTERN_S``.
+    """
+    return regex.search(pattern, text, flags, timeout=PATTERN_S, concurrent=True) is not None
 
 
 def _logit(p: float) -> float:

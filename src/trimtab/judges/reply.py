@@ -11,7 +11,7 @@ from trimtab.data.thoughts import answer_text
 from trimtab.judges.chat_completion import InvalidReplyError, Reply
 from trimtab.types import Row
 
-_BLOCK = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.S)
+_FENCE = "```"
 
 
 def read(reply: Reply, answer: type[BaseModel]) -> Row:
@@ -43,8 +43,12 @@ def read(reply: Reply, answer: type[BaseModel]) -> Row:
 
 
 def _value(text: str) -> Any:
-    block = _BLOCK.match(text)
-    return json.loads(block[1] if block else text)
+    inner = text.strip()
+    if len(inner) >= 2 * len(_FENCE) and inner.startswith(_FENCE) and inner.endswith(_FENCE):
+        first, _, rest = inner[len(_FENCE) : -len(_FENCE)].partition("\n")
+        if first.strip() in ("", "json"):
+            return json.loads(rest)
+    return json.loads(text)
 
 
 def _short(text: str) -> str:

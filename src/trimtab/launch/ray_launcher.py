@@ -17,6 +17,7 @@ from trimtab.launch.torchrun import LaunchError
 from trimtab.rollout.engines.server_process import require_gpus
 from trimtab.runs.node_interface import use_node_interface
 from trimtab.runs.ray_jobs import ray_session
+from trimtab.runs.terminal_text import SafeFormatter
 
 if TYPE_CHECKING:
     from trimtab.runs.launch_spec import LaunchSpec
@@ -138,7 +139,7 @@ def _train_worker(values: Mapping[str, Any]) -> None:
     package = logging.getLogger("trimtab")
     if not package.handlers:
         handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(SafeFormatter("%(message)s"))
         package.addHandler(handler)
         package.setLevel(logging.INFO)
     run_stage(values["name"], values["values"])

@@ -1,6 +1,7 @@
 """Runs a recipe: its stages in order, each skipped when its output is complete."""
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 import trimtab
 from trimtab.config import Config, build
@@ -30,6 +31,7 @@ from trimtab.runs import (
 )
 
 log = logging.getLogger(__name__)
+_FOLDER = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 
 
 class Recipe(Config):
@@ -54,6 +56,17 @@ class Recipe(Config):
     """Figures to expect, for the reader."""
     next: tuple[str, ...] = ()
     """Commands to try afterwards."""
+
+    @field_validator("stages")
+    @classmethod
+    def _names_are_folders(cls, stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in stages:
+            if not _FOLDER.fullmatch(name):
+                raise ValueError(
+                    f"{name!r}: the name of a stage is that of its folder: letters, digits, _, - and ., "
+                    "beginning with a letter or digit"
+                )
+        return stages
 
 
 class Marker(BaseModel):

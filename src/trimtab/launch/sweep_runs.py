@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from trimtab.config import build
 from trimtab.errors import DataError
 from trimtab.launch.commands import COMMANDS
 from trimtab.launch.jobs import Process, run_processes
-from trimtab.runs import Fingerprint, read_summary, require_same, write_atomic
+from trimtab.runs import Fingerprint, read_summary, redact, require_same, write_atomic
 from trimtab.runs.job_launch import JobLaunchSpec
 from trimtab.runs.ray_jobs import Job, Resources, run_jobs
+from trimtab.runs.terminal_text import SafeFormatter
 from trimtab.train.rl_config import RLConfig
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class PlannedRun:
 
     @property
     def file(self) -> Path:
-        """Its configuration."""
+        """Its configuration, secrets redacted."""
         return self.folder / "sweep.yaml"
 
     @property
@@ -72,7 +74,8 @@ def run_all(runs: Sequence[PlannedRun], launch: JobLaunchSpec, workers: int, thr
     log.info("sweep: %d runs, %d finished, %s", len(runs), len(runs) - len(waiting), at_once)
     for run in waiting:
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(run.file, yaml.safe_dump(run.config, sort_keys=False).encode())
+        text = yaml.safe_dump(redact(run.config), sort_keys=False)
+        write_atomic(run.file, text.encode())
     if launch.type == "ray":
         failed = _run_on_ray(waiting, Resources(threads, launch.gpus, workers, fresh=True))
     else:
@@ -96,9 +99,15 @@ def _run_here(
             failed.append((by_log[process.log], f"exit {status}"))
         log.info("  %s: %s", process.name, "FAILED" if status else "done")
 
-    command = (sys.executable, "-m", "trimtab", "rl")
-    processes = [Process(run.name, (*command, str(run.file)), run.log) for run in runs]
-    run_processes(processes, workers, threads, ended=ended)
+    # Only the user may read this folder: a configuration can hold keys of services.
+    with tempfile.TemporaryDirectory(prefix="trimtab-sweep-") as private:
+        processes: list[Process] = []
+        for number, run in enumerate(runs):
+            file = Path(private) / f"{number}.yaml"
+            file.write_text(yaml.safe_dump(run.config, sort_keys=False), encoding="utf-8")
+            command = (sys.executable, "-m", "trimtab", "rl", str(file))
+            processes.append(Process(run.name, command, run.log))
+        run_processes(processes, workers, threads, ended=ended)
     return failed
 
 
@@ -119,6 +128,7 @@ def _train(settings: dict[str, Any], log_file: str) -> None:
             log.error("the run failed", exc_info=error)
 
     handler = logging.FileHandler(log_file)
+    handler.setFormatter(SafeFormatter())
     logging.getLogger("trimtab").setLevel(logging.INFO)
     with ExitStack() as stack:
         logging.getLogger().addHandler(handler)

@@ -200,11 +200,15 @@ def read(path: Path) -> Checkpoint:
     """The checkpoint in the folder ``path``.
 
     Raises:
-        CheckpointError: a file is missing or differs from the manifest.
+        CheckpointError: a file is missing, differs from the manifest or is not in the folder.
     """
     manifest = _read_manifest(path)
     for name, entry in manifest["files"].items():
         file = path / name
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise CheckpointError(
+                f"{path / MANIFEST}: names a file outside of the checkpoint: {name}"
+            )
         if not file.is_file():
             raise CheckpointError(f"{file}: missing from the checkpoint")
         if file.stat().st_size != entry["size"] or _sha256(file) != entry["sha256"]:

@@ -201,7 +201,7 @@ def read_calls(text: str) -> list[Row]:
     for match in _CALL.finditer(text):
         try:
             call = normal_call(json.loads(match[1]))
-        except ValueError:
+        except (ValueError, RecursionError):
             call = None
         if call is None:
             return []
@@ -221,7 +221,7 @@ def normal_call(call: Any) -> Row | None:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if not isinstance(arguments, dict):
         return None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trimtab.runs.terminal_text import raw_stream
 
 
 @contextmanager
@@ -21,7 +24,7 @@ def bar(
         done: Where it starts.
         hide: Show nothing.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, file=raw_stream(sys.stdout))
     progress = Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(bar_width=24),

@@ -89,7 +89,7 @@ class Constraint:
 
 
 def _sentences(text: str) -> int:
-    return len(re.findall(r"[^.!?]*\w[^.!?]*(?:[.!?]+|$)", text))
+    return sum(re.search(r"\w", part) is not None for part in re.split(r"[.!?]+", text))
 
 
 def _bullets(text: str, values: Values) -> bool:
@@ -101,7 +101,7 @@ def _bullets(text: str, values: Values) -> bool:
 def _json_object(text: str, values: Values) -> bool:
     try:
         loaded = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(loaded, dict) and set(loaded) == set(values["keys"])
 

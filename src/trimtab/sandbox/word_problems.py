@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ HELD_OUT = 10_000_000
 """Index of the first held-out problem."""
 
 _STEP = re.compile(r"^\s*<<\s*(\d+)\s*([-+*])\s*(\d+)\s*=\s*(-?\d+)\s*>>\s*;\s*$")
-_FINAL = re.compile(r"####\s*\$?\s*(-?[\d,]+(?:\.\d+)?)\s*$")
+_NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?")
 
 
 def demonstrate(problem: Problem, rng: np.random.Generator, wrong: float) -> str:
@@ -104,8 +104,15 @@ def verify(answer: str | int, text: str) -> bool:
 
 def final(text: str) -> float | None:
     """The number after ``####`` at the end of ``text``."""
-    match = _FINAL.search(text)
-    return None if match is None else _decimal(match[1])
+    number = _final(text)
+    return None if number is None else _decimal(number)
+
+
+def _final(text: str) -> str | None:
+    """The text of the number after the last ``####``, where nothing else follows."""
+    _, marked, tail = text.rpartition("####")
+    number = tail.strip().removeprefix("$").strip()
+    return number if marked and _NUMBER.fullmatch(number) else None
 
 
 def _decimal(text: str) -> float | None:
@@ -216,14 +223,14 @@ def read_gsm8k(path: str, limit: int | None = None) -> list[Row]:
         question, solution = row.get("question"), row.get("answer")
         if not isinstance(question, str) or not isinstance(solution, str):
             raise DataError(f"{path}: row {number}: needs texts 'question' and 'answer'")
-        match = _FINAL.search(solution)
-        if match is None:
+        number_text = _final(solution)
+        if number_text is None:
             raise DataError(f"{path}: row {number}: 'answer' does not end in a line '#### N'")
         rows.append(
             {
                 "prompt": [{"role": "user", "content": question}],
                 "completion": solution,
-                "answer": cast(str, match[1]).replace(",", ""),
+                "answer": number_text.replace(",", ""),
             }
         )
     return rows
