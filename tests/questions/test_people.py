@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trimtab.questions import label_forms, people
+from trimtab.questions import label_value, people
 from trimtab.questions.people import Panel
 from trimtab.sandbox.annotators import Annotator
 from trimtab.sandbox.world import make_scenes, sample_completion
@@ -59,13 +59,13 @@ def test_zeros_differ_or_wander_as_the_panel_says() -> None:
 def test_bits_of_a_verdict() -> None:
     """A verdict that is always right is one bit, a coin flip or a tie none; ties lose their share."""
     sums = np.array([[1.0, 0.0, 1.0], [0.5, 0.0, 1.0], [0.0, 1.0, 1.0], [0.5, 0.5, 1.0]])
-    assert label_forms.bits(sums) == pytest.approx([1.0, 0.0, 0.0, 0.5])
+    assert label_value.bits(sums) == pytest.approx([1.0, 0.0, 0.0, 0.5])
 
 
 def test_a_budget_buys_what_fits() -> None:
-    clock = label_forms.Clock(words_per_s=4.0, decide_s=3.0)
+    clock = label_value.Clock(words_per_s=4.0, decide_s=3.0)
     seconds = clock.seconds([8, 8, 8, 8], 1)
     assert seconds.tolist() == [5.0] * 4
-    assert label_forms.affordable(seconds, 10 / 60) == 2
-    assert label_forms.affordable(seconds, 9.9 / 60) == 1
-    assert label_forms.affordable(seconds, 1 / 60) == 1
+    assert label_value.affordable(seconds, 10 / 60) == 2
+    assert label_value.affordable(seconds, 9.9 / 60) == 1
+    assert label_value.affordable(seconds, 1 / 60) == 1

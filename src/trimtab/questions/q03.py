@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from trimtab.feedback.comparisons import sort_step
-from trimtab.questions import label_forms, people
+from trimtab.questions import label_value, people
 from trimtab.questions.claim import Settings
 from trimtab.questions.experiment import Experiment, Result
-from trimtab.questions.label_forms import Bed, Clock
+from trimtab.questions.label_value import Bed, Clock
 from trimtab.questions.measure import ArmResult, Measure, over_prompts, over_sums
 from trimtab.questions.people import Floats, Panel
 from trimtab.report.charts import Chart, Line, line_chart
@@ -69,7 +69,7 @@ def _form(
     times = options["minutes"] if panel.trouble == "gaps" else [at]
     for minutes in times:
         heads = [
-            label_forms.head(
+            label_value.head(
                 bed, form, panel, clock, minutes, levels, ridge, np.random.default_rng((seed, 67, i))
             )
             for i in range(settings.sizes["repeats"])
@@ -81,16 +81,16 @@ def _form(
     if form in ("pairs", "scores"):
         n = settings.sizes["sample"]
         rng = np.random.default_rng((seed, 71))
-        judged = label_forms.verdicts(bed, form, panel, levels, n, rng)
+        judged = label_value.verdicts(bed, form, panel, levels, n, rng)
         right, tied = judged.right()
         terms = np.stack([right, tied, np.ones(len(right))], axis=1)
         read = bed.prompt_words + bed.words[:, :2].sum(1)
         pace = 60 / float(clock.seconds(read, 1 if form == "pairs" else 2).mean())
         close = np.abs(judged.gap[judged.gap != 0]) <= SMALL_GAP
         measures |= {
-            "alpha": over_sums(judged.alpha_parts(), label_forms.alpha),
-            "bits": over_sums(terms, label_forms.bits),
-            "bits_per_minute": over_sums(terms, lambda s: pace * label_forms.bits(s)),
+            "alpha": over_sums(judged.alpha_parts(), label_value.alpha),
+            "bits": over_sums(terms, label_value.bits),
+            "bits_per_minute": over_sums(terms, lambda s: pace * label_value.bits(s)),
             "small_gaps_right": over_prompts((right + tied / 2)[close]),
             "tied": over_prompts(tied),
         }
