@@ -13,6 +13,7 @@ from pydantic import Field
 from scipy.special import expit
 
 from trimtab.config import Config
+from trimtab.data.conversation import Text
 from trimtab.data.formats import Example
 from trimtab.data.load_tokenizer import load_tokenizer
 from trimtab.data.render import Renderer
@@ -125,7 +126,9 @@ def _label(c: RewardLabelsConfig, out: Path) -> RewardLabelsSummary:
 def _groups(items: Sequence[Item], renderer: Renderer) -> list[Group]:
     groups: list[Group] = []
     for item in items:
-        completions = [[{"role": "assistant", "content": text}] for text in item.completions]
+        completions: list[Text] = [
+            [{"role": "assistant", "content": text}] for text in item.completions
+        ]
         group = renderer.scoring(
             Example(item.id, list(item.prompt), completions, extra=dict(item.extra))
         )

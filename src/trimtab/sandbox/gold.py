@@ -95,7 +95,9 @@ def _answer_claims(words: Sequence[str]) -> list[Fact]:
     return claims
 
 
-_RELATION_OF = {value: relation for relation, values in VALUES.items() for value in values}
+_RELATION_OF: dict[str, Relation] = {
+    value: relation for relation, values in VALUES.items() for value in values
+}
 
 
 def _note_claims(words: Sequence[str]) -> list[Fact]:

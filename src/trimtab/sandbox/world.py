@@ -79,7 +79,7 @@ def _pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
 def _facts(rng: np.random.Generator, count: int, names: Sequence[str]) -> list[Fact]:
     """Facts about ``count`` people. Of three, each has another relation, so that a small model can
     look them up; of more, every three."""
-    people = [names[i] for i in rng.permutation(len(names))[:count]]
+    people = [names[int(i)] for i in rng.permutation(len(names))[:count]]
     relations = [RELATIONS[i] for i in rng.permutation(len(RELATIONS))[:count]]
     while len(relations) < count:
         relations += [RELATIONS[i] for i in rng.permutation(len(RELATIONS))]
