@@ -85,6 +85,18 @@ def test_models_by_name(base: Path, tmp_path: Path) -> None:
     assert results["a"].nll is not None and results["b"].nll is not None
     assert 0 < results["b"].nll < results["a"].nll
     assert summary["b"]["gain"] == {"wordy": 0.0}
+    kl = np.mean([r["kl_a"] for r in rows])
+    assert results["a"].kl == pytest.approx(kl) and "kl_b" not in rows[0]
+
+
+def test_fluency_may_be_judged_by_another_model(base: Path, tmp_path: Path) -> None:
+    other = compare(base, tmp_path / "other", limit=12, baseline="b", html=False)
+    model = {"path": str(base / "model")}
+    results = compare(base, tmp_path, limit=12, baseline="b", html=False, fluency=model)
+    assert results["a"].kl == other["a"].kl
+    assert results["b"].nll != other["b"].nll
+    rows = pq.read_table(tmp_path / "comparison.parquet").to_pylist()
+    assert all(r["nll_a"] > 0 and r["nll_b"] > 0 for r in rows)
 
 
 def test_a_checkpoint_of_the_run_as_the_baseline(base: Path, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def main(config: CompareConfig) -> dict[str, ModelResult]:
     load = Loader()
     base = candidates[names.index(baseline)]
     lm = base_lm = Loader()(base)  # its own loader, because checkpoints share a model
-    fluent_lm = base_lm if c.fluency is None else LM.load(c.fluency, train=False)
+    fluent_lm = LM.load(_on_device(c, c.fluency), train=False) if c.fluency else base_lm
     groups: dict[str, list[Group]] = {}
     distances: dict[str, Distance] = {}
     for candidate in candidates:
@@ -183,15 +183,18 @@ def _candidates(c: CompareConfig) -> list[Candidate]:
     if c.run is not None:
         candidates += of_run(Path(c.run), c.steps, c.device, c.sampling)
     for name, spec in c.models.items():
-        device = c.device if spec.device == "auto" else spec.device
-        spec = spec.model_copy(update={"device": device})
-        candidates.append(Candidate(name, spec, c.sampling))
+        candidates.append(Candidate(name, _on_device(c, spec), c.sampling))
     last = candidates[-1]
     for t in c.temperatures:
         sampling = c.sampling.model_copy(update={"temperature": t, "top_p": c.top_p})
         name = f"T={t:g}" + (f" p={c.top_p:g}" if c.top_p < 1 else "")
         candidates.append(Candidate(name, last.spec, sampling, last.weights, decoding=True))
     return candidates
+
+
+def _on_device(c: CompareConfig, spec: ModelSpec) -> ModelSpec:
+    device = c.device if spec.device == "auto" else spec.device
+    return spec.model_copy(update={"device": device})
 
 
 def _complete(
