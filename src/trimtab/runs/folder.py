@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from trimtab.errors import DataError
+from trimtab.redact import redact
 from trimtab.runs.files import fs, json_lines, read_object, write_atomic
 from trimtab.runs.lock import lock, unlock
-from trimtab.runs.redact import redact
 from trimtab.runs.trackers import make_tracker
 from trimtab.types import Row
 
