@@ -17,10 +17,10 @@ import yaml
 from tests.support import folders
 from trimtab.cli.main import main
 from trimtab.runs import redact
-from trimtab.runs.terminal_text import safe_traceback
+from trimtab.terminal_text import safe_traceback
 
-REDACT = sys.modules["trimtab.runs.redact"]
-"""The module, whose name in its package is that of its function."""
+REDACT = sys.modules["trimtab.redact"]
+"""The module."""
 ENVIRONMENT = {
     "OPENAI_API_KEY": "canary-01-openai",
     "HF_TOKEN": "canary-02-hub",

@@ -181,6 +181,15 @@ def test_plain_templates_need_no_process(text: str, monkeypatch: pytest.MonkeyPa
     assert is_cheap(text, MESSAGES, {}) and not is_cheap(text, long, {})
 
 
+def test_the_operator_may_trust_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_process, "_PROCESS", [])
+    monkeypatch.setenv(template_process.TRUST_KEY, "1")
+    assert template("{{ messages[1].content * 2 }}")(MESSAGES, {}) == "the sun .the sun ."
+    assert not template_process._PROCESS
+    with pytest.raises(BadRowError):  # the sandbox stays
+        template(ESCAPES[0])(MESSAGES, {})
+
+
 @pytest.mark.parametrize("end", ["closed", "generate", "prefill"])
 def test_the_process_renders_what_transformers_renders(end: Any, fresh_process: None) -> None:
     from tests.support import templates

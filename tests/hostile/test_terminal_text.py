@@ -20,7 +20,7 @@ from tests.support import folders
 from tests.support.hostile_commands import DATA_READERS, KINDS, MODEL_READERS, run
 from trimtab.cli import terminal
 from trimtab.cli.main import main
-from trimtab.runs.terminal_text import escape_controls
+from trimtab.terminal_text import escape_controls
 
 ATTACKS = {
     "title": "\x1b]0;owned\x07",

@@ -13,7 +13,7 @@ from trimtab.cli.terminal import print_logs, safe_terminal
 from trimtab.config import build, override, read_yaml
 from trimtab.errors import ConfigError, UserError
 from trimtab.launch.commands import COMMANDS, Command, find_command
-from trimtab.runs.redact import redact
+from trimtab.redact import redact
 
 _GROUPS = {
     "train": "Train",

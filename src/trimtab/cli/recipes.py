@@ -11,7 +11,7 @@ from trimtab.cli.flags import parse
 from trimtab.config import build, merge, override, read_yaml
 from trimtab.errors import ConfigError
 from trimtab.launch.commands import find_stage_type
-from trimtab.runs.redact import redact
+from trimtab.redact import redact
 
 RECIPES = Path(trimtab.__file__).parent / "recipes"
 _USAGE = """trimtab run RECIPE [--out DIR] [--STAGE.key value ...] [--inputs.NAME PATH] [--dry-run] [--fresh]

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from trimtab.runs.terminal_text import SafeFormatter, safe_stream, safe_traceback
+from trimtab.terminal_text import SafeFormatter, safe_stream, safe_traceback
 
 
 class TerminalHandler(logging.Handler):

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from trimtab.data.conversation import BadRowError, Message, content_text
 from trimtab.data.piece_tokens import Piece, shared_length, shared_text
 from trimtab.data.template_cost import is_cheap
-from trimtab.data.template_process import REFUSALS, render
+from trimtab.data.template_process import REFUSALS, render, trusted
 from trimtab.errors import ModelError
 from trimtab.types import Row
 
@@ -70,7 +70,7 @@ class ChatTemplate:
         # A class with a method of its own (mistral-common) renders no template.
         if apply.__module__ == "transformers.tokenization_utils_base":
             template = self.tokenizer.get_chat_template(None, columns.get("tools"))
-            if not is_cheap(template, messages, columns):
+            if not trusted() and not is_cheap(template, messages, columns):
                 call = {**self.tokenizer.special_tokens_map, **columns, **ends}
                 call.update(conversations=[messages], chat_template=template)
                 return render(self.tokenizer.name_or_path, call)

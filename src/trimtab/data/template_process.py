@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import threading
 from collections.abc import Callable
@@ -27,8 +28,15 @@ REFUSALS = (
 )
 """What rendering raises where a template does not accept a conversation: its own refusal, or an
 expression that fails on a value of another type."""
+TRUST_KEY = "TRIMTAB_TRUST_TEMPLATES"
+"""Environment variable: 1 renders every template in the trainer's process, which is faster."""
 _LOCK = threading.Lock()
 _PROCESS: list[Child] = []
+
+
+def trusted() -> bool:
+    """Whether the operator trusts the templates of their models."""
+    return os.environ.get(TRUST_KEY) == "1"
 
 
 def serve() -> tuple[Any, Callable[[Any], Any]]:

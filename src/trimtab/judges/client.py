@@ -25,7 +25,7 @@ from trimtab.judges.call_error import MAX_WAIT, CallError, status_error
 from trimtab.judges.chat_completion import InvalidReplyError, Reply, parse_completion
 from trimtab.judges.judge_config import ClientSpec
 from trimtab.judges.shared_cache import SharedCache
-from trimtab.runs.redact import HIDDEN, redact
+from trimtab.redact import HIDDEN, redact
 from trimtab.types import Row
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from trimtab.launch.torchrun import LaunchError
 from trimtab.rollout.engines.server_process import require_gpus
 from trimtab.runs.node_interface import use_node_interface
 from trimtab.runs.ray_jobs import ray_session
-from trimtab.runs.terminal_text import SafeFormatter
+from trimtab.terminal_text import SafeFormatter
 
 if TYPE_CHECKING:
     from trimtab.runs.launch_spec import LaunchSpec

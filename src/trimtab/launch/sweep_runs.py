@@ -19,7 +19,7 @@ from trimtab.launch.jobs import Process, run_processes
 from trimtab.runs import Fingerprint, read_summary, redact, require_same, write_atomic
 from trimtab.runs.job_launch import JobLaunchSpec
 from trimtab.runs.ray_jobs import Job, Resources, run_jobs
-from trimtab.runs.terminal_text import SafeFormatter
+from trimtab.terminal_text import SafeFormatter
 from trimtab.train.rl_config import RLConfig
 
 log = logging.getLogger(__name__)

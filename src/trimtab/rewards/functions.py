@@ -16,9 +16,9 @@ from typing import Any, cast
 
 from trimtab.config import import_function
 from trimtab.errors import ConfigError, RewardError
+from trimtab.redact import redact
 from trimtab.rewards.signature import Signature
 from trimtab.runs.child import Child, ChildDiedError, ChildTimeoutError
-from trimtab.runs.redact import redact
 from trimtab.types import Group, Score
 
 log = logging.getLogger(__name__)

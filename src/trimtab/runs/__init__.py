@@ -5,6 +5,7 @@
 results were made from.
 """
 
+from trimtab.redact import HIDDEN, redact
 from trimtab.runs.files import Files, fs, json_lines, read_object, write_atomic
 from trimtab.runs.fingerprint import Fingerprint, read_fingerprint
 from trimtab.runs.folder import (
@@ -19,7 +20,6 @@ from trimtab.runs.lock import unlock
 from trimtab.runs.metric_table import MetricTable
 from trimtab.runs.open_run import check_writable, claim, open_run, refusal, require_same, set_aside
 from trimtab.runs.plain import to_json
-from trimtab.runs.redact import HIDDEN, redact
 from trimtab.runs.trackers import Tracker, make_tracker
 
 __all__ = [

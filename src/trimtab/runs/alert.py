@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab.redact import redact
 from trimtab.runs.plain import to_json
-from trimtab.runs.redact import redact
 
 log = logging.getLogger(__name__)
 RUNNING = 8

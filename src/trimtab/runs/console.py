@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trimtab.runs.terminal_text import raw_stream
+from trimtab.terminal_text import raw_stream
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from pydantic import BaseModel, Field, ValidationError
 import trimtab
 from trimtab.config import Config, is_local_function
 from trimtab.errors import DataError
+from trimtab.redact import redact
 from trimtab.runs.code_content import code_content
 from trimtab.runs.content import Content, model_content, path_content
 from trimtab.runs.files import write_atomic
-from trimtab.runs.redact import redact
 
 FILE = "fingerprint.json"
 

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from trimtab.errors import DataError
+from trimtab.redact import redact
 from trimtab.runs.disk import require_space
 from trimtab.runs.files import fs, json_lines, read_object, write_atomic
 from trimtab.runs.lock import lock, unlock
 from trimtab.runs.plain import encode, plain, to_json
-from trimtab.runs.redact import redact
 from trimtab.runs.tail import cut_rows, cut_torn_line
 from trimtab.runs.trackers import make_tracker
 from trimtab.runs.watch import Watch

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trimtab.runs.redact import redact
+from trimtab.redact import redact
 
 FILE = "run.log"
 MAX_BYTES = 5 << 20

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab.redact import redact
 from trimtab.runs.alert import Alerts
 from trimtab.runs.heartbeat import Heartbeat, Phase
-from trimtab.runs.redact import redact
 from trimtab.runs.run_log import logged_to
 
 

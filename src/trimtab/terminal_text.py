@@ -12,7 +12,7 @@ import traceback
 from types import TracebackType
 from typing import Any, TextIO, cast
 
-from trimtab.runs.redact import redact
+from trimtab.redact import redact
 
 _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # all but tab and newline
