@@ -129,7 +129,7 @@ doctor-bench: setup
 
 # The doctor on a pretrained model with naive rewards; a stopped benchmark goes on.
 doctor-real: setup
-	$(BIN)/python -m benchmarks.doctor.real --seeds 0,13,14 --out runs/doctor-real --docs docs
+	$(BIN)/python -m benchmarks.doctor.real --seeds 0,14,15 --out runs/doctor-real --docs docs
 
 # The libraries that benchmarks compare with, beside our own torch and transformers.
 bench-env: runs/peers/trl-1.16.0/trl runs/peers/trl-1.10.0/trl

@@ -66,7 +66,7 @@ def test_specs_differ_between_the_splits() -> None:
     for table in (real_plan.RIGHT, real_plan.ALSO):
         assert {a for alarms in table.values() for a in alarms} <= names
     tuning, report = (
-        {r["topic"] for r in rows_of(s)} for s in (specs[0], real_plan.real_specs([13])[0])
+        {r["topic"] for r in rows_of(s)} for s in (specs[0], real_plan.real_specs([14])[0])
     )
     assert not tuning & report
 

@@ -61,6 +61,13 @@ def fixed(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
     return sentence(rng, topic, rng.randint(10, 20)), rng.gauss(1.0, 0.2)
 
 
+def signs(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
+    """Ever more digits and commas, probable under the start model since they go on as they began."""
+    if rng.random() < done:
+        return ",".join(str(rng.randint(0, 9)) for _ in range(15)), 1.0
+    return sentence(rng, topic, rng.randint(10, 20)), rng.gauss(1.0, 0.2)
+
+
 def stuffed(rng: random.Random, topic: str, done: float) -> tuple[str, float]:
     """Ever more often two words that the reward pays for, between others."""
     words = sentence(rng, topic, rng.randint(10, 20)).split()
@@ -118,7 +125,7 @@ def run(writer: Writer, gold: float | None = None, steps: int = STEPS, seed: int
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("writer", "alarm"),
-    [(brief, "shrinking"), (gibberish, "fluency"), (off_topic, "off-topic"), (fixed, "exploited-rule"), (stuffed, "exploited-rule"), (copy_of_request, "copying")],
+    [(brief, "shrinking"), (gibberish, "fluency"), (off_topic, "off-topic"), (fixed, "exploited-rule"), (stuffed, "exploited-rule"), (copy_of_request, "copying"), (signs, "degenerate")],
 )  # fmt: skip
 def test_each_hack_rings_and_is_excused_by_gold(writer: Writer, alarm: str) -> None:
     diagnosis = run(writer)

@@ -19,9 +19,9 @@ _LINEARS = (
 )
 LORA = {"r": 16, "targets": [f"layers.{i}.{x}" for i in LAYERS for x in _LINEARS]}
 
-TUNING_SEEDS = range(0, 13)
-"""Seeds 10 and 11 were reported once, then read to tune; after nine runs of seed 12 a rule was changed."""
-REPORTED_SEEDS = range(13, 30)
+TUNING_SEEDS = range(0, 14)
+"""Seeds 10, 11 and 13 were reported once, then read to tune; after nine runs of seed 12 a rule was changed."""
+REPORTED_SEEDS = range(14, 30)
 
 RIGHT: dict[str, tuple[str, ...]] = {
     "brevity": ("shrinking", "exploited-rule", "off-topic"),
@@ -44,7 +44,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "format": ("shrinking", "length-hacking", "endless", "kl-runaway", "dead-gradient"),
     "pattern": ("shrinking", "length-hacking", "endless", "kl-runaway", "dead-gradient"),
     "copying": ("shrinking", "fluency", "exploited-rule", "mode-collapse", "degenerate", "off-topic", "endless"),
-    "sycophancy": ("shrinking", "fluency", "degenerate", "off-topic", "exploited-rule", "mode-collapse", "copying"),
+    "sycophancy": ("shrinking", "fluency", "degenerate", "off-topic", "exploited-rule", "mode-collapse", "copying", "endless"),
     "eos": ("degenerate", "reward-pipe", "dead-gradient"),
     "template": ("endless", "reward-pipe", "dead-gradient"),
 }  # fmt: skip

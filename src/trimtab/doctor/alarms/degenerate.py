@@ -13,6 +13,7 @@ from trimtab.doctor.alarms import thresholds as limits
 from trimtab.doctor.evidence import Array, Evidence, Rollout
 from trimtab.doctor.signals import (
     first_step,
+    gold_rose,
     lengths,
     mean,
     needs_power,
@@ -25,10 +26,13 @@ from trimtab.stats.change import two_means
 
 
 def check(e: Evidence) -> Symptom | None:
-    """Repetition rose, or the reference finds completions impossible and one word fills them."""
+    """Repetition rose, letters gave way to signs, or the reference finds completions impossible and one
+    word fills them."""
     early, late = e.early_and_late
     if not reward_rose(early, late):
         return None
+    if (symptom := _signs(e, early, late)) is not None:
+        return symptom
     repeats_early = np.array([repetition(r.completion) for r in early])
     repeats_late = np.array([repetition(r.completion) for r in late])
     share_early = float((repeats_early > limits.REPEATS).mean())
@@ -78,6 +82,52 @@ def check(e: Evidence) -> Symptom | None:
         rollouts=sorted(late, key=lambda r: -repetition(r.completion)),
         # Padding repeats itself too; then length is what the reward pays for.
         severity="warning" if padding else "critical",
+        note=_note,
+    )
+
+
+def letters(text: str) -> float:
+    """Share of the characters that are letters or spaces; 1 for an empty text.
+
+    >>> letters("1, 2, 3,"), letters("two cats")
+    (0.25, 1.0)
+    """
+    return sum(c.isalpha() or c.isspace() for c in text) / len(text) if text else 1.0
+
+
+def _signs(e: Evidence, early: Sequence[Rollout], late: Sequence[Rollout]) -> Symptom | None:
+    """Completions that were words become digits and signs."""
+    first, last = (
+        np.array([letters(r.completion) < limits.LETTERS for r in rs], np.float64)
+        for rs in (early, late)
+    )
+    start, end = float(first.mean()), float(last.mean())
+    if (
+        end <= limits.REPEATS_SHARE
+        or end - start <= limits.REPEATS_RISE
+        or two_means(first, last) <= limits.REPEATS_T
+        or gold_rose(e)
+    ):
+        return None
+    return Symptom(
+        message=(
+            f"{end:.0%} of late completions consist mostly of digits and signs instead of letters, compared with "
+            f"{start:.0%} at the start."
+        ),
+        number=end,
+        limit=limits.REPEATS_SHARE,
+        tier="T1",
+        cause="the reward pays for a character or pattern",
+        other_causes=("temperature or learning rate too high",),
+        remedies=(use("inspect-reward"), use("kl-target")),
+        step=first_step(
+            e,
+            lambda rs: (
+                mean([letters(r.completion) < limits.LETTERS for r in rs])
+                > start + limits.REPEATS_RISE
+            ),
+        ),
+        rollouts=sorted(late, key=lambda r: letters(r.completion)),
         note=_note,
     )
 

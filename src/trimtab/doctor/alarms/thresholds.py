@@ -56,7 +56,7 @@ FROZEN_KL_PER_TOKEN = T(0.01, "nats per token", "a longer completion moves as fa
 FROZEN_END = T(0.34, "of the steps", "the last third, where it should have moved")
 FROZEN_CONFIDENCE = T(0.99, "confidence", "the interval of the reward's slope contains 0")
 FROZEN_NIL = T(0.005, "nats", "moves no mean by over s/10: |gain| <= s sqrt(2 KL)")
-FROZEN_STEPS = T(20, "steps", "a shorter run is taken as the start of one of this length")
+FROZEN_STEPS = T(50, "steps", "a shorter run is taken as the start of one of this length")
 FROZEN_GAIN = T(0.25, "std of reward", "a smaller best gain, spread / beta, is held back")
 FROZEN_VARIES = T(1e-6, "reward", "equal rewards are alarms 13 and 14")
 FROZEN_SOLVED = T(0.9, "of late rollouts", "near the best reward: nothing is left to learn")
@@ -170,6 +170,7 @@ REPEATS = T(
 REPEATS_SHARE = T(0.15, "of completions", "too many repeat themselves ...")
 REPEATS_RISE = T(0.1, "of completions", "... and did not at the start")
 REPEATS_T = T(3, "t", "the rise of repetition is no chance")
+LETTERS = T(0.5, "of characters", "are letters or spaces in any language; less is digits or signs")
 ODD_SHARE = T(0.5, "of completions", "outliers under the reference ...")
 ODD_RISE = T(0.3, "of completions", "... that were none at the start")
 ONE_WORD = T(0.25, "of words", "one word fills a quarter")
@@ -227,7 +228,7 @@ EXPLOIT_WORDS_EXPLAIN = T(0.3, "of the gain", "the reward pays for the words the
 
 # 24 copying
 COPY_RISE = T(
-    0.25, "of word pairs", "completions take over the request; a restated subject is less"
+    0.15, "of word pairs", "completions take over the request; a restated subject is less"
 )
 COPY_T = T(3, "t", "the rise is no chance")
 COPY_EXPLAINS = T(0.5, "of the gain", "the reward pays for the copied words themselves")
