@@ -91,6 +91,8 @@ def test_commands_and_example_run(work: Path) -> None:
             judge(work, words)
         elif words[1] == "fetch":
             assert "name: smollm2" in run(work, [*words, "--dry-run"])
+        elif words[1] == "question":  # tests/questions runs it, at a tenth of its size
+            assert "seed" in run(work, [*words, "--dry-run"])
         else:
             text = run(work, words)
             assert text or words[1] in ("sft", "reward", "dpo", "grpo"), words
