@@ -20,6 +20,7 @@ from trimtab.datagen import sandbox_data
 from trimtab.datagen.sandbox_labels import Labels, SandboxLabelsConfig
 from trimtab.errors import ConfigError
 from trimtab.feedback.records import read_folder
+from trimtab.runs import Fingerprint
 from trimtab.sandbox.scene import Scene
 from trimtab.sandbox.world import make_scenes, sample_completion
 from trimtab.types import Completion, Group
@@ -99,6 +100,19 @@ def test_scores_become_ranks_with_ties() -> None:
 def test_a_panel_that_cannot_be_is_refused(values: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         build(SandboxLabelsConfig, {"model": {"path": BASE}, "data": "x", **values})
+
+
+def test_a_recipe_names_what_changed_in_a_panel(tmp_path: Path) -> None:
+    folders.write(tmp_path / "p.jsonl", [{"prompt": "x"}])
+
+    def fingerprint(drift: float) -> Fingerprint:
+        values = {"model": {"path": BASE}, "data": str(tmp_path / "p.jsonl")}
+        panel = [{"name": "ann", "drift": drift, "weights": {"concise": 1}}]
+        return Fingerprint.of(build(SandboxLabelsConfig, {**values, "panel": panel}))
+
+    first = Fingerprint.model_validate_json(fingerprint(0.1).model_dump_json())
+    assert first.changes(fingerprint(0.1)) == []
+    assert first.changes(fingerprint(0.2)) == ["panel.0.drift: 0.1 -> 0.2"]
 
 
 def test_a_panel_from_the_command_line_to_a_reward_model(

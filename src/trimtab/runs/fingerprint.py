@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,6 +80,8 @@ class Fingerprint(BaseModel):
 
     def _add(self, value: Any, key: str, read: Callable[[str], Content | None]) -> None:
         """Add a value; ``read`` gives the content of what a text names."""
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
         if isinstance(value, Config):
             self._add_config(value, f"{key}.")
         elif isinstance(value, Mapping):
