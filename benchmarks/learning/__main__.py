@@ -1,19 +1,18 @@
 """Every method on real training: ``python -m benchmarks.learning --out runs/learning``.
 
 Writes ``docs/learning.md`` and ``docs/learning.json`` from what is in ``--out``; a stopped run goes
-on. ``--slice`` is what CI runs: PPO alone, one seed, a third of the samples.
+on. ``--slice`` is what CI runs: PPO alone on an easier task, one seed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from benchmarks.learning import credit, labels, page, words
-from trimtab.launch.jobs import Job, run
+from trimtab.launch.jobs import Job, headline, run
 from trimtab.objectives.methods import METHODS
 from trimtab.sandbox.arithmetic import END
 
@@ -133,27 +132,31 @@ def main() -> None:
     page.write(out, args.docs)
 
 
-def small(out: Path) -> None:
-    """One method, one seed, few samples: it must have begun to learn (methods with one update on
-    each batch need more of them).
+def small(out: Path, weight: float = 1.0) -> None:
+    """PPO on one step of arithmetic, one seed, 12 steps: it must have begun to learn.
+
+    pass@1 of the SFT model is about 0.3, of 100 held-out problems; its standard error is 0.03.
+
+    Args:
+        out: Folder; the SFT model in it is used again.
+        weight: Of the reward; -1 is a defect that must be noticed.
 
     Raises:
-        SystemExit: it did not.
+        SystemExit: it did not learn.
     """
     start = words.start(out / "start", size="small")
-    words.measure(start / "sft" / "model", start, start / "before", 100)
-    todo = [
-        Job(
-            "slice", name, 0, LEARN,
-            {"start": str(start), "samples": 3072, "limit": 100, "overrides": {"method": {"type": name}}},
-        )
-        for name in ("ppo",)
-    ]  # fmt: skip
-    run(todo, out, 1, report=print)
-    for job in todo:
-        result = json.loads((out / job.key / "result.json").read_text())
-        if result["gain"] < 0.05:
-            raise SystemExit(f"{job.name} gained {result['gain']:.3f} in pass@1, not 0.05")
+    reward = {**words.VERIFIER, "weight": weight}
+    result = words.learn(
+        out / f"slice-ppo-{weight:g}",
+        0,
+        start=str(start),
+        samples=768,
+        lr=4e-4,
+        overrides={"method": {"type": "ppo"}, "rewards": [reward]},
+    )
+    print(headline(result))
+    if result["gain"] < 0.15:
+        raise SystemExit(f"PPO gained {result['gain']:.3f} in pass@1, not 0.15")
 
 
 if __name__ == "__main__":

@@ -18,18 +18,29 @@ LIMIT = 32
 WRONG = 0.35
 """How often a demonstrator's step is wrong: two right steps then come 42 times in 100."""
 
+SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "full": (
+        {
+            "difficulty": {"steps": 2, "largest": 15}, "wrong": WRONG,
+            "demonstrations": 16_000, "prompts": 3000, "heldout": 300,
+        },
+        {"epochs": 4, "batch_size": 64, "holdout": 200, "optim": {"lr": 3e-3, "warmup_ratio": 0.05}},
+    ),
+    "small": (
+        {
+            "difficulty": {"steps": 1, "largest": 10, "operand": 2}, "wrong": 0.5,
+            "demonstrations": 8000, "prompts": 1000, "heldout": 100,
+        },
+        {"epochs": 1, "batch_size": 16, "holdout": 100, "optim": {"lr": 4e-3, "warmup_ratio": 0.05}},
+    ),
+}  # fmt: skip
+"""Problems and SFT. In the small one, for CI, a problem has one step and half of the demonstrations are wrong."""
+
 
 def start(out: Path, *, size: str = "full", moe: bool = False) -> Path:
     """Data and the SFT model, made once: ``out``/tasks and ``out``/sft/model."""
-    few = size == "small"
-    settings: dict[str, Any] = {
-        "out": str(out / "tasks"),
-        "wrong": WRONG,
-        "hidden": 64,
-        "layers": 2,
-    }
-    settings |= {"difficulty": {"steps": 2, "largest": 15}}
-    settings |= {"demonstrations": 8000 if few else 16_000, "prompts": 3000, "heldout": 300}
+    tasks, training = SIZES[size]
+    settings: dict[str, Any] = {"out": str(out / "tasks"), "hidden": 64, "layers": 2, **tasks}
     if not (out / "tasks" / "heldout.jsonl").is_file():
         word_problem_data.main(build(word_problem_data.WordProblemsConfig, settings))
     config = out / "tasks" / "config.json"
@@ -42,8 +53,7 @@ def start(out: Path, *, size: str = "full", moe: bool = False) -> Path:
                 "out": str(out / "sft"),
                 "model": {"path": str(config), "tokenizer": str(out / "tasks" / "tokenizer")},
                 "data": {"path": str(out / "tasks" / "demonstrations.jsonl")},
-                "epochs": 4, "batch_size": 64, "holdout": 200,
-                "optim": {"lr": 3e-3, "warmup_ratio": 0.05},
+                **training,
             },
         )
     )  # fmt: skip
