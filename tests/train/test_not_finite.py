@@ -59,9 +59,7 @@ def spoil(stage: Any, value: float, first: int, last: int) -> None:
     def spoiled(forward: Callable[[Pack], Output]) -> Callable[[Pack], Output]:
         def run(pack: Pack) -> Output:
             out = forward(pack)
-            names = [
-                n for n in ("logp_C", "scores_C", "score_C") if getattr(out, n, None) is not None
-            ]
+            names = [n for n in ("logp_C", "score_B") if getattr(out, n) is not None]
             return replace(out, **{n: getattr(out, n) * value for n in names})
 
         return run

@@ -43,15 +43,15 @@ def stage_of(method: str, base: Path, out: Path) -> Any:
     command = find_command(method)
     values: dict[str, Any] = {
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
-        "data": {"path": str(base / f"{data.get(method, 'prompts')}.jsonl")}, "batch_size": 8,
-        "optim": {"lr": 1e-2, "warmup_ratio": 0.0}, "loop": {"token_budget": 80},
+        "data": {"path": str(base / f"{data.get(method, 'prompts')}.jsonl")}, "batch_size": 24,
+        "optim": {"warmup_ratio": 0.0}, "loop": {"token_budget": 80},
     }  # fmt: skip
     if method == "process":
         values["separator"] = "."
     if method in ("ppo", "grpo", "online-dpo"):
         judge = {"name": "j", "judge": "tests.support.folders:wordier"}
         values |= {
-            "steps": 4, "sampling": {"max_new_tokens": 8},
+            "steps": 4, "batch_size": 8, "sampling": {"max_new_tokens": 8},
             "rewards": [judge if method == "online-dpo" else folders.WORDY],
         }  # fmt: skip
     out.mkdir(parents=True)
@@ -89,7 +89,7 @@ def weights_after(method: str, base: Path, out: Path, k: int) -> tuple[torch.Ten
     return torch.cat(flat), allocator.count, stage
 
 
-def largest_difference(method: str, base: Path, tmp_path: Path, most: int = 8) -> tuple[float, int]:
+def largest_difference(method: str, base: Path, tmp_path: Path, most: int = 6) -> tuple[float, int]:
     """Over every failing pack, or ``most`` of them evenly spread: the largest change of a weight."""
     undisturbed, forwards, stage = weights_after(method, base, tmp_path / "0", 0)
     assert forwards > 2, "one pack: nothing to fail between"
