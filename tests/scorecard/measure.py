@@ -22,7 +22,7 @@ class Result:
 
     passed: int = 0
     failed: list[str] = field(default_factory=list[str])
-    """Names of tests that failed, or why none ran."""
+    """Tests that failed with their reasons, or why none ran."""
     skipped: list[str] = field(default_factory=list[str])
     """Reasons."""
     figures: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
@@ -90,8 +90,10 @@ def result_of(check: Check, cases: Sequence[ElementTree.Element]) -> Result:
         if not any(is_case_of(test, case) for test in check.tests):
             continue
         name = f"{case.get('classname')}::{case.get('name')}"
-        if case.find("failure") is not None or case.find("error") is not None:
-            result.failed.append(name)
+        faults = [*case.iter("failure"), *case.iter("error")]
+        if faults:
+            reason = str(faults[0].get("message")).strip().partition("\n")[0][:150]
+            result.failed.append(f"{name} ({reason})")
         elif (skip := case.find("skipped")) is not None:
             result.skipped.append(str(skip.get("message")))
         else:

@@ -44,7 +44,7 @@ def stage_of(method: str, base: Path, out: Path) -> Any:
     values: dict[str, Any] = {
         "out": str(out), "model": {"path": str(base / "model"), "device": "cpu"},
         "data": {"path": str(base / f"{data.get(method, 'prompts')}.jsonl")}, "batch_size": 24,
-        "optim": {"lr": 1e-2, "warmup_ratio": 0.0}, "loop": {"token_budget": 80},
+        "optim": {"warmup_ratio": 0.0}, "loop": {"token_budget": 80},
     }  # fmt: skip
     if method == "process":
         values["separator"] = "."

@@ -99,9 +99,8 @@ BUCKETS = 300
 """A drawn line has at most two points per bucket, which is more than the pixels of a chart."""
 
 
-def smooth(values: Array, window: int) -> Array:
-    """Centred running mean over ``window`` points (fewer at the ends)."""
-    places = np.arange(len(values))
+def smooth(values: Array, window: int, places: npt.NDArray[np.int64]) -> Array:
+    """Centred running mean over ``window`` points (fewer at the ends) at some places."""
     half = window // 2
     low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
     # Around the mean, so that the sums of a long series lose no digits.
@@ -231,9 +230,9 @@ def line_chart(
         if window >= 2:
             at = extremes(y)
             axes.path(f"raw s{colour}", zip(x[at].tolist(), y[at].tolist(), strict=True))
-            y = smooth(y, window)
-        at = extremes(y)
-        axes.path(f"s{colour}", zip(x[at].tolist(), y[at].tolist(), strict=True))
+            at = np.unique(np.linspace(0, len(y) - 1, 2 * BUCKETS).astype(int))
+            x, y = x[at], smooth(y, window, at)
+        axes.path(f"s{colour}", zip(x.tolist(), y.tolist(), strict=True))
         end = axes.at(float(x[-1]), float(y[-1]))
         axes.add('<circle class="dot f{}" cx="{:.1f}" cy="{:.1f}" r="3.5"/>', colour, *end)
     legend = tuple((line.name, colour) for line, _, _, colour in drawn)

@@ -1,8 +1,8 @@
 """``metrics.jsonl`` as columns, for runs of millions of steps.
 
-The file is read in blocks. The lines of a block that have the same keys in the same order, as the writer of
-a run repeats them, are parsed together as comma-separated numbers; any other block is parsed line by line
-as JSON. Both give the same columns.
+The file is read in blocks by pyarrow's JSON reader. It has one meaning less than JSON: a null and a key that
+is absent are the same to it, so nulls, which stand for values that are not finite, are renamed to NaN first.
+A block that it refuses (a line that is no object, text where numbers were, a blank line) is read line by line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import codecs
 import io
 import json
 import math
+from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,27 +22,41 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.csv as pc
+import pyarrow.json as pj
 
 from trimtab.errors import DataError
 from trimtab.types import Row
 
 Array = npt.NDArray[np.float64]
-Places = npt.NDArray[np.int64]
+Places = npt.NDArray[np.int32]
 
-BLOCK_BYTES = 4 << 20
-_NOT_FINITE = ["null", "NaN", "Infinity", "-Infinity"]
+BLOCK_BYTES = 1 << 20
+THREADS = 2
+"""pyarrow parses without Python's lock."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Rows with the same metrics."""
+class _Some:
+    """A metric that not every row of a block has."""
 
     places: Places
-    """Positions of the rows in the table [n]."""
-    names: tuple[str, ...]
+    """Positions of its rows in the block [m], ascending."""
     values: Array
-    """[names, n]; NaN where a value was recorded that is not finite."""
+    """[m]"""
+
+
+_Column = Array | float | _Some
+"""The values of all rows [n], or the one value that all have, or those of some rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Consecutive rows."""
+
+    steps: Array
+    """[n]; NaN where a row has no number as step."""
+    columns: dict[str, _Column]
+    """By name; NaN where a value was recorded that is not finite."""
 
 
 class MetricTable:
@@ -55,13 +71,13 @@ class MetricTable:
     (['loss', 'lr', 'step'], 2)
     """
 
-    def __init__(self, parts: Sequence[_Part] = ()) -> None:
-        self._parts = [p for p in parts if "step" in p.names]
+    def __init__(self, blocks: Sequence[_Block] = ()) -> None:
+        self._blocks = list(blocks)
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> MetricTable:
         """The table of rows in memory."""
-        return cls(_parts_of_rows(list(rows), 0))
+        return cls([_of_rows(list(rows))])
 
     @classmethod
     def read(cls, run: str | Path) -> MetricTable:
@@ -71,21 +87,14 @@ class MetricTable:
             DataError: a line in the middle is not a JSON object; its number is named.
         """
         path = Path(run) / "metrics.jsonl"
-        parts: list[_Part] = []
-        row = number = 0
-        for block, is_last in _blocks(path):
-            lines = block.split(b"\n")
-            rows = sum(1 for line in lines if line.strip())
-            new = _uniform(block, row, rows)
-            if new is None:
-                new = _mixed([line for line in lines if line.strip()], row)
-            if new is None:
-                objects = _objects(path, lines, number, is_last)
-                rows, new = len(objects), _parts_of_rows(objects, row)
-            parts += new
-            row += rows
-            number += len(lines) - 1
-        return cls(parts)
+        blocks: list[_Block] = []
+        number = 0
+        for text, is_last, block in _parsed(path):
+            if block is None:
+                block = _of_rows(_objects(path, text.split(b"\n"), number, is_last))
+            blocks.append(block)
+            number += text.count(b"\n")
+        return cls(blocks)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -93,48 +102,65 @@ class MetricTable:
     @cached_property
     def names(self) -> frozenset[str]:
         """Metrics that were recorded at least once, ``step`` and ``time`` included."""
-        return frozenset(name for part in self._parts for name in part.names)
+        return frozenset(name for block in self._blocks for name in block.columns)
+
+    @cached_property
+    def _steps(self) -> Array:
+        """The steps of all rows in the order of the file."""
+        return np.concatenate([np.zeros(0), *(block.steps for block in self._blocks)])
+
+    @cached_property
+    def _has_order(self) -> bool:
+        """Whether every row has a step, and they ascend."""
+        return bool(np.all(self._steps[1:] >= self._steps[:-1])) and not np.isnan(self._steps).any()
 
     @cached_property
     def steps(self) -> Array:
         """The steps of all rows, ascending."""
-        return np.sort(self._raw("step")[1], kind="stable")
+        return self._ordered(self._steps, self._steps)[0]
 
     def series(self, name: str) -> tuple[Array, Array]:
         """Steps [n], ascending, and values [n] of a metric where it was recorded; NaN where not finite."""
-        steps, values = self._raw(name)
-        if np.any(np.diff(steps) < 0):
-            order = np.argsort(steps, kind="stable")
-            steps, values = steps[order], values[order]
-        return steps, values
+        steps: list[Array] = []
+        values: list[Array] = []
+        is_in_every_row = True
+        for block in self._blocks:
+            column = block.columns.get(name)
+            if isinstance(column, _Some):
+                is_in_every_row = False
+                steps.append(block.steps[column.places])
+                values.append(column.values)
+            elif column is None:
+                is_in_every_row = is_in_every_row and not len(block.steps)
+            else:
+                steps.append(block.steps)
+                values.append(np.broadcast_to(np.asarray(column), block.steps.shape))
+        if not values:
+            return np.zeros(0), np.zeros(0)
+        # The steps are shared where possible: they take as much memory as the values.
+        return self._ordered(
+            self._steps if is_in_every_row else np.concatenate(steps), np.concatenate(values)
+        )
+
+    def _ordered(self, steps: Array, values: Array) -> tuple[Array, Array]:
+        if self._has_order:
+            return steps, values
+        has_step = ~np.isnan(steps)
+        steps, values = steps[has_step], values[has_step]
+        order = np.argsort(steps, kind="stable")
+        return steps[order], values[order]
 
     def without(self, prefixes: tuple[str, ...]) -> MetricTable:
         """The table without the metrics whose names start with one of ``prefixes``."""
-        parts: list[_Part] = []
-        for part in self._parts:
-            keep = [i for i, name in enumerate(part.names) if not name.startswith(prefixes)]
-            names = tuple(part.names[i] for i in keep)
-            parts.append(_Part(part.places, names, part.values[keep]))
-        return MetricTable(parts)
-
-    def _raw(self, name: str) -> tuple[Array, Array]:
-        """Steps and values of a metric in the order of the file, without rows that have no step."""
-        columns = [
-            (p.places, p.values[p.names.index("step")], p.values[p.names.index(name)])
-            for p in self._parts
-            if name in p.names
-        ]
-        if not columns:
-            return np.zeros(0), np.zeros(0)
-        places, steps, values = (np.concatenate(c) for c in zip(*columns, strict=True))
-        if np.any(np.diff(places) < 0):
-            order = np.argsort(places, kind="stable")
-            steps, values = steps[order], values[order]
-        has_step = np.isfinite(steps)
-        return (steps, values) if has_step.all() else (steps[has_step], values[has_step])
+        return MetricTable(
+            [
+                _Block(b.steps, {k: v for k, v in b.columns.items() if not k.startswith(prefixes)})
+                for b in self._blocks
+            ]
+        )
 
 
-def _blocks(path: Path) -> Generator[tuple[bytes, bool]]:
+def _texts(path: Path) -> Generator[tuple[bytes, bool]]:
     """Whole lines of about ``BLOCK_BYTES``, and whether they are the last."""
     if not path.exists():
         return
@@ -148,63 +174,69 @@ def _blocks(path: Path) -> Generator[tuple[bytes, bool]]:
         yield rest, True
 
 
-def _uniform(block: bytes, row: int, rows: int) -> list[_Part] | None:
-    """The only part of a block whose ``rows`` lines all have the same keys; None if they do not."""
-    keys = block[: block.find(b"\n")].split(b'"')[1::2]
-    if b"\\" in block or not keys or block.count(b'"') != 2 * len(keys) * rows:
-        return None
-    pieces = block.split(b'"')
-    if pieces[1::2] != keys * rows:
-        return None
-    values = b"".join(pieces[2::2]).replace(b"}\n{: ", b"\n")
-    return _numbers(keys, values, np.arange(row, row + rows))
+def _parsed(path: Path) -> Generator[tuple[bytes, bool, _Block | None]]:
+    """What ``_texts`` yields with the block of each text, a few texts ahead."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        pending: deque[tuple[bytes, bool, Future[_Block | None]]] = deque()
+        for text, is_last in _texts(path):
+            pending.append((text, is_last, pool.submit(_of_text, text)))
+            if len(pending) > THREADS:
+                text, is_last, future = pending.popleft()
+                yield text, is_last, future.result()
+        for text, is_last, future in pending:
+            yield text, is_last, future.result()
 
 
-def _mixed(lines: Sequence[bytes], row: int) -> list[_Part] | None:
-    """One part for each set of keys among the lines; None if a line is not an object of numbers."""
-    by_keys: dict[bytes, tuple[list[int], list[bytes]]] = {}
-    for place, line in enumerate(lines, row):
-        if b"\\" in line:
+def _of_text(text: bytes) -> _Block | None:
+    """A block from lines of JSON; None where pyarrow does not read them as objects, one per line."""
+    rows = text.count(b"\n") + (not text.endswith(b"\n"))
+    if b"null" in text:
+        text = text.replace(b": null", b": NaN").replace(b":null", b":NaN")
+        if b"null" in text:  # in another form, or in a text
             return None
-        pieces = line.split(b'"')
-        places, values = by_keys.setdefault(b'"'.join(pieces[1::2]), ([], []))
-        places.append(place)
-        values.append(b"".join(pieces[2::2]))
-    parts: list[_Part] = []
-    for keys, (places, values) in by_keys.items():
-        text = b"\n".join(v.removesuffix(b"}").removeprefix(b": ") for v in values)
-        part = _numbers(keys.split(b'"'), text, np.array(places))
-        if part is None or not all(v.endswith(b"}") for v in values):
-            return None
-        parts += part
-    return parts
-
-
-def _numbers(keys: Sequence[bytes], values: bytes, places: Places) -> list[_Part] | None:
-    """A part from the text between the keys of its lines, ``: 1, : 2}``; None if it is not just numbers."""
-    if len(set(keys)) < len(keys):
-        return None
-    text = values.removeprefix(b": ").rstrip(b"}\r\n").replace(b", : ", b",")
     try:
-        names = tuple(key.decode() for key in keys)
-        # No header and no inference: a field that is not a number, or a missing one, is an error.
-        table = pc.read_csv(
-            io.BytesIO(text),
-            pc.ReadOptions(column_names=names, block_size=2 * BLOCK_BYTES),
-            pc.ParseOptions(quote_char=False, ignore_empty_lines=False),
-            pc.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.float64()), null_values=_NOT_FINITE
-            ),
-        )
+        # One block, and memory that goes back to the system.
+        options = pj.ReadOptions(use_threads=False, block_size=len(text) + 1)
+        table = pj.read_json(io.BytesIO(text), options, memory_pool=pa.system_memory_pool())
+        columns = {
+            name: _column(column)
+            for name, column in zip(table.column_names, table.columns, strict=True)
+            if _holds_numbers(column.type)
+        }
     except (pa.ArrowException, UnicodeDecodeError):
         return None
-    if table.num_rows != len(places):
-        return None
-    out = np.empty((len(names), len(places)))
-    for i, column in enumerate(table.columns):
-        out[i] = column.to_numpy()
-    out[np.isinf(out)] = np.nan
-    return [_Part(places, names, out)]
+    return _block(columns, rows) if table.num_rows == rows else None
+
+
+def _holds_numbers(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+
+
+def _column(column: pa.ChunkedArray) -> _Column:
+    numbers = column.cast(pa.float64(), safe=False)
+    if not numbers.null_count:
+        return numbers.to_numpy()
+    places = np.flatnonzero(numbers.is_valid().to_numpy())
+    return _Some(places.astype(np.int32), numbers.drop_null().to_numpy())
+
+
+def _block(columns: Mapping[str, _Column], rows: int) -> _Block:
+    """A block of ``rows`` rows: infinite values become NaN, and equal values one."""
+    steps = np.full(rows, np.nan)
+    reduced: dict[str, _Column] = {}
+    for name, column in columns.items():
+        if isinstance(column, _Some):
+            values = np.where(np.isfinite(column.values), column.values, np.nan)
+            reduced[name] = _Some(column.places, values)
+            if name == "step":
+                steps[column.places] = values
+        else:
+            values = np.where(np.isfinite(column), column, np.nan)
+            is_constant = bool(np.all(values == values[0]))
+            reduced[name] = float(values[0]) if is_constant else values
+            if name == "step":
+                steps = values
+    return _Block(steps, reduced)
 
 
 def _objects(path: Path, lines: Sequence[bytes], before: int, is_last: bool) -> list[Row]:
@@ -228,22 +260,20 @@ def _objects(path: Path, lines: Sequence[bytes], before: int, is_last: bool) -> 
     return rows
 
 
-def _parts_of_rows(rows: Sequence[Mapping[str, Any]], first: int) -> list[_Part]:
-    """One part for each set of metrics among the rows."""
-    by_names: dict[tuple[str, ...], tuple[list[int], list[list[float]]]] = {}
-    for place, row in enumerate(rows, first):
-        numbers = {k: _number(v) for k, v in row.items() if v is None or _is_number(v)}
-        places, values = by_names.setdefault(tuple(numbers), ([], []))
-        places.append(place)
-        values.append(list(numbers.values()))
-    return [
-        _Part(np.array(places), names, np.array(values).T)
-        for names, (places, values) in by_names.items()
-    ]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
+def _of_rows(rows: Sequence[Mapping[str, Any]]) -> _Block:
+    places: dict[str, list[int]] = {}
+    values: dict[str, list[float]] = {}
+    for place, row in enumerate(rows):
+        for name, value in row.items():
+            if value is None or isinstance(value, (int, float)):
+                places.setdefault(name, []).append(place)
+                values.setdefault(name, []).append(_number(value))
+    columns: dict[str, _Column] = {}
+    for name, at in places.items():
+        numbers = np.array(values[name])
+        is_full = len(at) == len(rows)
+        columns[name] = numbers if is_full else _Some(np.array(at, np.int32), numbers)
+    return _block(columns, len(rows))
 
 
 def _number(value: float | None) -> float:
