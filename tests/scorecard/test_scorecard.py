@@ -75,7 +75,7 @@ def test_the_page_keeps_what_people_wrote(tmp_path: Path) -> None:
     rows = read_rows()
     page.write(file, rows, Results(tmp_path / "none.json"))
     text = file.read_text(encoding="utf-8")
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "\nold\n" not in text
     assert "28 rows: 0 reached, 0 in part, 0 missed, 28 not measured" in text
     file.write_text("no markers")
     with pytest.raises(ValueError, match="are missing"):
