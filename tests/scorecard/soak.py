@@ -43,7 +43,7 @@ def prepare(folder: Path, steps: int, every: int, seed: int, leaks: bool) -> Non
     folders.prompts(folder / "prompts.jsonl")
     reward = {
         "name": "r", "function": "tests.scorecard.faulty_run:reward", "timeout": 5.0,
-        "options": {"folder": str(folder / "done")},
+        "options": {"plan": str(folder / "plan.json")},
     }  # fmt: skip
     config = {
         "out": str(folder / "run"), "model": {"path": str(folder / "model"), "device": "cpu"},

@@ -24,7 +24,7 @@ def reset_peak() -> bool:
 def peak_rss_mb() -> float:
     """The most memory that was resident, MB, since the last reset or the start of the process."""
     try:
-        for line in _STATUS.read_text().splitlines():
+        for line in _STATUS.read_text().split("\n"):
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     except OSError:
