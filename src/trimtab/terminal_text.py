@@ -26,8 +26,8 @@ def escape_controls(text: str) -> str:
 
     The escapes are those of JSON, so JSON stays the same value.
 
-    >>> print(escape_controls("a\tred \x1b[31mline, \u202etxt.exe"))
-    a	red \u001b[31mline, \u202etxt.exe
+    >>> print(escape_controls("a red \x1b[31mline, \u202etxt.exe"))
+    a red \u001b[31mline, \u202etxt.exe
     """
     return _CONTROLS.sub(_spelled, text)
 
