@@ -20,9 +20,9 @@ ARMS = {"minutes": 1.0, "sizes": {"steps": 40}, "arms": {"ppo": {}, "reinforce":
 
 
 def written(folder: Path, entries: list[dict[str, Any]], number: str = "5") -> Path:
-    file = folder / "claims.yaml"
-    file.write_text(yaml.safe_dump({number: entries}))
-    return file
+    file = folder / f"q{int(number):02}.yaml"
+    file.write_text(yaml.safe_dump({"claims": entries}))
+    return folder
 
 
 def test_the_registered_claims_compare_arms_that_exist() -> None:
@@ -39,7 +39,7 @@ def test_the_registered_claims_compare_arms_that_exist() -> None:
         ({"smallest_efect": 0.1}, "claim 5.2: smallest_efect: unknown key; did you mean 'smallest_effect'"),
         ({"direction": 2}, "claim 5.2: direction: "),
         ({"smallest_effect": 0.0}, "claim 5.2: smallest_effect: "),
-        ({"id": "6.2"}, "claim 6.2: id: it is listed under 5"),
+        ({"id": "6.2"}, "claim 6.2: id: this is question 5"),
         ({"id": "five"}, "claim five: id: "),
         ({"published": [{"arxiv": "24021", "says": {}, "agrees": True}]}, "claim 5.2: published.0.arxiv: "),
         ({"published": [{"arxiv": "2402.14740", "says": {"en": "x"}, "agrees": True}]},

@@ -130,7 +130,7 @@ def main(words: Sequence[str]) -> None:
             best = experiment.tune(
                 number, options.out, seeds=options.seeds, size=options.size, workers=options.workers
             )
-            print(f"# question {number}: lr of each arm, for settings.yaml")
+            print(f"# question {number}: lr of each arm, for q{number:02}.yaml")
             print(yaml.safe_dump(best, sort_keys=False))
         return
     if "page" not in options.switches:

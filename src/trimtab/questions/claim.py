@@ -1,11 +1,11 @@
-"""Claims and settings: the registry in ``claims.yaml`` and ``settings.yaml``, checked and frozen."""
+"""Claims and settings: the registry in ``qNN.yaml``, checked and frozen."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +17,9 @@ from trimtab.questions.verdict import LOOKS
 from trimtab.runs import read_object, to_json, write_atomic
 
 HERE = Path(__file__).parent
-CLAIMS, SETTINGS = HERE / "claims.yaml", HERE / "settings.yaml"
 LANGUAGES = ("en", "zh")
 FROZEN = "frozen.json"
+YAML = "q[0-9][0-9].yaml"
 
 
 class Paper(Config):
@@ -148,7 +148,17 @@ class Settings(Config):
         return self.model_copy(update={"sizes": sizes})
 
 
-def load_claims(path: Path = CLAIMS) -> dict[int, tuple[Claim, ...]]:
+def read_by_question(folder: Path, pattern: str) -> Iterator[tuple[int, Path, dict[str, Any]]]:
+    """Number, file and content of the YAML files of a folder that belong to a question, in order.
+
+    Args:
+        pattern: Of their names, which begin with ``q`` and the number in two digits.
+    """
+    for file in sorted(folder.glob(pattern)):
+        yield int(file.name[1:3]), file, read_yaml(file)
+
+
+def load_claims(folder: Path = HERE) -> dict[int, tuple[Claim, ...]]:
     """Every registered claim by question.
 
     An entry's ``conditions`` is a list: the claim is registered under each of them.
@@ -157,31 +167,31 @@ def load_claims(path: Path = CLAIMS) -> dict[int, tuple[Claim, ...]]:
         ConfigError: an entry is wrong or occurs twice; the claim and the key are named.
     """
     claims: dict[int, tuple[Claim, ...]] = {}
-    for number, entries in read_yaml(path).items():
+    for number, file, values in read_by_question(folder, YAML):
         of_question: list[Claim] = []
-        for place, entry in enumerate(entries, 1):
-            name = f"claim {entry.get('id') or f'{place} of question {number}'}"
-            values = dict(entry)
-            for condition in values.pop("conditions", None) or [{}]:
-                claim = build(Claim, {**values, "condition": condition}, f"{path.name}: {name}")
-                if claim.question != int(number):
-                    raise ConfigError(f"{path.name}: {name}: id: it is listed under {number}")
+        for place, entry in enumerate(values["claims"], 1):
+            name = f"claim {entry.get('id') or place}"
+            entry = dict(entry)
+            for condition in entry.pop("conditions", None) or [{}]:
+                claim = build(Claim, {**entry, "condition": condition}, f"{file.name}: {name}")
+                if claim.question != number:
+                    raise ConfigError(f"{file.name}: {name}: id: this is question {number}")
                 if any(claim.key == other.key for other in of_question):
-                    raise ConfigError(f"{path.name}: {name}: id: {claim.key} is registered twice")
+                    raise ConfigError(f"{file.name}: {name}: id: {claim.key} is registered twice")
                 of_question.append(claim)
-        claims[int(number)] = tuple(of_question)
+        claims[number] = tuple(of_question)
     return claims
 
 
-def load_settings(path: Path = SETTINGS) -> dict[int, Settings]:
+def load_settings(folder: Path = HERE) -> dict[int, Settings]:
     """The settings of every question.
 
     Raises:
-        ConfigError: a key is unknown or wrong; the question and the key are named.
+        ConfigError: a key is unknown or wrong; the file and the key are named.
     """
     return {
-        int(number): build(Settings, values, f"{path.name}: question {number}")
-        for number, values in read_yaml(path).items()
+        number: build(Settings, values["settings"], f"{file.name}: settings")
+        for number, file, values in read_by_question(folder, YAML)
     }
 
 

@@ -301,7 +301,7 @@ def read_result(folder: Path) -> Result:
 
 
 def tune(number: int, out: Path, *, seeds: Sequence[int] = (), size: float = 1.0, workers: int = 1) -> dict[str, float]:  # fmt: skip
-    """The best learning rate of every arm on the tuning seeds, to be written into ``settings.yaml``.
+    """The best learning rate of every arm on the tuning seeds, to be written into ``qNN.yaml``.
 
     Raises:
         ConfigError: nothing of the question has a learning rate.

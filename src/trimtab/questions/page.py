@@ -35,9 +35,14 @@ PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
 def read_text(language: str) -> Text:
-    """The text of a language: ``common``, ``glossary`` and ``questions``."""
+    """The text of a language: ``common``, ``glossary`` and ``questions`` (by number)."""
     assert language in LANGUAGES, language
-    return read_yaml(registry.HERE / "text" / f"{language}.yaml")
+    folder = registry.HERE / "text"
+    of_questions = registry.read_by_question(folder, f"q[0-9][0-9].{language}.yaml")
+    return {
+        **read_yaml(folder / f"common.{language}.yaml"),
+        "questions": {str(number): text for number, _, text in of_questions},
+    }
 
 
 def fill(text: str, values: Mapping[str, str], where: str) -> str:
@@ -132,6 +137,7 @@ class Writer:
         seconds = cost.get("seconds_per_seed", 60 * settings.minutes)
         values = {
             "number": str(self.number),
+            "settings": f"q{self.number:02}.yaml",
             "hash": self.result["hash"],
             "seeds": str(len(self.result["seeds"])),
             "looks": str(experiment.LOOKS[0]),
@@ -167,7 +173,7 @@ class Writer:
 
     def filled(self, text: str, where: str, **more: str) -> str:
         """``text`` with its placeholders replaced."""
-        place = f"text/{self.language}.yaml: questions.{self.number}.{where}"
+        place = f"text/q{self.number:02}.{self.language}.yaml: {where}"
         return fill(text, {**self.values, **more}, place)
 
     def condition(self, c: Claim) -> str:
