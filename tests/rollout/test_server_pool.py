@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import torch
 
 from tests.support import folders
 from tests.support.engine_server import EngineServer
+from tests.support.labelling import free_port
 from tests.support.models import tiny
+from tests.support.processes import Forked
 from trimtab.config import build
 from trimtab.errors import ConfigError
 from trimtab.models.load import LM
@@ -188,6 +192,102 @@ def test_a_killed_server_loses_and_doubles_no_prompt(
         assert logp_gap(lm, requests(4), generate(engine, requests(4), SAMPLING)) < 1e-4
     finally:
         engine.close()
+
+
+class ServerProcess:
+    """A server in a process of its own, which can be stopped by a signal."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        script = str(Path(__file__).parents[1] / "support" / "engine_server.py")
+        self.process = Forked(script, str(path), str(port), str(seconds), script=True)
+        limit = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.url}/health", timeout=1).close()
+                return
+            except OSError:
+                assert self.process.poll() is None and time.monotonic() < limit, (
+                    self.process.output()
+                )
+                time.sleep(0.02)
+
+
+def seconds_until_dead(path: Path, folder: Path, timeout: float) -> float:
+    """Stop one of two servers by SIGSTOP while both serve; how long until it counts as dead."""
+    lm = policy(path)
+    servers = [ServerProcess(path, 0.05) for _ in range(2)]
+    clients = [VLLMServer(s.url, timeout=timeout) for s in servers]
+    engine = ServerPool(clients, Requirements(VOCAB, 20), FolderSync(folder), (2,), PROMPTS)
+    try:
+        update(engine, 0, PolicyWeights(lm, None))
+        calm = generate(engine, requests(24), SAMPLING)
+        seconds: list[float] = []
+
+        def stop() -> None:
+            time.sleep(0.3)
+            servers[0].process.send_signal(signal.SIGSTOP)
+            started = time.monotonic()
+            while engine.members[0].state != "dead" and time.monotonic() < started + 60:
+                time.sleep(0.005)
+            seconds.append(time.monotonic() - started)
+
+        watcher = threading.Thread(target=stop)
+        watcher.start()
+        sampled = generate(engine, requests(24), SAMPLING)
+        watcher.join()
+        assert [s.ids.tolist() for (s,) in sampled] == [s.ids.tolist() for (s,) in calm]
+        assert [m.state for m in engine.members] == ["dead", "serving"]
+        return seconds[0]
+    finally:
+        for server in servers:
+            server.process.kill()
+            server.process.wait()
+        engine.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_is_dead_after_three_heartbeats(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """RELIABILITY 8. A request may take ten minutes; its server is given up long before."""
+    monkeypatch.setattr(pool_module, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(pool_module, "PATIENCE", 0.5)
+    path = folder(tmp_path / "model")
+    seconds = seconds_until_dead(path, tmp_path / "weights", 600.0)
+    heartbeats = seconds / (pool_module.HEARTBEAT + pool_module.PATIENCE)
+    record_property("heartbeats", heartbeats)
+    assert heartbeats <= pool_module.MISSES + 0.5  # it is stopped between two
+
+
+@pytest.mark.slow
+def test_a_server_that_is_waited_for_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check can fail: without the heartbeat the requests last until their own limit."""
+    monkeypatch.setattr(pool_module, "HEARTBEAT", 3600.0)
+    monkeypatch.setattr(pool_module, "PATIENCE", 0.5)
+    path = folder(tmp_path / "model")
+    assert seconds_until_dead(path, tmp_path / "weights", 8.0) > 7.0
+
+
+@pytest.mark.slow
+def test_a_prompt_that_is_not_asked_again_is_noticed(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of killed servers can fail: without the second try a prompt is lost."""
+    once = ServerPool._pick
+
+    async def pick(self: ServerPool, key: tuple[int, ...], avoid: Member | None) -> Member:
+        if avoid is not None:
+            raise EngineError("asked once only")
+        return await once(self, key, avoid)
+
+    monkeypatch.setattr(ServerPool, "_pick", pick)
+    with pytest.raises(EngineError, match="asked once only"):
+        test_a_killed_server_loses_and_doubles_no_prompt(tmp_path, start, "serving")
 
 
 @pytest.mark.slow

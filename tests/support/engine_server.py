@@ -219,3 +219,8 @@ class EngineServer:
         for i, token in enumerate(body["prompt"][1:]):
             entries.append({str(token): {"logprob": float(logp[i, token])}})
         return 200, {"choices": [{"prompt_logprobs": entries}]}
+
+
+if __name__ == "__main__":  # a server in a process of its own: folder, port, seconds per completion
+    EngineServer(Path(sys.argv[1]), port=int(sys.argv[2]), seconds=float(sys.argv[3]))
+    threading.Event().wait()

@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trimtab.errors import ConfigError
@@ -41,6 +41,10 @@ class Member:
     version: int | None = None
     """Of its weights, once they were synced."""
     misses: int = 0
+    calls: set[asyncio.Future[list[Sampled]]] = field(
+        default_factory=set["asyncio.Future[list[Sampled]]"]
+    )
+    """Requests that it is working on."""
 
     @property
     def url(self) -> str:
@@ -144,7 +148,8 @@ class ServerPool:
             member = await self._pick(request.key, last)
             model, version = self.transport.model(member.server), member.version
             try:
-                sampled = await member.server.generate(request, sampling, self.stop_ids, model)
+                call = member.server.generate(request, sampling, self.stop_ids, model)
+                sampled = await _while_alive(member, call)
                 return [_labelled(s, version, self.transport.pauses, member) for s in sampled]
             except ServerError as error:
                 if not error.retry:
@@ -181,6 +186,9 @@ class ServerPool:
         if member.state != state and "dead" in (state, member.state):
             log.warning("rollout: server %s was %s, is now %s", member.url, member.state, state)
         member.state = state
+        if state == "dead":
+            for call in member.calls:
+                call.cancel()
         async with self._changed:
             self._changed.notify_all()
 
@@ -364,6 +372,27 @@ class ServerPool:
                 stack.callback(self.processes.stop)
             stack.callback(self._background.close)
             self._background.run(end())
+
+
+async def _while_alive(
+    member: Member, request: Coroutine[Any, Any, list[Sampled]]
+) -> list[Sampled]:
+    """The reply to a request, given up when the server is declared dead: one that hangs keeps its
+    connections open, and the limit of a request is far longer than three heartbeats.
+
+    Raises:
+        ServerError: as the request does, or the server was declared dead.
+    """
+    call = asyncio.ensure_future(request)
+    member.calls.add(call)
+    try:
+        await asyncio.wait({call})
+    finally:
+        member.calls.discard(call)
+        call.cancel()
+    if call.cancelled():
+        raise ServerError(f"{member.url} does not answer any more")
+    return call.result()
 
 
 def _labelled(sampled: Sampled, version: int | None, by_label: bool, member: Member) -> Sampled:
