@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -43,9 +44,20 @@ def rank(process: subprocess.Popen[bytes], number: int) -> psutil.Process:
     raise AssertionError("no such rank")
 
 
+def until_it_trains_again(metrics: Path) -> float:
+    """Seconds until another step is recorded."""
+    started, seen = time.monotonic(), metrics.read_bytes().count(b"\n")
+    # A resume drops the lines after the checkpoint, and then adds to them.
+    while metrics.read_bytes().count(b"\n") <= seen and time.monotonic() < started + 300:
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
 @pytest.mark.skipif(not EVERYTHING, reason="make scale-check runs it")
 @pytest.mark.parametrize("row", ["sft.full.whole", "grpo.none.lora"])
-def test_a_killed_rank_is_started_again(row: str, tmp_path: Path) -> None:
+def test_a_killed_rank_is_started_again(
+    row: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     make_data(tmp_path)
     command = settings(row, tmp_path)[0]
     for name in ("undisturbed", "killed"):
@@ -56,6 +68,9 @@ def test_a_killed_rank_is_started_again(row: str, tmp_path: Path) -> None:
             lines = out / "metrics.jsonl"
             if lines.is_file() and lines.read_bytes().count(b"\n") >= 3:
                 rank(process, 1).send_signal(signal.SIGKILL)
+                seconds = until_it_trains_again(lines)
+                record_property("seconds until it trains again", seconds)
+                assert seconds <= 60
                 break
             assert process.poll() is None
             time.sleep(0.02)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -117,6 +118,18 @@ def trainer_logps(lm: LM, asked: list[Request], sampled: list[list[Sampled]]) ->
 def gap(lm: LM, asked: list[Request], sampled: list[list[Sampled]]) -> float:
     trainer = np.concatenate(trainer_logps(lm, asked, sampled))
     return float(np.abs(trainer - np.concatenate([s.logp for (s,) in sampled])).max())
+
+
+def test_every_route_asks_for_the_key(tiny_servers: TinyServers) -> None:
+    servers = tiny_servers.servers("adapter")
+    [url] = servers.urls
+    for path in ("/v1/completions", "/pause", "/resume", "/collective_rpc", "/update_weight_version",
+                 "/reset_prefix_cache", "/v1/load_lora_adapter", "/weight_info", "/metrics"):  # fmt: skip
+        assert httpx2.post(url + path, json={}).status_code == 401, path
+        assert httpx2.get(url + path).status_code == 401, path
+    assert httpx2.get(url + "/health").status_code == 200
+    given = {"Authorization": f"Bearer {servers.key}"}
+    assert httpx2.get(url + "/weight_info", headers=given).status_code == 200
 
 
 @pytest.mark.parametrize("way", ["folder", "gloo", "adapter"])

@@ -9,7 +9,7 @@ import torch
 
 from tests.support import folders
 from tests.support.models import tiny
-from trimtab.rollout.engines.server_process import ServerProcesses, ServeSpec, write_plugin
+from trimtab.rollout.engines.server_process import ServerProcesses, ServeSpec
 
 WHERE = Path(os.environ.get("TRIMTAB_VLLM") or Path(__file__).parents[2] / ".vllm").absolute()
 PYTHON = WHERE / "bin" / "python"
@@ -51,5 +51,4 @@ def start_servers(
         gpus=0,
         args=ARGUMENTS,
     )
-    plugin = write_plugin(folder / "plugin") if backend == "gloo" else None
-    return ServerProcesses(spec, [[] for _ in range(count)], folder, plugin)
+    return ServerProcesses(spec, [[] for _ in range(count)], folder)

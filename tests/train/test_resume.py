@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +41,17 @@ def config(stage: str, base: Path, out: Path) -> dict[str, Any]:
             "loop": loop,
             "rewards": [{"name": "j", "judge": f"{ROOT / 'tests' / 'support' / 'folders.py'}:wordier"}],
         }  # fmt: skip
+    methods = {
+        "rl": {"type": "ppo", "updates": {"epochs": 2, "minibatches": 2},
+               "kl": {"type": "adaptive", "beta": 0.1, "target": 0.5, "horizon": 50}},
+        # Groups that a batch did not need wait for the next one, over a resume too.
+        "dapo": {"type": "dapo", "group_size": 2},
+    }  # fmt: skip
     return {
         "out": str(out), "model": model, "data": {"path": str(base / "prompts.jsonl")}, "steps": 16,
         "batch_size": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3}, "loop": loop,
         "rewards": [{"name": "wordy", "function": f"{ROOT / 'tests' / 'support' / 'folders.py'}:wordy"}],
-        "method": {"type": "ppo", "updates": {"epochs": 2, "minibatches": 2},
-                   "kl": {"type": "adaptive", "beta": 0.1, "target": 0.5, "horizon": 50}},
+        "method": methods[stage],
     }  # fmt: skip
 
 
@@ -58,7 +65,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "rl", "online_dpo"])
+def command_of(stage: str) -> str:
+    return "rl" if stage == "dapo" else stage
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "rl", "dapo", "online_dpo"])
 def test_kill_and_resume_is_byte_equal(stage: str, base: Path, tmp_path: Path) -> None:
     uninterrupted, broken = tmp_path / "whole", tmp_path / "broken"
     files: dict[str, Path] = {}
@@ -66,27 +77,54 @@ def test_kill_and_resume_is_byte_equal(stage: str, base: Path, tmp_path: Path) -
         files[name] = tmp_path / f"{name}.yaml"
         files[name].write_text(yaml.safe_dump(config(stage, base, out)))
     # In another process than the killed one: the order of sets of strings may differ.
-    run_here(stage, str(files["whole"]))
+    command = command_of(stage)
+    run_here(command, str(files["whole"]))
 
-    kill_midway(stage, files["broken"], broken)
-    assert "resuming from step" in Forked(stage, str(files["broken"])).finish()
+    kill_midway(command, files["broken"], broken)
+    assert "resuming from step" in Forked(command, str(files["broken"])).finish()
     assert weights(uninterrupted) == weights(broken)
     steps = [row["step"] for row in read_metrics(broken)]
     assert steps == sorted(set(steps)), "a step was recorded twice"
 
 
-def test_sigterm_saves_and_exits_143(base: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    settings = config("rl", base, out)
-    settings["steps"] = 500
+def terminated(stage: str, base: Path, out: Path, *script: str) -> tuple[int, list[int], float]:
+    """Start a stage and send it SIGTERM after three steps.
+
+    Args:
+        script: A Python file in place of the command line.
+
+    Returns:
+        The exit status, the steps of its checkpoints, and the seconds until it ended.
+    """
+    settings = config(stage, base, out)
     settings["loop"]["save_steps"] = 0
-    file = tmp_path / "run.yaml"
+    settings |= {"steps": 500} if "steps" in settings else {"epochs": 200}
+    file = out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(settings))
-    process = Forked("rl", str(file))
+    process = Forked(*script, command_of(stage), str(file), script=bool(script))
     wait_for(out, 3, process)
+    started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
-    assert list((out / "checkpoints").glob("step-*")), "nothing was saved"
+    code = process.wait(timeout=60)
+    saved = [int(f.name.removeprefix("step-")) for f in (out / "checkpoints").glob("step-*")]
+    return code, saved, time.monotonic() - started
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "rl", "dapo", "online_dpo"])
+def test_sigterm_saves_and_exits_143(
+    stage: str, base: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    code, saved, seconds = terminated(stage, base, tmp_path / "run")
+    assert (code, len(saved)) == (143, 1), "nothing was saved"
+    assert saved == [read_metrics(tmp_path / "run")[-1]["step"]], "a step is lost"
+    record_property("seconds", seconds)
+    assert seconds < 10 + 5  # a step takes less than a second
+
+
+def test_a_signal_that_is_not_received_is_noticed(base: Path, tmp_path: Path) -> None:
+    deaf = str(ROOT / "tests" / "support" / "deaf.py")
+    code, saved, _ = terminated("sft", base, tmp_path / "run", deaf)
+    assert (code, saved) == (-signal.SIGTERM, [])
 
 
 def test_losing_the_kl_controller_is_noticed(base: Path, tmp_path: Path) -> None:

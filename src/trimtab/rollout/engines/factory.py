@@ -26,7 +26,6 @@ from trimtab.rollout.engines.server_process import (
     assign_gpus,
     python_with_vllm,
     require_gpus,
-    write_plugin,
 )
 from trimtab.rollout.engines.vllm import Requirements, VLLMServer
 from trimtab.rollout.link import GroupSync
@@ -90,14 +89,13 @@ def make_engine(
             gpus=spec.gpus_per_server if visible else 0,
             args=spec.server_args,
         )
-        plugin = write_plugin(folder / "plugin") if way == "gloo" else None
         if on_ray:
             require_gpus(spec.servers, spec.gpus_per_server, trainers, visible, "the cluster")
-            servers = RayServers(serve, spec.servers, folder, plugin)
+            servers = RayServers(serve, spec.servers, folder)
             host = node_address() if host == LOOPBACK else host
         else:
             gpus = assign_gpus(spec.servers, spec.gpus_per_server, visible, trainers)
-            servers = ServerProcesses(serve, gpus, folder, plugin)
+            servers = ServerProcesses(serve, gpus, folder)
         urls, key = servers.urls, servers.key
     transport = _transport(way, files, host)
     with ExitStack() as started:

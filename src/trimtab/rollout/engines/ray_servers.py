@@ -15,6 +15,7 @@ from trimtab.rollout.engines.server_process import (
     free_port,
     server_arguments,
     server_environment,
+    write_modules,
 )
 
 log = logging.getLogger(__name__)
@@ -37,16 +38,14 @@ def node_address() -> str:
 class ServerParent:
     """The actor: starts one server on its node, which ends with it."""
 
-    def __init__(
-        self, spec: ServeSpec, key: str, folder: Path, plugin: Path | None, index: int
-    ) -> None:
+    def __init__(self, spec: ServeSpec, key: str, folder: Path, index: int) -> None:
         import ray
 
         gpus = [int(number) for number in ray.get_gpu_ids()]
         address, port = node_address(), free_port()
         self.process = ServerProcess(
             server_arguments(spec, port, address),
-            server_environment(key, gpus, plugin),
+            server_environment(key, gpus, write_modules(folder / "modules", spec.backend)),
             port,
             folder / f"server-{index}.log",
             address=address,
@@ -71,31 +70,29 @@ class ServerParent:
 class RayServers:
     """Servers that Ray places; those of a node that is lost stay away, and the others serve.
 
-    Their routes for weights ask for no key: they listen on the address of their node in the cluster,
-    which must be a private network.
+    They listen on the address of their node in the cluster; every route asks for the key, but there is no TLS.
 
     Args:
         spec: How each is started.
         count: Number of servers.
-        folder: For their logs, on a disk that all nodes share.
-        plugin: Folder with the weight transfer plugin, on the same disk.
+        folder: For their logs and modules, on a disk that all nodes share.
 
     Raises:
         EngineError: a server did not start.
     """
 
-    def __init__(self, spec: ServeSpec, count: int, folder: Path, plugin: Path | None) -> None:
+    def __init__(self, spec: ServeSpec, count: int, folder: Path) -> None:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         self.key = secrets.token_urlsafe(24)
-        """Of the API."""
+        """Of every route."""
         self._ray: Any = ray
         # Ranks have all CPUs of the cluster; a server waits for a GPU, if for anything.
         actor: Any = ray.remote(num_cpus=0, num_gpus=spec.gpus, scheduling_strategy="SPREAD")(
             ServerParent
         )
-        arguments = (spec, self.key, folder.resolve(), plugin)
+        arguments = (spec, self.key, folder.resolve())
         self._actors = [actor.remote(*arguments, i) for i in range(count)]
         atexit.register(self.stop)
         try:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trimtab.errors import ConfigError
-from trimtab.rollout import vllm_plugin
+from trimtab.rollout import vllm_guard, vllm_plugin
 from trimtab.rollout.engine import EngineError
 from trimtab.runs import write_atomic
 
@@ -32,6 +32,7 @@ START_SECONDS = 1800.0
 """Until a started server must answer: large models take minutes to load and compile."""
 RESTARTS = 3
 """How often a server is started again in one run."""
+GUARD = "trimtab_vllm_guard"
 MODULE = "vllm.entrypoints.openai.api_server"
 
 
@@ -81,7 +82,7 @@ def server_arguments(spec: ServeSpec, port: int, host: str = "127.0.0.1") -> lis
         "--host", host, "--port", str(port), "--served-model-name", "policy",
         "--dtype", spec.dtype, "--max-model-len", str(spec.max_length),
         "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
-        "--enable-scale-out",
+        "--enable-scale-out", "--middleware", f"{GUARD}.Guard",
     ]  # fmt: skip
     if spec.gpus > 1:
         command += ["--tensor-parallel-size", str(spec.gpus)]
@@ -93,13 +94,13 @@ def server_arguments(spec: ServeSpec, port: int, host: str = "127.0.0.1") -> lis
     return [*command, *spec.args]
 
 
-def server_environment(key: str, gpus: Sequence[int], plugin: Path | None) -> dict[str, str]:
+def server_environment(key: str, gpus: Sequence[int], modules: Path) -> dict[str, str]:
     """The environment of one server.
 
     Args:
         key: API key.
         gpus: Numbers of its GPUs; empty for none.
-        plugin: Folder with the weight transfer plugin.
+        modules: Folder that ``write_modules`` wrote.
     """
     environment: dict[str, str] = {
         name: value
@@ -113,14 +114,13 @@ def server_environment(key: str, gpus: Sequence[int], plugin: Path | None) -> di
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_API_KEY": key,
+        "PYTHONPATH": str(modules),
     }
     if not gpus:
         # Otherwise a server on a CPU takes nearly all memory for its cache, in GiB.
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     else:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-    if plugin is not None:
-        environment["PYTHONPATH"] = str(plugin)
     return environment
 
 
@@ -265,23 +265,17 @@ class ServerProcesses:
     Args:
         spec: How each is started.
         gpus: GPU numbers of each server.
-        folder: For their logs.
-        plugin: Folder with the weight transfer plugin.
+        folder: For their logs, and for our modules that they import.
     """
 
-    def __init__(
-        self,
-        spec: ServeSpec,
-        gpus: Sequence[Sequence[int]],
-        folder: Path,
-        plugin: Path | None = None,
-    ) -> None:
+    def __init__(self, spec: ServeSpec, gpus: Sequence[Sequence[int]], folder: Path) -> None:
         self.key = secrets.token_urlsafe(24)
-        """Of the API; the development routes do not ask for it."""
+        """Of every route."""
+        modules = write_modules(folder / "modules", spec.backend)
         self.processes = [
             ServerProcess(
                 server_arguments(spec, port := free_port()),
-                server_environment(self.key, numbers, plugin),
+                server_environment(self.key, numbers, modules),
                 port,
                 (folder / f"server-{i}.log").resolve(),
             )
@@ -315,16 +309,24 @@ class ServerProcesses:
         atexit.unregister(self.stop)
 
 
-def write_plugin(folder: Path) -> Path:
-    """A folder for PYTHONPATH in which vLLM finds our weight transfer, without trimtab installed there."""
-    name = "trimtab_vllm_plugin"
-    info = folder / f"{name}-1.0.dist-info"
-    info.mkdir(parents=True, exist_ok=True)
-    source = Path(vllm_plugin.__file__).read_bytes()
-    write_atomic(folder / f"{name}.py", source)
-    write_atomic(info / "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode())
-    entry = f"[vllm.general_plugins]\n{name} = {name}:register\n"
-    write_atomic(info / "entry_points.txt", entry.encode())
+def write_modules(folder: Path, backend: str | None) -> Path:
+    """A folder for PYTHONPATH with the guard and, for gloo, the weight transfer, since vLLM's environment has no
+    trimtab.
+
+    Args:
+        backend: Of the weight transfer.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / f"{GUARD}.py", Path(vllm_guard.__file__).read_bytes())
+    if backend == "gloo":
+        name = "trimtab_vllm_plugin"
+        info = folder / f"{name}-1.0.dist-info"
+        info.mkdir(exist_ok=True)
+        write_atomic(folder / f"{name}.py", Path(vllm_plugin.__file__).read_bytes())
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+        write_atomic(info / "METADATA", metadata.encode())
+        entry = f"[vllm.general_plugins]\n{name} = {name}:register\n"
+        write_atomic(info / "entry_points.txt", entry.encode())
     return folder.resolve()
 
 
