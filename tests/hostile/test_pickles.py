@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import json
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
+import trimtab
 from tests.support import folders, hostile_files
 from tests.support.hostile_commands import DATA_READERS, KINDS, MODEL_READERS, run
 from trimtab import api
@@ -152,3 +154,24 @@ def test_load_model_reads_no_pickle(base: Path, tmp_path: Path) -> None:
         with contextlib.suppress(Exception):
             api.Run(folder).load_model()
         assert not mark.exists(), form
+
+
+def trusting(folder: Path) -> list[str]:
+    """File and line of every call below a folder that allows remote code, whatever it depends on."""
+    places: list[str] = []
+    for file in sorted(folder.rglob("*.py")):
+        values: list[ast.expr] = []
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                values.append(node.value)
+            elif isinstance(node, ast.Dict):
+                pairs = zip(node.keys, node.values, strict=True)
+                values += [v for k, v in pairs if k and ast.unparse(k) == "'trust_remote_code'"]
+        wrong = [v for v in values if not (isinstance(v, ast.Constant) and v.value is False)]
+        places += [f"{file.relative_to(folder)}: {v.lineno}" for v in wrong]
+    return places
+
+
+def test_remote_code_is_allowed_nowhere() -> None:
+    """RELIABILITY 20."""
+    assert trusting(Path(trimtab.__file__).parent) == []

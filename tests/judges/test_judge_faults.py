@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,16 +172,27 @@ def moved(judge: Judge, texts: list[str]) -> float:
 
 
 @pytest.mark.slow
-def test_no_text_gets_out_of_its_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_text_gets_out_of_its_fence(record_property: Callable[[str, object], None]) -> None:
     """RELIABILITY 15: the judge obeys whatever stands outside the fences."""
     texts = canaries()
     assert len(texts) == 200
-    idle = [" ".join(["word"] * len(t.split())) for t in texts]
     with endpoint(SimulatedJudge(obeys="outside")) as one:
-        noise = moved(Judge(spec(one)), idle)
-        assert moved(Judge(spec(one)), texts) - noise <= 0.01
-        # The check can fail: where the mark is known, orders that quote it do get out.
-        nonce = "0000000000000000"
-        monkeypatch.setattr(question, "mark_of", lambda parts: nonce)
-        ends = [t for t in texts if f"[/answer B {nonce}]" in t]
-        assert moved(Judge(spec(one, order="given")), ends) - noise >= 0.3
+        turned = moved(Judge(spec(one)), texts) - moved(Judge(spec(one)), idle(texts))
+    record_property("share turned", turned)
+    assert turned <= 0.01
+
+
+@pytest.mark.slow
+def test_a_known_mark_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check can fail: where the mark is known, orders that quote it do get out."""
+    nonce = "0000000000000000"
+    monkeypatch.setattr(question, "mark_of", lambda parts: nonce)
+    texts = [t for t in canaries() if f"[/answer B {nonce}]" in t]
+    with endpoint(SimulatedJudge(obeys="outside")) as one:
+        judge = Judge(spec(one, order="given"))
+        assert moved(judge, texts) - moved(judge, idle(texts)) >= 0.3
+
+
+def idle(texts: list[str]) -> list[str]:
+    """Texts as long that ask for nothing."""
+    return [" ".join(["word"] * len(t.split())) for t in texts]

@@ -8,13 +8,14 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support.labelling import Server, asked, many, write_rows
+from trimtab.feedback.judgement import Judgement
 from trimtab.feedback.records import STORE
 from trimtab.label.store import Store
 
@@ -118,28 +119,8 @@ def test_no_label_is_lost_or_double_and_each_item_has_exactly_k(tmp_path: Path) 
     assert server.stop() == 0
     store = Store.reopened(tmp_path / "out" / STORE)
     judgements = store.current()
-    by_id = {j.detail["id"]: j for j in judgements}
     assert len(store.history()) == len(judgements)
-    for p in people:
-        for name, verdict in p.acknowledged.items():
-            j = by_id[name]
-            assert j.annotator == p.name_
-            if verdict in ("0", "1"):
-                assert j.order is not None and j.ranks is not None
-                assert j.ranks[j.order[int(verdict)]] == 0 and sorted(j.ranks) == [0, 1]
-            else:
-                assert (j.status, j.bad) == (
-                    "skip" if verdict == "skip" else "ok",
-                    verdict == "bad",
-                )
-    stored = judgements
-    once = Counter((j.item, j.annotator, j.kind) for j in stored)
-    assert max(once.values()) == 1
-    assert len(judgements) == sum(len(p.acknowledged) for p in people), "nothing but what was sent"
-    plain = Counter(j.item for j in stored if j.kind == "plain" and j.status == "ok")
-    skipped = Counter(j.item for j in stored if j.kind == "plain" and j.status == "skip")
-    assert len(plain) == count
-    assert all(n == min(k, len(PEOPLE) - skipped[item]) for item, n in plain.items())
+    assert not faults(judgements, {p.name_: p.acknowledged for p in people}, k, count)
     assert store._rows("pragma integrity_check")[0][0] == "ok"
     seconds = [s for p in people for s in p.seconds]
     again = sum(p.again for p in people)
@@ -147,6 +128,65 @@ def test_no_label_is_lost_or_double_and_each_item_has_exactly_k(tmp_path: Path) 
     print(
         f"p99 of a verdict {1000 * p99(seconds):.0f} ms, median {1000 * statistics.median(seconds):.0f} ms"
     )
+
+
+def faults(
+    judgements: Sequence[Judgement],
+    acknowledged: Mapping[str, Mapping[str, str]],
+    k: int,
+    count: int,
+) -> list[str]:
+    """What is lost, doubled or changed.
+
+    Args:
+        judgements: What the store holds.
+        acknowledged: By annotator, the verdict of each id that the server said it has.
+        k: Verdicts per item.
+        count: Number of items.
+    """
+    by_id = {j.detail["id"]: j for j in judgements}
+    wrong: list[str] = []
+    for name, verdicts in acknowledged.items():
+        for key, verdict in verdicts.items():
+            if (j := by_id.get(key)) is None or j.annotator != name:
+                wrong.append(f"{name} {key}: lost")
+            elif verdict in ("0", "1"):
+                ranks = j.ranks or ()
+                if j.order is None or sorted(ranks) != [0, 1] or ranks[j.order[int(verdict)]] != 0:
+                    wrong.append(f"{name} {key}: {verdict} became {j.ranks}")
+            elif (j.status, j.bad) != ("skip" if verdict == "skip" else "ok", verdict == "bad"):
+                wrong.append(f"{name} {key}: {verdict} became {j.status}")
+    once = Counter((j.item, j.annotator, j.kind) for j in judgements)
+    wrong += [f"{key}: {n} times" for key, n in once.items() if n > 1]
+    if len(judgements) != (sent := sum(map(len, acknowledged.values()))):
+        wrong.append(f"{len(judgements)} stored, {sent} acknowledged")
+    plain = Counter(j.item for j in judgements if j.kind == "plain" and j.status == "ok")
+    skipped = Counter(j.item for j in judgements if j.kind == "plain" and j.status == "skip")
+    if len(plain) != count:
+        wrong.append(f"{len(plain)} of {count} items are judged")
+    most = len(acknowledged)
+    wrong += [f"{i}: {n} verdicts" for i, n in plain.items() if n != min(k, most - skipped[i])]
+    return wrong
+
+
+def test_labels_that_are_lost_doubled_or_changed_are_noticed() -> None:
+    """The check can fail."""
+    names = ("ann", "bob")
+    first, second = (
+        Judgement(
+            item="a", annotator=name, ranks=(0, 1), order=(0, 1), kind="plain",
+            detail={"id": f"{place}.0"},
+        )
+        for place, name in enumerate(names)
+    )  # fmt: skip
+    acknowledged = {name: {f"{place}.0": "0"} for place, name in enumerate(names)}
+    assert not faults([first, second], acknowledged, 2, 1)
+    assert "bob 1.0: lost" in faults([first], acknowledged, 2, 1)
+    again = second.model_copy(update={"detail": {"id": "2.0"}})
+    assert "('a', 'bob', 'plain'): 2 times" in faults([first, second, again], acknowledged, 2, 1)
+    turned = second.model_copy(update={"ranks": (1, 0)})
+    assert "bob 1.0: 0 became (1, 0)" in faults([first, turned], acknowledged, 2, 1)
+    assert "a: 2 verdicts" in faults([first, second], acknowledged, 1, 1)
 
 
 def p99(seconds: list[float]) -> float:
