@@ -79,6 +79,10 @@ class Faults:
         """The reward raises in its next call."""
         (self.done / "raise").touch()
 
+    def judge_answers_429(self, _: Path) -> None:
+        """The judge refuses its next five requests."""
+        (self.done / "refusals").write_text("5")
+
     def truncated_samples(self, run: Path) -> None:
         """The latest sample table loses its second half, then the process dies."""
         files = sorted((run / "samples").glob("step-*.parquet"))

@@ -8,14 +8,17 @@ steps or more, or descriptors, threads or processes leak.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import yaml
@@ -23,13 +26,17 @@ import yaml
 from tests.scorecard.faulty_run import FAULTS
 from tests.scorecard.table import ROOT
 from tests.support import folders
+from tests.support.labelling import free_port
 from trimtab.runs import MetricTable, to_json
 from trimtab.runs.run_status import status_of
+from trimtab.sandbox.endpoint import Endpoint
+from trimtab.sandbox.simulated_judge import SimulatedJudge
 
 SLOPE = 1.0
 """MB per 1,000 steps."""
 SETTLED = 50
 """Steps after a start whose memory does not count: allocators and caches still fill."""
+KEY_VARIABLE = "SOAK_JUDGE_KEY"
 EACH = 5
 """Steps between two looks at the process."""
 
@@ -45,9 +52,14 @@ def prepare(folder: Path, steps: int, every: int, seed: int, leaks: bool) -> Non
         "name": "r", "function": "tests.scorecard.faulty_run:reward", "timeout": 5.0,
         "options": {"plan": str(folder / "plan.json")},
     }  # fmt: skip
+    judge = {
+        "endpoint": f"http://127.0.0.1:{free_port()}/v1", "model": "sim", "mode": "score",
+        "key_env": KEY_VARIABLE, "rubric": "helpful",
+    }  # fmt: skip
     config = {
         "out": str(folder / "run"), "model": {"path": str(folder / "model"), "device": "cpu"},
-        "data": {"path": str(folder / "prompts.jsonl")}, "rewards": [reward], "steps": steps,
+        "data": {"path": str(folder / "prompts.jsonl")}, 
+        "rewards": [reward, {"name": "judge", "ai": judge, "weight": 0.1}], "steps": steps,
         "batch_size": 2, "method": {"group_size": 2}, "sampling": {"max_new_tokens": 4},
         "optim": {"lr": 1e-4}, "loop": {"save_steps": 10, "sample_steps": 25},
     }  # fmt: skip
@@ -60,8 +72,44 @@ def prepare(folder: Path, steps: int, every: int, seed: int, leaks: bool) -> Non
     (folder / "plan.json").write_text(json.dumps({**plan, "leaks": leaks}))
 
 
+@contextlib.contextmanager
+def judging(folder: Path) -> Iterator[dict[str, str]]:
+    """The judge of a soak while it lasts; the environment that its key is in."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    address = urlsplit(config["rewards"][1]["ai"]["endpoint"])
+    refusals = folder / "done" / "refusals"
+
+    class Refusing(Endpoint):
+        def outcome(self, raw: bytes) -> str:
+            with self.lock:
+                self.calls.clear()
+                left = int(refusals.read_text()) if refusals.exists() else 0
+                if left > 0:
+                    refusals.write_text(str(left - 1))
+            return "429" if left > 0 else "ok"
+
+    endpoint = Refusing(SimulatedJudge(), port=address.port or 0).start()
+    try:
+        yield {KEY_VARIABLE: endpoint.key}
+    finally:
+        endpoint.close()
+
+
 def run(folder: Path, steps: int) -> int:
-    """Train to the end, over every fault.
+    """Train to the end, over every fault, with a judge.
+
+    Returns:
+        Starts of the process in this call.
+
+    Raises:
+        SystemExit: as ``_run``.
+    """
+    with judging(folder) as variables:
+        return _run(folder, steps, variables)
+
+
+def _run(folder: Path, steps: int, variables: Mapping[str, str]) -> int:
+    """Start the run until it is complete.
 
     Returns:
         Starts of the process in this call.
@@ -75,6 +123,7 @@ def run(folder: Path, steps: int) -> int:
         paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
         env = {
             **os.environ,
+            **variables,
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         }

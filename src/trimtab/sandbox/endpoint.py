@@ -59,7 +59,7 @@ class Faults:
 class Endpoint:
     """A server that answers ``POST /v1/chat/completions`` with a ``responder``.
 
-    It listens on a free port of 127.0.0.1 and requires its own random ``key``.
+    It listens on 127.0.0.1, by default on a free port, and requires its own random ``key``.
     """
 
     responder: Responder
@@ -72,6 +72,7 @@ class Endpoint:
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     closing: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    port: int = 0
     server: ThreadingHTTPServer | None = None
 
     def start(self) -> Endpoint:
@@ -81,7 +82,7 @@ class Endpoint:
         class Handler(_Handler):
             of = endpoint
 
-        self.server = _Server(("127.0.0.1", 0), Handler)
+        self.server = _Server(("127.0.0.1", self.port), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
         return self
