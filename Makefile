@@ -88,9 +88,9 @@ wheel-check:
 	env -u PYTHONPATH build/wheel/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
 	cd build/wheel/empty && env -u PYTHONPATH ../venv/bin/trimtab run sandbox-ppo --dry-run > /dev/null && test -z "$$(ls)"
 
-# Every question on five seeds, with verdicts; a stopped run resumes.
+# Every question on five seeds, with verdicts, an index and the pages in docs; a stopped run resumes.
 questions: setup
-	$(BIN)/trimtab question all --full
+	$(BIN)/trimtab question all --full --docs docs
 
 # Licences of the locked packages against tests/supply_chain/licences.toml; needs no network.
 licences: setup

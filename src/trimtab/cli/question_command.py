@@ -12,7 +12,7 @@ import yaml
 from trimtab.cli.flags import Arguments, parse
 from trimtab.errors import ConfigError
 from trimtab.questions import claim as registry
-from trimtab.questions import experiment, page
+from trimtab.questions import experiment, index, page
 from trimtab.questions.verdict import LOOKS
 from trimtab.runs import read_object, to_json, write_atomic
 
@@ -32,9 +32,10 @@ USAGE = """trimtab question list | N ... | all [flags]
   --out        folder for results (default: runs/questions)
   --tune       chooses each arm's learning rate on the tuning seeds, which are never reported
   --page       writes the pages again from result.json
+  --docs DIR   also writes the pages of every language below DIR, for a documentation
   --dry-run    prints what would run, and stops"""
 _SWITCHES = frozenset({"full", "second", "predict", "tune", "page"})
-_VALUES = ("seeds", "on", "lang", "size", "workers", "out")
+_VALUES = ("seeds", "on", "lang", "size", "workers", "out", "docs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class _Options:
     size: float
     workers: int
     out: Path
+    docs: Path | None
 
     @classmethod
     def of(cls, arguments: Arguments) -> _Options:
@@ -80,7 +82,8 @@ class _Options:
             raise ConfigError("--full and --seeds both name seeds; give one of them")
         out = Path(str(values.get("out", "runs/questions")))
         on = None if values.get("on") is None else str(values["on"])
-        return cls(arguments.switches, seeds, on, language, size, workers, out)
+        docs = None if values.get("docs") is None else Path(str(values["docs"]))
+        return cls(arguments.switches, seeds, on, language, size, workers, out, docs)
 
     def seeds_of(self, number: int) -> tuple[int, ...]:
         """The seeds to run."""
@@ -146,6 +149,10 @@ def main(words: Sequence[str]) -> None:
     for folder, result in zip(folders, judged, strict=True):
         experiment.write_result(folder, result)
         _show(folder, result, options)
+    print(f"index: {index.write(options.out, options.lang)}")
+    if options.docs is not None:
+        files = index.write_docs(options.out, options.docs)
+        print(f"docs: {len(files)} pages below {options.docs}")
 
 
 def _number(word: str) -> int:

@@ -307,10 +307,10 @@ def to_markdown(page: Page, figure_file: str) -> str:
     lines = [f"# {page.title}", "", page.question, ""]
     lines += [f"> {note}" for note in page.notes]
     lines += ["", f"## {w['answer']}", "", *page.answer, "", f"## {w['claims']}", ""]
-    lines += [_cells(head), _cells(["---"] * len(head))]
+    lines += [table_row(head), table_row(["---"] * len(head))]
     for r in page.rows:
         cells = [r.id, r.claim, "<br>".join(r.measured), "<br>".join(r.verdict)]
-        lines.append(_cells([*cells, *([r.guess] if guesses else []), "<br>".join(r.published)]))
+        lines.append(table_row([*cells, *([r.guess] if guesses else []), "<br>".join(r.published)]))
     if page.figure is not None:
         lines += ["", f"![{page.figure.title}]({figure_file})", "", page.figure.see]
     lines += ["", f"## {w['follow_up']}", "", page.follow_up, "", f"## {w['try']}", ""]
@@ -328,31 +328,38 @@ def to_markdown(page: Page, figure_file: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(cells: Sequence[str]) -> str:
+def table_row(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown."""
     return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
 
 @functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(registry.HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("question_page.html.jinja")
 
 
-def to_html(page: Page) -> str:
-    """The page as one HTML file: no script, no outside request."""
+def render(template: str, **values: Any) -> str:
+    """A page from a template, in one file: no script, no outside request."""
     report = Path(trimtab.report.__file__).parent
     css = (report / "page.css").read_text(encoding="utf-8")
     css += (registry.HERE / "question_page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    return (
+        _templates().get_template(template).render(css=Markup(css), policy=policy, **values) + "\n"
+    )
+
+
+def to_html(page: Page) -> str:
+    """The page as HTML."""
     guesses = any(r.guess for r in page.rows)
-    return _template().render(page=page, css=Markup(css), policy=policy, guesses=guesses) + "\n"
+    return render("question_page.html.jinja", page=page, guesses=guesses)
 
 
 def write(folder: Path, language: str) -> Path:
