@@ -15,7 +15,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,7 +73,7 @@ def prepare(folder: Path, steps: int, every: int, seed: int, leaks: bool) -> Non
 
 
 @contextlib.contextmanager
-def judging(folder: Path) -> Iterator[dict[str, str]]:
+def judging(folder: Path) -> Generator[dict[str, str]]:
     """The judge of a soak while it lasts; the environment that its key is in."""
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     address = urlsplit(config["rewards"][1]["ai"]["endpoint"])
