@@ -77,14 +77,16 @@ def phases(rows: list[dict[str, Any]]) -> list[str]:
     """Where the time goes."""
     lines = ["", "## Where the time goes", "", "| row | trimtab | peer |", "|---|---|---|"]
     lines += [_both(r, "phases") for r in rows]
-    profiled = [r for r in rows if "operations_ours" in r]
-    if profiled:
-        lines += [
-            "", "By kind of operation (`--operations`: one profiled pass, time of the main thread):",
-            "", "| row | trimtab | peer |", "|---|---|---|",
-            *(_both(r, "operations") for r in profiled),
-        ]  # fmt: skip
     return lines
+
+
+def operations(rows: list[dict[str, Any]]) -> list[str]:
+    """What kind of operation takes the time."""
+    return [
+        "", "By kind of operation (`--operations`: one profiled pass, time of the main thread):", "",
+        "| row | trimtab, operations | peer, operations |", "|---|---|---|",
+        *(_both(r, "operations") for r in rows if "operations_ours" in r),
+    ]  # fmt: skip
 
 
 def _both(r: dict[str, Any], what: str) -> str:
@@ -178,32 +180,71 @@ def kept(page: Path, title: str) -> list[str]:
     return ["", f"## {title}", *rest.partition("\n## ")[0].rstrip().splitlines()] if heading else []
 
 
+def earlier(page: Path, heading: str) -> dict[str, str]:
+    """Lines of a table of the page as it stands, by their first cell.
+
+    Args:
+        heading: The line with the heads of the table.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    table_text = text.partition(heading)[2].partition("\n\n")[0]
+    lines = [x for x in table_text.splitlines() if x.startswith("| ")]
+    return {x.split("|")[1].strip(): x for x in lines}
+
+
+def with_earlier(lines: list[str], page: Path, measured: set[str]) -> list[str]:
+    """A table with the lines of the page as it stands for rows that were not measured now."""
+    place = next(i for i, x in enumerate(lines) if x.startswith("|---"))
+    body = {x.split("|")[1].strip(): x for x in lines[place + 1 :] if x.startswith("| ")}
+    rest = [x for x in lines[place + 1 :] if not x.startswith("| ")]
+    old = earlier(page, lines[place - 1])
+    every = {name: old[name] for name in EXPECTED if name in old and name not in measured} | body
+    names = sorted(every, key=lambda n: (EXPECTED.index(n) if n in EXPECTED else 99, n))
+    return [*lines[: place + 1], *(every[n] for n in names), *rest]
+
+
 def write(results: Path, page: Path) -> None:
-    """Read every row, write the page; curves that were not measured now stay as they stand."""
+    """Read every row, write the page; what was not measured now stays as it stands."""
     by_name = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in results.glob("*.json")}
     plan = by_name.pop("plan", None)
     rows = [r for name, r in by_name.items() if not name.startswith("growth-")]
     rows.sort(key=lambda r: (EXPECTED.index(r["row"]) if r["row"] in EXPECTED else 99, r["row"]))
     curves = [r for name, r in sorted(by_name.items()) if name.startswith("growth-")]
-    missing = [name for name in EXPECTED if name not in by_name]
-    lines = [HEAD, *table(rows)]
+    measured = {r["row"] for r in rows}
+    profiled = {r["row"] for r in rows if "operations_ours" in r}
+    old_text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    lines = [HEAD, *with_earlier(table(rows), page, measured)]
+    shown = {x.split("|")[1].strip() for x in lines if x.startswith("| ")}
+    missing = [name for name in EXPECTED if name not in shown]
     if missing:
-        lines += ["", f"Not measured in this run: {', '.join(missing)}."]
+        lines += ["", f"Not measured: {', '.join(missing)}."]
     if not any(r["device"] == "cuda" for r in rows):
         lines += [
             "",
             "GPU rows (`--device cuda --model qwen-1.5b`): not measured, no GPU available.",
         ]
     lines += [
-        *phases(rows),
+        *with_earlier(phases(rows), page, measured),
+        *with_earlier(operations(rows), page, profiled),
         *(growth(curves) or kept(page, GROWTH)),
         *(planned(plan) if plan else kept(page, PLAN) or planned(None)),
         "",
         "## Machine and data",
         "",
-        f"- {processor()}",
     ]
-    lines += sorted({f"- {r['row']}: {r['about']}" for r in rows})
+    bullets = [
+        x for x in old_text.partition("## Machine and data")[2].splitlines() if x.startswith("- ")
+    ]
+    machines = [x for x in bullets if x[2:].partition(":")[0] not in EXPECTED]
+    lines += sorted({*machines, f"- {processor()}"})
+    old = {x[2:].partition(":")[0]: x for x in bullets if x not in machines}
+    lines += sorted({**old, **{r["row"]: f"- {r['row']}: {r['about']}" for r in rows}}.values())
     versions = {k: v for r in rows for k, v in r["versions"].items() if k != "trl"}
+    earlier_versions = dict(
+        v.rsplit(" ", 1)
+        for v in old_text.partition("\nVersions: ")[2].strip(".\n").split(", ")
+        if " " in v
+    )
+    versions = earlier_versions | versions
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) + "."]
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -47,13 +47,33 @@ def test_a_row_runs_and_reaches_the_page(
     assert {"backward", "optimiser"} <= set(result["phases_ours"])
     assert sum(result["operations_ours"].values()) == pytest.approx(1, abs=0.01)
     assert result["operations_ours"]["matmul"] > 0.1 and result["operations_ours"]["attention"] > 0
-    (tmp_path / "page.md").write_text(f"# Old\n\n## {page.GROWTH}\n\n| old |\n\n## More\n")
+    heads = page.table([])
+    old_row = "| sft-bfd | 1 tokens |"
+    (tmp_path / "page.md").write_text(
+        "\n".join(
+            [
+                "# Old",
+                "",
+                *heads,
+                old_row,
+                "| bare-sft-1m | old |",
+                "",
+                f"## {page.GROWTH}",
+                "",
+                "| old |",
+                "",
+                "## More",
+                "",
+            ]
+        )
+    )
     page.write(tmp_path / "results", tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert f"| bare-sft-1m | {result['ours']:.4g} tokens |" in text
     assert f"## {page.GROWTH}\n\n| old |\n\n##" in text and "## More" not in text
     assert "By kind of operation" in text
-    assert "grpo-256" in text.split("Not measured in this run:")[1].splitlines()[0]
+    assert "grpo-256" in text.split("Not measured:")[1].splitlines()[0]
+    assert old_row in text and "| bare-sft-1m | old |" not in text, "rows of earlier runs stay"
 
 
 @pytest.mark.slow
