@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from trimtab.cli.main import main
+from trimtab.errors import ConfigError
 from trimtab.runs import read_object
 
 CODE = """
@@ -82,3 +83,22 @@ def test_stages_of_an_earlier_release_count_as_complete(
     assert "mixed: already complete" in output.out
     main(recipe)
     assert not capsys.readouterr().err  # from now on inputs are compared
+
+
+def test_a_figure_that_is_not_there_costs_no_report(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A wrong name shows after hours of training: the other figures and the report are written, then it is named."""
+    from trimtab.launch import recipe as recipes
+
+    monkeypatch.chdir(tmp_path)
+    stages = {"world": {"type": "sandbox-data", "demonstrations": 3, "prompts": 2, "heldout": 2}}
+    right = {"right": "world.demonstrations"}
+    values = {"out": "o", "stages": stages, "figures": {**right, "wrong": "world.eval.nll"}}
+    with pytest.raises(
+        ConfigError,
+        match=r"figures\.wrong: o/world/summary\.json has no 'eval\.nll', but .*demonstrations",
+    ):
+        recipes.run(recipes.Recipe.model_validate(values), "here")
+    figures = read_object(Path("o/summary.json"))
+    assert figures["right"] == 3 and Path("o/report.html").is_file()

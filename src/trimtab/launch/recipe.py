@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -235,21 +235,28 @@ def _write_marker(stage: PlannedStage, marker: Marker) -> None:
 
 
 def finish(recipe: Recipe, stages: Sequence[PlannedStage], folder: Run) -> dict[str, Any]:
-    """Collect the figures, write the report, and log what was reached and what to try next."""
+    """Collect the figures, write the report, and log what was reached and what to try next.
+
+    Raises:
+        ConfigError: a stage has no such figure; the report is written without it.
+    """
     out = folder.path
     markers = [marker for stage in stages if (marker := stage.read_marker())]
     figures: dict[str, Any] = {
         "seconds": sum(m.seconds for m in markers),
         "peak_rss_mb": max((m.peak_rss_mb for m in markers), default=0.0),
     }
+    missing: list[str] = []
     for name, path in recipe.figures.items():
         stage, _, dotted = path.partition(".")
-        value: Any = read_summary(out / stage)
-        for part in dotted.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is None:
-            raise ConfigError(f"figures.{name}: {out / stage}/summary.json has no {dotted!r}")
-        figures[name] = value
+        summary = read_summary(out / stage)
+        if (value := _at(summary, dotted)) is None:
+            missing.append(
+                f"figures.{name}: {out / stage}/summary.json has no {dotted!r}, but "
+                f"{', '.join(_names(summary))}"
+            )
+        else:
+            figures[name] = value
     folder.summary(figures)
     declared = recipe.model_dump(mode="json", include={"about", "charts"})
     text = yaml.safe_dump(declared, sort_keys=False, allow_unicode=True)
@@ -260,6 +267,34 @@ def finish(recipe: Recipe, stages: Sequence[PlannedStage], folder: Run) -> dict[
             f"  {name:<28}{value:>10.3f}" if isinstance(value, float) else f"  {name:<28}{value}"
         )
     log.info("\nreport: %s", page)
+    if missing:
+        raise ConfigError("\n".join(missing))
     for command in recipe.next:
         log.info("  try: %s", command)
     return figures
+
+
+def _at(summary: Any, dotted: str) -> Any:
+    """The value of a figure; a metric's slashes are levels of the summary.
+
+    >>> _at({"eval": {"logps": {"chosen": 1.0}}}, "eval.logps/chosen")
+    1.0
+    """
+    for part in re.split(r"[./]", dotted):
+        summary = summary.get(part) if isinstance(summary, dict) else None
+    return summary
+
+
+def _names(summary: Mapping[str, Any], before: str = "") -> list[str]:
+    """Every figure of a summary.
+
+    >>> _names({"eval": {"nll": 1.0}, "seconds": 2.0})
+    ['eval.nll', 'seconds']
+    """
+    return [
+        name
+        for key, value in summary.items()
+        for name in (
+            _names(value, f"{before}{key}.") if isinstance(value, dict) else [before + key]
+        )
+    ]
