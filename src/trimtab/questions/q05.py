@@ -78,7 +78,11 @@ def stages(values: Mapping[str, Any], settings: Settings) -> Stages:
     made: Stages = {}
     if values.get("noise"):
         made["noise"] = words.noise_stage(
-            values["method"], completions, sizes["noise_batches"], sizes["critic_batches"]
+            values["method"],
+            values["lr"],
+            completions,
+            sizes["noise_batches"],
+            sizes["critic_batches"],
         )
     rl = words.rl_stage(values["method"], values["lr"], sizes["steps"], completions)
     return {**made, "rl": rl, "compare": words.compare_stage()}

@@ -53,11 +53,15 @@ def rl_stage(
 
 
 def noise_stage(
-    method: Mapping[str, Any], completions: int, batches: int, critic_batches: int
+    method: Mapping[str, Any], lr: float, completions: int, batches: int, critic_batches: int
 ) -> dict[str, Any]:
-    """The stage ``gradient-noise`` of an arm: of the reward alone, without a KL."""
+    """The stage ``gradient-noise`` of an arm: of the reward alone, without a KL.
+
+    Args:
+        lr: Checked against what is usual, and not used: the policy stays.
+    """
     method = {**method, "kl": {"place": "none"}}
-    stage = {**rl_stage(method, 1e-6, 1, completions), "type": "gradient-noise", "batches": batches}
+    stage = {**rl_stage(method, lr, 1, completions), "type": "gradient-noise", "batches": batches}
     return {**stage, "critic_batches": critic_batches} if _has_critic(method) else stage
 
 
@@ -121,7 +125,7 @@ def measure(folder: Path, goal: float, completions: int) -> ArmResult:
 def smoothed(curve: npt.ArrayLike) -> Floats:
     """Means of ``SMOOTHING`` values in a row, of all where there are fewer.
 
-    >>> smoothed([0.0, 0.0, 1.0, 1.0, 1.0, 1.0]).tolist()
+    >>> smoothed([0.0, 0.0, 1.0, 1.0, 1.0, 1.0]).round(6).tolist()
     [0.6, 0.8]
     """
     values = np.asarray(curve, np.float64)
