@@ -75,9 +75,9 @@ def stages(values: Mapping[str, Any], settings: Settings) -> Stages:
                 model=model, data=f"{place}/tasks/heldout.jsonl", sampling=limit
             ),
         }  # fmt: skip
-    made: Stages = {}
+    noise: Stages = {}
     if values.get("noise"):
-        made["noise"] = words.noise_stage(
+        noise["noise"] = words.noise_stage(
             values["method"],
             values["lr"],
             completions,
@@ -85,7 +85,7 @@ def stages(values: Mapping[str, Any], settings: Settings) -> Stages:
             sizes["critic_batches"],
         )
     rl = words.rl_stage(values["method"], values["lr"], sizes["steps"], completions)
-    return {**made, "rl": rl, "compare": words.compare_stage()}
+    return {**noise, "rl": rl, "compare": words.compare_stage()}
 
 
 def _reward_stages(values: Mapping[str, Any], settings: Settings) -> Stages:
