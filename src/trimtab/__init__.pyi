@@ -31,6 +31,8 @@ from trimtab.objectives.methods.reinforce import Reinforce as Reinforce
 from trimtab.objectives.methods.reinforce_pp import ReinforcePP as ReinforcePP
 from trimtab.objectives.methods.reinforce_pp import ReinforcePPBaseline as ReinforcePPBaseline
 from trimtab.objectives.methods.rloo import RLOO as RLOO
+from trimtab.objectives.methods.shiq import ShiQ as ShiQ
+from trimtab.objectives.methods.shiq import TokenQ as TokenQ
 from trimtab.objectives.methods.vineppo import VinePPO as VinePPO
 from trimtab.objectives.preference import CDPO as CDPO
 from trimtab.objectives.preference import DPO as DPO

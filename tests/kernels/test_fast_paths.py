@@ -25,7 +25,7 @@ from trimtab.kernels.flash_cpu import flash_tree_attention
 from trimtab.kernels.logprobs import LogitHead
 from trimtab.kernels.masked import masked_tree_attention
 from trimtab.kernels.tree_attention import make_tree
-from trimtab.models.forward import token_logps
+from trimtab.models.forward import logps_and_norms, token_logps
 from trimtab.models.load import LM, ModelSpec, bfloat16_speedup, uses_mixed_precision
 from trimtab.objectives.nll import SFT
 from trimtab.sample.draw import SamplingConfig
@@ -64,6 +64,34 @@ def test_written_backward(bias: bool, times: float, cap: float, chunk: int) -> N
 
         want = torch.autograd.grad(loss(want_l, want_h), inputs)
         for a, b in zip(torch.autograd.grad(loss(got_l, got_h), inputs), want, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("times", "cap"), [(0.5, 0.0), (1.5, 2.0)])
+@pytest.mark.parametrize("chunk", [5, 100])
+def test_written_backward_of_log_sum_exps(
+    fused: bool, times: float, cap: float, chunk: int
+) -> None:
+    torch.manual_seed(1)
+    layer = nn.Linear(6, 17).double()
+    head = LogitHead(layer, times, cap)
+    h = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
+    y = torch.randint(0, 17, (11,))
+    g, e, n = torch.randn(3, 11, dtype=torch.float64)
+    inputs = [h, *layer.parameters()]
+    for weights in ((g, e, n), (g, None, n), (None, e, n), (None, None, n)):
+        want = (*plain_logps(head(h), y, 0.7), torch.logsumexp(head(h) / 0.7, -1))
+        function = head if fused else lambda x: head(x)
+        got = logps_and_norms(h, y, function, temperature=0.7, chunk=chunk)
+        torch.testing.assert_close(got[2].double(), want[2], atol=1e-5, rtol=1e-5)
+
+        def loss(columns: Any, weights: Any = weights) -> Tensor:
+            parts = zip(weights, columns, strict=True)
+            return torch.stack([(w * x).sum() for w, x in parts if w is not None]).sum()
+
+        slopes = torch.autograd.grad(loss(want), inputs)
+        for a, b in zip(torch.autograd.grad(loss(got), inputs), slopes, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 

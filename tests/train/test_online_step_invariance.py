@@ -51,6 +51,7 @@ def rollout(lm: LM, groups: Sequence[Group], seed: int, fill: float = 0.0) -> No
             "old_logp": logp + rng.normal(0, 0.3, n),
             "ref_logp": logp + rng.normal(0, 0.3, n),
             "sampler_logp": logp + rng.normal(0, 0.3, n),
+            "ref_norm": rng.normal(3, 0.3, n),
             "advantage": rng.normal(0, 1, n),
             "value": rng.normal(0, 1, n),
             "return": rng.normal(0, 1, n),
@@ -116,10 +117,9 @@ def test_ppo_step(lm: LM, scorer: Scorer, layout: bool) -> None:
 
 def method_forward(lm: LM, scorer: Scorer, critic: bool) -> Callable[[Pack], Output]:
     def forward(pack: Pack) -> Output:
-        logp, entropy = lm.logps(lm.states(pack), pack, TAU)
-        return Output(
-            logp_C=logp, entropy_C=entropy, value_C=scorer.values(pack) if critic else None
-        )
+        logp, entropy, norm = lm.logps_and_norms(lm.states(pack), pack, TAU)
+        values = scorer.values(pack) if critic else None
+        return Output(logp_C=logp, entropy_C=entropy, norm_C=norm, value_C=values)
 
     return forward
 

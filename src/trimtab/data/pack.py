@@ -92,6 +92,8 @@ class Output:
     """Log-probs of the trained tokens, nats."""
     entropy_C: Tensor | None = None
     """Entropy of the distribution each trained token was drawn from, nats."""
+    norm_C: Tensor | None = None
+    """Log-sum-exp of the logits (over the temperature) that each trained token was drawn from, nats."""
     value_C: Tensor | None = None
     """Critic's value of the state before each trained token."""
     score_B: Tensor | None = None

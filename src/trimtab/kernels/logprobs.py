@@ -1,10 +1,11 @@
-"""Log-probs and entropies of target tokens, computed in chunks so that full logits never exist.
+"""Log-probs, entropies and log-sum-exps at target tokens, in chunks so that full logits never exist.
 
 If all logits of a call are small, their log-softmax is stored for the backward, which saves a
 matmul. Otherwise the backward recomputes the logits of each chunk with one matmul. With
-p = softmax(z), l = log p, entropy H, and upstream gradients g of the log-prob and e of the entropy:
+p = softmax(z), l = log p, entropy H, and upstream gradients g of the log-prob, e of the entropy and n of
+the log-sum-exp:
 
-    d/dz_j = g (1[j = y] - p_j) - e p_j (l_j + H)
+    d/dz_j = g (1[j = y] - p_j) - e p_j (l_j + H) + n p_j
 """
 
 from __future__ import annotations
@@ -68,25 +69,31 @@ class _HeadOptions:
     chunk: int
     want: bool
     """Whether to compute entropies."""
+    norm: bool
+    """Whether to compute log-sum-exps."""
 
 
 class _TokenLogps(torch.autograd.Function):
-    """(logp_C, entropy_C), with the backward given in the module docstring."""
+    """(logp_C, entropy_C, norm_C), with the backward given in the module docstring."""
 
     @staticmethod
     def forward(
         ctx: Any, h_CD: Tensor, y_C: Tensor, weight: Tensor, bias: Tensor | None, head: _HeadOptions
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         w = weight.to(head.kind)
         b = None if bias is None else bias.to(head.kind)
         logps: list[Tensor] = []
         entropies: list[Tensor] = []
+        norms: list[Tensor] = []
         cached: Tensor | None = None
         use_cache = (
             not head.cap and len(y_C) <= head.chunk and len(y_C) * len(weight) <= _CACHED_LOGPS
         )
         for h, y in zip(h_CD.split(head.chunk), y_C.split(head.chunk), strict=True):
-            l = _log_softmax(_logits(h, w, b, head))
+            z = _logits(h, w, b, head)
+            if head.norm:
+                norms.append(torch.logsumexp(z, -1))
+            l = _log_softmax(z)
             logps.append(l.gather(-1, y[:, None])[:, 0])
             # From log p, not from z: log-sum-exp less sum(p z) cancels when all logits are large.
             if head.want:
@@ -95,10 +102,11 @@ class _TokenLogps(torch.autograd.Function):
                 cached = l
         logp = torch.cat(logps)
         entropy = torch.cat(entropies) if head.want else torch.zeros_like(logp)
+        norm = torch.cat(norms) if head.norm else torch.zeros_like(logp)
         ctx.save_for_backward(h_CD, y_C, weight, bias, entropy, cached)
         ctx.head = head
         ctx.set_materialize_grads(False)
-        return logp, entropy
+        return logp, entropy, norm
 
     @staticmethod
     @once_differentiable
@@ -107,11 +115,14 @@ class _TokenLogps(torch.autograd.Function):
     ) -> Any:
         g_C: Tensor | None = grad_outputs[0]
         e_C: Tensor | None = grad_outputs[1]
+        n_C: Tensor | None = grad_outputs[2] if ctx.head.norm else None
         h_CD, y_C, weight, bias, entropy_C, cached = ctx.saved_tensors
         head: _HeadOptions = ctx.head
         wants_h, _, wants_w, wants_b, _ = ctx.needs_input_grad
         w = weight.to(head.kind)
         b = None if bias is None else bias.to(head.kind)
+        # What every token's probability is multiplied by, negative.
+        share_C = g_C if n_C is None else (-n_C if g_C is None else g_C - n_C)
         dh = torch.empty_like(h_CD) if wants_h else None
         dw = torch.zeros_like(weight) if wants_w else None
         db = torch.zeros_like(bias) if wants_b and bias is not None else None
@@ -128,13 +139,13 @@ class _TokenLogps(torch.autograd.Function):
                 # A second backward through a retained graph needs the stored values.
                 l = cached.clone() if e_C is not None else cached
             if e_C is None:
-                assert g_C is not None
-                dz = torch.exp(l).mul_(-g_C[part, None])
+                assert share_C is not None
+                dz = torch.exp(l).mul_(-share_C[part, None])
             else:
                 p = torch.exp(l)
                 factor = l.add_(entropy_C[part, None]).mul_(e_C[part, None])
-                if g_C is not None:
-                    factor.add_(g_C[part, None])
+                if share_C is not None:
+                    factor.add_(share_C[part, None])
                 dz = p.mul_(factor).neg_()
             if g_C is not None:
                 dz[torch.arange(len(y), device=y.device), y] += g_C[part]
@@ -167,13 +178,14 @@ def fused_logps(
     temperature: float,
     chunk: int,
     entropy: bool,
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies [C] in fp32; entropies are zeros unless ``entropy``.
+    norm: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs, entropies and log-sum-exps [C] in fp32; the last two are zeros unless ``entropy``, ``norm``.
 
     ``head.layer`` must satisfy ``is_plain_linear``.
     """
     layer: Any = head.layer
     kind = torch.bfloat16 if head.half else layer.weight.dtype
-    options = _HeadOptions(head.times, head.cap, temperature, kind, chunk, entropy)
+    options = _HeadOptions(head.times, head.cap, temperature, kind, chunk, entropy, norm)
     out: Any = _TokenLogps.apply(hidden_CD, target_C, layer.weight, layer.bias, options)
     return out

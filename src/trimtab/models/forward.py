@@ -87,9 +87,10 @@ def _hidden(backbone: nn.Module, pack: Pack, read_K: Tensor, exact: bool, plain:
     return out.last_hidden_state[real].index_select(0, read_K)
 
 
-def _logp_and_entropy(
+def _from_logits(
     hidden_CD: Tensor, target_C: Tensor, head: Head, temperature: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs, entropies and log-sum-exps [C]."""
     logits = head(hidden_CD).float() / temperature
     norm = torch.logsumexp(logits, -1)
     logp = logits.gather(-1, target_C[:, None])[:, 0] - norm
@@ -98,7 +99,7 @@ def _logp_and_entropy(
     p = torch.exp(log_p)
     # Masked before multiplying, so that a logit of -inf gives 0 and a gradient of 0, not NaN.
     entropy = -(p * torch.where(p > 0, log_p, torch.zeros_like(p))).sum(-1)
-    return logp, entropy
+    return logp, entropy, norm
 
 
 def token_logps(
@@ -120,25 +121,56 @@ def token_logps(
         chunk: Positions per chunk; by default chosen so that the logits stay small.
         entropy: False returns zeros in place of entropies.
     """
+    logp, entropy_C, _ = logps_and_norms(
+        hidden_CD, target_C, head, temperature=temperature, chunk=chunk, entropy=entropy, norm=False
+    )
+    return logp, entropy_C
+
+
+def logps_and_norms(
+    hidden_CD: Tensor,
+    target_C: Tensor,
+    head: Head,
+    *,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    entropy: bool = True,
+    norm: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``token_logps``, and the log-sum-exps of the logits, logsumexp(z/tau): [C] each in fp32, nats.
+
+    A log-prob plus the log-sum-exp is the token's logit, z[y]/tau.
+
+    Args:
+        norm: False returns zeros in place of log-sum-exps.
+    """
     if len(target_C) == 0:
         empty = hidden_CD.sum() * 0.0 + hidden_CD.new_zeros(0, dtype=torch.float32)
-        return empty, empty
+        return empty, empty, empty
     if isinstance(head, nn.Linear):
         head = LogitHead(head)
     if isinstance(head, LogitHead) and is_plain_linear(head.layer):
         rows = chunk or chunk_rows(int(cast(Any, head.layer).out_features), hidden_CD.device)
         return fused_logps(
-            hidden_CD, target_C, head, temperature=temperature, chunk=rows, entropy=entropy
+            hidden_CD,
+            target_C,
+            head,
+            temperature=temperature,
+            chunk=rows,
+            entropy=entropy,
+            norm=norm,
         )
     logps: list[Tensor] = []
     entropies: list[Tensor] = []
+    norms: list[Tensor] = []
     recompute = torch.is_grad_enabled() and hidden_CD.requires_grad
     rows = chunk or 2048
     for h, y in zip(hidden_CD.split(rows), target_C.split(rows), strict=True):
         if recompute:
-            part: Any = checkpoint(_logp_and_entropy, h, y, head, temperature, use_reentrant=False)
+            part: Any = checkpoint(_from_logits, h, y, head, temperature, use_reentrant=False)
         else:
-            part = _logp_and_entropy(h, y, head, temperature)
+            part = _from_logits(h, y, head, temperature)
         logps.append(part[0])
         entropies.append(part[1])
-    return torch.cat(logps), torch.cat(entropies)
+        norms.append(part[2])
+    return torch.cat(logps), torch.cat(entropies), torch.cat(norms)

@@ -22,7 +22,12 @@ from trimtab.data.pack import Pack, build
 from trimtab.data.render import NO_LIMIT, Renderer
 from trimtab.kernels.logprobs import LogitHead
 from trimtab.kernels.matmul import fast_linear, limit_primitive_cache
-from trimtab.models.forward import hidden_states, set_attention, token_logps
+from trimtab.models.forward import (
+    hidden_states,
+    logps_and_norms,
+    set_attention,
+    token_logps,
+)
 from trimtab.models.lora import Task, add_lora, has_adapter
 from trimtab.models.model_spec import ModelSpec
 from trimtab.models.weights import Weights, load_weights, model_end_ids, vocabulary_size
@@ -266,9 +271,24 @@ class LM:
 
         ``entropy=False`` returns zeros in place of entropies and saves their cost.
         """
-        # On CPU the head stays in fp32: rounding would make policy and sampler logprobs differ.
-        head = logit_head(self.model, self.mixed and states_CD.is_cuda)
+        head = self._head(states_CD)
         return token_logps(states_CD, pack.target_C, head, temperature=temperature, entropy=entropy)
+
+    def logps_and_norms(
+        self, states_CD: Tensor, pack: Pack, temperature: float = 1.0, *, entropy: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``logps``, and the log-sum-exps [C] of the logits over the temperature."""
+        return logps_and_norms(
+            states_CD,
+            pack.target_C,
+            self._head(states_CD),
+            temperature=temperature,
+            entropy=entropy,
+        )
+
+    def _head(self, states_CD: Tensor) -> LogitHead:
+        # On CPU the head stays in fp32: rounding would make policy and sampler logprobs differ.
+        return logit_head(self.model, self.mixed and states_CD.is_cuda)
 
     def frozen_copy(self) -> LM:
         """A frozen copy with the current weights: the reference of full training."""

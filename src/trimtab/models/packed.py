@@ -33,27 +33,41 @@ class PackedLM(nn.Module):
         self.model = lm.model
         self.value_head = value_head
 
-    def forward(self, pack: Pack, temperature: float, entropy: bool) -> Tensors:
-        """Log-probs, entropies if asked for, and values if there is a head: [C] each."""
+    def forward(self, pack: Pack, temperature: float, entropy: bool, norm: bool = False) -> Tensors:
+        """Log-probs, entropies and log-sum-exps if asked for, and values if there is a head: [C] each."""
         states = self.lm.states(pack)
-        logp, entropy_C = self.lm.logps(states, pack, temperature, entropy=entropy)
-        tensors = {"logp_C": logp}
+        if norm:
+            logp, entropy_C, norm_C = self.lm.logps_and_norms(
+                states, pack, temperature, entropy=entropy
+            )
+            tensors = {"logp_C": logp, "norm_C": norm_C}
+        else:
+            logp, entropy_C = self.lm.logps(states, pack, temperature, entropy=entropy)
+            tensors = {"logp_C": logp}
         if entropy:
             tensors["entropy_C"] = entropy_C
         if self.value_head is not None:
             tensors["value_C"] = self.value_head(states)[:, 0].float().clone()
         return tensors
 
-    def outputs(self, pack: Pack, temperature: float = 1.0, *, entropy: bool = True) -> Output:
+    def outputs(
+        self, pack: Pack, temperature: float = 1.0, *, entropy: bool = True, norm: bool = False
+    ) -> Output:
         """The same as an ``Output``."""
-        return Output(**self(pack, temperature, entropy))
+        return Output(**self(pack, temperature, entropy, norm))
+
+    def reference_outputs(self, pack: Pack, temperature: float, *, norm: bool = False) -> Output:
+        """Log-probs, and log-sum-exps if asked for, of the model without its new adapters, if it has any."""
+        if not self.lm.starts_without_adapters:
+            return self.outputs(pack, temperature, entropy=False, norm=norm)
+        with self.lm.adapters_off():
+            return self.outputs(pack, temperature, entropy=False, norm=norm)
 
     def reference_logps(self, pack: Pack, temperature: float) -> Tensor:
-        """Log-probs [C] of the model, without its new adapters where it has any."""
-        if not self.lm.starts_without_adapters:
-            return self(pack, temperature, False)["logp_C"]
-        with self.lm.adapters_off():
-            return self(pack, temperature, False)["logp_C"]
+        """Log-probs [C] of the model without its new adapters, if it has any."""
+        logp_C = self.reference_outputs(pack, temperature).logp_C
+        assert logp_C is not None
+        return logp_C
 
 
 class PackedScorer(nn.Module):

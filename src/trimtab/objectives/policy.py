@@ -238,6 +238,11 @@ class PolicyMethod(Kind):
         fixed_at_zero = isinstance(self.kl, FixedKL) and self.kl.beta == 0.0
         return self.kl.place != "none" and not fixed_at_zero
 
+    @property
+    def needs_norms(self) -> bool:
+        """Whether the loss reads log-sum-exps of logits."""
+        return False
+
     def counts(self, pack: Pack) -> Counts:
         return default_counts(pack)
 

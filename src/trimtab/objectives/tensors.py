@@ -35,6 +35,20 @@ def segment_sum(x_C: Tensor, owner_C: Tensor, count: int) -> Tensor:
     return torch.zeros(count, dtype=x_C.dtype, device=x_C.device).index_add(0, owner_C, x_C)
 
 
+def suffix_sum(x_C: Tensor, owner_C: Tensor) -> Tensor:
+    """Sums [C] of ``x_C`` from each place to the last of the same owner; ``owner_C`` ascends.
+
+    >>> suffix_sum(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 0, 1]))
+    tensor([3., 2., 3.])
+    """
+    if not len(x_C):
+        return x_C
+    ends = torch.searchsorted(owner_C, owner_C, right=True) - 1
+    # In double precision: the difference of two sums over a whole pack.
+    sums = x_C.double().cumsum(0)
+    return (sums[ends] - sums + x_C.double()).to(x_C.dtype)
+
+
 def pad_rows(rows: Sequence[Floats | Bools], *, fill: float = 0.0) -> Tensor:
     """Ragged numpy rows as one right-padded tensor [B, T]; booleans stay booleans."""
     width = max((len(row) for row in rows), default=0)

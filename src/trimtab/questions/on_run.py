@@ -9,9 +9,9 @@ from trimtab.doctor.alarms import all_alarms
 from trimtab.doctor.diagnosis import examine
 from trimtab.errors import ConfigError
 
-ALARMS: Mapping[int, tuple[int, ...]] = {6: (2, 3), 12: (11,)}
-"""Numbers of the alarms that answer a question: a KL that runs away and a policy that does not move; a
-critic that has collapsed."""
+ALARMS: Mapping[int, tuple[int, ...]] = {5: (2, 12), 6: (2, 3), 10: (13,), 12: (11,)}
+"""Numbers of the alarms that answer a question. 5: a KL that runs away, samples too old for the clip; 6: a KL
+that runs away, a policy that does not move; 10: groups without a gradient; 12: a critic that has collapsed."""
 
 
 def ask(number: int, run: Path) -> str:

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from trimtab import ranks
-from trimtab.data.pack import Pack
+from trimtab.data.pack import Output, Pack
 from trimtab.models.adapters import weights_without_adapters
 from trimtab.models.load import LM, ModelSpec, base_of
 from trimtab.models.load_frozen import load_reference
@@ -140,6 +140,11 @@ class Reference:
     def logps(self, pack: Pack, temperature: float = TEMPERATURE) -> Tensor:
         """Log-probs [C] on a pack."""
         return self.root.reference_logps(pack, temperature)
+
+    @torch.no_grad()
+    def outputs(self, pack: Pack, temperature: float, *, norm: bool) -> Output:
+        """Log-probs, and log-sum-exps if ``norm``: [C] each."""
+        return self.root.reference_outputs(pack, temperature, norm=norm)
 
     def annotate(
         self, groups: Sequence[Group], budget: int, temperature: float = TEMPERATURE

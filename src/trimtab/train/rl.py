@@ -54,6 +54,7 @@ class RLStage(RolloutStage[RLConfig]):
             update={"max_length": method.max_length or config.max_tokens}
         )
         self.kl = KLController(config.method.kl)
+        self.temperature = config.sampling.temperature
         self.state_values: MonteCarloValues | None = None
         if method.advantage.values == "monte-carlo":
             if not self.deals_requests and ranks.current().world > 1:
@@ -150,11 +151,8 @@ class RLStage(RolloutStage[RLConfig]):
 
     def shape(self) -> ShapeSpec:
         """The run's shaping, with the method's penalties where the run sets none."""
-        method, limit, shape = (
-            self.config.method,
-            self.config.max_tokens,
-            self.config.shape,
-        )
+        c = self.config
+        method, limit, shape = c.method, c.max_tokens, c.shape
         penalties: dict[str, Truncated | Overlong] = {}
         if method.length.missing_eos_penalty and shape.truncated is None:
             penalties["truncated"] = Truncated(weight=method.length.missing_eos_penalty)
@@ -192,7 +190,7 @@ class RLStage(RolloutStage[RLConfig]):
 
     def forward(self, pack: Pack) -> Output:
         """Log-probs at the sampling temperature, entropies, and the values of a shared trunk."""
-        return self.root.outputs(pack, self.config.sampling.temperature)
+        return self.root.outputs(pack, self.temperature, norm=self.method.needs_norms)
 
     def _value_forward(self, pack: Pack) -> Output:
         return self.critic_root.values(pack)
@@ -216,7 +214,8 @@ class RLStage(RolloutStage[RLConfig]):
                 value = self._value_forward(pack).value_C if self.critic else out.value_C
                 columns = {ENTROPY: out.entropy_C, "old_logp": out.logp_C, "value": value}
             if self.reference is not None:
-                columns["ref_logp"] = self.reference.logps(pack, self.config.sampling.temperature)
+                ref = self.reference.outputs(pack, self.temperature, norm=method.needs_norms)
+                columns |= {"ref_logp": ref.logp_C, "ref_norm": ref.norm_C}
             return columns
 
         entropy = annotate(
