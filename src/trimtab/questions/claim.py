@@ -122,7 +122,8 @@ class Settings(Config):
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
     """What all arms share."""
     arms: dict[str, dict[str, Any]]
-    """By name, with its condition in brackets; ``lr`` is the tuned learning rate."""
+    """By name, with its condition in brackets; ``lr`` is the tuned learning rate. An arm without one is not
+    tuned: it trains nothing, or takes the rate of another arm."""
     derived: tuple[str, ...] = ()
     """Arms that are computed from the others, not run."""
     tuning: Tuning | None = None
@@ -137,10 +138,15 @@ class Settings(Config):
         if self.tuning is not None:
             if overlap := set(self.seeds) & set(self.tuning.seeds):
                 raise ValueError(f"seeds {sorted(overlap)} are tuning seeds: report other ones")
-            rates = {arm: values.get("lr") for arm, values in self.arms.items()}
+            rates = {arm: self.arms[arm]["lr"] for arm in self.tuned}
             if wrong := {a: lr for a, lr in rates.items() if lr not in self.tuning.rates}:
                 raise ValueError(f"arms: lr is none of tuning.rates: {wrong}")
         return self
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """The arms that have a learning rate of their own."""
+        return tuple(arm for arm, values in self.arms.items() if "lr" in values)
 
     def scaled(self, size: float) -> Settings:
         """The same with every size times ``size``, rounded up, at least its floor."""
