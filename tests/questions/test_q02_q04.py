@@ -42,7 +42,7 @@ def test_rank_correlation_needs_values_that_differ() -> None:
 def test_what_is_kept_allows_for_the_ceiling() -> None:
     """Half of what labels allow on both sets is nothing lost, though the accuracies differ."""
     sets = {"old": {"accuracy": 0.72, "ceiling": 0.8}, "new": {"accuracy": 0.54, "ceiling": 0.6}}
-    assert reward_measures.kept(sets, "new", "old") == pytest.approx(1.0)
+    assert reward_measures.share_kept(sets, "new", "old") == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

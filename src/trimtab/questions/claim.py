@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -161,7 +162,14 @@ def read_by_question(folder: Path, pattern: str) -> Iterator[tuple[int, Path, di
         pattern: Of their names, which begin with ``q`` and the number in two digits.
     """
     for file in sorted(folder.glob(pattern)):
-        yield int(file.name[1:3]), file, read_yaml(file)
+        state = file.stat()
+        yield int(file.name[1:3]), file, _content(file, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=128)
+def _content(file: Path, mtime_ns: int, size: int) -> dict[str, Any]:
+    """A file's content, parsed once while it has not changed; not to be changed by the caller."""
+    return read_yaml(file)
 
 
 def load_claims(folder: Path = HERE) -> dict[int, tuple[Claim, ...]]:

@@ -112,7 +112,7 @@ def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Set
         measures["kl"] = over_prompts(table["kl_policy"].astype(np.float64).mean(1))
     if values.get("relabel"):
         accuracy = read_object(folder / "accuracy" / "summary.json")["model"]
-        measures["kept"] = Measure(reward_measures.kept(accuracy, "new", "old"))
+        measures["kept"] = Measure(reward_measures.share_kept(accuracy, "new", "old"))
     return ArmResult(measures)
 
 

@@ -21,7 +21,7 @@ from trimtab.report.charts import Chart, Line, line_chart
 from trimtab.runs import read_metrics
 
 SETS = ("all", "kinds")
-LEVELS = (100, 300, 1000, 3000)
+LEVELS = (100, 300, 3000)
 LINES = ("ppo", "dpo", "first")
 RATES = ("low", "high")
 SHIFTS = {"chosen": "eval/logps/chosen_shift", "rejected": "eval/logps/rejected_shift"}

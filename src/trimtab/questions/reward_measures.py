@@ -21,7 +21,7 @@ def read(stage: Path) -> dict[str, Measure]:
         stage: Folder of a stage of ``trimtab reward`` with ``eval_data``.
     """
     row = [r for r in read_metrics(stage) if "eval/accuracy" in r][-1]
-    bins = json.loads((stage / "model" / "calibration.json").read_text())["bins"]
+    bins = json.loads((stage / "calibration.json").read_text())["bins"]
     return {
         "accuracy": Measure(float(row["eval/accuracy"])),
         "above_length": Measure(float(row["eval/accuracy"] - row["eval/length_only"])),
@@ -57,7 +57,7 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
 
 
-def kept(accuracy: Mapping[str, Mapping[str, float]], new: str, old: str) -> float:
+def share_kept(accuracy: Mapping[str, Mapping[str, float]], new: str, old: str) -> float:
     """What a reward model keeps on new completions of the accuracy that it had on old ones, both as
     shares of what the labels allow.
 
@@ -65,7 +65,7 @@ def kept(accuracy: Mapping[str, Mapping[str, float]], new: str, old: str) -> flo
         accuracy: ``accuracy`` and ``ceiling`` by set of comparisons.
 
     >>> sets = {"new": {"accuracy": 0.6, "ceiling": 0.75}, "old": {"accuracy": 0.8, "ceiling": 0.8}}
-    >>> round(kept(sets, "new", "old"), 6)
+    >>> round(share_kept(sets, "new", "old"), 6)
     0.8
     """
     share = {name: accuracy[name]["accuracy"] / accuracy[name]["ceiling"] for name in (new, old)}
