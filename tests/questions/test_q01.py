@@ -80,6 +80,7 @@ def test_groups_differ_in_one_taste() -> None:
         ("dpo warm", "dpo plain", {"train.data.path"}),
         ("dpo warm", "dpo both", {"train.data.path"}),
         ("first warm", "first plain", {"first.data"}),
+        ("first warm", "first both", {"first.data"}),
         ("demonstrations[chosen=random]", "demonstrations[chosen=best]", {"chosen.options.by"}),
         ("ppo[labels=300]", "ppo[labels=3000]", {"train.critic.model.path", "train.rewards"}),
     ],
