@@ -113,6 +113,14 @@ def test_the_solvers_differ_in_rl_alone() -> None:
     assert rl["rl"]["model"]["path"] == sft["prefixes"]["models"]["policy"]["path"]
 
 
+def test_a_model_without_a_right_step_errs_always(tmp_path: Path) -> None:
+    (tmp_path / "prefixes").mkdir()
+    text = json.dumps({"policy": {"errors": {}, "differences": {}}})
+    (tmp_path / "prefixes" / "summary.json").write_text(text)
+    measures = {name: m.value for name, m in exposure.read(tmp_path).items()}
+    assert measures == {"cost_of_error": 0.0, "own_minus_given": 0.0, "error_after_own": 1.0}
+
+
 def test_an_average_is_paired_by_bootstrap_sample() -> None:
     one, other = Measure(0.2, (0.1, 0.3)), Measure(0.4, (0.5, 0.3))
     assert q01.average([one, other]) == Measure(pytest.approx(0.3), (pytest.approx(0.3),) * 2)

@@ -75,9 +75,14 @@ def stages(values: Mapping[str, Any], solver: Path, sizes: Mapping[str, int]) ->
 
 
 def read(folder: Path) -> dict[str, Measure]:
-    """The measures of an arm. A difference that no problem allows is 0: a model without errors has none."""
+    """The measures of an arm, from the summary of ``trimtab prefix-error``.
+
+    A difference of two errors is 0 where one of the prefixes never occurred: a model that makes no error
+    pays for none. The error itself is then 1: only a model without a right step has no right prefix.
+    """
     summary = read_object(folder / "prefixes" / "summary.json")["policy"]
+    absent = {"differences": 0.0, "errors": 1.0}
     return {
-        name: Measure(float(summary[table].get(key, {"mean": 0.0})["mean"]))
+        name: Measure(float(summary[table].get(key, {"mean": absent[table]})["mean"]))
         for name, (table, key) in MEASURES.items()
     }
