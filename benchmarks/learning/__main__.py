@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning import credit, labels, page, words
+from benchmarks.learning import credit, page, words
 from trimtab.launch.jobs import Job, headline, run
 from trimtab.objectives.methods import METHODS
 from trimtab.sandbox.arithmetic import END
@@ -71,12 +71,6 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
     if "credit" in rows:
         function = "benchmarks.learning.credit:correlation"
         planned += [Job("credit", "estimators", s, function, base) for s in SEEDS]
-    if "labels" in rows:
-        args = {"start": str(out / "labels")}
-        for name in labels.names():
-            function = "benchmarks.learning.labels:direct"
-            planned += [Job("labels", name, s, function, {**args, "name": name}) for s in SEEDS]
-        planned += [Job("labels", "ppo", s, "benchmarks.learning.labels:ppo", args) for s in SEEDS]
     if "experts" in rows:
         for name in ("grpo", "gspo", "gspo_token"):
             args = {
@@ -99,7 +93,7 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
     return planned
 
 
-ROWS = ("words", "labels", "process", "credit", "ablation", "experts", "staleness", "settings")
+ROWS = ("words", "process", "credit", "ablation", "experts", "staleness", "settings")
 
 
 def main() -> None:
@@ -120,8 +114,6 @@ def main() -> None:
     words.measure(start / "sft" / "model", start, start / "before")
     if "process" in args.rows and not (out / "prm" / "model" / "model").is_dir():
         credit.reward_model(out / "prm", start)
-    if "labels" in args.rows:
-        labels.start(out / "labels")
     if "experts" in args.rows:
         mixture = words.start(out / "moe", moe=True)
         words.measure(mixture / "sft" / "model", mixture, mixture / "before")

@@ -125,19 +125,6 @@ def write(out: Path, docs: Path) -> None:
             "probability of a correct final answer, at the SFT policy, per seed.\n",
             table(["estimator", "correlation"], rows),
         ]  # fmt: skip
-    if "labels" in by_row:
-        rows = [_labelled(name, results) for name, results in by_row["labels"].items()]
-        parts += [
-            "## PPO and every direct method on equal labels\n",
-            "The sandbox's ranked completions and one SFT model; PPO uses a reward model trained "
-            "on the same labels. Gold "
-            "and win rate against SFT on 600 held-out prompts, 95 % intervals over prompts; "
-            "settings are "
-            "those of `src/trimtab/recipes/sandbox-dpo.yaml`, `src/trimtab/recipes/sandbox-"
-            "ppo.yaml` and "
-            "`benchmarks/learning/labels.py`.\n",
-            table(["method", "gold: SFT", "end", "win rate, each seed", "KL", "tokens", "distinct-2"], rows),
-        ]  # fmt: skip
     if "experts" in by_row:
         rows = [
             [
@@ -188,16 +175,6 @@ def write(out: Path, docs: Path) -> None:
         for row, names in by_row.items()
     }
     (docs / "learning.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def _labelled(name: str, results: Sequence[tuple[int, Result]]) -> list[str]:
-    rates = " / ".join(f"{r['win_rate']:.1%} [{r['low']:.1%}, {r['high']:.1%}]" for _, r in results)
-    return [
-        name, f"{mean(results, 'start'):.3f}", f"{mean(results, 'end'):.3f}", rates,
-        f"{mean(results, 'kl'):.2f}",
-        f"{mean(results, 'length_start'):.1f} → {mean(results, 'length'):.1f}",
-        f"{mean(results, 'distinct_2_start'):.3f} → {mean(results, 'distinct_2'):.3f}",
-    ]  # fmt: skip
 
 
 HEAD = ("method", "pass@1: start", "end, each seed", "gain, mean", "pass@8: end", "KL", "curve")

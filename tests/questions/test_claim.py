@@ -81,8 +81,15 @@ def test_tuning_seeds_are_never_reported() -> None:
     tuning = {"rates": [1e-4], "metric": "gold"}
     with pytest.raises(ValueError, match=r"\[100\] are tuning seeds"):
         Settings.model_validate({**ARMS, "seeds": [0, 100], "tuning": tuning})
+    wrong = {"ppo": {"lr": 1.0}, "reinforce": {}}
     with pytest.raises(ValueError, match="lr is none of"):
-        Settings.model_validate({**ARMS, "tuning": tuning})
+        Settings.model_validate({**ARMS, "arms": wrong, "tuning": tuning})
+
+
+def test_arms_without_a_learning_rate_are_not_tuned() -> None:
+    arms = {"ppo": {"lr": 1e-4}, "twice": {"rate_of": "ppo", "factor": 2}}
+    tuning = {"rates": [1e-4], "metric": "gold"}
+    assert Settings.model_validate({**ARMS, "arms": arms, "tuning": tuning}).tuned == ("ppo",)
 
 
 def test_a_changed_claim_needs_new_seeds(tmp_path: Path) -> None:

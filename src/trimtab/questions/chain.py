@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ TRAINING: Mapping[str, Any] = {
     "epochs": 4, "batch_size": 64, "optim": {"lr": 3e-3, "warmup_ratio": 0.05},
 }  # fmt: skip
 """SFT on word problems, from random weights."""
+HELD_OUT = {"names": ["gina", "hugo"], "kinds": ["opinion"]}
+"""What no prompt of a wide start has: two people, and requests that begin with the user's own claim."""
+FULL_LABELS = 3000
+"""Ranked prompts of a wide start at full size; numbers of labels are shares of it."""
+FEWEST_ROWS = 24
 
 
 def sandbox_stages(seed: int, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -48,21 +55,38 @@ def sandbox_stages(seed: int, sizes: Mapping[str, int]) -> dict[str, dict[str, A
             "type": "sandbox-data", "seed": seed + NEVER_LABELLED, "demonstrations": 1,
             "prompts": sizes["prompts"], "heldout": 1,
         },
-        "sft": {
-            "type": "sft", "model": {"path": BASE}, "holdout": 50, "epochs": 2, "batch_size": 64,
-            "data": {"path": "@world/demonstrations.jsonl"},
-            "optim": {"lr": 5e-4, "warmup_ratio": 0.05}, "loop": QUIET,
-        },
-        "label": {
-            "type": "sandbox-labels", "model": {"path": "@sft/model"}, "data": "@world/prompts.jsonl",
-            "heldout": 200, "sampling": SAMPLING,
-        },
+        "sft": sft_stage("@world/demonstrations.jsonl"),
+        "label": label_stage(200),
         "reward": {
-            "type": "reward", "model": {"path": BASE}, "epochs": 4, "batch_size": 16,
+            **reward_stage("@label", epochs=4, batch_size=16),
             "data": {"path": "@label/comparisons.jsonl", "limit": sizes["reward_rows"]},
-            "eval_data": {"path": "@label/heldout.jsonl"},
-            "optim": {"lr": 5e-4, "warmup_ratio": 0.1}, "loop": QUIET,
         },
+    }  # fmt: skip
+
+
+def sft_stage(data: str, holdout: int = 50) -> dict[str, Any]:
+    """SFT of the base model on demonstrations."""
+    return {
+        "type": "sft", "model": {"path": BASE}, "holdout": holdout, "epochs": 2, "batch_size": 64,
+        "data": {"path": data}, "optim": {"lr": 5e-4, "warmup_ratio": 0.05}, "loop": QUIET,
+    }  # fmt: skip
+
+
+def label_stage(heldout: int) -> dict[str, Any]:
+    """The panel ranks completions of the SFT model."""
+    return {
+        "type": "sandbox-labels", "model": {"path": "@sft/model"}, "data": "@world/prompts.jsonl",
+        "heldout": heldout, "sampling": SAMPLING,
+    }  # fmt: skip
+
+
+def reward_stage(label: str, *, epochs: int, batch_size: int) -> dict[str, Any]:
+    """A reward model from the base model."""
+    return {
+        "type": "reward", "model": {"path": BASE}, "epochs": epochs, "batch_size": batch_size,
+        "data": {"path": f"{label}/comparisons.jsonl"},
+        "eval_data": {"path": f"{label}/heldout.jsonl"},
+        "optim": {"lr": 5e-4, "warmup_ratio": 0.1}, "loop": QUIET,
     }  # fmt: skip
 
 
@@ -75,7 +99,7 @@ def sandbox(starts: Path, seed: int, sizes: Mapping[str, int]) -> Path:
     Returns:
         Its folder: ``world``, ``fresh`` (prompts for RL), ``sft/model``, ``label``, ``reward/model``.
     """
-    return _made_once(starts, "sandbox", sandbox_stages(seed, sizes), seed)
+    return _start(starts, "sandbox", sandbox_stages(seed, sizes), seed)
 
 
 def word_problem_stages(
@@ -117,16 +141,123 @@ def word_problems(
     Returns:
         Its folder: ``tasks`` (``prompts.jsonl``, ``heldout.jsonl``), ``sft/model``.
     """
-    return _made_once(starts, "words", word_problem_stages(sizes, task, training), seed)
+    return _start(starts, "words", word_problem_stages(sizes, task, training), seed)
 
 
-def _made_once(starts: Path, kind: str, stages: Mapping[str, dict[str, Any]], seed: int) -> Path:
-    """Run stages in the folder that is named after them."""
-    text = json.dumps(stages, sort_keys=True)
-    name = f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-    folder = starts / name / f"seed-{seed}"
+def wide_stages(sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """The stages of a start that several numbers of labels are taken from, with held-out names and kinds.
+
+    Args:
+        sizes: ``demonstrations``, ``labels`` (ranked prompts to train on), ``judged`` (ranked prompts to
+            measure reward models on), ``prompts`` (for RL, never labelled), ``heldout``.
+    """
+    # Prompts whose completions are all equal cannot be ranked: about one in twenty.
+    ranked = math.ceil(1.1 * sizes["labels"]) + sizes["judged"]
+    return {
+        "world": {
+            "type": "sandbox-data", "demonstrations": sizes["demonstrations"], "prompts": ranked,
+            "rl_prompts": sizes["prompts"], "heldout": sizes["heldout"], "held_out": HELD_OUT,
+        },
+        "sft": sft_stage("@world/demonstrations.jsonl"),
+        "label": label_stage(sizes["judged"]),
+    }  # fmt: skip
+
+
+def wide(starts: Path, seed: int, sizes: Mapping[str, int]) -> Path:
+    """Make the wide start of a seed unless it is complete.
+
+    Returns:
+        Its folder: ``world`` (with ``rl_prompts.jsonl``, ``heldout-names.jsonl`` and
+        ``heldout-kinds.jsonl``), ``sft/model``, ``label``.
+    """
+    return _start(starts, "wide", wide_stages(sizes), seed)
+
+
+def _start(starts: Path, name: str, stages: Mapping[str, dict[str, Any]], seed: int) -> Path:
+    folder = starts / f"{name}-{_digest(stages)}" / f"seed-{seed}"
     run_stages(folder, stages, seed)
     return folder
+
+
+def _digest(stages: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(stages, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Stages that several questions build on a start, such as a reward model; equal ones are made once."""
+
+    name: str
+    stages: Mapping[str, dict[str, Any]]
+    """They refer to the start as "@start"."""
+
+    def folder(self, start: Path) -> Path:
+        """Where it is, made or not: within the start."""
+        return start / f"{self.name}-{_digest(self.stages)}"
+
+    def make(self, start: Path, seed: int) -> Path:
+        """Run what is missing of it; its folder."""
+        run_stages(self.folder(start), self.stages, seed, {"start": start})
+        return self.folder(start)
+
+
+def rows_of(labels: int, sizes: Mapping[str, int]) -> int:
+    """Ranked prompts that ``labels`` stands for, which is their number at full size.
+
+    >>> rows_of(300, {"labels": 3000}), rows_of(300, {"labels": 300})
+    (300, 30)
+    """
+    return max(FEWEST_ROWS, round(labels * sizes["labels"] / FULL_LABELS))
+
+
+def batch_of(rows: int) -> int:
+    """Ranked prompts per update: about twenty updates per pass, between 8 and 64 prompts.
+
+    >>> batch_of(100), batch_of(300), batch_of(3000)
+    (8, 16, 64)
+    """
+    return 2 ** min(6, max(3, round(math.log2(rows / 20))))
+
+
+def initial_model(init: str) -> dict[str, Any]:
+    """The model that training begins with.
+
+    Args:
+        init: "base", "sft", or "random": the base model's architecture with random weights.
+    """
+    if init == "random":
+        return {"path": f"{BASE}/config.json", "tokenizer": BASE}
+    return {"path": {"base": BASE, "sft": "@start/sft/model"}[init]}
+
+
+def reward_part(rows: int, init: str = "base") -> Part:
+    """A reward model on the first ``rows`` ranked prompts of a wide start: ``reward/model``."""
+    stage = reward_stage("@start/label", epochs=4, batch_size=batch_of(rows))
+    stage["data"] = {**stage["data"], "limit": rows}
+    return Part(f"reward-{init}-{rows}", {"reward": {**stage, "model": initial_model(init)}})
+
+
+def ppo_stage(
+    reward: str, lr: float, sizes: Mapping[str, int], *, beta: float, steps: float = 1.0
+) -> dict[str, Any]:
+    """PPO on a reward model, from the SFT model, on prompts that were never labelled.
+
+    Args:
+        reward: Folder of the reward model, which is also the critic's start.
+        sizes: ``steps`` (batches) and ``batch`` (completions of as many prompts).
+        beta: KL coefficient.
+        steps: Factor of their number.
+    """
+    return {
+        "type": "rl", "model": {"path": "@start/sft/model"},
+        "data": {"path": "@start/world/rl_prompts.jsonl"},
+        "rewards": [{"name": "model", "model": reward}, {**GOLD, "weight": 0}],
+        "critic": {"type": "separate", "model": {"path": reward}, "optim": {"lr": 3e-4}},
+        "method": {"type": "ppo", "updates": {"epochs": 2, "minibatches": 2},
+                   "length": {"missing_eos_penalty": 1.0}, "kl": {"beta": beta}},
+        "sampling": SAMPLING, "steps": round(steps * sizes["steps"]), "batch_size": sizes["batch"],
+        "optim": {"lr": lr, "lr_scheduler_type": "constant"}, "loop": QUIET,
+    }  # fmt: skip
 
 
 def run_stages(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -122,7 +123,8 @@ class Settings(Config):
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
     """What all arms share."""
     arms: dict[str, dict[str, Any]]
-    """By name, with its condition in brackets; ``lr`` is the tuned learning rate."""
+    """By name, with its condition in brackets; ``lr`` is the tuned learning rate. An arm without one is not
+    tuned: it trains nothing, or takes the rate of another arm."""
     derived: tuple[str, ...] = ()
     """Arms that are computed from the others, not run."""
     tuning: Tuning | None = None
@@ -137,10 +139,15 @@ class Settings(Config):
         if self.tuning is not None:
             if overlap := set(self.seeds) & set(self.tuning.seeds):
                 raise ValueError(f"seeds {sorted(overlap)} are tuning seeds: report other ones")
-            rates = {arm: values.get("lr") for arm, values in self.arms.items()}
+            rates = {arm: self.arms[arm]["lr"] for arm in self.tuned}
             if wrong := {a: lr for a, lr in rates.items() if lr not in self.tuning.rates}:
                 raise ValueError(f"arms: lr is none of tuning.rates: {wrong}")
         return self
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """The arms that have a learning rate of their own."""
+        return tuple(arm for arm, values in self.arms.items() if "lr" in values)
 
     def scaled(self, size: float) -> Settings:
         """The same with every size times ``size``, rounded up, at least its floor."""
@@ -155,7 +162,14 @@ def read_by_question(folder: Path, pattern: str) -> Iterator[tuple[int, Path, di
         pattern: Of their names, which begin with ``q`` and the number in two digits.
     """
     for file in sorted(folder.glob(pattern)):
-        yield int(file.name[1:3]), file, read_yaml(file)
+        state = file.stat()
+        yield int(file.name[1:3]), file, _content(file, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=128)
+def _content(file: Path, mtime_ns: int, size: int) -> dict[str, Any]:
+    """A file's content, parsed once while it has not changed; not to be changed by the caller."""
+    return read_yaml(file)
 
 
 def load_claims(folder: Path = HERE) -> dict[int, tuple[Claim, ...]]:

@@ -317,7 +317,7 @@ def tune(number: int, out: Path, *, seeds: Sequence[int] = (), size: float = 1.0
     jobs = [_start_job(out, number, seed, size) for seed in seeds]
     cells = {
         (arm, lr): [_arm_job(folder, number, seed, size, arm, lr) for seed in seeds]
-        for arm in settings.arms
+        for arm in settings.tuned
         for lr in tuning.rates
     }
     jobs += [j for of_cell in cells.values() for j in of_cell]
@@ -329,8 +329,8 @@ def tune(number: int, out: Path, *, seeds: Sequence[int] = (), size: float = 1.0
         )
         for cell, of_cell in cells.items()
     }  # fmt: skip
-    best = {a: max(tuning.rates, key=lambda lr: means[a, lr]) for a in settings.arms}
-    table = {a: {f"{lr:g}": means[a, lr] for lr in tuning.rates} for a in settings.arms}
+    best = {a: max(tuning.rates, key=lambda lr: means[a, lr]) for a in settings.tuned}
+    table = {a: {f"{lr:g}": means[a, lr] for lr in tuning.rates} for a in settings.tuned}
     text = to_json({"seeds": list(seeds), tuning.metric: table, "lr": best}, indent=1)
     write_atomic(folder / "tuning.json", (text + "\n").encode())
     return best

@@ -9,9 +9,20 @@ from trimtab.doctor.alarms import all_alarms
 from trimtab.doctor.diagnosis import examine
 from trimtab.errors import ConfigError
 
-ALARMS: Mapping[int, tuple[int, ...]] = {5: (2, 12), 6: (2, 3), 10: (13,), 12: (11,)}
-"""Numbers of the alarms that answer a question. 5: a KL that runs away, samples too old for the clip; 6: a KL
-that runs away, a policy that does not move; 10: groups without a gradient; 12: a critic that has collapsed."""
+ALARMS: Mapping[int, tuple[int, ...]] = {
+    1: (9, 10),
+    2: (3, 20),
+    4: (1, 14),
+    5: (2, 12),
+    6: (2, 3),
+    8: (1, 17),
+    10: (13,),
+    12: (11,),
+}
+"""Numbers of the alarms that answer a question. 1: completions that do not end, prompts in a form that the
+model does not know. 2: a policy that does not move, or leaves what its start would say. 4: a reward that rises
+while the truth falls, or is missing. 5: a KL that runs away, samples too old for the clip. 6: a KL that runs away and a policy that does not move. 8: the first of 4,
+and chosen completions that become unlikely. 10: groups without a gradient. 12: a critic that has collapsed."""
 
 
 def ask(number: int, run: Path) -> str:

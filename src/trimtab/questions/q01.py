@@ -1,0 +1,185 @@
+"""Question 1: what does RLHF solve that SFT does not?
+
+SFT on demonstrations and on first-ranked completions, DPO, and PPO with a reward model of the same labels;
+two groups of users with opposite tastes; and, on word problems, what a model's own errors cost it later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab.questions import exposure, policy_measures
+from trimtab.questions.claim import Settings
+from trimtab.questions.experiment import Experiment, Result
+from trimtab.questions.measure import ArmResult, Measure, over_prompts
+from trimtab.report.charts import Bar, Chart, grouped_bars
+
+SETS = ("all", "names", "kinds")
+PPO_LABELS = (300, 3000)
+GROUPS = ("warm", "plain")
+"""Users who want politeness, and users who do not."""
+FIGURE = {
+    "sft": "demonstrations[chosen=all]",
+    "best": "demonstrations[chosen=best]",
+    "first": "first[labels=3000]",
+    "dpo": "dpo[labels=3000]",
+    "ppo": "ppo[labels=3000]",
+}
+
+
+def person(group: str, settings: Settings) -> dict[str, Any]:
+    """An annotator of a group: the same but for what a polite phrase is worth."""
+    taste = settings.options["taste"] * (1 if group == "warm" else -1)
+    return {"name": group, "group": group, "format_bias": taste}
+
+
+def taste_part(groups: Sequence[str], settings: Settings) -> Any:
+    """Labels of groups, as many prompts whether there are one or two of them."""
+    from trimtab.questions import chain  # here and below, because pages need no torch
+
+    rows = chain.rows_of(settings.options["taste_labels"], settings.sizes)
+    stage = {**chain.label_stage(1), "model": {"path": "@start/sft/model"},
+             "data": "@start/world/prompts.jsonl", "limit": rows,
+             "panel": [person(g, settings) for g in groups]}  # fmt: skip
+    return chain.Part(f"taste-{'-'.join(groups)}", {"label": stage})
+
+
+def solver_part(settings: Settings) -> Any:
+    """Word problems and the model that was trained on their solutions."""
+    from trimtab.questions import chain
+
+    return chain.Part("solver", exposure.solver_stages(settings.sizes))
+
+
+def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
+    """World, SFT model, labels, reward models, labels of two groups, and the solver of word problems."""
+    from trimtab.questions import chain
+
+    folder = chain.wide(starts, seed, settings.sizes)
+    for labels in PPO_LABELS:
+        chain.reward_part(chain.rows_of(labels, settings.sizes)).make(folder, seed)
+    for groups in (*((g,) for g in GROUPS), GROUPS):
+        taste_part(groups, settings).make(folder, seed)
+    solver_part(settings).make(folder, seed)
+    return folder
+
+
+def rate(values: Mapping[str, Any], settings: Settings) -> float:
+    """An arm's learning rate: its own, or that of another arm."""
+    return float(values["lr"] if "lr" in values else settings.arms[values["rate_of"]]["lr"])
+
+
+def stages(
+    values: Mapping[str, Any], settings: Settings, start: Path, seed: int
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """The stages that train an arm, and the folder of its policy."""
+    from trimtab.questions import chain
+
+    way, options = values["train"], settings.options
+    if way == "none":
+        return {}, "@start/sft/model"
+    if way == "share":  # as many updates as the start's SFT on all demonstrations
+        share = options["share"]
+        choice = {
+            "demonstrations": "@start/world",
+            "share": share,
+            "by": values["by"],
+            "seed": seed,
+        }
+        sft = chain.sft_stage("@chosen/demonstrations.jsonl", holdout=0)
+        return {
+            "chosen": {"type": "function", "options": choice,
+                       "function": "trimtab.questions.chosen_demonstrations:choose"},
+            "train": {**sft, "epochs": round(sft["epochs"] / share)},
+        }, "@train/model"  # fmt: skip
+    rows = chain.rows_of(values["labels"], settings.sizes)
+    if way == "ppo":
+        reward = str(chain.reward_part(rows).folder(start) / "reward" / "model")
+        beta = options["beta"]
+        stage = chain.ppo_stage(reward, rate(values, settings), settings.sizes, beta=beta)
+        return {"train": stage}, "@train/model"
+    labels = "@start/label"
+    if "groups" in values:
+        labels = str(taste_part(values["groups"], settings).folder(start) / "label")
+    offline: dict[str, Any] = {
+        "model": {"path": "@start/sft/model"}, "epochs": options["epochs"],
+        "batch_size": chain.batch_of(rows), "loop": chain.QUIET,
+        "optim": {"lr": rate(values, settings), "warmup_ratio": 0.1},
+    }  # fmt: skip
+    data = f"{labels}/comparisons.jsonl"
+    if way == "dpo":
+        objective = {"type": "dpo", "beta": options["dpo_beta"]}
+        dpo = {"type": "dpo", **offline, "data": {"path": data, "limit": rows}}
+        return {"train": {**dpo, "objective": objective}}, "@train/model"
+    return {
+        "first": {"type": "first-ranked", "data": data, "limit": rows},
+        "train": {"type": "sft", **offline, "data": {"path": "@first/demonstrations.jsonl"}},
+    }, "@train/model"
+
+
+def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
+    """Train one arm and measure its policy."""
+    from trimtab.questions import chain
+
+    folder = out / "stages"
+    if values["train"] == "solver":
+        solver = solver_part(settings).folder(start)
+        chain.run_stages(folder, exposure.stages(values, solver, settings.sizes), seed)
+        return ArmResult(exposure.read(folder))
+    options = settings.options
+    wanted = values.get("serves", ())
+    sets = ("all",) if "groups" in values else SETS
+    tastes = [
+        {"name": g, "function": "trimtab.sandbox.annotators:utility_reward",
+         "options": {"person": person(g, settings)}}
+        for g in wanted
+    ]  # fmt: skip
+    training, model = stages(values, settings, start, seed)
+    measured = policy_measures.stages({"path": model}, options, sets, rewards=tastes)
+    chain.run_stages(folder, {**training, **measured}, seed, {"start": start})
+    measures = policy_measures.read(folder, options, sets)
+    if wanted:
+        table = policy_measures.table_of(folder, "all", options["num_completions"])
+        utility = np.mean([table[f"{g}_policy"].mean(1) for g in wanted], axis=0)
+        measures["satisfaction"] = over_prompts(utility / options["nats_per_point"])
+    for name in set(sets) - {"all"}:
+        fall = measures["gold"].value - measures[f"gold_{name}"].value
+        measures[f"drop_{name}"] = Measure(fall)
+    return ArmResult(measures)
+
+
+def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmResult]:
+    """How well users are served where each group has a policy of its own."""
+    served = {
+        name: [arms[f"{way} {g}"].measures["satisfaction"] for g in GROUPS]
+        for name, way in (("own policies", "dpo"), ("imitation", "first"))
+    }
+    return {name: ArmResult({"satisfaction": average(of)}) for name, of in served.items()}
+
+
+def average(measures: Sequence[Measure]) -> Measure:
+    """The mean of measures, also of each bootstrap sample."""
+    samples = [m.draws for m in measures if m.draws is not None]
+    draws = None
+    if len(samples) == len(measures):
+        draws = tuple(np.mean(samples, axis=0).tolist())
+    return Measure(float(np.mean([m.value for m in measures])), draws)
+
+
+def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
+    """The parts of gold by way of training."""
+    groups = {
+        words[name]: [
+            Bar(words[part], float(np.mean(result["arms"][arm_name][part])), colour=colour)
+            for colour, part in enumerate(policy_measures.PARTS)
+        ]
+        for name, arm_name in FIGURE.items()
+    }
+    return grouped_bars(words["title"], groups, words["y"], words["see"])
+
+
+EXPERIMENT = Experiment(start, arm, figure, derive)
