@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from trimtab.config import build
-from trimtab.datagen.word_problem_data import WordProblemsConfig
+from trimtab.datagen.word_problem_data import WordProblemsConfig, main
 from trimtab.errors import ConfigError, DataError
 from trimtab.launch.commands import COMMANDS
 from trimtab.sandbox import arithmetic, word_problems
@@ -211,9 +212,23 @@ def test_bad_settings_are_refused() -> None:
         ({"difficulty": {"steps": 2, "fewest": 3}}, "fewest"),
         ({"difficulty": {"operations": ["*"]}}, "operations"),
         ({"wrong": 1.5}, "wrong"),
+        ({"experts": 2, "experts_per_token": 3}, "experts_per_token"),
     ):
         with pytest.raises(ConfigError, match=key):
             build(WordProblemsConfig, given, "test")
+
+
+def test_the_model_may_have_experts_and_a_larger_vocabulary(tmp_path: Path) -> None:
+    keys = {"demonstrations": 5, "prompts": 5, "heldout": 5, "hidden": 16, "layers": 1}
+    wide = {"vocabulary": 500, "experts": 4, "experts_per_token": 1, "expert_size": 12}
+    main(build(WordProblemsConfig, {"out": str(tmp_path), **keys, **wide}, "test"))
+    config = AutoConfig.from_pretrained(tmp_path / "config.json")
+    shapes = {p.shape for p in AutoModelForCausalLM.from_config(config).parameters()}
+    assert (500, 16) in shapes
+    assert (4, 24, 16) in shapes  # gate and up projections of four experts of width 12
+    few = build(WordProblemsConfig, {"out": str(tmp_path), **keys, "vocabulary": 10}, "test")
+    with pytest.raises(ConfigError, match="vocabulary: 10"):
+        main(few)
 
 
 def test_the_documented_example_is_right() -> None:

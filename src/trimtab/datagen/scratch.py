@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,20 @@ def main(config: ScratchConfig) -> ScratchSummary:
 
 
 def write_model_config(
-    out: Path, tokenizer: Any, hidden: int, layers: int, heads: int, positions: int
+    out: Path,
+    tokenizer: Any,
+    hidden: int,
+    layers: int,
+    heads: int,
+    positions: int,
+    overrides: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write config.json of a Llama with random weights into the folder ``out``, for ``tokenizer``;
-    ``positions`` is its longest sequence in tokens."""
+    """Write config.json of a Llama with random weights into the folder ``out``, for ``tokenizer``.
+
+    Args:
+        positions: Its longest sequence in tokens.
+        overrides: Other values of config.json, and further ones.
+    """
     config = {
         "model_type": "llama",
         "vocab_size": len(tokenizer),
@@ -102,6 +113,7 @@ def write_model_config(
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
+        **(overrides or {}),
     }
     write_atomic(out / "config.json", json.dumps(config, indent=1).encode())
 

@@ -1,14 +1,18 @@
 """``trimtab word-problems``: arithmetic word problems, with a tokenizer and a model configuration."""
 
+from __future__ import annotations
+
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trimtab.config import Config
 from trimtab.datagen.output import jsonl, write_summary
 from trimtab.datagen.scratch import write_model_config
+from trimtab.errors import ConfigError
 from trimtab.runs import write_atomic
 from trimtab.sandbox import arithmetic, word_problems
 from trimtab.sandbox.arithmetic import Difficulty
@@ -30,9 +34,25 @@ class WordProblemsConfig(Config):
     heldout: int = Field(default=400, gt=0)
     """Prompts of the final comparison; none of their problems is trained on."""
     hidden: int = Field(default=64, gt=0)
-    """Hidden size of the model that config.json describes, a Llama with random weights."""
+    """Hidden size of the model that config.json describes, with random weights."""
     layers: int = Field(default=2, gt=0)
     heads: int = Field(default=4, gt=0)
+    vocabulary: int | None = Field(default=None, gt=0)
+    """Size of the model's vocabulary; tokens beyond the tokenizer's never occur in the data. Default: none
+    beyond."""
+    experts: int = Field(default=0, ge=0)
+    """Experts of each layer: config.json then describes a Mixtral. 0: no experts, a Llama."""
+    experts_per_token: int = Field(default=2, gt=0)
+    expert_size: int | None = Field(default=None, gt=0)
+    """Width of an expert; hidden · 3 / 2 by default."""
+
+    @model_validator(mode="after")
+    def _check_experts(self) -> WordProblemsConfig:
+        if self.experts and self.experts_per_token > self.experts:
+            raise ValueError(
+                f"experts_per_token ({self.experts_per_token}) is more than experts ({self.experts})"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +67,11 @@ class WordProblemsSummary:
 
 def main(config: WordProblemsConfig) -> WordProblemsSummary:
     """Write demonstrations.jsonl, prompts.jsonl, heldout.jsonl, tokenizer/ and config.json into
-    ``out``; the last two are for ``model.tokenizer`` and ``model.path``."""
+    ``out``; the last two are for ``model.tokenizer`` and ``model.path``.
+
+    Raises:
+        ConfigError: ``vocabulary`` is smaller than that of the tokenizer.
+    """
     c, out = config, Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     used = arithmetic.make_problems(c.difficulty, c.seed, c.demonstrations + c.prompts)
@@ -66,7 +90,20 @@ def main(config: WordProblemsConfig) -> WordProblemsSummary:
     )
     tokenizer = word_problems.tokenizer()
     tokenizer.save_pretrained(out / "tokenizer")
-    write_model_config(out, tokenizer, c.hidden, c.layers, c.heads, positions=256)
+    overrides: dict[str, Any] = {}
+    if c.vocabulary is not None:
+        if c.vocabulary < len(tokenizer):
+            raise ConfigError(
+                f"vocabulary: {c.vocabulary} is less than the tokenizer's {len(tokenizer)} tokens"
+            )
+        overrides["vocab_size"] = c.vocabulary
+    if c.experts:
+        overrides |= {
+            "model_type": "mixtral", "num_local_experts": c.experts,
+            "num_experts_per_tok": c.experts_per_token,
+            "intermediate_size": c.expert_size or c.hidden * 3 // 2,
+        }  # fmt: skip
+    write_model_config(out, tokenizer, c.hidden, c.layers, c.heads, 256, overrides)
     right = sum(row["right"] for row in demonstrations) / len(demonstrations)
     summary = WordProblemsSummary(c.demonstrations, right, c.prompts, c.heldout)
     write_summary(out, summary)

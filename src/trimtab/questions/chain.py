@@ -20,6 +20,16 @@ GOLD = {"name": "gold", "function": "trimtab.sandbox.world:gold_reward"}
 NEVER_LABELLED = 10_000
 """Added to the seed of a world: its prompts are for RL, and none of them was labelled."""
 QUIET = {"save_steps": 0, "sample_steps": 0}
+VERIFIER = {"name": "right", "function": "trimtab.sandbox.word_problems:verifier_reward"}
+TASK: Mapping[str, Any] = {
+    "difficulty": {"steps": 2, "largest": 15}, "wrong": 0.35, "hidden": 64, "layers": 2,
+}  # fmt: skip
+"""Word problems of two steps. A demonstrator's step is wrong 35 times in 100, so two right steps come 42
+times in 100: about the pass rate of the SFT model."""
+TRAINING: Mapping[str, Any] = {
+    "epochs": 4, "batch_size": 64, "optim": {"lr": 3e-3, "warmup_ratio": 0.05},
+}  # fmt: skip
+"""SFT on word problems, from random weights."""
 
 
 def sandbox_stages(seed: int, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -65,9 +75,55 @@ def sandbox(starts: Path, seed: int, sizes: Mapping[str, int]) -> Path:
     Returns:
         Its folder: ``world``, ``fresh`` (prompts for RL), ``sft/model``, ``label``, ``reward/model``.
     """
-    stages = sandbox_stages(seed, sizes)
+    return _made_once(starts, "sandbox", sandbox_stages(seed, sizes), seed)
+
+
+def word_problem_stages(
+    sizes: Mapping[str, int],
+    task: Mapping[str, Any] = TASK,
+    training: Mapping[str, Any] = TRAINING,
+) -> dict[str, dict[str, Any]]:
+    """The stages of the word problems' start; arguments as of ``word_problems``."""
+    return {
+        "tasks": {
+            "type": "word-problems", "demonstrations": sizes["demonstrations"],
+            "prompts": sizes["prompts"], "heldout": sizes["heldout"], **task,
+        },
+        "sft": {
+            "type": "sft", "holdout": 50, "data": {"path": "@tasks/demonstrations.jsonl"},
+            "model": {"path": "@tasks/config.json", "tokenizer": "@tasks/tokenizer"},
+            "loop": QUIET, **training,
+        },
+    }  # fmt: skip
+
+
+def word_problems(
+    starts: Path,
+    seed: int,
+    sizes: Mapping[str, int],
+    *,
+    task: Mapping[str, Any] = TASK,
+    training: Mapping[str, Any] = TRAINING,
+) -> Path:
+    """Make the word problems' start of a seed unless it is complete.
+
+    Args:
+        starts: Folder that holds the starts of all questions; equal starts are made once.
+        sizes: ``demonstrations``, ``prompts`` (for RL), ``heldout``.
+        task: Other keys of the stage ``word-problems``, in place of ``TASK``: difficulty, share of wrong
+            steps, size of the model, experts.
+        training: Other keys of the stage ``sft``, in place of ``TRAINING``.
+
+    Returns:
+        Its folder: ``tasks`` (``prompts.jsonl``, ``heldout.jsonl``), ``sft/model``.
+    """
+    return _made_once(starts, "words", word_problem_stages(sizes, task, training), seed)
+
+
+def _made_once(starts: Path, kind: str, stages: Mapping[str, dict[str, Any]], seed: int) -> Path:
+    """Run stages in the folder that is named after them."""
     text = json.dumps(stages, sort_keys=True)
-    name = f"sandbox-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    name = f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
     folder = starts / name / f"seed-{seed}"
     run_stages(folder, stages, seed)
     return folder
