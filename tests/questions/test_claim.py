@@ -83,6 +83,9 @@ def test_tuning_seeds_are_never_reported() -> None:
         Settings.model_validate({**ARMS, "seeds": [0, 100], "tuning": tuning})
     with pytest.raises(ValueError, match="lr is none of"):
         Settings.model_validate({**ARMS, "tuning": tuning})
+    arms = {"ppo": {"lr": 1e-4}, "reinforce[at=start]": {}}
+    values = {**ARMS, "arms": arms, "tuning": {**tuning, "skip": ["reinforce"]}}
+    assert Settings.model_validate(values).tuning is not None
 
 
 def test_a_changed_claim_needs_new_seeds(tmp_path: Path) -> None:

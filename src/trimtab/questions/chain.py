@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trimtab.launch import recipe as recipes
+from trimtab.runs import write_atomic
+from trimtab.sandbox.arithmetic import Problem
 
 BASE = "@sandbox/pretrained"
 SAMPLING = {"max_new_tokens": 40}
@@ -30,6 +32,10 @@ TRAINING: Mapping[str, Any] = {
     "epochs": 4, "batch_size": 64, "optim": {"lr": 3e-3, "warmup_ratio": 0.05},
 }  # fmt: skip
 """SFT on word problems, from random weights."""
+ONE_TO_SIX: Mapping[str, Any] = {
+    **TASK, "difficulty": {"fewest": 1, "steps": 6, "largest": 15},
+}  # fmt: skip
+"""Word problems of one to six steps, equally often: pass rates from two in three down to one in fifteen."""
 
 
 def sandbox_stages(seed: int, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -146,3 +152,12 @@ def run_stages(
     places = {name: str(path) for name, path in (inputs or {}).items()}
     recipe = recipes.Recipe(out=str(folder), seed=seed, inputs=places, stages=dict(stages))
     recipes.run(recipe, f"the stages of {folder}")
+
+
+def split_by_steps(file: Path, steps: Sequence[int]) -> None:
+    """Write the problems of ``file`` that have n calculations to ``NAME-n.jsonl`` next to it, for each n."""
+    rows = file.read_text().splitlines()
+    counts = [len(Problem.from_json(json.loads(row)["problem"]).changes) for row in rows]
+    for n in steps:
+        part = "".join(f"{row}\n" for row, count in zip(rows, counts, strict=True) if count == n)
+        write_atomic(file.with_name(f"{file.stem}-{n}.jsonl"), part.encode())

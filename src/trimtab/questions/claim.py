@@ -106,6 +106,12 @@ class Tuning(Config):
     rates: tuple[float, ...] = Field(min_length=1)
     metric: str
     """Whose mean over the seeds is highest at the chosen rate."""
+    skip: tuple[str, ...] = ()
+    """Arms that train no policy, by name without their condition: nothing of them is tuned."""
+
+    def applies(self, arm: str) -> bool:
+        """Whether an arm's learning rate is tuned."""
+        return arm.partition("[")[0] not in self.skip
 
 
 class Settings(Config):
@@ -138,6 +144,7 @@ class Settings(Config):
             if overlap := set(self.seeds) & set(self.tuning.seeds):
                 raise ValueError(f"seeds {sorted(overlap)} are tuning seeds: report other ones")
             rates = {arm: values.get("lr") for arm, values in self.arms.items()}
+            rates = {arm: lr for arm, lr in rates.items() if self.tuning.applies(arm)}
             if wrong := {a: lr for a, lr in rates.items() if lr not in self.tuning.rates}:
                 raise ValueError(f"arms: lr is none of tuning.rates: {wrong}")
         return self

@@ -52,6 +52,8 @@ class Experiment:
     """(result, words of a language) -> the figure of the page."""
     derive: Callable[[Mapping[str, ArmResult], Settings], dict[str, ArmResult]] | None = None
     """Arms computed from the others of a seed."""
+    internal: tuple[str, ...] = ()
+    """Measures that only ``derive`` reads."""
 
 
 def load(number: int) -> Experiment:
@@ -315,9 +317,10 @@ def tune(number: int, out: Path, *, seeds: Sequence[int] = (), size: float = 1.0
     if wrong := sorted(set(seeds) - set(tuning.seeds)):
         raise ConfigError(f"--seeds: {wrong} are not among the tuning seeds {list(tuning.seeds)}")
     jobs = [_start_job(out, number, seed, size) for seed in seeds]
+    arms = list(filter(tuning.applies, settings.arms))
     cells = {
         (arm, lr): [_arm_job(folder, number, seed, size, arm, lr) for seed in seeds]
-        for arm in settings.arms
+        for arm in arms
         for lr in tuning.rates
     }
     jobs += [j for of_cell in cells.values() for j in of_cell]
@@ -329,8 +332,8 @@ def tune(number: int, out: Path, *, seeds: Sequence[int] = (), size: float = 1.0
         )
         for cell, of_cell in cells.items()
     }  # fmt: skip
-    best = {a: max(tuning.rates, key=lambda lr: means[a, lr]) for a in settings.arms}
-    table = {a: {f"{lr:g}": means[a, lr] for lr in tuning.rates} for a in settings.arms}
+    best = {a: max(tuning.rates, key=lambda lr: means[a, lr]) for a in arms}
+    table = {a: {f"{lr:g}": means[a, lr] for lr in tuning.rates} for a in arms}
     text = to_json({"seeds": list(seeds), tuning.metric: table, "lr": best}, indent=1)
     write_atomic(folder / "tuning.json", (text + "\n").encode())
     return best
