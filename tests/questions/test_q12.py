@@ -102,6 +102,7 @@ def differences(a: Any, b: Any, path: str = "") -> set[str]:
         ("implicit", "outcome", {"process", "rewards", "implicit"}),
         ("counted", "learned", {"process"}),
         ("token", "step", {"process"}),
+        ("own", "token", {"method"}),
         ("critic", "outcome", {"process", "critic", "method"}),
     ],
 )

@@ -44,6 +44,11 @@ def learned_stages(settings: Settings) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def own_rewards(rewards_BT: Any, mask_BT: Any, final_B: Any, group_B: Any) -> Any:
+    """The advantage of a token is its own reward [B, T], without those that follow."""
+    return rewards_BT
+
+
 def rewards_of(reward: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of ``rl`` by which arms that learn differ; the verifier is recorded in all of them."""
     unpaid = {"rewards": [{**RIGHT, "weight": 0}]}
@@ -54,6 +59,7 @@ def rewards_of(reward: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "outcome": {"rewards": [RIGHT], "process": {**model, "weight": 0}},
         "critic": {"rewards": [RIGHT]},
         "token": {**unpaid, "process": each},
+        "own": {**unpaid, "process": each},
         "step": {**unpaid, "process": values},
         "learned": {**unpaid, "process": model},
         "counted": {**unpaid, "process": {**model, "dense": "raw"}},
@@ -70,6 +76,8 @@ def learning_stages(values: Mapping[str, Any], settings: Settings) -> dict[str, 
     sizes, options = settings.sizes, settings.options
     reward, steps = str(values["reward"]), options["learn_steps"]
     advantage: dict[str, Any] = {"estimator": "returns", "baseline": "group", "scale": "none"}
+    if reward == "own":
+        advantage["estimator"] = f"{__name__}:own_rewards"
     if reward == "critic":
         advantage = {"estimator": "gae", "baseline": "none", "scale": "none", "lam": 0.95}
     stage: dict[str, Any] = {
