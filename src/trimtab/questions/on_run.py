@@ -9,9 +9,9 @@ from trimtab.doctor.alarms import all_alarms
 from trimtab.doctor.diagnosis import examine
 from trimtab.errors import ConfigError
 
-ALARMS: Mapping[int, tuple[int, ...]] = {6: (2, 3), 12: (11,)}
-"""Numbers of the alarms that answer a question: a KL that runs away and a policy that does not move; a
-critic that has collapsed."""
+ALARMS: Mapping[int, tuple[int, ...]] = {6: (2, 3), 11: (13,), 12: (11,)}
+"""Numbers of the alarms that answer a question: a KL that runs away and a policy that does not move; groups
+with equal rewards; a critic that has collapsed."""
 
 
 def ask(number: int, run: Path) -> str:
