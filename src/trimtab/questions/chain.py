@@ -33,9 +33,9 @@ TRAINING: Mapping[str, Any] = {
 }  # fmt: skip
 """SFT on word problems, from random weights."""
 ONE_TO_SIX: Mapping[str, Any] = {
-    **TASK, "difficulty": {"fewest": 1, "steps": 6, "largest": 15},
+    **TASK, "difficulty": {"fewest": 1, "steps": 6, "largest": 15}, "wrong": 0.25,
 }  # fmt: skip
-"""Word problems of one to six steps, equally often: pass rates from two in three down to one in fifteen."""
+"""Word problems of one to six steps, equally often: demonstrators solve three in four down to one in six."""
 
 
 def sandbox_stages(seed: int, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
