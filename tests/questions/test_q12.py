@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 from scipy.stats import spearmanr
 
 from trimtab.config import build
+from trimtab.questions import chain
 from trimtab.questions import claim as registry
 from trimtab.questions import credit_measures as measures
 from trimtab.questions import credit_stages as stages
 from trimtab.questions.claim import Settings
+from trimtab.runs import to_json
 from trimtab.sandbox.arithmetic import Change, Problem
-from trimtab.sandbox.word_problems import step_effects
+from trimtab.sandbox.word_problems import prompt_row, step_effects
 from trimtab.train.rl_config import RLConfig
 from trimtab.train.step_advantages import StepAdvantagesConfig
 
@@ -130,3 +133,13 @@ def test_advantages_are_of_the_same_completions() -> None:
         assert {k: plan[k] for k in keys} == {k: plans[0][k] for k in keys}
         values = {k: v for k, v in plan.items() if k != "type"}
         build(StepAdvantagesConfig, values)
+
+
+def test_problems_by_their_number_of_steps(tmp_path: Path) -> None:
+    short = Problem("ben", "kites", 4, (Change("+", 1),))
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(to_json(prompt_row(p)) + "\n" for p in (PROBLEM, short, PROBLEM)))
+    chain.split_by_steps(file, (1, 3, 6))
+    counts = [len((tmp_path / f"prompts-{n}.jsonl").read_text().splitlines()) for n in (1, 3, 6)]
+    assert counts == [1, 2, 0]
+    assert "kites" in (tmp_path / "prompts-1.jsonl").read_text()
