@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
-from benchmarks.learning import credit, page, words
+from benchmarks.learning import page, words
 from trimtab.launch.jobs import Job, headline, run
 from trimtab.objectives.methods import METHODS
-from trimtab.sandbox.arithmetic import END
 
 LEARN = "benchmarks.learning.words:learn"
 SEEDS = (0, 1, 2)
@@ -23,16 +21,6 @@ SETTINGS = ((64, 1e-4), (128, 2e-4), (128, 4e-4))
 
 STALENESS = (0, 1, 2, 4)
 """Iterations that completions may be older than the weights they train."""
-
-PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("grpo", {}),
-    ("no KL", {"kl": {"place": "none"}}),
-    ("clip higher", {"clip": {"high": 0.28}}),
-    ("token level", {"aggregation": "token-mean"}),
-    ("overlong", {"length": {"overlong": 0.2, "mask_truncated": True}}),
-    ("dynamic sampling", {"filter": {"dynamic_sampling": True}}),
-)
-"""From GRPO to DAPO: each adds its part to those before."""
 
 
 def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
@@ -43,42 +31,6 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
         for name in sorted(METHODS):
             args = {**base, "overrides": {"method": {"type": name}}}
             planned += [Job("words", name, s, LEARN, args) for s in SEEDS]
-    if "ablation" in rows:
-        method: dict[str, Any] = {"type": "grpo"}
-        for name, part in PARTS:
-            method = {**method, **part}
-            args = {**base, "overrides": {"method": method}}
-            planned += [Job("ablation", name, s, LEARN, args) for s in SEEDS]
-    if "process" in rows:
-        model = out / "prm" / "model" / "model"
-        grpo = {"type": "grpo", "advantage": {"estimator": "process"}}
-        variants: dict[str, dict[str, Any]] = {
-            "outcome": {"method": {"type": "grpo"}},
-            "process, learned": {
-                "method": grpo, "process": {"model": str(model), "separator": END}
-            },
-            "process, learned, in the sum": {
-                "method": {"type": "grpo"},
-                "process": {"model": str(model), "separator": END, "dense": "none"},
-            },
-            "process, true": {
-                "method": grpo,
-                "process": {"function": "benchmarks.learning.credit:true_labels", "separator": END},
-            },
-        }  # fmt: skip
-        for name, args in variants.items():
-            planned += [Job("process", name, s, LEARN, {**base, "overrides": args}) for s in SEEDS]
-    if "credit" in rows:
-        function = "benchmarks.learning.credit:correlation"
-        planned += [Job("credit", "estimators", s, function, base) for s in SEEDS]
-    if "experts" in rows:
-        for name in ("grpo", "gspo", "gspo_token"):
-            args = {
-                "start": str(out / "moe"),
-                "method": {"type": name, "updates": {"minibatches": 4}},
-            }
-            function = "benchmarks.learning.experts:learn"
-            planned += [Job("experts", name, s, function, args) for s in SEEDS]
     if "staleness" in rows:
         for limit in STALENESS:
             rollout = {"max_staleness": limit}
@@ -93,7 +45,7 @@ def jobs(out: Path, start: Path, rows: set[str]) -> list[Job]:
     return planned
 
 
-ROWS = ("words", "process", "credit", "ablation", "experts", "staleness", "settings")
+ROWS = ("words", "staleness", "settings")
 
 
 def main() -> None:
@@ -112,11 +64,6 @@ def main() -> None:
         return
     start = words.start(out / "start")
     words.measure(start / "sft" / "model", start, start / "before")
-    if "process" in args.rows and not (out / "prm" / "model" / "model").is_dir():
-        credit.reward_model(out / "prm", start)
-    if "experts" in args.rows:
-        mixture = words.start(out / "moe", moe=True)
-        words.measure(mixture / "sft" / "model", mixture, mixture / "before")
     todo = jobs(out, start, set(args.rows))
     if args.only:
         todo = [j for j in todo if j.name.partition("@")[0] in args.only]

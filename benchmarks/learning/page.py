@@ -10,11 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.learning.credit import samples_to
-
 Result = dict[str, Any]
-GOAL = 0.6
-"""Mean reward whose sample count compares process and outcome reward."""
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -83,69 +79,6 @@ def write(out: Path, docs: Path) -> None:
             "Half the samples, one seed.\n",
             table(["method", "batch", "lr", "gain", "curve"], rows),
         ]
-    if "ablation" in by_row:
-        order = ["grpo", "no KL", "clip higher", "token level", "overlong", "dynamic sampling"]
-        rows = [_learned(n, by_row["ablation"][n]) for n in order if n in by_row["ablation"]]
-        parts += [
-            "## From GRPO to DAPO\n",
-            "Each row adds its part to those above it; the last is DAPO.\n",
-            table(HEAD, rows),
-        ]  # fmt: skip
-    if "process" in by_row:
-        rows = []
-        outcome = [samples_to(r["curve"], GOAL) for _, r in by_row["process"]["outcome"]]
-        for name, results in by_row["process"].items():
-            needed = [samples_to(r["curve"], GOAL) for _, r in results]
-            cells = " / ".join("not reached" if math.isnan(n) else f"{n:,.0f}" for n in needed)
-            ratio = np.mean(needed) / np.mean(outcome)
-            ratio_cell = "" if math.isnan(ratio) else f"{ratio:.2f}"
-            rows.append([*_learned(name, results)[:5], cells, ratio_cell])
-        parts += [
-            "## Process against outcome reward\n",
-            f"GRPO; \"needed\" is the number of completions until the mean reward reached {GOAL} "
-            "(per seed); \"ratio\" is its mean divided by that of the outcome reward. The learned"
-            " process reward model was trained on Monte-Carlo labels only. \"In the sum\" adds "
-            "the product of its scores to the verifier's reward; the other rows add step "
-            "advantages to the outcome's advantage (GRPO with process supervision).\n",
-            table([*HEAD[:5], "needed", "ratio"], rows),
-        ]  # fmt: skip
-    if "credit" in by_row:
-        results = by_row["credit"]["estimators"]
-        rows = [
-            [name, " / ".join(f"{r[key]:.3f}" for _, r in results)]
-            for name, key in (
-                ("critic (GAE, lambda 0.95)", "rho_critic"),
-                ("group baseline (GRPO)", "rho_group"),
-                ("Monte-Carlo values, 9 continuations", "rho_monte_carlo"),
-            )
-        ]
-        parts += [
-            "## How well advantages match a step's true effect\n",
-            "Spearman correlation between a step's advantage and its true effect on the "
-            "probability of a correct final answer, at the SFT policy, per seed.\n",
-            table(["estimator", "correlation"], rows),
-        ]  # fmt: skip
-    if "experts" in by_row:
-        rows = [
-            [
-                name, f"{mean(r, 'start'):.2f}", " / ".join(f"{x['end']:.2f}" for _, x in r),
-                f"{mean(r, 'gain'):+.3f}", f"{mean(r, 'flips'):.2%}",
-                f"{mean(r, 'variance_token'):.2e}", f"{mean(r, 'variance_sequence'):.2e}",
-                spark(r[0][1]["curve"]["reward"]),
-            ]
-            for name, r in by_row["experts"].items()
-        ]  # fmt: skip
-        parts += [
-            "## GSPO against GRPO on a mixture of experts\n",
-            "Four experts, two per token, four minibatches per batch. \"Flips\" is the share of "
-            "tokens and layers of a fixed set of completions whose experts change in one batch of"
-            " updates. The variances are of a token's log-ratio and of its mean over a "
-            "completion, after the last update of a batch.\n",
-            table(
-                ["method", "pass@1: start", "end, each seed", "gain", "flips", "token variance",
-                 "completion variance", "curve"], rows,
-            ),
-        ]  # fmt: skip
     if "staleness" in by_row:
         synchronous = (
             mean(by_row["staleness"]["0"], "end") if "0" in by_row["staleness"] else math.nan
@@ -161,6 +94,10 @@ def write(out: Path, docs: Path) -> None:
             "in mean pass@1 from the synchronous loop, in points.\n",
             table(["max_staleness", *HEAD[1:], "points"], rows),
         ]  # fmt: skip
+    parts.append(
+        "What the parts of DAPO, GSPO on a mixture of experts, and rewards of tokens and steps do is measured by "
+        "questions 11 and\n12 ([questions](questions.md)).\n"
+    )
     spent = sum(r["seconds"] for names in by_row.values() for rs in names.values() for _, r in rs)
     parts.append(
         f"\nThe runs of this page took {spent / 60:.0f} minutes of one core beside other work.\n"

@@ -37,15 +37,13 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Problems and SFT. In the small one, for CI, a problem has one step and half of the demonstrations are wrong."""
 
 
-def start(out: Path, *, size: str = "full", moe: bool = False) -> Path:
+def start(out: Path, *, size: str = "full") -> Path:
     """Data and the SFT model, made once: ``out``/tasks and ``out``/sft/model."""
     tasks, training = SIZES[size]
     settings: dict[str, Any] = {"out": str(out / "tasks"), "hidden": 64, "layers": 2, **tasks}
     if not (out / "tasks" / "heldout.jsonl").is_file():
         word_problem_data.main(build(word_problem_data.WordProblemsConfig, settings))
     config = out / "tasks" / "config.json"
-    if moe:
-        config = _mixture(config)
     sft.main(
         build(
             sft.SFTConfig,
@@ -58,18 +56,6 @@ def start(out: Path, *, size: str = "full", moe: bool = False) -> Path:
         )
     )  # fmt: skip
     return out
-
-
-def _mixture(dense: Path) -> Path:
-    """The same width as a mixture of experts: four, two of them used by a token."""
-    import json
-
-    config = json.loads(dense.read_text())
-    config |= {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
-    config["intermediate_size"] = 96
-    path = dense.with_name("mixture.json")
-    path.write_text(json.dumps(config))
-    return path
 
 
 def measure(model: Path, start: Path, out: Path, limit: int | None = None) -> dict[str, Any]:

@@ -111,6 +111,9 @@ class Completion:
     tokens: dict[str, Floats] = field(default_factory=dict[str, Floats])
     """Per-token data, each [T] and aligned with ``ids``: "sampler_logp", "old_logp", "ref_logp",
     "value", "advantage", "return". Entries where ``mask`` is False are ignored."""
+    experts: npt.NDArray[np.int16] | None = None
+    """[P + T, layers, experts per token]: the experts that the tokens of its prompt and its own took when it was
+    scored, where they are recorded (``models.routing``); not stored."""
     turns: list[Turn] = field(default_factory=list[Turn])
     """The turns that the policy emitted, in order; empty where it emitted every token in one."""
     status: Status = "ok"

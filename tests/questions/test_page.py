@@ -79,7 +79,9 @@ def planted(number: int, seeds: int, seed: int = 0) -> experiment.Result:
     """A result of arms whose every metric is drawn, with what figures and derived arms need."""
     rng = np.random.default_rng((number, seed))
     claims, settings = registry.load_claims()[number], registry.load_settings()[number]
-    metrics = {c.metric for c in claims} | {"gold", "different"}
+    metrics = (
+        {c.metric for c in claims} | {"gold", "different"} | {*experiment.load(number).internal}
+    )
     by_seed: dict[int, dict[str, ArmResult]] = {}
     for s in range(seeds):
         curve = {name: rng.random(40).tolist() for name in ("kl", "reward", "gold", "accuracy")}

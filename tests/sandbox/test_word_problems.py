@@ -269,3 +269,30 @@ def test_gsm8k_rows_are_checked(tmp_path: Path) -> None:
         file.write_text(json.dumps(good) + "\n" + json.dumps(bad) + "\n")
         with pytest.raises(DataError, match="row 2"):
             word_problems.read_gsm8k(str(file))
+
+
+def test_values_of_steps_and_tokens_add_up_to_the_effects() -> None:
+    pieces = [p.strip() for p in SLIPPED.split(";")]
+    (by_step,) = word_problems.step_values([""], [pieces], [ANNA.to_json()], 0.25)
+    first = word_problems.success_probability(ANNA, [], 0.25)
+    effects = [b - a for a, b in itertools.pairwise([first, *by_step])]
+    assert effects[:3] == pytest.approx(word_problems.step_effects(ANNA, SLIPPED, 0.25))
+    assert by_step[-1] == 0.0
+    (by_token,) = word_problems.step_values(
+        [""], [[*SLIPPED.split(), ""]], [ANNA.to_json()], 0.25, " "
+    )
+    # A step is decided by its result: the sixth of its eight tokens.
+    changes = [i for i, (a, b) in enumerate(itertools.pairwise([first, *by_token])) if a != b]
+    assert changes == [5, 13, 21]
+    assert [by_token[i] for i in (7, 15, 23)] == pytest.approx(by_step[:3])
+
+
+def test_a_step_that_cannot_be_read_ends_all_hope() -> None:
+    problem = Problem("anna", "coins", 5, (Change("+", 3),))
+    assert (
+        word_problems.prefix_value(problem, "<< 5 + 3", 0.25)
+        == word_problems.prefix_value(problem, "", 0.25)
+        == 0.75
+    )
+    assert word_problems.prefix_value(problem, "<< 5 + ;", 0.25) == 0.0
+    assert word_problems.prefix_value(problem, "<< 5 + 3 = 9 >> ; #### 8", 0.25) == 1.0

@@ -298,6 +298,28 @@ def test_oracle_rewards_and_their_failures() -> None:
         ProcessReward(ProcessSpec(function=f"{HERE}:too_few", separator="."), renderer(), 9)(groups)
 
 
+def by_length(
+    prompts: list[str], completions_steps: list[list[str]], **_: Any
+) -> list[list[float]]:
+    """A process reward: the share of the completion's text that has been written."""
+    rows: list[list[float]] = []
+    for pieces in completions_steps:
+        sizes = np.cumsum([len(p) for p in pieces])
+        rows.append((sizes / max(1, sizes[-1])).tolist())
+    return rows
+
+
+def test_every_token_is_a_step() -> None:
+    group = Group("a", ids("who ?"), [answered("a . no <eos>")], "who ?")
+    spec = ProcessSpec(function=f"{HERE}:by_length", unit="token")
+    ProcessReward(spec, renderer(), 512)([group])
+    (c,) = group.completions
+    np.testing.assert_allclose(c.tokens["dense"], [0.25, 0.25, 0.5, 0.0], atol=1e-6)
+    assert c.tokens["step_end"].tolist() == [1, 1, 1, 1]
+    with pytest.raises(ValueError, match="unit: token scores every token by a function"):
+        ProcessSpec(model="prm", unit="token")
+
+
 def test_model_rewards_read_what_was_trained(base: Path, tmp_path: Path) -> None:
     """P at the separator; a sampled end token stands where training had one."""
     train_process(config(base, tmp_path / "run"))

@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from trimtab.types import Completion, Group, Row
 
 Arrays = dict[str, npt.NDArray[Any]]
-_ARRAYS = {"ids", "mask", "tokens", "prompt", "completions", "extra"}
+_ARRAYS = {"ids", "mask", "tokens", "experts", "prompt", "completions", "extra"}
 """Fields that are arrays, or not written."""
 _KEY = "groups"
 T = TypeVar("T", Group, Completion)

@@ -131,3 +131,19 @@ class Steps:
             Completion(ids, mask, text, finish=finish, tokens={"step_label": label})
         )
         return group
+
+
+class EachToken(Steps):
+    """Cuts completions into their tokens, in place of reasoning steps."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+        self.separator = ""
+
+    def cuts(self, ids: Ints) -> Ints:
+        """Every index."""
+        return np.arange(len(ids))
+
+    def ends(self, ids: Ints) -> Ints:
+        """Every index."""
+        return np.arange(len(ids))

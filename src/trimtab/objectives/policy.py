@@ -306,11 +306,13 @@ class PolicyMethod(Kind):
         if "sampler_logp" in pack.tokens:
             metrics |= sampler_metrics(old_C - pack.tokens["sampler_logp"], pack)
         moved_C = log_ratio(logp_C, old_C).detach()
+        sequence_C = level_ratios(logp_C.detach(), old_C, pack, "sequence").log()
         active_C = self.clip_fraction(ratio_C, pack.tokens["advantage"])
         metrics |= {
             "policy/clip_fraction": (detached(active_C), "tokens"),
             "policy/ratio": (detached(ratio_C), "tokens"),
             "policy/approx_kl": (detached(moved_C.exp() - 1 - moved_C), "tokens"),
+            "policy/approx_kl_sequence": (detached(sequence_C.exp() - 1 - sequence_C), "tokens"),
             "policy/entropy": (detached(entropy_C), "tokens"),
         }
         return metrics

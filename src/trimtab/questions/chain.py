@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.launch import recipe as recipes
+from trimtab.runs import write_atomic
+from trimtab.sandbox.arithmetic import Problem
 
 BASE = "@sandbox/pretrained"
 SAMPLING = {"max_new_tokens": 40}
@@ -37,6 +39,10 @@ HELD_OUT = {"names": ["gina", "hugo"], "kinds": ["opinion"]}
 FULL_LABELS = 3000
 """Ranked prompts of a wide start at full size; numbers of labels are shares of it."""
 FEWEST_ROWS = 24
+ONE_TO_SIX: Mapping[str, Any] = {
+    **TASK, "difficulty": {"fewest": 1, "steps": 6, "largest": 15}, "wrong": 0.25,
+}  # fmt: skip
+"""Word problems of one to six steps, equally often: demonstrators solve three in four down to one in six."""
 
 
 def sandbox_stages(seed: int, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -277,3 +283,12 @@ def run_stages(
     places = {name: str(path) for name, path in (inputs or {}).items()}
     recipe = recipes.Recipe(out=str(folder), seed=seed, inputs=places, stages=dict(stages))
     recipes.run(recipe, f"the stages of {folder}")
+
+
+def split_by_steps(file: Path, steps: Sequence[int]) -> None:
+    """Write the problems of ``file`` that have n calculations to ``NAME-n.jsonl`` next to it, for each n."""
+    rows = file.read_text().splitlines()
+    counts = [len(Problem.from_json(json.loads(row)["problem"]).changes) for row in rows]
+    for n in steps:
+        part = "".join(f"{row}\n" for row, count in zip(rows, counts, strict=True) if count == n)
+        write_atomic(file.with_name(f"{file.stem}-{n}.jsonl"), part.encode())

@@ -52,6 +52,8 @@ class Experiment:
     """(result, words of a language) -> the figure of the page."""
     derive: Callable[[Mapping[str, ArmResult], Settings], dict[str, ArmResult]] | None = None
     """Arms computed from the others of a seed."""
+    internal: tuple[str, ...] = ()
+    """Measures that only ``derive`` reads."""
 
 
 def load(number: int) -> Experiment:

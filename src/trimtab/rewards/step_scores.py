@@ -14,7 +14,7 @@ from trimtab.config import Config, FunctionPath
 from trimtab.data.formats import Example
 from trimtab.data.pack import packs
 from trimtab.data.render import Renderer
-from trimtab.data.steps import Steps
+from trimtab.data.steps import EachToken, Steps
 from trimtab.models.load import ModelSpec
 from trimtab.models.load_frozen import load_frozen
 from trimtab.models.step_scorer import StepScorer
@@ -41,6 +41,9 @@ class ProcessSpec(Config):
     timeout: float | None = Field(default=None, gt=0.0)
     """Seconds per call of the function, which then runs in a child process that is killed at the
     deadline."""
+    unit: Literal["step", "token"] = "step"
+    """What is scored. "token": ``completions_steps`` has the text of every token, the end token's being
+    empty, and ``separator`` has no meaning; a function only."""
     separator: str = "\n"
     """Text that ends a step; must be the one that the model was trained with."""
     aggregate: Aggregate = "product"
@@ -56,6 +59,8 @@ class ProcessSpec(Config):
     def _one(self) -> ProcessSpec:
         if (self.model is None) == (self.function is None):
             raise ValueError("give one of 'model' and 'function'")
+        if self.unit == "token" and self.function is None:
+            raise ValueError("unit: token scores every token by a function; a model scores steps")
         return self
 
 
@@ -76,7 +81,8 @@ class ProcessReward:
     ) -> None:
         self.spec = spec
         self.budget = token_budget
-        self.steps = Steps(renderer, spec.separator)
+        token = spec.unit == "token"
+        self.steps = EachToken(renderer) if token else Steps(renderer, spec.separator)
         self.function: UserFunction | None = None
         self.foreign: Steps | None = None
         if spec.function is not None:

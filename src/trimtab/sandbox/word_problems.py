@@ -29,6 +29,7 @@ HELD_OUT = 10_000_000
 """Index of the first held-out problem."""
 
 _STEP = re.compile(r"^\s*<<\s*(\d+)\s*([-+*])\s*(\d+)\s*=\s*(-?\d+)\s*>>\s*;\s*$")
+_BEGUN = re.compile(r"^\s*<<\s*\d+\s*[-+*]\s*\d+\s*=\s*(-?\d+)")
 _NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?")
 
 
@@ -157,6 +158,54 @@ def step_effects(problem: Problem, text: str, wrong: float) -> list[float]:
             results.append(int(match[4]))
         values.append(success_probability(problem, results, wrong) if parsed else 0.0)
     return [after - before for before, after in itertools.pairwise(values)]
+
+
+def prefix_value(problem: Problem, text: str, wrong: float) -> float:
+    """Exact probability of a right final answer after the beginning ``text`` of a solution.
+
+    A step counts from the token of its result on, and its end may no longer be wrong; the number after
+    ``####`` decides.
+
+    >>> from trimtab.sandbox.arithmetic import Change
+    >>> short = Problem("anna", "coins", 5, (Change("+", 3),))
+    >>> [prefix_value(short, x, 0.25) for x in ("<< 5 + 3 =", "<< 5 + 3 = 8", "<< 5 + 3 = 9 >> ;")]
+    [0.75, 1.0, 0.0]
+    """
+    if final(text) is not None:
+        return float(verify(problem.number, text))
+    results: list[int] = []
+    *closed, begun = text.split(END)
+    for step in closed:
+        match = _STEP.match(f"{step} {END}")
+        if match is None:
+            return 0.0
+        results.append(int(match[4]))
+    match = _BEGUN.match(begun)
+    if match is not None:
+        results.append(int(match[1]))
+    return success_probability(problem, results, wrong)
+
+
+def step_values(
+    prompts: Sequence[str],
+    completions_steps: Sequence[Sequence[str]],
+    problem: Sequence[str],
+    wrong: float,
+    joint: str = f" {END} ",
+) -> list[list[float]]:
+    """Process reward: ``prefix_value`` after every step; the last "step" is the answer, right or not.
+
+    Args:
+        wrong: How often the writer of the remaining steps errs.
+        joint: What stands between two pieces; " " where they are tokens (``unit: token``).
+    """
+    rows: list[list[float]] = []
+    for raw, pieces in zip(problem, completions_steps, strict=True):
+        parsed = Problem.from_json(raw)
+        texts = list(itertools.accumulate(pieces, lambda text, piece: f"{text}{joint}{piece}"))
+        values = [prefix_value(parsed, text + joint, wrong) for text in texts[:-1]]
+        rows.append([*values, float(verify(parsed.number, texts[-1]))])
+    return rows
 
 
 def verifier_reward(

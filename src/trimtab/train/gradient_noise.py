@@ -95,7 +95,7 @@ def main(config: GradientNoiseConfig) -> GradientNoise:
     stage = RLStage(c)
     stage.method = stage.method.model_copy(update={"updates": updates})
     try:
-        _train_critic(stage, c.critic_batches)
+        train_critic(stage, c.critic_batches)
         recorder = GradientTrainer(
             stage.trainer.modules, stage.trainer.optim, 1, c.loop, stage.rate_of
         )
@@ -133,7 +133,7 @@ def main(config: GradientNoiseConfig) -> GradientNoise:
     return result
 
 
-def _train_critic(stage: RLStage, batches: int) -> None:
+def train_critic(stage: RLStage, batches: int) -> None:
     """Train the critic alone on the first batches: the policy's learning rate is 0."""
     policy = stage.trainer.lr["policy"]
     stage.trainer.lr["policy"] = 0.0

@@ -18,11 +18,12 @@ from trimtab.data.pack import Output, Pack
 from trimtab.errors import ConfigError, DataError
 from trimtab.models.heads import Scorer
 from trimtab.models.packed import PackedScorer
+from trimtab.models.routing import Routing
 from trimtab.models.shard import shard
 from trimtab.objectives.kl import KLController
 from trimtab.objectives.nll import SFT
 from trimtab.objectives.policy import PolicyMethod
-from trimtab.rewards.shape import Overlong, ShapeSpec, Truncated
+from trimtab.rewards.shape import ShapeSpec
 from trimtab.rewards.weighted_sum import Scoring
 from trimtab.rollout.agents import Agents, load_environments
 from trimtab.rollout.environment import Environments
@@ -74,6 +75,7 @@ class RLStage(RolloutStage[RLConfig]):
         self.critic: Scorer | None = None
         if method.needs_critic:
             modules["critic"] = self._load_critic()
+        self.routing = Routing(self.lm, config.routing)
         self.ptx: list[Group] = []
         if config.ptx is not None:
             self.ptx = load_groups(
@@ -151,15 +153,7 @@ class RLStage(RolloutStage[RLConfig]):
 
     def shape(self) -> ShapeSpec:
         """The run's shaping, with the method's penalties where the run sets none."""
-        c = self.config
-        method, limit, shape = c.method, c.max_tokens, c.shape
-        penalties: dict[str, Truncated | Overlong] = {}
-        if method.length.missing_eos_penalty and shape.truncated is None:
-            penalties["truncated"] = Truncated(weight=method.length.missing_eos_penalty)
-        if method.length.overlong and shape.overlong is None:
-            cache = max(1, round(method.length.overlong * limit))
-            penalties["overlong"] = Overlong(max_length=limit, cache=cache)
-        return shape.model_copy(update=penalties)
+        return self.config.shaping
 
     def rollouts(
         self, prompts: Sequence[Group], n: int, key: tuple[int, ...], first: int = 0
@@ -190,7 +184,8 @@ class RLStage(RolloutStage[RLConfig]):
 
     def forward(self, pack: Pack) -> Output:
         """Log-probs at the sampling temperature, entropies, and the values of a shared trunk."""
-        return self.root.outputs(pack, self.temperature, norm=self.method.needs_norms)
+        with self.routing(pack):
+            return self.root.outputs(pack, self.temperature, norm=self.method.needs_norms)
 
     def _value_forward(self, pack: Pack) -> Output:
         return self.critic_root.values(pack)
@@ -204,6 +199,7 @@ class RLStage(RolloutStage[RLConfig]):
         """
         method = self.method
         own = method.updates.steps > 1 or method.needs_critic or method.kl.in_reward
+        own = own or self.routing.active
         if not own and self.reference is None:
             return {}
 
@@ -265,6 +261,7 @@ class RLStage(RolloutStage[RLConfig]):
             metrics["group/uniform"] = uniform / sampled
             metrics["group/unscored"] = unscored / sampled
             metrics["group/tries"] = float(tries)
+            metrics["group/idle"] = float(np.mean([*map(self._uniform, batch)])) if batch else 0.0
         return batch[: c.batch_size], metrics
 
     def _uniform(self, group: Group) -> bool:
@@ -290,15 +287,9 @@ class RLStage(RolloutStage[RLConfig]):
         metrics.update(self.staleness(groups))
         if not groups:
             return metrics
-        metrics.update(self._annotate(groups))
-        if self.state_values is not None:
-            metrics.update(self.state_values(groups, index))
-        metrics.update(self.shaper(groups))
-        if self.guard is not None:
-            metrics.update(self.guard.observe(index, groups))
-        beta = self.kl.beta if self.method.needs_reference else 0.0
-        metrics.update(assign_advantages(groups, self.method, beta))
+        metrics.update(self.credit(groups, index))
         updates = self._update(groups, index)
+        metrics.update(self.routing.metrics())
         for name in updates[0]:
             metrics[name] = float(np.mean([u[name] for u in updates]))
         metrics["policy/updates"] = float(len(updates))
@@ -317,6 +308,18 @@ class RLStage(RolloutStage[RLConfig]):
                 f"step {index}: KL stayed above method.kl.high for {self.kl.above} steps; lower the "
                 "learning rate or raise method.kl.beta (the last checkpoint is kept)"
             )
+        return metrics
+
+    def credit(self, groups: Sequence[Group], index: int) -> Metrics:
+        """Put the advantage on every token of the scored completions of iteration ``index``; call once."""
+        metrics = self._annotate(groups)
+        if self.state_values is not None:
+            metrics.update(self.state_values(groups, index))
+        metrics.update(self.shaper(groups))
+        if self.guard is not None:
+            metrics.update(self.guard.observe(index, groups))
+        beta = self.kl.beta if self.method.needs_reference else 0.0
+        metrics.update(assign_advantages(groups, self.method, beta))
         return metrics
 
     def _update(self, groups: list[Group], index: int) -> list[Metrics]:

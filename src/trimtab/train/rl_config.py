@@ -10,10 +10,12 @@ from trimtab.audit.gold_audit import AuditSpec
 from trimtab.config import Config, FunctionPath
 from trimtab.data.dataset import DataSpec
 from trimtab.models.load import ModelSpec
+from trimtab.models.routing import RoutingMode
 from trimtab.objectives.methods import Method
 from trimtab.objectives.methods.ppo import PPO
 from trimtab.rewards.implicit import ImplicitSpec
 from trimtab.rewards.part_config import RewardSpec
+from trimtab.rewards.shape import Overlong, ShapeSpec, Truncated
 from trimtab.rewards.step_scores import ProcessSpec
 from trimtab.rollout.environment import EnvironmentSpec
 from trimtab.train.guard import check_action
@@ -64,6 +66,10 @@ class RLConfig(RolloutConfig):
     """How ``method.advantage.values: monte-carlo`` samples continuations."""
     critic: CriticSpec = CriticSpec()
     ptx: PtxSpec | None = None
+    routing: RoutingMode = "own"
+    """Which experts the tokens of an update take, where the policy is a mixture. "own": those that its router
+    chooses now. "watch": the same, and ``routing/flips`` says how many have changed since the batch was
+    scored. "replay": those of the scoring forward, before the first update."""
     environment: EnvironmentSpec | None = None
     """Episodes of several turns in an environment with tools, in place of completions."""
     tools: tuple[FunctionPath, ...] = ()
@@ -85,6 +91,18 @@ class RLConfig(RolloutConfig):
     def max_tokens(self) -> int:
         """Most tokens of a completion or an episode."""
         return self.episodes.max_tokens if self.episodes else self.sampling.max_new_tokens
+
+    @property
+    def shaping(self) -> ShapeSpec:
+        """The run's shaping, with the method's penalties where the run sets none."""
+        length, limit = self.method.length, self.max_tokens
+        penalties: dict[str, Truncated | Overlong] = {}
+        if length.missing_eos_penalty and self.shape.truncated is None:
+            penalties["truncated"] = Truncated(weight=length.missing_eos_penalty)
+        if length.overlong and self.shape.overlong is None:
+            cache = max(1, round(length.overlong * limit))
+            penalties["overlong"] = Overlong(max_length=limit, cache=cache)
+        return self.shape.model_copy(update=penalties)
 
     @model_validator(mode="after")
     def _sane(self) -> RLConfig:
