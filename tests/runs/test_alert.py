@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,8 @@ def test_the_finding_is_on_standard_input_and_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAGER_API_KEY", "canary-12345678")
+    for name in [n for n in os.environ if n.startswith("TRIMTAB_")]:
+        monkeypatch.delenv(name)
     code = (
         "import json, os, sys\n"
         "values = {k: v for k, v in os.environ.items() if k.startswith('TRIMTAB_')}\n"

@@ -51,9 +51,8 @@ class RLStage(RolloutStage[RLConfig]):
     def __init__(self, config: RLConfig) -> None:
         super().__init__(config)
         method = config.method
-        self.method: PolicyMethod = method.model_copy(
-            update={"max_length": method.max_length or config.max_tokens}
-        )
+        longest = {"max_length": method.max_length or config.max_tokens}
+        self.method: PolicyMethod = method.model_copy(update=longest)
         self.kl = KLController(config.method.kl)
         self.temperature = config.sampling.temperature
         self.state_values: MonteCarloValues | None = None
@@ -63,14 +62,11 @@ class RLStage(RolloutStage[RLConfig]):
                     "method.advantage.values: monte-carlo with several trainers needs "
                     "rollout.engine: native without max_staleness and without episodes; use one trainer"
                 )
+            score = ranks.current().score(self.scoring.outcome)
             self.state_values = MonteCarloValues(
-                config.monte_carlo,
-                self.engine,
-                self.renderer,
-                ranks.current().score(self.scoring.outcome),
-                config.sampling,
+                config.monte_carlo, self.engine, self.renderer, score, config.sampling,
                 config.loop.seed,
-            )
+            )  # fmt: skip
         modules: dict[str, nn.Module] = {"policy": self.lm.model}
         self.critic: Scorer | None = None
         if method.needs_critic:
