@@ -80,6 +80,7 @@ def planted(number: int, seeds: int, seed: int = 0) -> experiment.Result:
     rng = np.random.default_rng((number, seed))
     claims, settings = registry.load_claims()[number], registry.load_settings()[number]
     metrics = {c.metric for c in claims} | {"gold", "different"}
+    metrics |= {f"{p}{m}" for p in experiment.load(number).prefixes for m in metrics}
     by_seed: dict[int, dict[str, ArmResult]] = {}
     for s in range(seeds):
         curve = {name: rng.random(40).tolist() for name in ("kl", "reward", "gold", "accuracy")}

@@ -65,11 +65,28 @@ def sandbox(starts: Path, seed: int, sizes: Mapping[str, int]) -> Path:
     Returns:
         Its folder: ``world``, ``fresh`` (prompts for RL), ``sft/model``, ``label``, ``reward/model``.
     """
-    stages = sandbox_stages(seed, sizes)
+    return shared(starts, "sandbox", sandbox_stages(seed, sizes), seed)
+
+
+def shared(
+    starts: Path,
+    name: str,
+    stages: Mapping[str, dict[str, Any]],
+    seed: int,
+    inputs: Mapping[str, Path] | None = None,
+) -> Path:
+    """Run the stages of a start, unless they are complete, in a folder that their settings name.
+
+    Args:
+        inputs: Other starts that stages refer to as "@name".
+
+    Returns:
+        The folder.
+    """
     text = json.dumps(stages, sort_keys=True)
-    name = f"sandbox-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-    folder = starts / name / f"seed-{seed}"
-    run_stages(folder, stages, seed)
+    unique = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    folder = starts / unique / f"seed-{seed}"
+    run_stages(folder, stages, seed, inputs)
     return folder
 
 

@@ -52,6 +52,8 @@ class Experiment:
     """(result, words of a language) -> the figure of the page."""
     derive: Callable[[Mapping[str, ArmResult], Settings], dict[str, ArmResult]] | None = None
     """Arms computed from the others of a seed."""
+    prefixes: tuple[str, ...] = ()
+    """Of measures that an arm holds of other policies than its own, which ``derive`` turns into arms."""
 
 
 def load(number: int) -> Experiment:

@@ -9,9 +9,16 @@ from trimtab.doctor.alarms import all_alarms
 from trimtab.doctor.diagnosis import examine
 from trimtab.errors import ConfigError
 
-ALARMS: Mapping[int, tuple[int, ...]] = {6: (2, 3), 12: (11,)}
-"""Numbers of the alarms that answer a question: a KL that runs away and a policy that does not move; a
-critic that has collapsed."""
+ALARMS: Mapping[int, tuple[int, ...]] = {
+    6: (2, 3),
+    7: (1, 4, 22, 24),
+    9: (1, 5, 8),
+    12: (11,),
+    13: (15,),
+}
+"""Numbers of the alarms that answer a question. 6: a KL that runs away, a policy that does not move. 7: a
+reward that rises while gold falls, growing length, an exploited rule, copying. 9: the same reward, agreement
+with the user, one template. 12: a critic that has collapsed. 13: a judge with a bias."""
 
 
 def ask(number: int, run: Path) -> str:

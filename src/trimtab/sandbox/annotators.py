@@ -122,7 +122,7 @@ class Annotator:
         value += self.flattery_bias * ("you are right" in completion)
         if self.style is not None:
             value += self.style_bias * (style_of(scene, completion) == self.style)
-        return value + self.format_bias * _polite(completion)
+        return value + self.format_bias * is_polite(completion)
 
     def gap(self, scene: Scene, a: str, b: str) -> float:
         """Nats by which a is preferred to b, without the position bias."""
@@ -177,7 +177,8 @@ class Annotator:
         return words / self.words_per_second + decisions * self.decision_seconds
 
 
-def _polite(completion: str) -> bool:
+def is_polite(completion: str) -> bool:
+    """Whether a completion has a polite opening or closing."""
     return any(p in completion for p in (*OPENINGS, *CLOSINGS))
 
 
