@@ -54,7 +54,7 @@ def test_wins_compare_all_completions_of_a_prompt() -> None:
 
 def test_derived_arms_hold_the_measures_of_other_policies() -> None:
     measures = {f"{p}{m}": Measure(v) for p, v in (("", 1.0), ("sft.", 2.0), ("hot.", 3.0), ("nucleus.", 4.0)) for m in ("gold", "polite")}  # fmt: skip
-    measures |= {"wins.gold": Measure(0.4), "wins.model": Measure(0.7)}
+    measures |= {"gold.wins": Measure(0.4), "model.wins": Measure(0.7)}
     curve = {"gold": [0.1, 0.2, 0.9, 0.8, 0.5, 0.4, 0.3, 0.2]}
     arms = {name: ArmResult(measures, curve) for name in SETTINGS.arms}
     derived = q09.derive(arms, SETTINGS)

@@ -100,7 +100,7 @@ def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Set
     measures = of_policy(answers["rl"], settings)
     measures |= {f"sft.{k}": m for k, m in of_policy(answers["sft"], settings).items()}
     for judge in ("gold", "model"):
-        measures[f"wins.{judge}"] = over_prompts(
+        measures[f"{judge}.wins"] = over_prompts(
             wins(*(answers[m].scores[judge] for m in ("rl", "sft")))
         )
     for name, decoding in values.get("decoding", {}).items():
@@ -163,7 +163,7 @@ def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmRe
         derived[f"start[people={people}]"] = derived["sft"]
         derived[f"policy[people={people}]"] = arms[people]
         for judge in ("model", "gold"):
-            wins_of_judge = arms[people].measures[f"wins.{judge}"]
+            wins_of_judge = arms[people].measures[f"{judge}.wins"]
             derived[f"by {judge}[people={people}]"] = ArmResult({"wins": wins_of_judge})
         gold = np.array(arms[people].curves["gold"])
         middle, tail = len(gold) // 3, max(1, len(gold) // 8)
@@ -196,4 +196,6 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
     return grouped_bars(words["title"], groups, words["y"], words["see"])
 
 
-EXPERIMENT = Experiment(start, arm, figure, derive, prefixes=("sft.", "hot.", "nucleus."))
+EXPERIMENT = Experiment(
+    start, arm, figure, derive, prefixes=("sft.", "hot.", "nucleus.", "gold.", "model.")
+)
