@@ -75,10 +75,10 @@ def stages(values: Mapping[str, Any], settings: Settings) -> dict[str, dict[str,
 
     reward = {"name": "model", "model": f"@start/{values['reward']}/model"}
     models = {"sft": "@start/sft/model", "rl": "@rl/model"}
-    by = {"rewards": [{**chain.GOLD}, reward], "fluency": {"path": chain.BASE}}
+    fluency = {"path": chain.BASE}
     arm_stages = {
         "rl": rl(values, settings, [reward]),
-        "compare": compare(models, settings, **by),
+        "compare": compare(models, settings, [chain.GOLD, reward], fluency=fluency),
         "probe": {
             "type": "accuracy", "tokenizer": chain.BASE, "rewards": [reward],
             "data": {x: {"path": f"@start/probes/{x}.jsonl"} for x in settings.options["probes"]},
