@@ -117,7 +117,8 @@ def generations(values: Mapping[str, Any], settings: Settings) -> dict[str, dict
     policy, model = "@start/sft/model", "@start/rm_judge_biased/model"
     for turn in range(1, settings.options["generations"] + 1):
         stage = rl(values, settings, [{"name": "model", "model": model}])
-        stages[f"rl{turn}"] = stage | {"model": {"path": policy}, "seed": turn}
+        loop = {**stage["loop"], "seed": turn}  # other prompts in each generation
+        stages[f"rl{turn}"] = stage | {"model": {"path": policy}, "loop": loop}
         policy = f"@rl{turn}/model"
         if turn == settings.options["generations"] or values.get("labeller") == "first":
             continue
