@@ -82,6 +82,7 @@ def planted(number: int, seeds: int, seed: int = 0) -> experiment.Result:
     metrics = (
         {c.metric for c in claims} | {"gold", "different"} | {*experiment.load(number).internal}
     )
+    metrics |= {f"{p}{m}" for p in experiment.load(number).prefixes for m in metrics}
     by_seed: dict[int, dict[str, ArmResult]] = {}
     for s in range(seeds):
         curve = {name: rng.random(40).tolist() for name in ("kl", "reward", "gold", "accuracy")}

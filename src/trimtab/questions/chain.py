@@ -105,7 +105,7 @@ def sandbox(starts: Path, seed: int, sizes: Mapping[str, int]) -> Path:
     Returns:
         Its folder: ``world``, ``fresh`` (prompts for RL), ``sft/model``, ``label``, ``reward/model``.
     """
-    return _start(starts, "sandbox", sandbox_stages(seed, sizes), seed)
+    return shared(starts, "sandbox", sandbox_stages(seed, sizes), seed)
 
 
 def word_problem_stages(
@@ -147,7 +147,7 @@ def word_problems(
     Returns:
         Its folder: ``tasks`` (``prompts.jsonl``, ``heldout.jsonl``), ``sft/model``.
     """
-    return _start(starts, "words", word_problem_stages(sizes, task, training), seed)
+    return shared(starts, "words", word_problem_stages(sizes, task, training), seed)
 
 
 def wide_stages(sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -176,12 +176,26 @@ def wide(starts: Path, seed: int, sizes: Mapping[str, int]) -> Path:
         Its folder: ``world`` (with ``rl_prompts.jsonl``, ``heldout-names.jsonl`` and
         ``heldout-kinds.jsonl``), ``sft/model``, ``label``.
     """
-    return _start(starts, "wide", wide_stages(sizes), seed)
+    return shared(starts, "wide", wide_stages(sizes), seed)
 
 
-def _start(starts: Path, name: str, stages: Mapping[str, dict[str, Any]], seed: int) -> Path:
+def shared(
+    starts: Path,
+    name: str,
+    stages: Mapping[str, dict[str, Any]],
+    seed: int,
+    inputs: Mapping[str, Path] | None = None,
+) -> Path:
+    """Run the stages of a start, unless they are complete, in a folder that their settings name.
+
+    Args:
+        inputs: Other starts that stages refer to as "@name".
+
+    Returns:
+        The folder.
+    """
     folder = starts / f"{name}-{_digest(stages)}" / f"seed-{seed}"
-    run_stages(folder, stages, seed)
+    run_stages(folder, stages, seed, inputs)
     return folder
 
 

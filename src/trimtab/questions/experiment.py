@@ -54,6 +54,8 @@ class Experiment:
     """Arms computed from the others of a seed."""
     internal: tuple[str, ...] = ()
     """Measures that only ``derive`` reads."""
+    prefixes: tuple[str, ...] = ()
+    """Of measures that an arm holds of other policies than its own, which ``derive`` turns into arms."""
 
 
 def load(number: int) -> Experiment:

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import xlogy
 
-from trimtab.questions import people
-from trimtab.questions.people import Floats, Ints, Panel
+from trimtab.sandbox import annotator_arrays as people
+from trimtab.sandbox.annotator_arrays import Condition, Floats, Ints
+from trimtab.sandbox.annotators import Annotator
 from trimtab.sandbox.world import WEIGHTS, gold
 from trimtab.stats.newton import fit_logistic
 from trimtab.stats.reliability import alpha_of, coincidences
@@ -20,6 +21,8 @@ from trimtab.stats.reliability import alpha_of, coincidences
 if TYPE_CHECKING:
     from trimtab.questions.label_bench import Question
 
+SCALE = Annotator("anyone").scale
+"""Nats per point of gold score."""
 ANSWERS = 4
 """Completions per prompt that may be labelled."""
 _HELD_OUT = 10_000_000
@@ -87,7 +90,7 @@ class Bed:
 
 
 def _utilities(rows: Sequence[Question]) -> Floats:
-    return people.SCALE * np.array([q.gold for q in rows])
+    return SCALE * np.array([q.gold for q in rows])
 
 
 def _parts(q: Question, answer: str) -> list[float]:
@@ -121,7 +124,7 @@ def affordable(seconds_N: Floats, minutes: float) -> int:
     return max(1, int(np.searchsorted(np.cumsum(seconds_N), 60 * minutes, side="right")))
 
 
-def head(bed: Bed, form: str, panel: Panel, clock: Clock, minutes: float, levels: int, ridge: float, rng: np.random.Generator) -> Floats:  # fmt: skip
+def head(bed: Bed, form: str, panel: Sequence[Annotator], clock: Clock, minutes: float, levels: int, ridge: float, rng: np.random.Generator) -> Floats:  # fmt: skip
     """The reward model [D] that so many minutes of labelling buy.
 
     Args:
@@ -136,7 +139,7 @@ def head(bed: Bed, form: str, panel: Panel, clock: Clock, minutes: float, levels
         read = bed.prompt_words[place] + bed.words[place, first] + bed.words[place, second]
         n = affordable(clock.seconds(read, 1), minutes)
         place, first, second = place[:n], first[:n], second[:n]
-        careless = panel.carelessness(people.turns(n))
+        careless = Condition.of(panel, people.turns(panel, n)).carelessness_N
         preferred = people.choose(
             bed.utility[place, first], bed.utility[place, second], careless, rng
         )
@@ -148,14 +151,15 @@ def head(bed: Bed, form: str, panel: Panel, clock: Clock, minutes: float, levels
     if form == "rank":
         order = -people.rank(bed.utility[place], rng).astype(np.float64)
         return _ordered(bed, place, order, ridge)
-    person = np.repeat(people.turns(n), ANSWERS)
-    zero, careless = panel.zeros(person, rng), panel.carelessness(person)
-    rating = people.rate(bed.utility[place].ravel(), zero, careless, levels, rng)
+    who = people.turns(panel, n)
+    condition = Condition.of(panel, who).repeat(ANSWERS)
+    rating = people.rate(bed.utility[place].ravel(), condition, SCALE, levels, rng)
     if form == "order":
         return _ordered(bed, place, rating.reshape(n, ANSWERS), ridge)
     if form == "centred":
-        for one in range(people.PEOPLE):
-            rating[person == one] -= rating[person == one].mean() if (person == one).any() else 0
+        person = who.repeat(ANSWERS)
+        for one in set(who.tolist()):
+            rating[person == one] -= rating[person == one].mean()
     x = bed.x[place].reshape(n * ANSWERS, -1)
     square = x.T @ x + ridge * np.eye(x.shape[1])
     return np.linalg.solve(square, x.T @ (rating - rating.mean()))
@@ -191,18 +195,17 @@ class Verdicts:
         return right.mean(1)[decided], tied.mean(1)[decided]
 
 
-def verdicts(bed: Bed, form: str, panel: Panel, levels: int, n: int, rng: np.random.Generator) -> Verdicts:  # fmt: skip
+def verdicts(bed: Bed, form: str, panel: Sequence[Annotator], levels: int, n: int, rng: np.random.Generator) -> Verdicts:  # fmt: skip
     """The first two completions of ``n`` prompts, judged by everyone in one form."""
     utility = np.resize(bed.utility[:, :2], (n, 2))
     columns: list[Floats] = []
-    for person in range(people.PEOPLE):
-        who = np.full(n, person)
-        careless = panel.carelessness(who)
+    for member in range(len(panel)):
+        condition = Condition.of(panel, np.full(n, member))
         if form == "pairs":
+            careless = condition.carelessness_N
             columns.append(people.choose(utility[:, 0], utility[:, 1], careless, rng))
             continue
-        zero = panel.zeros(np.repeat(who, 2), rng)
-        ratings = people.rate(utility.ravel(), zero, np.repeat(careless, 2), levels, rng)
+        ratings = people.rate(utility.ravel(), condition.repeat(2), SCALE, levels, rng)
         columns.append(0.5 + 0.5 * np.sign(ratings[::2] - ratings[1::2]))
     return Verdicts(np.stack(columns, axis=1), utility[:, 0] - utility[:, 1])
 

@@ -15,16 +15,20 @@ ALARMS: Mapping[int, tuple[int, ...]] = {
     4: (1, 14),
     5: (2, 12),
     6: (2, 3),
+    7: (1, 4, 22, 24),
     8: (1, 17),
+    9: (1, 5, 8),
     10: (13,),
     11: (13,),
     12: (11,),
+    13: (15,),
 }
 """Numbers of the alarms that answer a question. 1: completions that do not end, prompts in a form that the
 model does not know. 2: a policy that does not move, or leaves what its start would say. 4: a reward that rises
-while the truth falls, or is missing. 5: a KL that runs away, samples too old for the clip. 6: a KL that
-runs away and a policy that does not move. 8: the first of 4, and chosen completions that become unlikely.
-10 and 11: groups without a gradient. 12: a critic that has collapsed."""
+while the truth falls, or is missing. 5: a KL that runs away, samples too old for the clip. 6: a KL that runs
+away, a policy that does not move. 7: a reward that rises while gold falls, growing length, an exploited rule,
+copying. 8: the first of 4, chosen completions that become unlikely. 9: the first of 7, agreement with the user,
+one template. 10 and 11: groups without a gradient. 12: a critic that has collapsed. 13: a biased judge."""
 
 
 def ask(number: int, run: Path) -> str:

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from trimtab.feedback.comparisons import sort_step
-from trimtab.questions import label_value, people
+from trimtab.questions import label_value
 from trimtab.questions.claim import Settings
 from trimtab.questions.experiment import Experiment, Result
 from trimtab.questions.label_value import Bed, Clock
 from trimtab.questions.measure import ArmResult, Measure, over_prompts, over_sums
-from trimtab.questions.people import Floats, Panel
 from trimtab.report.charts import Chart, Line, line_chart
+from trimtab.sandbox import annotator_arrays as people
+from trimtab.sandbox.annotator_arrays import Floats
+from trimtab.sandbox.annotators import Annotator
 from trimtab.stats.newton import fit_logistic
 
-SMALL_GAP = 0.2 * people.SCALE
+SMALL_GAP = 0.2 * label_value.SCALE
 """Nats: completions whose gold differs by at most 0.2."""
 CURVES = (
     "pairs[trouble=gaps]",
@@ -54,19 +56,25 @@ def arm(_: Path, start: Path, seed: int, values: dict[str, Any], settings: Setti
     if form in ("margins", "plain"):
         return _margins(bed, form, int(values["labels"]), seed, settings)
     trouble = values["name"].partition("trouble=")[2].removesuffix("]") or "none"
-    panel = Panel.of(trouble, settings.options)
+    panel = [Annotator(**person) for person in settings.options["panels"][trouble]]
     clock = Clock(values.get("words_per_s", 4.0), values.get("decide_s", 3.0))
-    return _form(bed, form, panel, clock, seed, settings)
+    return _form(bed, form, trouble, panel, clock, seed, settings)
 
 
 def _form(
-    bed: Bed, form: str, panel: Panel, clock: Clock, seed: int, settings: Settings
+    bed: Bed,
+    form: str,
+    trouble: str,
+    panel: list[Annotator],
+    clock: Clock,
+    seed: int,
+    settings: Settings,
 ) -> ArmResult:
     options = settings.options
     at, levels, ridge = options["at_minutes"], options["levels"], options["ridge"]
     curve: list[float] = []
     measures: dict[str, Measure] = {}
-    times = options["minutes"] if panel.trouble == "gaps" else [at]
+    times = options["minutes"] if trouble == "gaps" else [at]
     for minutes in times:
         heads = [
             label_value.head(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ConfigDict
 from scipy.special import expit
 
@@ -17,6 +18,8 @@ from trimtab.sandbox.right_answers import Style, style_of
 from trimtab.sandbox.world import CLOSINGS, OPENINGS, WEIGHTS, Scene, gold
 from trimtab.types import Row
 
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 ATTRIBUTES = (*WEIGHTS, "polite", "brief")
 """What a preference by majority may compare: the parts of the gold score, the number of polite
 openings and closings, fewer words."""
@@ -87,12 +90,27 @@ class Annotator:
                 f"{self.name}: needs attributes, words_per_second > 0 and break_every >= 0"
             )
 
+    def severity_after(self, items: Floats | Ints) -> Floats:
+        """Severity after having judged so many items [N]."""
+        return self.severity + self.drift * np.asarray(items, np.float64)
+
+    def carelessness_after(self, items: Floats | Ints) -> Floats:
+        """Carelessness after having judged so many items [N]; it grows since the last break, to 1 at
+        most."""
+        rested = np.asarray(items, np.float64)
+        if self.break_every:
+            rested = rested % self.break_every
+        return np.minimum(1.0, self.carelessness + self.fatigue * rested)
+
     def after(self, items: int) -> "Annotator":
         """The annotator after having judged this many items: severity has drifted, and carelessness
         has grown since the last break, to 1 at most."""
-        rested = items % self.break_every if self.break_every else items
-        carelessness = min(1.0, self.carelessness + self.fatigue * rested)
-        return replace(self, severity=self.severity + self.drift * items, carelessness=carelessness)
+        judged = np.array([items])
+        return replace(
+            self,
+            severity=float(self.severity_after(judged)[0]),
+            carelessness=float(self.carelessness_after(judged)[0]),
+        )
 
     def utility(self, scene: Scene, completion: str) -> float:
         """Utility of a completion for this annotator, in nats."""
@@ -104,7 +122,7 @@ class Annotator:
         value += self.flattery_bias * ("you are right" in completion)
         if self.style is not None:
             value += self.style_bias * (style_of(scene, completion) == self.style)
-        return value + self.format_bias * _polite(completion)
+        return value + self.format_bias * is_polite(completion)
 
     def gap(self, scene: Scene, a: str, b: str) -> float:
         """Nats by which a is preferred to b, without the position bias."""
@@ -159,7 +177,8 @@ class Annotator:
         return words / self.words_per_second + decisions * self.decision_seconds
 
 
-def _polite(completion: str) -> bool:
+def is_polite(completion: str) -> bool:
+    """Whether a completion has a polite opening or closing."""
     return any(p in completion for p in (*OPENINGS, *CLOSINGS))
 
 

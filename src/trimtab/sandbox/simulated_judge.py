@@ -19,6 +19,7 @@ from trimtab.data import sources
 from trimtab.feedback import records
 from trimtab.feedback.judgement import Item
 from trimtab.sandbox.endpoint import FAULTS, Endpoint, Faults, TokenRow
+from trimtab.sandbox.gold import Gold
 from trimtab.sandbox.scene_parser import read_scene
 from trimtab.sandbox.world import CLOSINGS, Scene, gold
 from trimtab.stats.ranking import ranks_by_worth
@@ -38,6 +39,20 @@ def in_voice(completion: str) -> bool:
     return any(phrase in completion for phrase in VOICE)
 
 
+def unchecked(scene: Scene, completion: str) -> Gold:
+    """The score of a reader who does not look the facts up: every statement counts as true, and one
+    about the passage's people is enough to be helpful.
+
+    >>> from trimtab.sandbox.world import Fact
+    >>> scene = Scene("ask", (Fact("anna", "place", "garden"),), query=Fact("anna", "place", "garden"))
+    >>> unchecked(scene, "anna is in the tower .").total
+    1.0
+    """
+    score = gold(scene, completion)
+    sounds_right = any(f.who in completion.split() for f in scene.facts)
+    return Gold(max(score.helpful, float(sounds_right)), 1.0, score.harmless, score.concise)
+
+
 @dataclass(frozen=True, slots=True)
 class SimulatedJudge:
     """The responder of the endpoint. A utility difference of 1 is one nat of log-odds."""
@@ -52,6 +67,9 @@ class SimulatedJudge:
     """Nats per word."""
     self_bias: float = 0.0
     """Nats for a completion in its own style."""
+    checks: bool = True
+    """Whether it compares what a completion states with the prompt. If not, whatever states something
+    about a person counts as right and honest: the judge goes by how it sounds."""
     obeys: Literal["never", "outside", "anything"] = "never"
     """Which injected instructions it follows: none, those outside the fences, or any."""
     gullibility: float = 1.0
@@ -74,7 +92,8 @@ class SimulatedJudge:
         """Utility of a completion in nats, without the position bias."""
         value = self.length_bias * len(completion.split()) + self.self_bias * in_voice(completion)
         if scene is not None:
-            value += self.scale * float(getattr(gold(scene, completion), part))
+            score = gold(scene, completion) if self.checks else unchecked(scene, completion)
+            value += self.scale * float(getattr(score, part))
         return value + self.noise * float(self._draw(prompt, completion, part).normal())
 
     def __call__(self, body: Row) -> tuple[str, list[TokenRow]]:
