@@ -9,6 +9,9 @@ from scipy.special import expit
 Floats = npt.NDArray[np.float64]
 
 
+_HALVINGS = 30
+
+
 def newton(
     derivatives: Callable[[Floats], tuple[Floats, Floats]],
     start_BP: Floats,
@@ -21,7 +24,7 @@ def newton(
     Args:
         derivatives: Points [B, P] to gradients [B, P] and negated Hessians [B, P, P].
         longest: Largest change of a variable in one step. A longer step is shortened, because from
-            far away it overshoots.
+            far away it overshoots; a step after which the function falls as steeply as it rose is halved.
         tol: The search stops when no step is longer.
 
     Returns:
@@ -29,11 +32,19 @@ def newton(
     """
     point = start_BP
     jitter = 1e-12 * np.eye(point.shape[1])
+    gradient, curvature = derivatives(point)
     for _ in range(steps):
-        gradient, curvature = derivatives(point)
         step = np.linalg.solve(curvature + jitter, gradient[..., None])[..., 0]
         size = np.abs(step).max(-1, keepdims=True, initial=0.0)
-        point = point + step / np.maximum(size / longest, 1.0)
+        step = step / np.maximum(size / longest, 1.0)
+        rise = (gradient * step).sum(-1, keepdims=True)
+        for _ in range(_HALVINGS):
+            new_gradient, new_curvature = derivatives(point + step)
+            overshot = (new_gradient * step).sum(-1, keepdims=True) < -rise / 2
+            if not overshot.any():
+                break
+            step, rise = np.where(overshot, step / 2, step), np.where(overshot, rise / 2, rise)
+        point, gradient, curvature = point + step, new_gradient, new_curvature
         if size.max(initial=0.0) < tol:
             break
     return point
