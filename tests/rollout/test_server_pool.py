@@ -20,6 +20,7 @@ from tests.support.engine_server import EngineServer
 from tests.support.labelling import free_port
 from tests.support.models import tiny
 from tests.support.processes import Forked
+from tests.support.scorecard import scorecard_only
 from trimtab.config import build
 from trimtab.errors import ConfigError
 from trimtab.models.load import LM
@@ -262,6 +263,7 @@ def test_a_server_that_hangs_is_dead_after_three_heartbeats(
     assert heartbeats <= pool_module.MISSES + 0.5  # it is stopped between two
 
 
+@scorecard_only
 @pytest.mark.slow
 def test_a_server_that_is_waited_for_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

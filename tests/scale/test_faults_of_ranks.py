@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.scale.equality import EPS, make_data, result, run_rows, settings
+from tests.support.scorecard import scorecard_only
 from tests.train.test_not_finite import spoil
 from tests.train.test_out_of_memory import LIMIT, Allocator
 from trimtab import ranks
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.slow
 
 WORLD = (2,)
 METHODS = ("sft", "reward", "dpo", "grpo")
+ALL = ("sft", *(pytest.param(m, marks=scorecard_only) for m in METHODS[1:]))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def change(row: str, base: Path, k: int, **over: bool) -> float:
     return float((disturbed["weights"] - undisturbed["weights"]).abs().max())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_one_rank_tries_again_and_the_update_is_the_same(
     method: str, base: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -128,8 +130,15 @@ def not_finite(row: str, base: Path, *, value: float, skip: bool = True) -> dict
     )
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("row", [*(f"{m}.none.whole" for m in METHODS), "sft.full.whole"])
+@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=scorecard_only)])
+@pytest.mark.parametrize(
+    "row",
+    [
+        "sft.full.whole",
+        "grpo.none.whole",
+        *(pytest.param(f"{m}.none.whole", marks=scorecard_only) for m in METHODS[:3]),
+    ],
+)
 def test_all_ranks_skip_the_step(row: str, value: float, base: Path) -> None:
     job = functools.partial(not_finite, value=value)
     assert run_rows(base, [row], WORLD, job) == [0, 0]

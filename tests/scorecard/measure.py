@@ -56,7 +56,11 @@ def measure(checks: Sequence[Check], timeout: float = 3600.0) -> list[Result]:
     """
     paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, **dict(v.split("=", 1) for c in checks for v in c.env)}
-    env |= {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
+    env |= {
+        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
+        "OMP_NUM_THREADS": "1",
+        "TRIMTAB_SCORECARD": "1",
+    }
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no"]
     tests = list(dict.fromkeys(test for check in checks for test in check.tests))
     with tempfile.TemporaryDirectory() as folder:

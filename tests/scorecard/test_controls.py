@@ -23,6 +23,7 @@ from tests.label import test_label_app
 from tests.rollout import test_recorder
 from tests.sample import test_sampler
 from tests.support import labelling
+from tests.support.scorecard import scorecard_only
 from trimtab.data import formats, load_tokenizer
 from trimtab.data.sources import Rows
 from trimtab.errors import UserError
@@ -41,6 +42,7 @@ def notices(check: Callable[..., object], *arguments: Any) -> bool:
     return False
 
 
+@scorecard_only
 def test_14_a_judge_that_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without more tries a fifth of the labels is lost, or the run ends."""
     config = test_judge_faults.config

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.scorecard import soak
+from tests.support.scorecard import scorecard_only
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +23,7 @@ def test_a_slice_completes(tmp_path: Path, record_property: Callable[[str, objec
     assert figures["faults"] == 3
 
 
+@scorecard_only
 def test_planted_leaks_are_noticed(tmp_path: Path) -> None:
     soak.prepare(tmp_path, 60, 1000, seed=0, leaks=True)
     assert soak.run(tmp_path, 60) == 1

@@ -14,6 +14,7 @@ import yaml
 
 from tests.support import folders
 from tests.support.processes import Forked, kill_midway, run_here, start, wait_for, weights
+from tests.support.scorecard import scorecard_only
 from trimtab.runs import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -69,7 +70,11 @@ def command_of(stage: str) -> str:
     return "rl" if stage == "dapo" else stage
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "rl", "dapo", "online_dpo"])
+def rarely(stage: str) -> Any:
+    return pytest.param(stage, marks=scorecard_only)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "rl", rarely("dapo"), "online_dpo"])
 def test_kill_and_resume_is_byte_equal(stage: str, base: Path, tmp_path: Path) -> None:
     uninterrupted, broken = tmp_path / "whole", tmp_path / "broken"
     files: dict[str, Path] = {}
@@ -110,7 +115,7 @@ def terminated(stage: str, base: Path, out: Path, *script: str) -> tuple[int, li
     return code, saved, time.monotonic() - started
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "rl", "dapo", "online_dpo"])
+@pytest.mark.parametrize("stage", ["sft", "rl", *map(rarely, ["reward", "dapo", "online_dpo"])])
 def test_sigterm_saves_and_exits_143(
     stage: str, base: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.launch import recipe as recipes
-from trimtab.runs import write_atomic
+from trimtab.runs import json_lines, write_atomic
 from trimtab.sandbox.arithmetic import Problem
 
 BASE = "@sandbox/pretrained"
@@ -301,8 +301,8 @@ def run_stages(
 
 def split_by_steps(file: Path, steps: Sequence[int]) -> None:
     """Write the problems of ``file`` that have n calculations to ``NAME-n.jsonl`` next to it, for each n."""
-    rows = file.read_text().splitlines()
+    rows = [line for _, line in json_lines(file.read_bytes())]
     counts = [len(Problem.from_json(json.loads(row)["problem"]).changes) for row in rows]
     for n in steps:
-        part = "".join(f"{row}\n" for row, count in zip(rows, counts, strict=True) if count == n)
-        write_atomic(file.with_name(f"{file.stem}-{n}.jsonl"), part.encode())
+        part = b"".join(row + b"\n" for row, count in zip(rows, counts, strict=True) if count == n)
+        write_atomic(file.with_name(f"{file.stem}-{n}.jsonl"), part)

@@ -10,7 +10,7 @@ import numpy as np
 
 from trimtab.datagen.output import jsonl
 from trimtab.errors import DataError
-from trimtab.runs import write_atomic
+from trimtab.runs import json_lines, write_atomic
 from trimtab.sandbox.scene_parser import read_scene
 from trimtab.sandbox.world import gold
 
@@ -32,7 +32,7 @@ def choose(
         DataError: a prompt is not of the sandbox.
     """
     source = Path(demonstrations) / "demonstrations.jsonl"
-    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for _, line in json_lines(source.read_bytes())]
     scores = np.array([_score(row, source) for row in rows])
     shuffled = np.random.default_rng((seed, 89)).permutation(len(rows))
     if by == "gold":  # shuffled first, so that equal scores are drawn by chance

@@ -20,7 +20,7 @@ from trimtab.questions.claim import Settings
 from trimtab.questions.experiment import Experiment, Result
 from trimtab.questions.measure import ArmResult, Measure, over_prompts
 from trimtab.report.charts import Chart, Line, line_chart
-from trimtab.runs import read_metrics
+from trimtab.runs import json_lines, read_metrics
 
 LAMS = (0.0, 0.5, 0.75, 0.95, 1.0)
 
@@ -68,8 +68,8 @@ def _learned(folder: Path, settings: Settings) -> ArmResult:
 def _compared(folder: Path, settings: Settings) -> ArmResult:
     options = settings.options
     wrong, careful = float(options["wrong"]), float(options["careful"])
-    text = (folder / "advantages" / "advantages.jsonl").read_text()
-    rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+    lines = json_lines((folder / "advantages" / "advantages.jsonl").read_bytes())
+    rows: list[dict[str, Any]] = [json.loads(line) for _, line in lines]
     truth = [measures.true_effects(row, wrong) for row in rows]
     prompt = [row["prompt"] for row, effects in zip(rows, truth, strict=True) for _ in effects]
     effects_N = [effect for effects in truth for effect in effects]
