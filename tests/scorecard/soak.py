@@ -34,6 +34,8 @@ from trimtab.sandbox.simulated_judge import SimulatedJudge
 
 SLOPE = 1.0
 """MB per 1,000 steps."""
+GROWTH = 5.0
+"""Per 1,000 steps. A leak at every fault alone is one per 50 steps: 20 per 1,000."""
 SETTLED = 50
 """Steps after a start whose memory does not count: allocators and caches still fill."""
 KEY_VARIABLE = "SOAK_JUDGE_KEY"
@@ -194,8 +196,13 @@ def look(pid: int) -> dict[str, float]:
         return {}
 
 
-def judge(folder: Path, steps: int, settled: int = SETTLED) -> dict[str, Any]:
-    """The figures of a soak, and under "faults" what is wrong."""
+def judge(folder: Path, steps: int, settled: int = SETTLED, most: float = GROWTH) -> dict[str, Any]:
+    """The figures of a soak, and under "wrong" what is wrong.
+
+    Args:
+        settled: Steps after a start that do not count.
+        most: Descriptors, threads or processes more per 1,000 steps that count as a leak.
+    """
     rows = [json.loads(line) for line in (folder / "process.jsonl").read_text().splitlines()]
     rows = [r for r in rows if r["age"] >= settled]
     ages: list[float] = []
@@ -226,11 +233,10 @@ def judge(folder: Path, steps: int, settled: int = SETTLED) -> dict[str, Any]:
         wrong.append(f"the run is {state}")
     if slopes["rss_mb"] >= SLOPE:
         wrong.append(f"memory grows by {slopes['rss_mb']:.2f} MB per 1,000 steps")
-    # A leak at every fault alone is one per 50 steps: 20 per 1,000.
     wrong += [
         f"{n} grow by {s:.1f} per 1,000 steps"
         for n, s in slopes.items()
-        if n != "rss_mb" and s >= 5
+        if n != "rss_mb" and s >= most
     ]
     done = [p.name for p in (folder / "done").iterdir() if p.name.isdigit()]
     planned = json.loads((folder / "plan.json").read_bytes())["faults"]

@@ -10,6 +10,7 @@ Floats = npt.NDArray[np.float64]
 
 
 _HALVINGS = 30
+"""Of one step at most: a billionth of it."""
 
 
 def newton(
@@ -38,12 +39,13 @@ def newton(
         size = np.abs(step).max(-1, keepdims=True, initial=0.0)
         step = step / np.maximum(size / longest, 1.0)
         rise = (gradient * step).sum(-1, keepdims=True)
+        new_gradient, new_curvature = derivatives(point + step)
         for _ in range(_HALVINGS):
-            new_gradient, new_curvature = derivatives(point + step)
             overshot = (new_gradient * step).sum(-1, keepdims=True) < -rise / 2
             if not overshot.any():
                 break
             step, rise = np.where(overshot, step / 2, step), np.where(overshot, rise / 2, rise)
+            new_gradient, new_curvature = derivatives(point + step)
         point, gradient, curvature = point + step, new_gradient, new_curvature
         if size.max(initial=0.0) < tol:
             break
