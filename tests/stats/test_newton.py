@@ -40,3 +40,9 @@ def test_functions_are_independent() -> None:
 
     ends = newton(derivatives, np.array([[0.1], [3.0], [-5.0]]), longest=100.0)
     np.testing.assert_allclose(ends, 0.0, atol=1e-9)
+
+
+def test_no_maximum_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Separable rows without a ridge: the coefficient grows for ever."""
+    fit_logistic(np.ones((4, 1)), np.ones(4), 0.0)
+    assert "no maximum within 60 steps" in caplog.text

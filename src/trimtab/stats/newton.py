@@ -1,5 +1,6 @@
 """Newton's method for concave log-likelihoods, several at once."""
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy.typing as npt
 from scipy.special import expit
 
 Floats = npt.NDArray[np.float64]
+log = logging.getLogger(__name__)
 
 
 _HALVINGS = 30
@@ -29,7 +31,7 @@ def newton(
         tol: The search stops when no step is longer.
 
     Returns:
-        The maxima [B, P].
+        The maxima [B, P]; without one, as of separable rows without a ridge, a warning is logged.
     """
     point = start_BP
     jitter = 1e-12 * np.eye(point.shape[1])
@@ -49,6 +51,8 @@ def newton(
         point, gradient, curvature = point + step, new_gradient, new_curvature
         if size.max(initial=0.0) < tol:
             break
+    else:
+        log.warning("Newton's method: no maximum within %d steps", steps)
     return point
 
 
