@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -113,3 +114,12 @@ def test_a_result_of_other_claims_is_refused() -> None:
     claim.check_frozen(result, claims, settings, "result.json")
     with pytest.raises(DataError, match=r"result\.json: made with other claims or settings"):
         claim.check_frozen({**result, "size": 1.0}, claims, settings, "result.json")
+
+
+def test_a_share_of_nothing_is_an_error_that_names_the_claim() -> None:
+    relative = Claim.model_validate({**ENTRY, "relative": True})
+    assert relative.effect(3.0, 2.0) == pytest.approx(0.5)
+    assert relative.effect(0.0, 0.0) == 0.0
+    assert relative.effect(np.array([3.0, 0.0]), np.array([2.0, 0.0])).tolist() == [0.5, 0.0]
+    with pytest.raises(DataError, match=r"claim 5\.2: gain of reinforce is 0"):
+        relative.effect(0.1, 0.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.questions.test_page import planted
+from tests.questions.planted import planted
 from trimtab.cli.main import main as cli
 from trimtab.questions import experiment, index
 

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from tests.questions.planted import planted
 from trimtab.cli.main import main as cli
 from trimtab.errors import ConfigError, DataError
 from trimtab.questions import claim as registry
@@ -73,28 +74,6 @@ def test_every_claim_has_a_sentence_for_each_verdict(number: int) -> None:
             several = sum(c.id == claim_id for c in claims) > 1
             assert {"claim", "holds", "fails"} <= of_claim.keys(), claim_id
             assert ("depends" in of_claim) == several, claim_id
-
-
-def planted(number: int, seeds: int, seed: int = 0) -> experiment.Result:
-    """A result of arms whose every metric is drawn, with what figures and derived arms need."""
-    rng = np.random.default_rng((number, seed))
-    claims, settings = registry.load_claims()[number], registry.load_settings()[number]
-    metrics = (
-        {c.metric for c in claims} | {"gold", "different"} | {*experiment.load(number).internal}
-    )
-    metrics |= {f"{p}{m}" for p in experiment.load(number).prefixes for m in metrics}
-    by_seed: dict[int, dict[str, ArmResult]] = {}
-    for s in range(seeds):
-        curve = {name: rng.random(40).tolist() for name in ("kl", "reward", "gold", "accuracy")}
-        curve["minutes"] = curve["seconds"] = np.arange(40.0).tolist()
-        arms = {
-            arm: ArmResult({m: over_prompts(rng.random(30) + 0.1) for m in metrics}, curve)
-            for arm in settings.arms
-        }
-        derive = experiment.load(number).derive
-        by_seed[s] = {**arms, **(derive(arms, settings) if derive else {})}
-    result = experiment.result_of(number, by_seed, claims, settings, 1.0)
-    return experiment.judge([result])[0]
 
 
 @pytest.mark.parametrize("seeds", [1, 5])

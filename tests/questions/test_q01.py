@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.questions.differences import differing
+from tests.questions.arm_differences import differing
 from trimtab.datagen.output import jsonl
 from trimtab.questions import chosen_demonstrations, exposure, policy_measures, q01
 from trimtab.questions.claim import load_settings
-from trimtab.questions.measure import Measure
 from trimtab.sandbox.annotators import Annotator
 from trimtab.sandbox.world import demonstrations, gold, make_scenes
 
@@ -119,9 +118,3 @@ def test_a_model_without_a_right_step_errs_always(tmp_path: Path) -> None:
     (tmp_path / "prefixes" / "summary.json").write_text(text)
     measures = {name: m.value for name, m in exposure.read(tmp_path).items()}
     assert measures == {"cost_of_error": 0.0, "own_minus_given": 0.0, "error_after_own": 1.0}
-
-
-def test_an_average_is_paired_by_bootstrap_sample() -> None:
-    one, other = Measure(0.2, (0.1, 0.3)), Measure(0.4, (0.5, 0.3))
-    assert q01.average([one, other]) == Measure(pytest.approx(0.3), (pytest.approx(0.3),) * 2)
-    assert q01.average([one, Measure(0.4)]).draws is None

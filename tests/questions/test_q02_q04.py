@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.questions.differences import differing
+from tests.questions.arm_differences import differing
 from trimtab.questions import chain, q02, q04, reward_measures
 from trimtab.questions.claim import load_settings
 
@@ -31,12 +31,6 @@ def test_the_surer_half_is_split_within_a_bin() -> None:
     assert reward_measures.surer(
         [{"confidence": 0.8, "accuracy": 0.7, "count": 8}]
     ) == pytest.approx(0.0)
-
-
-def test_rank_correlation_needs_values_that_differ() -> None:
-    assert reward_measures.rank_correlation([1, 2, 9], [0.1, 0.5, 0.6]) == pytest.approx(1.0)
-    assert reward_measures.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
-    assert reward_measures.rank_correlation([1, 1, 1], [3, 2, 1]) == 0.0
 
 
 def test_what_is_kept_allows_for_the_ceiling() -> None:

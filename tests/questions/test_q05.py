@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.questions.arm_differences import differences, resolved
+from tests.questions.arm_differences import differing, flat, resolved
 from trimtab.questions import q05, word_problem_arms
 from trimtab.questions.claim import Claim, load_claims, load_settings
 
@@ -23,7 +23,7 @@ def stages(arm: str) -> Mapping[str, Mapping[str, Any]]:
 def differ(claim: Claim) -> set[str]:
     """The keys that the claim's arms have different values of."""
     one, other = (name if name in SETTINGS.arms else "ppo" for name in claim.arms)
-    return differences(stages(one), stages(other))
+    return differing(resolved(stages(one)), resolved(stages(other)))
 
 
 @pytest.mark.parametrize(
@@ -44,31 +44,35 @@ def differ(claim: Claim) -> set[str]:
     ],
 )
 def test_arms_differ_in_what_the_claim_names_and_nothing_else(key: str, named: set[str]) -> None:
-    differing = differ(CLAIMS[key])
-    keys = {k for k in differing if k.startswith("rl.") and not k.startswith("rl.critic.")}
+    keys = {
+        k for k in differ(CLAIMS[key]) if k.startswith("rl.") and not k.startswith("rl.critic.")
+    }
     assert keys == {f"rl.method.{name}" for name in named}
 
 
 def test_all_word_problem_arms_draw_equal_samples() -> None:
     draws = {
-        (flat["rl.steps"], flat["rl.batch_size"], flat["rl.method.group_size"])
+        (plan["rl.steps"], plan["rl.batch_size"], plan["rl.method.group_size"])
         for name, values in SETTINGS.arms.items()
         if "reward" not in values and "vocabulary" not in values
-        for flat in [resolved(stages(name))]
+        for plan in [flat(resolved(stages(name)))]
     }
     assert draws == {(SETTINGS.sizes["steps"], 16, 4)}
 
 
 def test_estimators_are_measured_at_equal_samples_and_without_a_penalty() -> None:
     for name in q05.ESTIMATORS:
-        flat = resolved(stages(name))
-        assert flat["noise.batch_size"] * flat["noise.method.group_size"] == 64
-        assert flat["noise.method.kl.place"] == "none"
+        plan = flat(resolved(stages(name)))
+        assert plan["noise.batch_size"] * plan["noise.method.group_size"] == 64
+        assert plan["noise.method.kl.place"] == "none"
 
 
 def test_vocabularies_differ_in_the_start_alone() -> None:
     for name in ("shifted", "naive", "gradient"):
-        keys = differences(stages(f"{name}[vocabulary=150]"), stages(f"{name}[vocabulary=2000]"))
+        keys = differing(
+            resolved(stages(f"{name}[vocabulary=150]")),
+            resolved(stages(f"{name}[vocabulary=2000]")),
+        )
         assert {k.rpartition(".")[2] for k in keys} == {"path", "data"}
 
 

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.questions.differences import differing
+from tests.questions.arm_differences import differing
 from trimtab.objectives.preference import DIRECT
 from trimtab.questions import q08, three_answers
 from trimtab.questions.claim import load_settings
-from trimtab.questions.measure import Measure
 
 SETTINGS = load_settings()[8]
 START = Path("start")
@@ -87,12 +86,3 @@ def test_sft_and_dpo_read_the_same_ranked_prompts() -> None:
     assert (first["best"]["data"], first["best"]["limit"]) == tuple(dpo["train"]["data"].values())
     for key in ("epochs", "batch_size", "model"):
         assert first["train"][key] == dpo["train"][key]
-
-
-def test_spread_and_difference_are_paired_by_bootstrap_sample() -> None:
-    golds = [Measure(0.5, (0.4, 0.6)), Measure(0.8, (0.9, 0.6)), Measure(0.6, (0.5, 0.5))]
-    assert q08.spread(golds) == Measure(
-        pytest.approx(0.3), (pytest.approx(0.5), pytest.approx(0.1))
-    )
-    assert q08.difference(golds[1], golds[0]).draws == (pytest.approx(0.5), 0.0)
-    assert q08.spread([*golds, Measure(0.9)]) == Measure(pytest.approx(0.4), None)

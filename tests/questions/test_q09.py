@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
+from tests.questions.arm_differences import differing
 from trimtab.questions import claim as registry
 from trimtab.questions import q09
-from trimtab.questions.arm_stages import Answers, different
+from trimtab.questions.arm_stages import Answers
 from trimtab.questions.measure import ArmResult, Measure
 from trimtab.sandbox import contrast_pairs
 from trimtab.sandbox.gold import gold
@@ -44,7 +43,6 @@ def test_openings_are_alike_across_prompts_only() -> None:
     alike = answers([["a b c d"] * 2, ["a b c e", "x y z"]], ["ask", "ask"], [[1, 1], [1, 1]])
     # Of the 8 ordered pairs over two prompts, 4 begin alike; the copies within a prompt do not count.
     assert q09.same_opening(alike) == pytest.approx(4 / 8)
-    assert different(["a", "a", "b"], [True, True, False]) == 1
 
 
 def test_wins_compare_all_completions_of_a_prompt() -> None:
@@ -66,13 +64,6 @@ def test_derived_arms_hold_the_measures_of_other_policies() -> None:
     assert derived["early[people=polite]"].measures["gold"].value == pytest.approx(0.55)
 
 
-def differences(one: Any, other: Any, path: str = "") -> set[str]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = one.keys() | other.keys()
-        return set().union(*(differences(one.get(k), other.get(k), f"{path}.{k}") for k in keys))
-    return set() if one == other else {path}
-
-
 @pytest.mark.parametrize(
     ("name", "versus", "allowed"),
     [
@@ -87,13 +78,13 @@ def differences(one: Any, other: Any, path: str = "") -> set[str]:
 def test_arms_differ_in_what_the_claim_names(name: str, versus: str, allowed: set[str]) -> None:
     one, other = (q09.stages(SETTINGS.arms[x], SETTINGS)["rl"] for x in (name, versus))
     flat = [{**x, "rewards": x["rewards"][0]} for x in (one, other)]
-    assert {p.rpartition(".")[2] for p in differences(*flat)} == allowed
+    assert {p.rpartition(".")[2] for p in differing(*flat)} == allowed
 
 
 def test_all_people_label_the_same_completions() -> None:
     stages = q09.start_stages(3, SETTINGS)
     labels = [stages[f"label_{people}"] for people in SETTINGS.options["people"]]
-    assert all(differences(labels[0], x) <= {".panel"} for x in labels)
+    assert all(differing(labels[0], x) <= {"panel"} for x in labels)
     assert SETTINGS.options["untrained"] not in stages["fresh"]["kinds"]
     assert SETTINGS.options["untrained"] not in stages["asked"]["kinds"]
     assert SETTINGS.options["untrained"] in stages["world"]["kinds"]

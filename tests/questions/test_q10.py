@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.questions.arm_differences import differences, resolved
+from tests.questions.arm_differences import differing, flat, resolved
 from trimtab.questions import q10
 from trimtab.questions.claim import load_claims, load_settings
 
@@ -33,22 +33,24 @@ def stages(arm: str) -> Mapping[str, Mapping[str, Any]]:
     ],
 )
 def test_arms_differ_in_what_the_claim_names_and_nothing_else(key: str, named: set[str]) -> None:
-    keys = differences(*(stages(name) for name in CLAIMS[key].arms))
+    keys = differing(*(resolved(stages(name)) for name in CLAIMS[key].arms))
     assert keys == {f"rl.{name}" for name in named}
 
 
 def test_pass_rates_differ_in_the_start_alone() -> None:
-    keys = differences(stages("group of 2[rate=low]"), stages("group of 2[rate=high]"))
+    keys = differing(
+        resolved(stages("group of 2[rate=low]")), resolved(stages("group of 2[rate=high]"))
+    )
     assert keys == {"rl.model.path", "compare.models.sft.path"}
 
 
 def test_all_arms_draw_equal_samples() -> None:
     for name in SETTINGS.arms:
-        flat = resolved(stages(name))
-        assert flat["rl.batch_size"] * flat["rl.method.group_size"] == 64
-        assert flat["rl.steps"] == SETTINGS.sizes["steps"]
+        plan = flat(resolved(stages(name)))
+        assert plan["rl.batch_size"] * plan["rl.method.group_size"] == 64
+        assert plan["rl.steps"] == SETTINGS.sizes["steps"]
 
 
 def test_starts_differ_in_the_share_of_wrong_steps_alone() -> None:
     low, high = (q10.further_stages(w, SETTINGS) for w in SETTINGS.options["wrong"].values())
-    assert differences(low, high) == {"tasks.wrong"}
+    assert differing(resolved(low), resolved(high)) == {"tasks.wrong"}

@@ -6,24 +6,16 @@ from typing import Any
 
 import pytest
 
-from trimtab.config import build
+from tests.questions.arm_differences import differing
+from tests.questions.arm_differences import resolved as resolved_stages
 from trimtab.questions import claim as registry
 from trimtab.questions import q11
-from trimtab.train.rl_config import RLConfig
 
 
 def resolved(arm: str) -> dict[str, Any]:
     settings = registry.load_settings()[11]
     plan = q11.stages(settings.arms[arm], settings)
-    values = {k: v for k, v in plan["rl"].items() if k != "type"}
-    return build(RLConfig, values).model_dump(mode="json")
-
-
-def differences(a: Any, b: Any, path: str = "") -> set[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = a.keys() | b.keys()
-        return set().union(*(differences(a.get(k), b.get(k), f"{path}.{k}") for k in keys))
-    return set() if a == b else {path[1:]}
+    return resolved_stages({"rl": plan["rl"]})["rl"]
 
 
 CHANGES = {
@@ -38,7 +30,7 @@ CHANGES = {
 @pytest.mark.parametrize("where", ["mixed", "plain"])
 @pytest.mark.parametrize("part", CHANGES)
 def test_a_part_changes_itself_and_nothing_else(part: str, where: str) -> None:
-    changed = differences(resolved(f"{part}[where={where}]"), resolved(f"grpo[where={where}]"))
+    changed = differing(resolved(f"{part}[where={where}]"), resolved(f"grpo[where={where}]"))
     assert changed == CHANGES[part]
 
 
@@ -53,9 +45,9 @@ def test_dapo_is_all_parts_and_each_row_adds_one() -> None:
     ]
     arms = [resolved(f"{name}[where=mixed]") for name in rows]
     for before, after, part in zip(arms[:-1], arms[1:], CHANGES, strict=True):
-        assert differences(before, after) == CHANGES[part]
-    assert differences(arms[0], arms[-1]) == set().union(*CHANGES.values())
-    assert differences(arms[-1], resolved("dapo[where=plain]")) <= {
+        assert differing(before, after) == CHANGES[part]
+    assert differing(arms[0], arms[-1]) == set().union(*CHANGES.values())
+    assert differing(arms[-1], resolved("dapo[where=plain]")) <= {
         "data.path", "sampling.max_new_tokens", "method.updates.minibatches", "optim.lr",
     }  # fmt: skip
 
@@ -70,8 +62,8 @@ def test_where_a_part_can_act_and_where_it_cannot() -> None:
 
 def test_replay_differs_from_grpo_in_the_routing_alone() -> None:
     replay, grpo = resolved("grpo+replay[model=mixture]"), resolved("grpo[model=mixture]")
-    assert differences(replay, grpo) == {"routing"}
-    gspo = differences(resolved("gspo[model=mixture]"), grpo)
+    assert differing(replay, grpo) == {"routing"}
+    gspo = differing(resolved("gspo[model=mixture]"), grpo)
     assert {n for n in gspo if not n.startswith("method.kl")} == {
         "method.type", "method.ratio", "method.clip.low", "method.clip.high",
     }  # fmt: skip

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from tests.questions.arm_differences import differing
+from tests.questions.arm_differences import resolved as resolved_stages
 from trimtab.config import build
 from trimtab.questions import chain
 from trimtab.questions import claim as registry
@@ -18,7 +20,6 @@ from trimtab.questions.claim import Settings
 from trimtab.runs import to_json
 from trimtab.sandbox.arithmetic import Change, Problem
 from trimtab.sandbox.word_problems import prompt_row, step_effects
-from trimtab.train.rl_config import RLConfig
 from trimtab.train.step_advantages import StepAdvantagesConfig
 
 PROBLEM = Problem("anna", "coins", 12, (Change("+", 7), Change("-", 3), Change("*", 2)))
@@ -77,22 +78,9 @@ def test_gains_of_learned_scores() -> None:
     assert measures.gains({"score": [0.7, 0.1, 0.9]}, 2) == pytest.approx([0.2, -0.6])
 
 
-def test_samples_to_the_goal_and_no_goal() -> None:
-    assert measures.reached([0.0, 0.6, 0.7, 0.9], 0.6, 64, 2) == 3 * 64
-    assert measures.reached([0.1, 0.2], 0.6, 64, 2) == 2 * 64
-
-
 def resolved(reward: str) -> dict[str, Any]:
     plan = stages.learning_stages({"reward": reward, "lr": 2e-4}, settings())
-    values = {k: v for k, v in plan["rl"].items() if k != "type"}
-    return build(RLConfig, values).model_dump(mode="json")
-
-
-def differences(a: Any, b: Any, path: str = "") -> set[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = a.keys() | b.keys()
-        return set().union(*(differences(a.get(k), b.get(k), f"{path}.{k}") for k in keys))
-    return set() if a == b else {path[1:]}
+    return resolved_stages({"rl": plan["rl"]})["rl"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +100,7 @@ def differences(a: Any, b: Any, path: str = "") -> set[str]:
 def test_arms_that_learn_differ_in_their_reward_alone(
     reward: str, other: str, keys: set[str]
 ) -> None:
-    different = differences(resolved(reward), resolved(other))
+    different = differing(resolved(reward), resolved(other))
     assert {name.split(".")[0] for name in different} == keys
     assert {n for n in different if n.startswith("method")} <= {
         "method.advantage.estimator", "method.advantage.baseline",

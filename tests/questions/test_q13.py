@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.questions.planted import AnyMeasure
 from trimtab.data import sources
 from trimtab.feedback import records
 from trimtab.feedback.judgement import Item, Judgement
@@ -105,9 +106,7 @@ def test_as_good_means_within_the_margin() -> None:
 
 
 def test_derived_arms_are_the_registered_ones() -> None:
-    metrics = ("log_odds", "same", "wins", "cost", "gold", "voice")
-    measures = {f"{p}{m}": Measure(0.5) for p in ("", *q13.EXPERIMENT.prefixes) for m in metrics}
-    arms = {name: ArmResult(measures) for name in SETTINGS.arms}
+    arms = {name: ArmResult(AnyMeasure(lambda: Measure(0.5))) for name in SETTINGS.arms}
     assert set(q13.derive(arms, SETTINGS)) == set(SETTINGS.derived)
 
 

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from trimtab.questions import chain
 from trimtab.questions.claim import Settings
 
 Floats = npt.NDArray[np.float64]
-QUIET = {"save_steps": 0, "sample_steps": 0}
-GOLD = {"name": "gold", "function": "trimtab.sandbox.world:gold_reward"}
 
 
 def rl(
@@ -24,19 +23,21 @@ def rl(
     """RL from "@start/sft/model" on prompts that were never labelled, with gold recorded.
 
     Args:
-        values: Settings of the arm: ``lr``, and what it sets of ``method`` and of the stage (``stage``).
+        values: Settings of the arm: ``lr``, and what it sets of the KL, of ``method`` and of the stage
+            (``stage``).
         rewards: What is trained on.
     """
     options, sizes = settings.options, settings.sizes
+    kl = values["kl"] if "kl" in values else {"beta": options["beta"]}
     method = {"type": "rloo", "group_size": options["group_size"],
-              "kl": {"place": "sequence", "beta": options["beta"]}}  # fmt: skip
+              "kl": {"place": "sequence", **kl}}  # fmt: skip
     return {
         "type": "rl", "model": {"path": "@start/sft/model"},
         "data": {"path": "@start/fresh/prompts.jsonl"},
-        "rewards": [*rewards, {**GOLD, "weight": 0}],
+        "rewards": [*rewards, {**chain.GOLD, "weight": 0}],
         "method": method | values.get("method", {}),
-        "sampling": options["sampling"], "steps": sizes["steps"], "batch_size": sizes["batch"],
-        "optim": {"lr": values["lr"], "lr_scheduler_type": "constant"}, "loop": QUIET,
+        "sampling": options.get("sampling", chain.SAMPLING), "steps": sizes["steps"], "batch_size": sizes["batch"],
+        "optim": {"lr": values["lr"], "lr_scheduler_type": "constant"}, "loop": chain.QUIET,
         **values.get("stage", {}),
     }  # fmt: skip
 
@@ -44,7 +45,7 @@ def rl(
 def compare(
     models: Mapping[str, str],
     settings: Settings,
-    rewards: Sequence[Mapping[str, Any]] = (GOLD,),
+    rewards: Sequence[Mapping[str, Any]] = (chain.GOLD,),
     **keys: Any,
 ) -> dict[str, Any]:
     """Completions of models on "@start/world/heldout.jsonl", the first one is the baseline."""
@@ -53,7 +54,7 @@ def compare(
         "type": "compare", "baseline": next(iter(models)), "html": False,
         "models": {name: {"path": path} for name, path in models.items()},
         "data": "@start/world/heldout.jsonl", "rewards": list(rewards),
-        "num_completions": options["num_completions"], "sampling": options["sampling"], **keys,
+        "num_completions": options["num_completions"], "sampling": options.get("sampling", chain.SAMPLING), **keys,
     }  # fmt: skip
 
 
@@ -76,6 +77,16 @@ class Answers:
             {name: values[places] for name, values in self.scores.items()},
         )
 
+    def different(self, good: npt.NDArray[np.bool_] | None = None) -> Floats:
+        """Number [N] of different completions of each prompt, as a share of all; only of the ``good`` [N, K]."""
+        rows = np.ones((len(self.texts), len(self.texts[0])), bool) if good is None else good
+        return np.array(
+            [
+                len({t for t, right in zip(texts, row, strict=True) if right}) / len(texts)
+                for texts, row in zip(self.texts, rows, strict=True)
+            ]
+        )
+
     def share(self, test: Any) -> Floats:
         """Share [N] of each prompt's completions that pass a test of their text."""
         return np.array([[float(test(text)) for text in row] for row in self.texts]).mean(1)
@@ -91,13 +102,4 @@ def read_answers(folder: Path, model: str, completions: int) -> Answers:
         if name.endswith(suffix) and not isinstance(column[0], str)
     }
     texts = np.array(table[model], dtype=object).reshape(-1, completions).tolist()
-    return Answers(texts, table["kind"][::completions], scores)
-
-
-def different(texts: Sequence[str], good: Sequence[bool]) -> int:
-    """Number of different texts among the good ones.
-
-    >>> different(["a .", "b .", "a .", "c ."], [True, True, True, False])
-    2
-    """
-    return len({text for text, right in zip(texts, good, strict=True) if right})
+    return Answers(texts, table.get("kind", [""] * len(table[model]))[::completions], scores)

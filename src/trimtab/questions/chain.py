@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.launch import recipe as recipes
-from trimtab.runs import json_lines, write_atomic
+from trimtab.runs import json_lines, read_object, to_json, write_atomic
 from trimtab.sandbox.arithmetic import Problem
 
 BASE = "@sandbox/pretrained"
@@ -23,6 +22,7 @@ SAMPLING = {"max_new_tokens": 40}
 GOLD = {"name": "gold", "function": "trimtab.sandbox.world:gold_reward"}
 NEVER_LABELLED = 10_000
 """Added to the seed of a world: its prompts are for RL, and none of them was labelled."""
+PLACES = "places.json"
 QUIET = {"save_steps": 0, "sample_steps": 0}
 VERIFIER = {"name": "right", "function": "trimtab.sandbox.word_problems:verifier_reward"}
 TASK: Mapping[str, Any] = {
@@ -63,10 +63,10 @@ def sandbox_stages(seed: int, sizes: Mapping[str, int]) -> dict[str, dict[str, A
         },
         "sft": sft_stage("@world/demonstrations.jsonl"),
         "label": label_stage(200),
-        "reward": {
-            **reward_stage("@label", epochs=4, batch_size=16),
-            "data": {"path": "@label/comparisons.jsonl", "limit": sizes["reward_rows"]},
-        },
+        "reward": reward_stage(
+            {"path": "@label/comparisons.jsonl", "limit": sizes["reward_rows"]},
+            "@label/heldout.jsonl",
+        ),
     }  # fmt: skip
 
 
@@ -86,13 +86,20 @@ def label_stage(heldout: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def reward_stage(label: str, *, epochs: int, batch_size: int) -> dict[str, Any]:
-    """A reward model from the base model."""
+def reward_stage(
+    data: Mapping[str, Any], eval_data: str | None = None, **keys: Any
+) -> dict[str, Any]:
+    """A reward model from the base model.
+
+    Args:
+        data: Comparisons: ``path`` and perhaps ``limit``.
+        eval_data: Held-out comparisons.
+        keys: Of the stage, in place of those here.
+    """
+    evaluated = {} if eval_data is None else {"eval_data": {"path": eval_data}}
     return {
-        "type": "reward", "model": {"path": BASE}, "epochs": epochs, "batch_size": batch_size,
-        "data": {"path": f"{label}/comparisons.jsonl"},
-        "eval_data": {"path": f"{label}/heldout.jsonl"},
-        "optim": {"lr": 5e-4, "warmup_ratio": 0.1}, "loop": QUIET,
+        "type": "reward", "model": {"path": BASE}, "epochs": 4, "batch_size": 16, "data": dict(data),
+        "optim": {"lr": 5e-4, "warmup_ratio": 0.1}, "loop": QUIET, **evaluated, **keys,
     }  # fmt: skip
 
 
@@ -252,9 +259,11 @@ def initial_model(init: str) -> dict[str, Any]:
 
 def reward_part(rows: int, init: str = "base") -> Part:
     """A reward model on the first ``rows`` ranked prompts of a wide start: ``reward/model``."""
-    stage = reward_stage("@start/label", epochs=4, batch_size=batch_of(rows))
-    stage["data"] = {**stage["data"], "limit": rows}
-    return Part(f"reward-{init}-{rows}", {"reward": {**stage, "model": initial_model(init)}})
+    stage = reward_stage(
+        {"path": "@start/label/comparisons.jsonl", "limit": rows}, "@start/label/heldout.jsonl",
+        batch_size=batch_of(rows), model=initial_model(init),
+    )  # fmt: skip
+    return Part(f"reward-{init}-{rows}", {"reward": stage})
 
 
 def ppo_stage(
@@ -294,9 +303,22 @@ def run_stages(
     Raises:
         ConfigError: a stage was made from other inputs.
     """
+    from trimtab.launch import recipe as recipes  # here, because pages need no torch
+
     places = {name: str(path) for name, path in (inputs or {}).items()}
     recipe = recipes.Recipe(out=str(folder), seed=seed, inputs=places, stages=dict(stages))
     recipes.run(recipe, f"the stages of {folder}")
+
+
+def write_places(folder: Path, places: Mapping[str, Path]) -> None:
+    """Note in a start's folder where the starts are that it consists of."""
+    text = to_json({name: str(path) for name, path in places.items()})
+    write_atomic(folder / PLACES, text.encode())
+
+
+def read_places(folder: Path) -> dict[str, Path]:
+    """What ``write_places`` noted."""
+    return {name: Path(path) for name, path in read_object(folder / PLACES).items()}
 
 
 def split_by_steps(file: Path, steps: Sequence[int]) -> None:

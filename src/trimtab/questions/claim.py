@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from trimtab.config import Config, build, read_yaml
@@ -84,8 +85,24 @@ class Claim(Config):
         return tuple(arm_key(name, self.condition) for name in names)
 
     def effect(self, value: Any, other: Any) -> Any:
-        """The effect in the claimed direction of numbers or arrays: of ``arm`` and of ``versus``."""
-        return self.direction * (value / other - 1 if self.relative else value - other)
+        """The effect in the claimed direction of numbers or arrays: of ``arm`` and of ``versus``.
+
+        A relative effect is 0 where both are 0, and infinite in a bootstrap sample where one is.
+
+        Raises:
+            DataError: a relative effect of something over 0.
+        """
+        if not self.relative:
+            return self.direction * (value - other)
+        change, base = np.asarray(value, np.float64) - other, np.asarray(other, np.float64)
+        undefined = (base == 0) & (change != 0)
+        if undefined.ndim == 0 and undefined:
+            raise DataError(
+                f"claim {self.key}: {self.metric} of {self.versus} is 0, so the change has no share of it; "
+                "was the run too small?"
+            )
+        share = change / np.where(base == 0, 1.0, base)
+        return self.direction * np.where(undefined, np.copysign(np.inf, change), share)
 
 
 def arm_key(name: str, condition: Mapping[str, Any]) -> str:
@@ -148,6 +165,16 @@ class Settings(Config):
     def tuned(self) -> tuple[str, ...]:
         """The arms that have a learning rate of their own."""
         return tuple(arm for arm, values in self.arms.items() if "lr" in values)
+
+    def rate(self, values: Mapping[str, Any]) -> float:
+        """The learning rate of an arm: its own, or a multiple of another arm's.
+
+        Args:
+            values: Of the arm: ``lr``, or ``rate_of`` and perhaps ``factor``.
+        """
+        if "lr" in values:
+            return float(values["lr"])
+        return float(self.arms[values["rate_of"]]["lr"]) * float(values.get("factor", 1.0))
 
     def scaled(self, size: float) -> Settings:
         """The same with every size times ``size``, rounded up, at least its floor."""

@@ -100,16 +100,3 @@ def cost_of_a_mistake(rows: Sequence[Row], wrong: float) -> Measure:
         parts.append((-effects[first], 1.0) if first < len(effects) else (0.0, 0.0))
     sums = by_prompt(parts, [row["prompt"] for row in rows])
     return over_sums(sums, lambda s: s[..., 0] / np.maximum(s[..., 1], 1.0))
-
-
-def reached(rewards: Sequence[float], goal: float, per_step: float, window: int) -> float:
-    """Completions drawn when the mean reward of the last ``window`` iterations first reached ``goal``;
-    all of them where it never did.
-
-    >>> reached([0.2, 0.4, 0.8, 1.0], 0.6, 64, 2)
-    192.0
-    """
-    for i in range(window, len(rewards) + 1):
-        if np.mean(rewards[i - window : i]) >= goal:
-            return float(i * per_step)
-    return float(len(rewards) * per_step)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trimtab.questions import chain
 from trimtab.questions.claim import Settings
 
-RIGHT = {"name": "right", "function": "trimtab.sandbox.word_problems:verifier_reward"}
 LEARNED = "learned"
 """Name of the process reward model's scores."""
 SEPARATOR = ";"
@@ -25,7 +25,7 @@ def learned_stages(settings: Settings) -> dict[str, dict[str, Any]]:
     return {
         "labels": {
             "type": "step-labels", "model": sft, "data": {"path": prompts, "limit": sizes["labelled"]},
-            "rewards": [RIGHT], "solutions": 4, "continuations": 8, "label": "soft",
+            "rewards": [chain.VERIFIER], "solutions": 4, "continuations": 8, "label": "soft",
             "separator": SEPARATOR, "sampling": sampling,
         },
         "process": {
@@ -34,7 +34,7 @@ def learned_stages(settings: Settings) -> dict[str, dict[str, Any]]:
         },
         "pairs": {
             "type": "best-of-n", "model": sft, "data": {"path": prompts, "limit": sizes["labelled"]},
-            "rewards": [RIGHT], "num_completions": 8, "sampling": sampling,
+            "rewards": [chain.VERIFIER], "num_completions": 8, "sampling": sampling,
         },
         "dpo": {
             "type": "dpo", "model": sft, "data": {"path": "@pairs/pairs.jsonl"}, "epochs": 2,
@@ -51,19 +51,19 @@ def own_rewards(rewards_BT: Any, mask_BT: Any, final_B: Any, group_B: Any) -> An
 
 def rewards_of(reward: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of ``rl`` by which arms that learn differ; the verifier is recorded in all of them."""
-    unpaid = {"rewards": [{**RIGHT, "weight": 0}]}
+    unpaid = {"rewards": [{**chain.VERIFIER, "weight": 0}]}
     model = {"name": LEARNED, "model": "@start/credit/process/model", "separator": SEPARATOR}
     values = {"function": VALUES, "options": {"wrong": options["wrong"]}, "separator": SEPARATOR}
     each = {**values, "unit": "token", "options": {"wrong": options["wrong"], "joint": " "}}
     return {
-        "outcome": {"rewards": [RIGHT], "process": {**model, "weight": 0}},
-        "critic": {"rewards": [RIGHT]},
+        "outcome": {"rewards": [chain.VERIFIER], "process": {**model, "weight": 0}},
+        "critic": {"rewards": [chain.VERIFIER]},
         "token": {**unpaid, "process": each},
         "own": {**unpaid, "process": each},
         "step": {**unpaid, "process": values},
         "learned": {**unpaid, "process": model},
         "counted": {**unpaid, "process": {**model, "dense": "raw"}},
-        "summed": {"rewards": [RIGHT], "process": {**model, "dense": "none"}},
+        "summed": {"rewards": [chain.VERIFIER], "process": {**model, "dense": "none"}},
         "implicit": {**unpaid, "implicit": {
             "model": "@start/credit/dpo/model", "reference": "@start/sft/model",
             "beta": options["beta"],
@@ -86,7 +86,7 @@ def learning_stages(values: Mapping[str, Any], settings: Settings) -> dict[str, 
         "method": {"type": "grpo", "group_size": options["group_size"], "kl": {"place": "none"},
                    "advantage": {**advantage, "whiten": True}},
         "sampling": {"max_new_tokens": options["learn_tokens"]}, "steps": sizes["iterations"],
-        "batch_size": sizes["batch"], "loop": {"save_steps": 0, "sample_steps": 0},
+        "batch_size": sizes["batch"], "loop": chain.QUIET,
         "optim": {"lr": values["lr"], **CONSTANT},
     }  # fmt: skip
     if reward == "critic":
@@ -94,7 +94,7 @@ def learning_stages(values: Mapping[str, Any], settings: Settings) -> dict[str, 
     return {
         "rl": stage,
         "compare": {
-            "type": "compare", "models": {"rl": {"path": "@rl/model"}}, "rewards": [RIGHT],
+            "type": "compare", "models": {"rl": {"path": "@rl/model"}}, "rewards": [chain.VERIFIER],
             "data": f"@start/tasks/heldout-{steps}.jsonl", "num_completions": 4, "pass_at": [1],
             "sampling": {"max_new_tokens": options["learn_tokens"]}, "html": False,
         },
@@ -107,7 +107,7 @@ def advantage_stages(values: Mapping[str, Any], settings: Settings) -> dict[str,
     estimator = str(values["estimator"])
     method: dict[str, Any] = {"type": "grpo", "kl": {"place": "none"}}
     stage: dict[str, Any] = {
-        "type": "step-advantages", "model": {"path": "@start/sft/model"}, "rewards": [RIGHT],
+        "type": "step-advantages", "model": {"path": "@start/sft/model"}, "rewards": [chain.VERIFIER],
         "data": {"path": f"@start/tasks/prompts-{values['steps']}.jsonl"}, "separator": SEPARATOR,
         "prompts": sizes["measured"], "completions": 4, "batch_size": sizes["critic_batch"],
         "sampling": {"max_new_tokens": options["tokens"]}, "optim": {"lr": 1e-12},

@@ -52,10 +52,11 @@ class Experiment:
     """(result, words of a language) -> the figure of the page."""
     derive: Callable[[Mapping[str, ArmResult], Settings], dict[str, ArmResult]] | None = None
     """Arms computed from the others of a seed."""
-    internal: tuple[str, ...] = ()
-    """Measures that only ``derive`` reads."""
-    prefixes: tuple[str, ...] = ()
-    """Of measures that an arm holds of other policies than its own, which ``derive`` turns into arms."""
+
+
+def mean_over_seeds(result: Result, arm: str, metric: str) -> float:
+    """What an arm measured, for a figure."""
+    return float(np.mean(result["arms"][arm][metric]))
 
 
 def load(number: int) -> Experiment:

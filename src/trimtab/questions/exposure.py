@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab.questions import chain
 from trimtab.questions.measure import Measure
 from trimtab.runs import read_object
 
-VERIFIER = {"name": "right", "function": "trimtab.sandbox.word_problems:verifier_reward"}
 SAMPLING = {"max_new_tokens": 44}
 """Three steps and the last line take 28 tokens."""
 MEASURES = {
@@ -26,8 +26,6 @@ def solver_stages(sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     Args:
         sizes: ``solutions`` (demonstrations) and ``problems`` (held out).
     """
-    from trimtab.questions import chain  # here, because pages need no torch
-
     return {
         "tasks": {
             "type": "word-problems", "difficulty": {"steps": 3, "largest": 15}, "wrong": 0.2,
@@ -50,14 +48,12 @@ def stages(values: Mapping[str, Any], solver: Path, sizes: Mapping[str, int]) ->
         solver: Folder of ``solver_stages``.
         sizes: ``solver_steps``, of 64 completions each.
     """
-    from trimtab.questions import chain
-
     model, learning = str(solver / "sft" / "model"), {}
     if values["trained"] == "rl":
         learning = {
             "rl": {
                 "type": "rl", "model": {"path": model},
-                "data": {"path": str(solver / "tasks" / "prompts.jsonl")}, "rewards": [VERIFIER],
+                "data": {"path": str(solver / "tasks" / "prompts.jsonl")}, "rewards": [chain.VERIFIER],
                 "method": {"type": "reinforce"}, "sampling": SAMPLING,
                 "steps": sizes["solver_steps"], "batch_size": 64, "loop": chain.QUIET,
                 "optim": {"lr": values["rate"], "warmup_ratio": 0.1, "lr_scheduler_type": "constant"},

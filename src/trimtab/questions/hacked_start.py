@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab.questions import chain
 from trimtab.questions.arm_stages import compare, rl
 from trimtab.questions.claim import Settings
-from trimtab.runs import to_json, write_atomic
 
-PLACES = "places.json"
 MEMBERS = 4
 """Reward models of an ensemble: other heads and other orders of the same labels."""
 KEYWORDS = {"name": "keywords", "function": "trimtab.sandbox.faults:keyword_reward"}
@@ -21,8 +20,6 @@ KEYWORDS = {"name": "keywords", "function": "trimtab.sandbox.faults:keyword_rewa
 
 def make(folder: Path, seed: int, settings: Settings, starts: Path) -> None:
     """Make both worlds and write where they are to ``places.json`` in ``folder``."""
-    from trimtab.questions import chain  # here and below, because pages need no torch
-
     sizes = settings.sizes
     digest = chain.shared(starts, "digest", digest_stages(seed, settings), seed)
     own = {k.removeprefix("few_"): n for k, n in sizes.items() if k.startswith("few_")}
@@ -31,28 +28,13 @@ def make(folder: Path, seed: int, settings: Settings, starts: Path) -> None:
     members = ensemble(seed, comparisons, "@few/label/heldout.jsonl")
     few_models = chain.shared(starts, "members", members, seed, {"few": few})
     places = {"digest": digest, "digest_models": digest, "few": few, "few_models": few_models}
-    text = to_json({name: str(path) for name, path in places.items()})
-    write_atomic(folder / PLACES, text.encode())
-
-
-def reward_model(data: Mapping[str, Any], eval_data: str | None, **keys: Any) -> dict[str, Any]:
-    """A reward model from the base model, for the same steps whatever the data."""
-    from trimtab.questions import chain
-
-    evaluated = {"eval_data": {"path": eval_data}} if eval_data else {}
-    return {
-        "type": "reward", "model": {"path": chain.BASE}, "epochs": 4, "batch_size": 16,
-        "data": dict(data), "optim": {"lr": 5e-4, "warmup_ratio": 0.1}, "loop": chain.QUIET,
-        **evaluated, **keys,
-    }  # fmt: skip
+    chain.write_places(folder, places)
 
 
 def ensemble(seed: int, data: Mapping[str, Any], eval_data: str | None) -> dict[str, Any]:
     """The members, called "0", "1", …"""
-    from trimtab.questions import chain
-
     return {
-        f"m{k}": reward_model(
+        f"m{k}": chain.reward_stage(
             data, eval_data, model={"path": chain.BASE, "seed": 100 * seed + k},
             loop={**chain.QUIET, "seed": 100 * seed + k},
         )
@@ -62,8 +44,6 @@ def ensemble(seed: int, data: Mapping[str, Any], eval_data: str | None) -> dict[
 
 def digest_stages(seed: int, settings: Settings) -> dict[str, dict[str, Any]]:
     """World of digests, SFT, labels by keywords, by care and by brevity, and reward models of each."""
-    from trimtab.questions import chain
-
     sizes, options = settings.sizes, settings.options
     stages = chain.sandbox_stages(seed, {**sizes, "reward_rows": sizes["labels"]})
     for name in ("world", "fresh"):
@@ -81,7 +61,7 @@ def digest_stages(seed: int, settings: Settings) -> dict[str, dict[str, Any]]:
     paid = {"path": "@label_keywords/rows.jsonl"}
     stages |= ensemble(seed, paid, None)
     for name in ("careful", "brief"):
-        stages[name] = reward_model({"path": f"@label_{name}/rows.jsonl"}, None)
+        stages[name] = chain.reward_stage({"path": f"@label_{name}/rows.jsonl"})
     stages["steps"] = {
         "type": "function", "function": "trimtab.sandbox.hacked_cases:step_rows",
         "options": {"items": ["@sample/items.jsonl"], "limit": sizes["step_labels"]},
@@ -127,7 +107,7 @@ def stages(values: Mapping[str, Any], settings: Settings) -> dict[str, dict[str,
         stage["process"]["separator"] = settings.options["separator"]
     arm_stages["rl"] = stage
     models = {"sft": "@start/sft/model", "rl": "@rl/model"}
-    recorded = [{"name": "gold", "function": "trimtab.sandbox.world:gold_reward"}, reward]
+    recorded = [chain.GOLD, reward]
     return arm_stages | {"compare": compare(models, settings, recorded)}
 
 
@@ -148,7 +128,7 @@ def relabelled(values: Mapping[str, Any], settings: Settings) -> dict[str, dict[
         new: dict[str, Any] = {
             "type": "reward-labels", "data": "@hacked/items.jsonl", "limit": count, "draw": True,
             "tokenizer": "@start/sft/model", "scale": 8.0,
-            "rewards": [{"name": "gold", "function": "trimtab.sandbox.world:gold_reward"}],
+            "rewards": [chain.GOLD],
         }  # fmt: skip
     else:
         new = {
@@ -163,5 +143,5 @@ def relabelled(values: Mapping[str, Any], settings: Settings) -> dict[str, dict[
     return {
         "first": first, "hacked": hacked, "new": new,
         "mixed": {"type": "mix", "inputs": inputs},
-        "refreshed": reward_model({"path": "@mixed/rows.jsonl"}, None),
+        "refreshed": chain.reward_stage({"path": "@mixed/rows.jsonl"}),
     }  # fmt: skip

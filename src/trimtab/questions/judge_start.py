@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trimtab.questions import chain
+from trimtab.questions.arm_stages import rl
 from trimtab.questions.claim import Settings
 
 PROBES = "trimtab.questions.judge_probes:write"
@@ -23,12 +25,7 @@ def judge(biases: Mapping[str, Any], data: str, settings: Settings, **keys: Any)
 
 def reward_model(rows: str) -> dict[str, Any]:
     """A reward model of one set of labels."""
-    from trimtab.questions import chain  # here, because pages need no torch
-
-    return {
-        "type": "reward", "model": {"path": chain.BASE}, "data": {"path": rows}, "epochs": 3,
-        "batch_size": 16, "optim": {"lr": 5e-4, "warmup_ratio": 0.1}, "loop": chain.QUIET,
-    }  # fmt: skip
+    return chain.reward_stage({"path": rows}, epochs=3)
 
 
 def people(labels: int) -> dict[str, Any]:
@@ -41,8 +38,6 @@ def people(labels: int) -> dict[str, Any]:
 
 def start_stages(seed: int, settings: Settings) -> dict[str, dict[str, Any]]:
     """The stages of the start, the same completions for everyone who labels."""
-    from trimtab.questions import chain
-
     sizes, options = settings.sizes, settings.options
     labels, many = sizes["labels"], options["more"] * sizes["labels"]
     stages = chain.sandbox_stages(seed, {**sizes, "labels": many, "reward_rows": many})
@@ -110,8 +105,6 @@ def generations(values: Mapping[str, Any], settings: Settings) -> dict[str, dict
 
     The first reward model learned from the judge. Later ones see labels of the one before alone.
     """
-    from trimtab.questions.arm_stages import rl
-
     sizes = settings.sizes
     stages: dict[str, dict[str, Any]] = {}
     policy, model = "@start/sft/model", "@start/rm_judge_biased/model"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 
 from trimtab.questions.claim import Claim, arm_key
 from trimtab.stats.uncertainty import draws
@@ -34,6 +35,12 @@ class ArmResult:
     measures: dict[str, Measure]
     curves: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     """Series for the figure and for arms that are derived."""
+
+    def part(self, prefix: str) -> ArmResult:
+        """The measures whose names begin with ``prefix``, without it: those of another policy than its own."""
+        return ArmResult(
+            {k.removeprefix(prefix): m for k, m in self.measures.items() if k.startswith(prefix)}
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -72,6 +79,36 @@ def over_sums(parts_ND: npt.ArrayLike, statistic: Callable[[Floats], Floats]) ->
     parts = np.asarray(parts_ND, np.float64)
     sums = np.tensordot(_weights(len(parts)), parts, 1)
     return Measure(float(statistic(parts.sum(0))), tuple(statistic(sums).tolist()))
+
+
+def combined(measures: Sequence[Measure], statistic: Callable[[Floats], Floats]) -> Measure:
+    """A statistic of several measures, also of each bootstrap sample.
+
+    Args:
+        statistic: M measures [M, ...] to numbers [...].
+
+    >>> combined([Measure(3.0), Measure(1.0)], lambda m: m[0] - m[1]).value
+    2.0
+    """
+    value = float(statistic(np.array([m.value for m in measures])))
+    samples = [m.draws for m in measures if m.draws is not None]
+    if len(samples) < len(measures):
+        return Measure(value)
+    return Measure(value, tuple(statistic(np.array(samples)).tolist()))
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's; 0 where all values of one are equal."""
+    if len(set(one)) == 1 or len(set(other)) == 1:
+        return 0.0
+    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
+
+
+def early_and_late(curve: Sequence[float]) -> dict[str, ArmResult]:
+    """``gold`` after a third of a run, and at its end: means over an eighth of its iterations."""
+    middle, tail = len(curve) // 3, max(1, len(curve) // 8)
+    parts = {"early": curve[max(0, middle - tail) : middle + 1], "late": curve[-tail:]}
+    return {k: ArmResult({"gold": Measure(float(np.mean(part)))}) for k, part in parts.items()}
 
 
 @dataclass(frozen=True, slots=True)

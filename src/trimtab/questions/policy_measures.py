@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from trimtab.questions import chain
 from trimtab.questions.measure import Floats, Measure, over_prompts, over_sums
-from trimtab.sandbox.world import CLOSINGS, OPENINGS
+from trimtab.sandbox.annotators import is_polite
 
 SETS = {"all": "heldout", "names": "heldout-names", "kinds": "heldout-kinds"}
 """Held-out prompts of a wide start: of training's distribution, about other people, of another kind."""
@@ -38,8 +39,6 @@ def stages(
         baseline: Where RL began, to complete the prompts as well: for the columns ``kl_policy`` and those
             that end with ``_start``.
     """
-    from trimtab.questions import chain  # here, because pages need no torch
-
     part = "trimtab.sandbox.world:gold_reward"
     scores = [
         chain.GOLD,
@@ -85,16 +84,12 @@ def read(
         measures["abstains_silent"] = over_prompts(abstains[silent])
         measures["abstains_known"] = over_prompts(abstains[~silent])
         measures["polite"] = over_prompts(
-            [np.mean([_polite(t) for t in row]) for row in table["policy"]]
+            [np.mean([is_polite(t) for t in row]) for row in table["policy"]]
         )
         measures["miscalibration"] = over_sums(
             confidence_parts(table["policy"], gold), miscalibration
         )
     return measures  # fmt: skip
-
-
-def _polite(text: str) -> bool:
-    return any(phrase in text for phrase in (*OPENINGS, *CLOSINGS))
 
 
 def confidence_parts(texts_Nn: npt.NDArray[Any], gold_Nn: Floats) -> Floats:

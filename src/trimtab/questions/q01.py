@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.questions import exposure, policy_measures
+from trimtab.questions import chain, exposure, policy_measures
 from trimtab.questions.claim import Settings
-from trimtab.questions.experiment import Experiment, Result
-from trimtab.questions.measure import ArmResult, Measure, over_prompts
+from trimtab.questions.experiment import Experiment, Result, mean_over_seeds
+from trimtab.questions.measure import ArmResult, Measure, combined, over_prompts
 from trimtab.report.charts import Bar, Chart, grouped_bars
 
 SETS = ("all", "names", "kinds")
@@ -39,8 +39,6 @@ def person(group: str, settings: Settings) -> dict[str, Any]:
 
 def taste_part(groups: Sequence[str], settings: Settings) -> Any:
     """Labels of groups, as many prompts whether there are one or two of them."""
-    from trimtab.questions import chain  # here and below, because pages need no torch
-
     rows = chain.rows_of(settings.options["taste_labels"], settings.sizes)
     stage = {**chain.label_stage(1), "model": {"path": "@start/sft/model"},
              "data": "@start/world/prompts.jsonl", "limit": rows,
@@ -50,15 +48,11 @@ def taste_part(groups: Sequence[str], settings: Settings) -> Any:
 
 def solver_part(settings: Settings) -> Any:
     """Word problems and the model that was trained on their solutions."""
-    from trimtab.questions import chain
-
     return chain.Part("solver", exposure.solver_stages(settings.sizes))
 
 
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
     """World, SFT model, labels, reward models, labels of two groups, and the solver of word problems."""
-    from trimtab.questions import chain
-
     folder = chain.wide(starts, seed, settings.sizes)
     for labels in PPO_LABELS:
         chain.reward_part(chain.rows_of(labels, settings.sizes)).make(folder, seed)
@@ -68,17 +62,10 @@ def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
     return folder
 
 
-def rate(values: Mapping[str, Any], settings: Settings) -> float:
-    """An arm's learning rate: its own, or that of another arm."""
-    return float(values["lr"] if "lr" in values else settings.arms[values["rate_of"]]["lr"])
-
-
 def stages(
     values: Mapping[str, Any], settings: Settings, start: Path, seed: int
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """The stages that train an arm, and the folder of its policy."""
-    from trimtab.questions import chain
-
     way, options = values["train"], settings.options
     if way == "none":
         return {}, "@start/sft/model"
@@ -100,7 +87,7 @@ def stages(
     if way == "ppo":
         reward = str(chain.reward_part(rows).folder(start) / "reward" / "model")
         beta = options["beta"]
-        stage = chain.ppo_stage(reward, rate(values, settings), settings.sizes, beta=beta)
+        stage = chain.ppo_stage(reward, settings.rate(values), settings.sizes, beta=beta)
         return {"train": stage}, "@train/model"
     labels = "@start/label"
     if "groups" in values:
@@ -108,7 +95,7 @@ def stages(
     offline: dict[str, Any] = {
         "model": {"path": "@start/sft/model"}, "epochs": options["epochs"],
         "batch_size": chain.batch_of(rows), "loop": chain.QUIET,
-        "optim": {"lr": rate(values, settings), "warmup_ratio": 0.1},
+        "optim": {"lr": settings.rate(values), "warmup_ratio": 0.1},
     }  # fmt: skip
     data = f"{labels}/comparisons.jsonl"
     if way == "dpo":
@@ -123,8 +110,6 @@ def stages(
 
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train one arm and measure its policy."""
-    from trimtab.questions import chain
-
     folder = out / "stages"
     if values["train"] == "solver":
         solver = solver_part(settings).folder(start)
@@ -158,23 +143,17 @@ def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmRe
         name: [arms[f"{way} {g}"].measures["satisfaction"] for g in GROUPS]
         for name, way in (("own policies", "dpo"), ("imitation", "first"))
     }
-    return {name: ArmResult({"satisfaction": average(of)}) for name, of in served.items()}
-
-
-def average(measures: Sequence[Measure]) -> Measure:
-    """The mean of measures, also of each bootstrap sample."""
-    samples = [m.draws for m in measures if m.draws is not None]
-    draws = None
-    if len(samples) == len(measures):
-        draws = tuple(np.mean(samples, axis=0).tolist())
-    return Measure(float(np.mean([m.value for m in measures])), draws)
+    return {
+        name: ArmResult({"satisfaction": combined(of, lambda m: m.mean(0))})
+        for name, of in served.items()
+    }
 
 
 def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
     """The parts of gold by way of training."""
     groups = {
         words[name]: [
-            Bar(words[part], float(np.mean(result["arms"][arm_name][part])), colour=colour)
+            Bar(words[part], mean_over_seeds(result, arm_name, part), colour=colour)
             for colour, part in enumerate(policy_measures.PARTS)
         ]
         for name, arm_name in FIGURE.items()

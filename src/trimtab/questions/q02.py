@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.questions import policy_measures, reward_measures
+from trimtab.questions import chain, policy_measures, reward_measures
 from trimtab.questions.claim import Settings
-from trimtab.questions.experiment import Experiment, Result
+from trimtab.questions.experiment import Experiment, Result, mean_over_seeds
 from trimtab.questions.measure import ArmResult, Measure, over_prompts
 from trimtab.report.charts import Bar, Chart, grouped_bars
 from trimtab.runs import read_object
@@ -24,8 +24,6 @@ STARTS = ("random", "base", "few", "sft")
 
 def few_part(settings: Settings) -> Any:
     """SFT on a tenth of the demonstrations, in as many updates as on all of them."""
-    from trimtab.questions import chain  # here and below, because pages need no torch
-
     share = settings.options["few"]
     rows = max(chain.FEWEST_ROWS, round(share * settings.sizes["demonstrations"]))
     sft = chain.sft_stage("@start/world/demonstrations.jsonl", holdout=0)
@@ -36,15 +34,11 @@ def few_part(settings: Settings) -> Any:
 
 def reward_part(init: str, settings: Settings) -> Any:
     """A reward model from one of three starts."""
-    from trimtab.questions import chain
-
     return chain.reward_part(chain.rows_of(settings.options["reward_labels"], settings.sizes), init)
 
 
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
     """World, SFT models on all and on few demonstrations, labels, and reward models."""
-    from trimtab.questions import chain
-
     folder = chain.wide(starts, seed, settings.sizes)
     few_part(settings).make(folder, seed)
     for init in ("base", "sft", "random"):
@@ -54,8 +48,6 @@ def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
 
 def origin(name: str, settings: Settings, start: Path) -> dict[str, Any]:
     """The model that RL begins with."""
-    from trimtab.questions import chain
-
     if name == "few":
         return {"path": str(few_part(settings).folder(start) / "sft" / "model")}
     return chain.initial_model(name)
@@ -63,8 +55,6 @@ def origin(name: str, settings: Settings, start: Path) -> dict[str, Any]:
 
 def stages(values: Mapping[str, Any], settings: Settings, start: Path) -> dict[str, dict[str, Any]]:
     """RL where the arm has it, its policy on held-out prompts, and new labels where it asks for them."""
-    from trimtab.questions import chain
-
     options, first = settings.options, origin(values["start"], settings, start)
     if "lr" not in values:
         return policy_measures.stages(first, options)
@@ -96,8 +86,6 @@ def stages(values: Mapping[str, Any], settings: Settings, start: Path) -> dict[s
 
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train one arm and measure it."""
-    from trimtab.questions import chain
-
     if "init" in values:
         return ArmResult(
             reward_measures.read(reward_part(values["init"], settings).folder(start) / "reward")
@@ -120,7 +108,7 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
     """Gold before and after RL, by start."""
     groups = {
         words[name]: [
-            Bar(words[when], float(np.mean(result["arms"][f"{when}[start={name}]"]["gold"])), colour=c)
+            Bar(words[when], mean_over_seeds(result, f"{when}[start={name}]", "gold"), colour=c)
             for c, when in enumerate(("before", "rl"))
         ]
         for name in STARTS

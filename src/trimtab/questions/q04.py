@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.questions import policy_measures, reward_measures
+from trimtab.questions import chain, policy_measures, reward_measures
 from trimtab.questions.claim import Settings
-from trimtab.questions.experiment import Experiment, Result
-from trimtab.questions.measure import ArmResult, Measure, over_prompts
+from trimtab.questions.experiment import Experiment, Result, mean_over_seeds
+from trimtab.questions.measure import ArmResult, Measure, over_prompts, rank_correlation
 from trimtab.report.charts import Chart, Line, line_chart
 
 LEVELS = (100, 300, 1000, 3000)
@@ -25,21 +25,21 @@ STARTS = ("init=sft", "init=random")
 
 def flawed_part(settings: Settings) -> Any:
     """Labels of people who pay for words, and a reward model on them."""
-    from trimtab.questions import chain  # here and below, because pages need no torch
-
     options = settings.options
     rows = chain.rows_of(options["flawed_labels"], settings.sizes)
     wordy = {"name": "wordy", "length_bias": options["nats_per_word"]}
     labels = {**chain.label_stage(settings.sizes["judged"]), "model": {"path": "@start/sft/model"},
               "data": "@start/world/prompts.jsonl", "limit": rows, "panel": [wordy]}  # fmt: skip
-    reward = chain.reward_stage("@label", epochs=4, batch_size=chain.batch_of(rows))
+    reward = chain.reward_stage(
+        {"path": "@label/comparisons.jsonl"},
+        "@label/heldout.jsonl",
+        batch_size=chain.batch_of(rows),
+    )
     return chain.Part("wordy", {"label": labels, "reward": reward})
 
 
 def reward_part(values: Mapping[str, Any], settings: Settings) -> Any:
     """The reward model of an arm."""
-    from trimtab.questions import chain
-
     if values.get("flawed"):
         return flawed_part(settings)
     rows = chain.rows_of(values["labels"], settings.sizes)
@@ -48,8 +48,6 @@ def reward_part(values: Mapping[str, Any], settings: Settings) -> Any:
 
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
     """World, SFT model, labels, and the reward model of every arm."""
-    from trimtab.questions import chain
-
     folder = chain.wide(starts, seed, settings.sizes)
     parts = {
         p.name: p
@@ -66,11 +64,10 @@ def policy_stages(
     values: Mapping[str, Any], settings: Settings, start: Path
 ) -> dict[str, dict[str, Any]]:
     """PPO on the arm's reward model, and its policy on held-out prompts."""
-    from trimtab.questions import chain
-
     reward = str(reward_part(values, settings).folder(start) / "reward" / "model")
-    lr = values["lr"] if "lr" in values else settings.arms[values["rate_of"]]["lr"]
-    rl = chain.ppo_stage(reward, lr, settings.sizes, beta=settings.options["beta"])
+    rl = chain.ppo_stage(
+        reward, settings.rate(values), settings.sizes, beta=settings.options["beta"]
+    )
     model, gold = rl["rewards"]
     rl["rewards"] = [{**model, "weight": values.get("weight", 1.0)}, gold]
     compare = policy_measures.stages(
@@ -84,8 +81,6 @@ def policy_stages(
 
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train the policy of one reward model; measure both."""
-    from trimtab.questions import chain
-
     folder, options = out / "stages", settings.options
     if "labels" not in values:
         measured = policy_measures.stages({"path": "@start/sft/model"}, options)
@@ -111,9 +106,7 @@ def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmRe
             derived[f"{name}[step={step}]"] = ArmResult({"gold": gold})
     names = [*(f"reward[labels={n}]" for n in LEVELS), *STARTS]
     accuracy, gold = ([arms[n].measures[m].value for n in names] for m in ("accuracy", "gold"))
-    derived["ranking"] = ArmResult(
-        {"rank": Measure(reward_measures.rank_correlation(accuracy, gold))}
-    )
+    derived["ranking"] = ArmResult({"rank": Measure(rank_correlation(accuracy, gold))})
     return derived
 
 
@@ -125,7 +118,7 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
     }
     lines: list[Line] = []
     for line, arms in names.items():
-        means = [[float(np.mean(result["arms"][a][m])) for m in ("accuracy", "gold")] for a in arms]
+        means = [[mean_over_seeds(result, a, m) for m in ("accuracy", "gold")] for a in arms]
         x, y = zip(*sorted(means), strict=True)
         lines.append(Line(words[line], x, y))
     return line_chart(words["title"], lines, words["x"], words["y"], words["see"])

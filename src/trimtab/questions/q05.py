@@ -11,18 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-
-from trimtab.questions import word_problem_arms as words
+from trimtab.questions import chain
+from trimtab.questions import word_problem_arms as word_arms
+from trimtab.questions.arm_stages import read_answers
 from trimtab.questions.claim import Settings
-from trimtab.questions.experiment import Experiment, Result
+from trimtab.questions.experiment import Experiment, Result, mean_over_seeds
 from trimtab.questions.measure import ArmResult, Measure, over_prompts
 from trimtab.report.charts import Bar, Chart, grouped_bars
-from trimtab.runs import read_object, read_summary, to_json, write_atomic
+from trimtab.runs import read_summary
 
-PLACES = "places.json"
-"""In the start's folder: where the starts are."""
 ESTIMATORS = ("reinforce", "batch mean", "leave one out", "group", "critic", "ppo")
 REWARDS = {"weak": "@labelled/reward/model", "better": "@start/better/model"}
 Stages = dict[str, dict[str, Any]]
@@ -30,8 +27,6 @@ Stages = dict[str, dict[str, Any]]
 
 def start(out: Path, seed: int, settings: Settings, starts: Path) -> Path:
     """Word problems, the same with larger vocabularies, the sandbox, and a reward model on all its labels."""
-    from trimtab.questions import chain  # here and below, because pages need no torch
-
     sizes, options = settings.sizes, settings.options
     problems = {k: sizes[k] for k in ("demonstrations", "prompts", "heldout")}
     small = {**problems, "demonstrations": sizes["small_demonstrations"]}
@@ -53,7 +48,7 @@ def start(out: Path, seed: int, settings: Settings, starts: Path) -> Path:
         "eval_data": {"path": "@labelled/label/heldout.jsonl"},
     }
     chain.run_stages(out, {"better": better}, seed, {"labelled": places["labelled"]})
-    write_atomic(out / PLACES, to_json({k: str(v) for k, v in places.items()}).encode())
+    chain.write_places(out, places)
     return out
 
 
@@ -67,31 +62,29 @@ def stages(values: Mapping[str, Any], settings: Settings) -> Stages:
         place = f"@vocabulary-{values['vocabulary']}"
         model, limit = f"{place}/sft/model", options["small_sampling"]
         return {
-            "rl": words.rl_stage(
+            "rl": word_arms.rl_stage(
                 values["method"], values["lr"], sizes["vocabulary_steps"], completions, model=model,
                 data=f"{place}/tasks/prompts.jsonl", sampling=limit,
             ),
-            "compare": words.compare_stage(
+            "compare": word_arms.compare_stage(
                 model=model, data=f"{place}/tasks/heldout.jsonl", sampling=limit
             ),
         }  # fmt: skip
     noise: Stages = {}
     if values.get("noise"):
-        noise["noise"] = words.noise_stage(
+        noise["noise"] = word_arms.noise_stage(
             values["method"],
             values["lr"],
             completions,
             sizes["noise_batches"],
             sizes["critic_batches"],
         )
-    rl = words.rl_stage(values["method"], values["lr"], sizes["steps"], completions)
-    return {**noise, "rl": rl, "compare": words.compare_stage()}
+    rl = word_arms.rl_stage(values["method"], values["lr"], sizes["steps"], completions)
+    return {**noise, "rl": rl, "compare": word_arms.compare_stage()}
 
 
 def _reward_stages(values: Mapping[str, Any], settings: Settings) -> Stages:
     """RL on the sandbox under one of three rewards; gold is measured under all of them."""
-    from trimtab.questions import chain
-
     sizes, options = settings.sizes, settings.options
     watched = {**chain.GOLD, "weight": 0}
     exact = values["reward"] == "exact"
@@ -111,42 +104,35 @@ def _reward_stages(values: Mapping[str, Any], settings: Settings) -> Stages:
             "type": "compare", "baseline": "sft", "fluency": {"path": chain.BASE},
             "models": {"sft": {"path": "@labelled/sft/model"}, "rl": {"path": "@rl/model"}},
             "data": "@labelled/world/heldout.jsonl", "rewards": [chain.GOLD],
-            "num_completions": words.PER_PROMPT, "sampling": chain.SAMPLING, "html": False,
+            "num_completions": word_arms.PER_PROMPT, "sampling": chain.SAMPLING, "html": False,
         },
     }  # fmt: skip
 
 
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train one arm and measure its policy."""
-    from trimtab.questions import chain
-
-    places = {k: Path(v) for k, v in read_object(start / PLACES).items()}
+    places = chain.read_places(start)
     folder = out / "stages"
     chain.run_stages(folder, stages(values, settings), seed, {**places, "start": start})
     if "reward" in values:
         return _on_sandbox(folder)
     options = settings.options
-    result = words.measure(folder, options["goal"], options["completions"])
+    result = word_arms.measure(folder, options["goal"], options["completions"])
     if values.get("noise"):
-        noise = words.noise_of(read_summary(folder / "noise"), options["most_noise"])
-        result = words.with_measures(result, noise=noise)
+        noise = word_arms.noise_of(read_summary(folder / "noise"), options["most_noise"])
+        result = word_arms.with_measures(result, noise=noise)
     return result
 
 
 def _on_sandbox(folder: Path) -> ArmResult:
-    table = pq.read_table(folder / "compare" / "comparison.parquet").to_pydict()
-    gold, nll, kl = (
-        np.array(table[f"{name}_rl"]).reshape(-1, words.PER_PROMPT)
-        for name in ("gold", "nll", "kl")
-    )
-    texts = np.array(table["rl"]).reshape(gold.shape)
-    score = over_prompts(gold.mean(1))
+    answers = read_answers(folder / "compare", "rl", word_arms.PER_PROMPT)
+    score = over_prompts(answers.scores["gold"].mean(1))
     measures = {
         "gold": score,
         "score": score,
-        "nll": over_prompts(nll.mean(1)),
-        "kl": over_prompts(kl.mean(1)),
-        "different": over_prompts([len(set(row)) / len(row) for row in texts]),
+        "nll": over_prompts(answers.scores["nll"].mean(1)),
+        "kl": over_prompts(answers.scores["kl"].mean(1)),
+        "different": over_prompts(answers.different()),
     }
     return ArmResult(measures)
 
@@ -161,7 +147,7 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
     """Noise of the gradient and gain of each estimator."""
     groups = {
         words[name]: [
-            Bar(words[metric], float(np.mean(result["arms"][name][metric])), colour=colour)
+            Bar(words[metric], mean_over_seeds(result, name, metric), colour=colour)
             for colour, metric in enumerate(("noise", "gain"))
         ]
         for name in ESTIMATORS

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-from scipy.stats import rankdata
 
+from trimtab.questions import chain
+from trimtab.questions.arm_stages import compare, read_answers, rl
 from trimtab.questions.claim import Settings
-from trimtab.questions.experiment import Experiment, Result
-from trimtab.questions.measure import ArmResult, Measure, over_prompts
+from trimtab.questions.experiment import Experiment, Result, mean_over_seeds
+from trimtab.questions.measure import ArmResult, Measure, over_prompts, rank_correlation
 from trimtab.report.charts import Bar, Chart, grouped_bars
 from trimtab.runs import read_metrics
 
@@ -30,61 +30,34 @@ SMOOTHING = 5
 
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
     """World, SFT model and a weak reward model."""
-    from trimtab.questions import chain  # here and below, because pages need no torch
-
     return chain.sandbox(starts, seed, settings.sizes)
 
 
 def stages(values: Mapping[str, Any], settings: Settings) -> dict[str, dict[str, Any]]:
     """The stages of an arm: RL, and its policy on held-out prompts."""
-    from trimtab.questions import chain
-
-    sizes, options = settings.sizes, settings.options
     reward = {"name": "model", "model": "@start/reward/model"}
+    models = {"sft": "@start/sft/model", "rl": "@rl/model"}
+    fluency = {"path": chain.BASE}
     return {
-        "rl": {
-            "type": "rl", "model": {"path": "@start/sft/model"},
-            "data": {"path": "@start/fresh/prompts.jsonl"},
-            "rewards": [reward, {**chain.GOLD, "weight": 0}],
-            "method": {"type": "rloo", "group_size": options["group_size"],
-                       "kl": {"place": "sequence", **values["kl"]}},
-            "sampling": chain.SAMPLING, "steps": sizes["steps"], "batch_size": sizes["batch"],
-            "optim": {"lr": values["lr"], "lr_scheduler_type": "constant"}, "loop": chain.QUIET,
-        },
-        "compare": {
-            "type": "compare", "baseline": "sft", "fluency": {"path": chain.BASE},
-            "models": {"sft": {"path": "@start/sft/model"}, "rl": {"path": "@rl/model"}},
-            "data": "@start/world/heldout.jsonl", "rewards": [chain.GOLD, reward],
-            "num_completions": options["num_completions"], "sampling": chain.SAMPLING, "html": False,
-        },
-    }  # fmt: skip
+        "rl": rl(values, settings, [reward]),
+        "compare": compare(models, settings, [chain.GOLD, reward], fluency=fluency),
+    }
 
 
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train one arm and measure its policy."""
-    from trimtab.questions import chain
-
     chain.run_stages(out / "stages", stages(values, settings), seed, {"start": start})
-    table = pq.read_table(out / "stages" / "compare" / "comparison.parquet").to_pydict()
-    by_prompt = {
-        name: np.array(table[f"{name}_rl"]).reshape(-1, settings.options["num_completions"])
-        for name in ("gold", "model", "kl", "nll")
-    }
-    texts = np.array(table["rl"]).reshape(by_prompt["gold"].shape)
+    answers = read_answers(out / "stages" / "compare", "rl", settings.options["num_completions"])
     rows = read_metrics(out / "stages" / "rl")
     curves = {name: [float(r[metric]) for r in rows] for name, metric in CURVES.items()}
+    gold = answers.scores["gold"]
     measures = {
-        "gold": over_prompts(by_prompt["gold"].mean(1)),
-        "reward": over_prompts(by_prompt["model"].mean(1)),
-        "kl": over_prompts(by_prompt["kl"].mean(1)),
-        "nll": over_prompts(by_prompt["nll"].mean(1)),
-        "different": over_prompts([len(set(row)) / len(row) for row in texts]),
-        "different_good": over_prompts(
-            [
-                len({t for t, g in zip(row, golds, strict=True) if g >= GOOD}) / len(row)
-                for row, golds in zip(texts, by_prompt["gold"], strict=True)
-            ]
-        ),
+        "gold": over_prompts(gold.mean(1)),
+        "reward": over_prompts(answers.scores["model"].mean(1)),
+        "kl": over_prompts(answers.scores["kl"].mean(1)),
+        "nll": over_prompts(answers.scores["nll"].mean(1)),
+        "different": over_prompts(answers.different()),
+        "different_good": over_prompts(answers.different(gold >= GOOD)),
         "in_range": _in_range(curves["kl"], settings),
     }
     return ArmResult(measures, curves)
@@ -106,8 +79,7 @@ def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmRe
         early = [_early(arms[name].curves[signal], options["early"]) for name in SWEEP]
         # The common advice reads a fast KL as a warning, the other two as good signs.
         signs = [-x for x in early] if signal == "kl" else early
-        differ = len(set(signs)) > 1 and len(set(final)) > 1
-        rank = float(np.corrcoef(rankdata(signs), rankdata(final))[0, 1]) if differ else 0.0
+        rank = rank_correlation(signs, final)
         derived[f"early[signal={signal}]"] = ArmResult({"foresight": Measure(rank)})
     for end, name in options["ends"].items():
         for role, source in (("middle", options["middle"]), ("end", name)):
@@ -145,7 +117,7 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
     """Gold and different completions by beta."""
     groups = {
         name.partition("=")[2]: [
-            Bar(words[metric], float(np.mean(result["arms"][name][metric])), colour=colour)
+            Bar(words[metric], mean_over_seeds(result, name, metric), colour=colour)
             for colour, metric in enumerate(("gold", "different"))
         ]
         for name in SWEEP

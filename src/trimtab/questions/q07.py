@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.questions import chain
 from trimtab.questions.arm_stages import Answers, compare, read_answers
 from trimtab.questions.claim import Settings
 from trimtab.questions.experiment import Experiment, Result
-from trimtab.questions.hacked_start import PLACES, make, reward_of, stages
-from trimtab.questions.measure import ArmResult, Measure, over_prompts
+from trimtab.questions.hacked_start import make, reward_of, stages
+from trimtab.questions.measure import ArmResult, Measure, early_and_late, over_prompts
 from trimtab.report.charts import Bar, Chart, grouped_bars
-from trimtab.runs import read_metrics, read_object
+from trimtab.runs import read_metrics
 from trimtab.sandbox.gold import copied_share
 from trimtab.stats.overoptimisation import fit_points
 
@@ -35,9 +36,7 @@ def start(folder: Path, seed: int, settings: Settings, starts: Path) -> Path:
 
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train one arm and measure its policy, or choose among the SFT model's completions."""
-    from trimtab.questions import chain  # here, because pages need no torch
-
-    places = {name: Path(path) for name, path in read_object(start / PLACES).items()}
+    places = chain.read_places(start)
     inputs = {"start": places[values["world"]], "models": places[f"{values['world']}_models"]}
     completions = settings.options["num_completions"]
     folder = out / "stages"
@@ -98,8 +97,7 @@ def fit_of(curves: Mapping[str, Sequence[float]]) -> float:
 def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmResult]:
     """SFT, recovered shares, and two times of the run that a weak reward model leads astray."""
     hacked, careful = arms["hacked"], arms["careful"]
-    part = {k: m for k, m in hacked.measures.items() if k.startswith("sft.")}
-    derived = {"sft": ArmResult({k.removeprefix("sft."): m for k, m in part.items()})}
+    derived = {"sft": hacked.part("sft.")}
     low, high = (a.measures["gold"].value for a in (hacked, careful))
     for name in settings.options["remedies"]:
         gold = arms[name].measures["gold"].value
@@ -113,14 +111,7 @@ def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmRe
     derived["one[flaw=shared]"] = hacked
     for role in ("alone", "added"):
         derived[f"process[role={role}]"] = derived[f"remedy process {role}"]
-    curve = np.array(arms["one[flaw=own]"].curves["gold"])
-    third, tail = len(curve) // 3, max(1, len(curve) // 8)
-    for name, piece in (
-        ("early", curve[max(0, third - tail) : third + 1]),
-        ("late", curve[-tail:]),
-    ):
-        derived[name] = ArmResult({"gold": Measure(float(piece.mean()))})
-    return derived
+    return derived | early_and_late(arms["one[flaw=own]"].curves["gold"])
 
 
 def recovered(gold: float, hacked: float, careful: float) -> float:
@@ -145,4 +136,4 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
     return grouped_bars(words["title"], groups, words["y"], words["see"])
 
 
-EXPERIMENT = Experiment(start, arm, figure, derive, prefixes=("sft.",))
+EXPERIMENT = Experiment(start, arm, figure, derive)

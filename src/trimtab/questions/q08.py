@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.questions import policy_measures, three_answers
+from trimtab.questions import chain, policy_measures, three_answers
 from trimtab.questions.claim import Settings
-from trimtab.questions.experiment import Experiment, Result
-from trimtab.questions.measure import ArmResult, Measure, over_prompts
+from trimtab.questions.experiment import Experiment, Result, mean_over_seeds
+from trimtab.questions.measure import ArmResult, Measure, combined, over_prompts
 from trimtab.report.charts import Chart, Line, line_chart
 from trimtab.runs import read_metrics
 
@@ -31,8 +31,6 @@ LEARNED = ("ppo", "online")
 
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
     """World, SFT model, labels, and a reward model for each number of labels."""
-    from trimtab.questions import chain  # here and below, because pages need no torch
-
     folder = chain.wide(starts, seed, settings.sizes)
     labels = {v["labels"] for v in settings.arms.values() if v["train"] in LEARNED}
     for rows in sorted({chain.rows_of(n, settings.sizes) for n in labels}):
@@ -40,23 +38,14 @@ def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
     return folder
 
 
-def rate(values: Mapping[str, Any], settings: Settings) -> float:
-    """An arm's learning rate: its own, or a multiple of another arm's."""
-    if "lr" in values:
-        return float(values["lr"])
-    return float(settings.arms[values["rate_of"]]["lr"]) * float(values.get("factor", 1.0))
-
-
 def stages(
     values: Mapping[str, Any], settings: Settings, start: Path
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """The stages that train an arm, and the folder of its policy."""
-    from trimtab.questions import chain
-
     way, sizes = values["train"], settings.sizes
     if way == "none":
         return {}, "@start/sft/model"
-    rows, lr = chain.rows_of(values["labels"], sizes), rate(values, settings)
+    rows, lr = chain.rows_of(values["labels"], sizes), settings.rate(values)
     passes = settings.options["epochs"] * values.get("pushed", 1)
     offline: dict[str, Any] = {
         "model": {"path": "@start/sft/model"}, "epochs": passes, "batch_size": chain.batch_of(rows),
@@ -94,8 +83,6 @@ def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Set
     if values["train"] == "optimum":
         shares = three_answers.agreements(seed, values["covered"])
         return ArmResult({"agreement": over_prompts(shares)})
-    from trimtab.questions import chain
-
     options, folder = settings.options, out / "stages"
     training, model = stages(values, settings, start)
     measured = policy_measures.stages({"path": model}, options, SETS)
@@ -126,29 +113,14 @@ def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmRe
     for way in ("dpo", "ppo"):
         usual = arms[f"{way}[labels={labels}]"].measures["gold"]
         others = [arms[f"{way}[rate={r}]"].measures["gold"] for r in RATES]
-        derived[f"{way} rates"] = ArmResult({"spread": spread([usual, *others])})
+        derived[f"{way} rates"] = ArmResult(
+            {"spread": combined([usual, *others], lambda m: np.ptp(m, axis=0))}
+        )
         pushed = arms[f"{way} pushed"].measures["gold"]
-        derived[f"{way} lost"] = ArmResult({"lost": difference(usual, pushed)})
+        derived[f"{way} lost"] = ArmResult(
+            {"lost": combined([usual, pushed], lambda m: m[0] - m[1])}
+        )
     return derived
-
-
-def spread(golds: list[Measure]) -> Measure:
-    """Highest minus lowest, also of each bootstrap sample."""
-    values = [m.value for m in golds]
-    samples = [m.draws for m in golds if m.draws is not None]
-    between = None
-    if len(samples) == len(golds):
-        between = tuple(np.ptp(np.array(samples), axis=0).tolist())
-    return Measure(max(values) - min(values), between)
-
-
-def difference(one: Measure, other: Measure) -> Measure:
-    """``one`` minus ``other``, also of each bootstrap sample."""
-    if one.draws is None or other.draws is None:
-        return Measure(one.value - other.value)
-    return Measure(
-        one.value - other.value, tuple((np.array(one.draws) - np.array(other.draws)).tolist())
-    )
 
 
 def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
@@ -157,7 +129,7 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
     for way in LINES:
         names = {n: f"{way}[labels={n}]" for n in LEVELS}
         levels = [n for n, name in names.items() if name in result["arms"]]
-        gold = [float(np.mean(result["arms"][names[n]]["gold"])) for n in levels]
+        gold = [mean_over_seeds(result, names[n], "gold") for n in levels]
         lines.append(Line(words[way], [math.log10(n) for n in levels], gold))
     return line_chart(words["title"], lines, words["x"], words["y"], words["see"])
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.questions.arm_stages import Answers, Floats, compare, different, read_answers, rl
+from trimtab.questions import chain
+from trimtab.questions.arm_stages import Answers, Floats, compare, read_answers, rl
 from trimtab.questions.claim import Settings
 from trimtab.questions.experiment import Experiment, Result
-from trimtab.questions.measure import ArmResult, Measure, over_prompts
+from trimtab.questions.measure import ArmResult, Measure, early_and_late, over_prompts
 from trimtab.report.charts import Bar, Chart, grouped_bars
 from trimtab.runs import read_metrics, read_object
 from trimtab.sandbox.annotators import is_polite
@@ -31,15 +32,11 @@ FIGURE = ("sft", "neutral", "polite", "relabel", "beta=0.5", "entropy", "stop")
 
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
     """World, SFT model, and for each kind of people labels and a reward model."""
-    from trimtab.questions import chain  # here and below, because pages need no torch
-
     return chain.shared(starts, "style", start_stages(seed, settings), seed)
 
 
 def start_stages(seed: int, settings: Settings) -> dict[str, dict[str, Any]]:
     """The stages of the start. The kind that is not trained on is in the demonstrations alone."""
-    from trimtab.questions import chain
-
     sizes, options = settings.sizes, settings.options
     stages = chain.sandbox_stages(seed, sizes)
     stages["world"] |= {"kinds": [*options["kinds"], options["untrained"]]}
@@ -71,8 +68,6 @@ def start_stages(seed: int, settings: Settings) -> dict[str, dict[str, Any]]:
 
 def stages(values: Mapping[str, Any], settings: Settings) -> dict[str, dict[str, Any]]:
     """The stages of an arm: RL, its policy and SFT on held-out prompts, its reward model on probes."""
-    from trimtab.questions import chain
-
     reward = {"name": "model", "model": f"@start/{values['reward']}/model"}
     models = {"sft": "@start/sft/model", "rl": "@rl/model"}
     fluency = {"path": chain.BASE}
@@ -91,8 +86,6 @@ def stages(values: Mapping[str, Any], settings: Settings) -> dict[str, dict[str,
 
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train one arm and measure its policy, the policy it started from, and other ways to decode."""
-    from trimtab.questions import chain
-
     folder = out / "stages"
     chain.run_stages(folder, stages(values, settings), seed, {"start": start})
     completions = settings.options["num_completions"]
@@ -146,11 +139,11 @@ def of_policy(answers: Answers, settings: Settings) -> dict[str, Measure]:
         "flattery": over_prompts(seen.only("opinion").share(lambda t: AGREEMENT[:-2] in t)),
         "same_opening": Measure(same_opening(seen)),
     }
-    rows = [[" ".join(bare(text)) for text in row] for row in several.texts]
-    good = several.scores["gold"] >= GOOD
-    for name, counted in (("different", np.ones_like(good)), ("different_good", good)):
-        shares = [different(r, c.tolist()) / len(r) for r, c in zip(rows, counted, strict=True)]
-        measures[name] = over_prompts(shares)
+    plain = replace(
+        several, texts=[[" ".join(bare(text)) for text in row] for row in several.texts]
+    )
+    measures["different"] = over_prompts(plain.different())
+    measures["different_good"] = over_prompts(plain.different(several.scores["gold"] >= GOOD))
     if "nll" in answers.scores:
         measures["nll"] = over_prompts(answers.scores["nll"].mean(1))
     return measures
@@ -158,28 +151,19 @@ def of_policy(answers: Answers, settings: Settings) -> dict[str, Measure]:
 
 def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmResult]:
     """SFT, other ways to decode, two judges of one policy, and two times of a run."""
-    derived = {"sft": _part(arms["neutral"], "sft.")}
+    derived = {"sft": arms["neutral"].part("sft.")}
     for people in settings.options["people"]:
         derived[f"start[people={people}]"] = derived["sft"]
         derived[f"policy[people={people}]"] = arms[people]
         for judge in ("model", "gold"):
             wins_of_judge = arms[people].measures[f"{judge}.wins"]
             derived[f"by {judge}[people={people}]"] = ArmResult({"wins": wins_of_judge})
-        gold = np.array(arms[people].curves["gold"])
-        middle, tail = len(gold) // 3, max(1, len(gold) // 8)
-        parts = {"early": gold[max(0, middle - tail) : middle + 1], "late": gold[-tail:]}
-        for name, part in parts.items():
-            mean = Measure(float(part.mean()))
-            derived[f"{name}[people={people}]"] = ArmResult({"gold": mean})
+        for name, part in early_and_late(arms[people].curves["gold"]).items():
+            derived[f"{name}[people={people}]"] = part
     for name in settings.arms["polite"]["decoding"]:
-        derived[f"decoded[decoding={name}]"] = _part(arms["polite"], f"{name}.")
+        derived[f"decoded[decoding={name}]"] = arms["polite"].part(f"{name}.")
         derived[f"usual[decoding={name}]"] = arms["polite"]
     return {name: replace(result, curves={}) for name, result in derived.items()}
-
-
-def _part(result: ArmResult, prefix: str) -> ArmResult:
-    own = {k: m for k, m in result.measures.items() if k.startswith(prefix)}
-    return ArmResult({k.removeprefix(prefix): m for k, m in own.items()})
 
 
 def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
@@ -196,6 +180,4 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
     return grouped_bars(words["title"], groups, words["y"], words["see"])
 
 
-EXPERIMENT = Experiment(
-    start, arm, figure, derive, prefixes=("sft.", "hot.", "nucleus.", "gold.", "model.")
-)
+EXPERIMENT = Experiment(start, arm, figure, derive)

@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trimtab.questions import word_problem_arms as words
+from trimtab.questions import chain
+from trimtab.questions import word_problem_arms as word_arms
 from trimtab.questions.claim import Settings
 from trimtab.questions.experiment import Experiment, Result
 from trimtab.questions.measure import ArmResult
 from trimtab.report.charts import Chart, Line, line_chart
-from trimtab.runs import read_object, to_json, write_atomic
 
-PLACES = "places.json"
-"""In the start's folder: where the starts are."""
 USUAL = "medium"
 """The pass rate of the SFT model that all questions on word problems share."""
 CURVES = ("grpo[epochs=1]", "grpo[epochs=4]", "ppo[epochs=1]", "ppo[epochs=4]")
@@ -27,22 +25,18 @@ Stages = dict[str, dict[str, Any]]
 
 def start(out: Path, seed: int, settings: Settings, starts: Path) -> Path:
     """The SFT model of word problems, and that model after more demonstrations, worse and better ones."""
-    from trimtab.questions import chain  # here and below, because pages need no torch
-
     sizes, options = settings.sizes, settings.options
     problems = {k: sizes[k] for k in ("demonstrations", "prompts", "heldout")}
     shared = chain.word_problems(starts, seed, problems)
     for rate, wrong in options["wrong"].items():
         run = further_stages(wrong, settings)
         chain.run_stages(out / rate, run, seed, {"words": shared})
-    write_atomic(out / PLACES, to_json({"words": str(shared)}).encode())
+    chain.write_places(out, {"words": shared})
     return out
 
 
 def further_stages(wrong: float, settings: Settings) -> Stages:
     """SFT that goes on with demonstrations of which ``wrong`` of the steps are wrong."""
-    from trimtab.questions import chain
-
     sizes = settings.sizes
     task = {**chain.TASK, "wrong": wrong}
     return {
@@ -61,22 +55,20 @@ def stages(values: Mapping[str, Any], settings: Settings) -> Stages:
     """The stages of an arm."""
     rate = values.get("rate", USUAL)
     model = "@words/sft/model" if rate == USUAL else f"@start/{rate}/sft/model"
-    rl = words.rl_stage(
+    rl = word_arms.rl_stage(
         values["method"], values["lr"], settings.sizes["steps"], settings.options["completions"],
         model=model,
     )  # fmt: skip
-    return {"rl": rl, "compare": words.compare_stage(model=model)}
+    return {"rl": rl, "compare": word_arms.compare_stage(model=model)}
 
 
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train one arm and measure its policy."""
-    from trimtab.questions import chain
-
-    inputs = {"words": Path(read_object(start / PLACES)["words"]), "start": start}
+    inputs = {**chain.read_places(start), "start": start}
     folder = out / "stages"
     chain.run_stages(folder, stages(values, settings), seed, inputs)
     options = settings.options
-    return words.measure(folder, options["goal"], options["completions"])
+    return word_arms.measure(folder, options["goal"], options["completions"])
 
 
 def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmResult]:

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.questions import chain
+from trimtab.questions.arm_stages import read_answers
 from trimtab.questions.claim import Settings
-from trimtab.questions.experiment import Experiment, Result
+from trimtab.questions.experiment import Experiment, Result, mean_over_seeds
 from trimtab.questions.measure import ArmResult, Measure, over_prompts
+from trimtab.questions.word_problem_arms import PER_PROMPT
 from trimtab.report.charts import Bar, Chart, grouped_bars
 from trimtab.runs import read_metrics
 
-RIGHT = {"name": "right", "function": "trimtab.sandbox.word_problems:verifier_reward"}
 PARTS: Mapping[str, Mapping[str, Any]] = {
     "no-kl": {"kl": {"place": "none"}},
     "clip": {"clip": {"high": 0.28}},
@@ -36,8 +38,6 @@ CURVES = {"pass": "reward/right", "entropy": "objective/entropy"}
 
 def start(folder: Path, seed: int, settings: Settings, starts: Path) -> Path:
     """The SFT models on problems of one to six steps, and, as a mixture of experts, on two steps."""
-    from trimtab.questions import chain  # here and below, because pages need no torch
-
     sizes, options = settings.sizes, settings.options
     dense = chain.word_problems(starts, seed, sizes, task=chain.ONE_TO_SIX)
     for split in ("prompts", "heldout"):
@@ -72,17 +72,17 @@ def stages(values: Mapping[str, Any], settings: Settings) -> dict[str, dict[str,
     updates = min(where["updates"], sizes["batch"] * options["group_size"])
     return {
         "rl": {
-            "type": "rl", "model": {"path": f"{start}/sft/model"}, "rewards": [RIGHT],
+            "type": "rl", "model": {"path": f"{start}/sft/model"}, "rewards": [chain.VERIFIER],
             "data": {"path": f"{start}/tasks/prompts{of}.jsonl"},
             "method": method_of(values, updates, options["group_size"]),
             "sampling": sampling, "steps": sizes["iterations"], "batch_size": sizes["batch"],
-            "routing": values.get("routing", "own"), "loop": {"save_steps": 0, "sample_steps": 0},
+            "routing": values.get("routing", "own"), "loop": chain.QUIET,
             "optim": {"lr": values["lr"], "lr_scheduler_type": "constant", "warmup_ratio": 0.1},
         },
         "compare": {
-            "type": "compare", "baseline": "sft", "pass_at": [1], "num_completions": 4,
+            "type": "compare", "baseline": "sft", "pass_at": [1], "num_completions": PER_PROMPT,
             "models": {"sft": {"path": f"{start}/sft/model"}, "rl": {"path": "@rl/model"}},
-            "data": f"{start}/tasks/heldout{of}.jsonl", "rewards": [RIGHT],
+            "data": f"{start}/tasks/heldout{of}.jsonl", "rewards": [chain.VERIFIER],
             "limit": sizes["heldout_used"], "sampling": sampling, "html": False,
         },
     }  # fmt: skip
@@ -90,22 +90,17 @@ def stages(values: Mapping[str, Any], settings: Settings) -> dict[str, dict[str,
 
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train one arm; its effect on held-out problems, and what its parts are meant to change."""
-    import pyarrow.parquet as pq
-
-    from trimtab.questions import chain
-
     chain.run_stages(out / "stages", stages(values, settings), seed, {"start": start})
-    table = pq.read_table(out / "stages" / "compare" / "comparison.parquet").to_pydict()
-    by_prompt = {
-        n: np.array(table[n], float).reshape(-1, 4) for n in ("right_rl", "right_sft", "kl_rl")
-    }
+    compared = out / "stages" / "compare"
+    answers, before = (read_answers(compared, n, PER_PROMPT) for n in ("rl", "sft"))
+    right = answers.scores["right"]
     rows = read_metrics(out / "stages" / "rl")
-    lengths = [len(text.split()) for text in table["rl"]]
+    lengths = [len(text.split()) for texts in answers.texts for text in texts]
     tokens = "token" in values.get("parts", ())
     measures = {
-        "pass": over_prompts(by_prompt["right_rl"].mean(1)),
-        "gain": over_prompts((by_prompt["right_rl"] - by_prompt["right_sft"]).mean(1)),
-        "kl": over_prompts(by_prompt["kl_rl"].mean(1)),
+        "pass": over_prompts(right.mean(1)),
+        "gain": over_prompts((right - before.scores["right"]).mean(1)),
+        "kl": over_prompts(answers.scores["kl"].mean(1)),
         "long_share": Measure(long_share(lengths, by_token=tokens)),
     }
     tail = settings.options["tail"]
@@ -154,7 +149,7 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
         words[name]: [
             Bar(
                 words[where],
-                float(np.mean(result["arms"][f"{name}[where={where}]"]["gain"])),
+                mean_over_seeds(result, f"{name}[where={where}]", "gain"),
                 colour=i,
             )
             for i, where in enumerate(("mixed", "plain"))
@@ -164,4 +159,4 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
     return grouped_bars(words["title"], groups, words["y"], words["see"])
 
 
-EXPERIMENT = Experiment(start, arm, figure, derive, ("token_noise", "sequence_noise"))
+EXPERIMENT = Experiment(start, arm, figure, derive)

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.questions import chain
 from trimtab.questions import credit_measures as measures
 from trimtab.questions import credit_stages as stages
+from trimtab.questions.arm_stages import read_answers
 from trimtab.questions.claim import Settings
-from trimtab.questions.experiment import Experiment, Result
+from trimtab.questions.experiment import Experiment, Result, mean_over_seeds
 from trimtab.questions.measure import ArmResult, Measure, over_prompts
+from trimtab.questions.word_problem_arms import PER_PROMPT, iterations_to
 from trimtab.report.charts import Chart, Line, line_chart
 from trimtab.runs import json_lines, read_metrics
 
@@ -28,8 +31,6 @@ LAMS = (0.0, 0.5, 0.75, 0.95, 1.0)
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
     """The SFT model on problems of one to six steps, problems by number of steps, and what is learned
     from its completions: a process reward model and a DPO policy."""
-    from trimtab.questions import chain  # here and below, because pages need no torch
-
     folder = chain.word_problems(starts, seed, settings.sizes, task=chain.ONE_TO_SIX)
     for split in ("prompts", "heldout"):
         chain.split_by_steps(folder / "tasks" / f"{split}.jsonl", settings.options["steps"])
@@ -39,8 +40,6 @@ def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
 
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train one arm, or compare its advantages with the true effects of steps."""
-    from trimtab.questions import chain
-
     learns = "reward" in values
     plan = stages.learning_stages if learns else stages.advantage_stages
     chain.run_stages(out / "stages", plan(values, settings), seed, {"start": start})
@@ -48,16 +47,13 @@ def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Set
 
 
 def _learned(folder: Path, settings: Settings) -> ArmResult:
-    import pyarrow.parquet as pq
-
     sizes, options = settings.sizes, settings.options
-    table = pq.read_table(folder / "compare" / "comparison.parquet").to_pydict()
-    by_prompt = np.array(table["right_rl"]).reshape(-1, 4)
+    right = read_answers(folder / "compare", "rl", PER_PROMPT).scores["right"]
     rows = read_metrics(folder / "rl")
     curve = [float(r["reward/right"]) for r in rows]
     drawn = float(sizes["batch"] * options["group_size"])
-    needed = measures.reached(curve, options["goal"], drawn, options["window"])
-    result = {"pass": over_prompts(by_prompt.mean(1)), "needed": Measure(needed)}
+    needed = drawn * iterations_to(curve, options["goal"], options["window"])
+    result = {"pass": over_prompts(right.mean(1)), "needed": Measure(needed)}
     if f"reward/{stages.LEARNED}" in rows[-1]:
         scores = [float(r[f"reward/{stages.LEARNED}"]) for r in rows]
         tail = options["window"]
@@ -119,16 +115,11 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
         Line(
             words[f"steps{steps}"],
             LAMS,
-            [
-                float(np.mean(result["arms"][f"lambda={lam:g}[steps={steps}]"]["rho"]))
-                for lam in LAMS
-            ],
+            [mean_over_seeds(result, f"lambda={lam:g}[steps={steps}]", "rho") for lam in LAMS],
         )
         for steps in (2, 4, 6)
     ]
     return line_chart(words["title"], lines, words["x"], words["y"], words["see"])
 
 
-EXPERIMENT = Experiment(
-    start, arm, figure, derive, ("careful", "erring", "repaired", *(f"rho@{lam:g}" for lam in LAMS))
-)
+EXPERIMENT = Experiment(start, arm, figure, derive)

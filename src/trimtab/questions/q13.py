@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from trimtab.questions.arm_stages import GOLD, Answers, compare, read_answers, rl
+from trimtab.questions import chain
+from trimtab.questions.arm_stages import Answers, compare, read_answers, rl
 from trimtab.questions.claim import Settings
-from trimtab.questions.experiment import Experiment, Result
+from trimtab.questions.experiment import Experiment, Result, mean_over_seeds
 from trimtab.questions.judge_start import generations, start_stages
-from trimtab.questions.measure import ArmResult, Measure, over_prompts
+from trimtab.questions.measure import ArmResult, Measure, combined, over_prompts
 from trimtab.report.charts import Bar, Chart, grouped_bars
 from trimtab.sandbox.simulated_judge import in_voice
 
@@ -25,8 +24,6 @@ CHAIN = ("judge", "reward model", "policy")
 
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
     """World, SFT model, completions, labels and reward models."""
-    from trimtab.questions import chain  # here and below, because pages need no torch
-
     return chain.shared(starts, "judges", start_stages(seed, settings), seed)
 
 
@@ -40,7 +37,7 @@ def stages(values: Mapping[str, Any], settings: Settings) -> dict[str, dict[str,
     else:
         trained = direct(values, settings)
     models = {"sft": "@start/sft/model", "policy": f"@{last_stage(values, settings)}/model"}
-    return trained | {"compare": compare(models, settings, [GOLD])}
+    return trained | {"compare": compare(models, settings, [chain.GOLD])}
 
 
 def last_stage(values: Mapping[str, Any], settings: Settings) -> str:
@@ -51,8 +48,6 @@ def last_stage(values: Mapping[str, Any], settings: Settings) -> str:
 
 def direct(values: Mapping[str, Any], settings: Settings) -> dict[str, dict[str, Any]]:
     """DPO on a judge's labels, or SFT on the completions that it ranked first."""
-    from trimtab.questions import chain
-
     rows = f"@start/{values['labels']}/rows.jsonl"
     common = {"model": {"path": "@start/sft/model"}, "batch_size": 16, "loop": chain.QUIET,
               "optim": {"lr": values["lr"], "warmup_ratio": 0.1}}  # fmt: skip
@@ -68,7 +63,7 @@ def direct(values: Mapping[str, Any], settings: Settings) -> dict[str, dict[str,
 
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train a policy on labels and measure it; one arm also measures the judges."""
-    from trimtab.questions import chain, judge_measures, judge_probes
+    from trimtab.questions import judge_measures, judge_probes  # here, because pages need no torch
 
     folder = out / "stages"
     chain.run_stages(folder, stages(values, settings), seed, {"start": start})
@@ -100,10 +95,7 @@ def of_policy(answers: Answers) -> dict[str, Measure]:
 
 def not_worse(arm: Measure, than: Measure, margin: float) -> Measure:
     """How far an arm is above another less a margin: above 0 it is as good but for the margin."""
-    draws = None
-    if arm.draws is not None and than.draws is not None:
-        draws = tuple(margin + a - b for a, b in zip(arm.draws, than.draws, strict=True))
-    return Measure(margin + arm.value - than.value, draws)
+    return combined([arm, than], lambda m: margin + m[0] - m[1])
 
 
 def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmResult]:
@@ -111,8 +103,7 @@ def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmRe
     margin = settings.options["margin"]
     judges = arms["people"].measures
     derived: dict[str, ArmResult] = {}
-    sft = {k.removeprefix("sft."): m for k, m in arms["people"].measures.items() if k.startswith("sft.")}  # fmt: skip
-    derived["sft"] = ArmResult(sft)
+    derived["sft"] = arms["people"].part("sft.")
     for name in settings.options["judges"]:
         own = arms[name].measures
         links = (judges[f"{name}.log_odds"], own["model.log_odds"], own["log_odds"])
@@ -146,7 +137,7 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
     """Log-odds for the judge's voice along the chain."""
     groups = {
         words[link]: [
-            Bar(words[name], float(np.mean(result["arms"][f"{link}[judge={name}]"]["log_odds"])), colour=colour)
+            Bar(words[name], mean_over_seeds(result, f"{link}[judge={name}]", "log_odds"), colour=colour)
             for colour, name in enumerate(("fair", "biased"))
         ]
         for link in CHAIN
@@ -154,6 +145,4 @@ def figure(result: Result, words: Mapping[str, str]) -> Chart | None:
     return grouped_bars(words["title"], groups, words["y"], words["see"])
 
 
-JUDGED = ("fair.", "biased.", "order.", "repeat.", "persuade_checks.", "persuade_blind.", "judge.",
-          "people.", *(f"{x}_{order}." for x in ("injected", "neutral") for order in ("given", "both")))  # fmt: skip
-EXPERIMENT = Experiment(start, arm, figure, derive, prefixes=("sft.", "model.", "first.", *JUDGED))
+EXPERIMENT = Experiment(start, arm, figure, derive)

@@ -6,9 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from scipy.stats import rankdata
-
 from trimtab.questions.measure import Measure
 from trimtab.runs import read_metrics
 
@@ -48,13 +45,6 @@ def surer(bins: Sequence[Mapping[str, float]]) -> float:
         right[1] += (b["count"] - below) * b["accuracy"]
         passed += b["count"]
     return (right[1] - right[0]) / half
-
-
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's; 0 where all values of one are equal."""
-    if len(set(one)) == 1 or len(set(other)) == 1:
-        return 0.0
-    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
 
 
 def share_kept(accuracy: Mapping[str, Mapping[str, float]], new: str, old: str) -> float:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
+from trimtab.questions import chain
+from trimtab.questions.arm_stages import read_answers
 from trimtab.questions.measure import ArmResult, Measure, over_prompts
 from trimtab.runs import read_metrics
 
@@ -41,8 +42,6 @@ def rl_stage(
         method: With ``group_size``.
         completions: Per batch, whatever the method: prompts are ``completions // group_size``.
     """
-    from trimtab.questions import chain
-
     stage: dict[str, Any] = {
         "type": "rl", "model": {"path": model}, "data": {"path": data}, "rewards": [chain.VERIFIER],
         "method": dict(method), "sampling": dict(sampling), "steps": steps,
@@ -72,8 +71,6 @@ def compare_stage(
     sampling: Mapping[str, Any] = SAMPLING,
 ) -> dict[str, Any]:
     """The stage ``compare``: the start and the trained policy on held-out problems."""
-    from trimtab.questions import chain
-
     return {
         "type": "compare", "baseline": "sft", "data": data, "rewards": [chain.VERIFIER], "html": False,
         "models": {"sft": {"path": model}, "rl": {"path": "@rl/model"}},
@@ -92,9 +89,8 @@ def measure(folder: Path, goal: float, completions: int) -> ArmResult:
         goal: Mean reward of a batch whose first time is looked for.
         completions: Per batch.
     """
-    table = pq.read_table(folder / "compare" / "comparison.parquet").to_pydict()
-    right = {n: np.array(table[f"right_{n}"]).reshape(-1, PER_PROMPT) for n in ("sft", "rl")}
-    texts = np.array(table["rl"]).reshape(right["rl"].shape)
+    answers, before = (read_answers(folder / "compare", n, PER_PROMPT) for n in ("rl", "sft"))
+    right, start = answers.scores["right"], before.scores["right"]
     rows = read_metrics(folder / "rl")
     reward = np.array([float(r["reward/mean"]) for r in rows])
     seconds = np.array([float(r["time/step"]) for r in rows])
@@ -105,12 +101,12 @@ def measure(folder: Path, goal: float, completions: int) -> ArmResult:
     steps = [float(r.get("policy/approx_kl", 0.0)) for r in rows]
     uniform = [float(r.get("group/uniform", 0.0)) for r in rows]
     measures = {
-        "gain": over_prompts((right["rl"] - right["sft"]).mean(1)),
-        "start": over_prompts(right["sft"].mean(1)),
-        "score": over_prompts(right["rl"].mean(1)),
-        "any_right": over_prompts(right["rl"].max(1)),
-        "kl": over_prompts(np.array(table["kl_rl"]).reshape(texts.shape).mean(1)),
-        "different": over_prompts([len(set(row)) / len(row) for row in texts]),
+        "gain": over_prompts((right - start).mean(1)),
+        "start": over_prompts(start.mean(1)),
+        "score": over_prompts(right.mean(1)),
+        "any_right": over_prompts(right.max(1)),
+        "kl": over_prompts(answers.scores["kl"].mean(1)),
+        "different": over_prompts(answers.different()),
         "drawdown": Measure(drawdown(reward)),
         "step_kl": Measure(float(np.mean(steps))),
         "uniform": Measure(float(np.mean(uniform))),
@@ -122,24 +118,24 @@ def measure(folder: Path, goal: float, completions: int) -> ArmResult:
     return ArmResult(measures, {"reward": reward.tolist(), "seconds": seconds.cumsum().tolist()})
 
 
-def smoothed(curve: npt.ArrayLike) -> Floats:
-    """Means of ``SMOOTHING`` values in a row, of all where there are fewer.
+def smoothed(curve: npt.ArrayLike, most: int = SMOOTHING) -> Floats:
+    """Means of ``most`` values in a row, of all where there are fewer.
 
     >>> smoothed([0.0, 0.0, 1.0, 1.0, 1.0, 1.0]).round(6).tolist()
     [0.6, 0.8]
     """
     values = np.asarray(curve, np.float64)
-    window = min(SMOOTHING, len(values))
+    window = min(most, len(values))
     return np.convolve(values, np.ones(window) / window, mode="valid")
 
 
-def iterations_to(reward: npt.ArrayLike, goal: float) -> int:
+def iterations_to(reward: npt.ArrayLike, goal: float, most: int = SMOOTHING) -> int:
     """Iterations until the smoothed reward reaches ``goal``; all of them if it never does.
 
     >>> iterations_to([0.0, 0.0, 1.0, 1.0, 1.0, 1.0], 0.5), iterations_to([0.0, 0.1], 0.5)
     (5, 2)
     """
-    curve = smoothed(reward)
+    curve = smoothed(reward, most)
     there = curve >= goal
     count = len(np.asarray(reward))
     return count - len(curve) + 1 + int(np.argmax(there)) if there.any() else count

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from trimtab.errors import ConfigError
 from trimtab.rollout.engine import EngineError, Health, Weights
 from trimtab.rollout.engines.background import Background
+from trimtab.rollout.engines.member import Member, State, choose, labelled
 from trimtab.rollout.engines.server_process import Servers
 from trimtab.rollout.engines.vllm import Requirements, ServerError, VLLMServer
 from trimtab.rollout.sync import Failures, Transport, on_each
@@ -22,40 +21,12 @@ from trimtab.sample.sampler import Progress, Request, Sampled, SamplingConfig
 from trimtab.types import Ints
 
 log = logging.getLogger(__name__)
-State = Literal["new", "synced", "serving", "paused", "dead"]
 HEARTBEAT = 5.0
 """Seconds between two looks at a server."""
 PATIENCE = 5.0
 """Seconds in which a server must say that it is alive."""
 MISSES = 3
 """Heartbeats without a reply after which a server counts as dead."""
-
-
-@dataclass(slots=True)
-class Member:
-    """A server and what the pool knows of it."""
-
-    server: VLLMServer
-    state: State = "new"
-    """Only ``serving`` gets requests, and only a sync leads there."""
-    version: int | None = None
-    """Of its weights, once they were synced."""
-    misses: int = 0
-    calls: set[asyncio.Future[list[Sampled]]] = field(
-        default_factory=set["asyncio.Future[list[Sampled]]"]
-    )
-    """Requests that it is working on."""
-
-    @property
-    def url(self) -> str:
-        """Address of the server."""
-        return self.server.url
-
-
-def choose(key: tuple[int, ...], living: Sequence[Member]) -> Member:
-    """The server of a request: hash(key) mod living, so that equal keys find their prefix cached."""
-    digest = hashlib.sha256(",".join(map(str, key)).encode()).digest()
-    return living[int.from_bytes(digest[:8], "big") % len(living)]
 
 
 class ServerPool:
@@ -149,8 +120,8 @@ class ServerPool:
             model, version = self.transport.model(member.server), member.version
             try:
                 call = member.server.generate(request, sampling, self.stop_ids, model)
-                sampled = await _while_alive(member, call)
-                return [_labelled(s, version, self.transport.pauses, member) for s in sampled]
+                sampled = await member.while_alive(call)
+                return [labelled(s, version, self.transport.pauses, member) for s in sampled]
             except ServerError as error:
                 if not error.retry:
                     raise
@@ -187,8 +158,7 @@ class ServerPool:
             log.warning("rollout: server %s was %s, is now %s", member.url, member.state, state)
         member.state = state
         if state == "dead":
-            for call in member.calls:
-                call.cancel()
+            member.give_up()
         async with self._changed:
             self._changed.notify_all()
 
@@ -372,38 +342,3 @@ class ServerPool:
                 stack.callback(self.processes.stop)
             stack.callback(self._background.close)
             self._background.run(end())
-
-
-async def _while_alive(
-    member: Member, request: Coroutine[Any, Any, list[Sampled]]
-) -> list[Sampled]:
-    """The reply to a request, given up when the server is declared dead: one that hangs keeps its
-    connections open, and the limit of a request is far longer than three heartbeats.
-
-    Raises:
-        ServerError: as the request does, or the server was declared dead.
-    """
-    call = asyncio.ensure_future(request)
-    member.calls.add(call)
-    try:
-        await asyncio.wait({call})
-    finally:
-        member.calls.discard(call)
-        call.cancel()
-    if call.cancelled():
-        raise ServerError(f"{member.url} does not answer any more")
-    return call.result()
-
-
-def _labelled(sampled: Sampled, version: int | None, by_label: bool, member: Member) -> Sampled:
-    """The completion with its weight versions.
-
-    Raises:
-        ServerError: the server was restarted and sampled with the weights that it loaded.
-    """
-    if by_label and sampled.versions:
-        if any(v < 0 for _, _, v in sampled.versions):
-            raise ServerError(f"{member.url}: was restarted and has not been synced")
-    else:
-        sampled.versions = ((0, len(sampled.ids), -1 if version is None else version),)
-    return sampled
