@@ -1,8 +1,10 @@
 """``python -m tests.scorecard.soak``, or ``make soak``: small GRPO steps with a random fault every 50.
 
-The run is started again after each fault that ends it, as an operator would. A stopped soak goes on where it
-was. Exit status 1 if the run did not complete, a step is missing or doubled, memory grows by 1 MB per 1,000
-steps or more, or descriptors, threads or processes leak.
+The run is started again after each fault that ends it, as an operator would. Three faults of four end it, so few
+processes live longer than their caches take to fill; therefore 1,000 steps follow whose faults let the process
+live. A stopped soak goes on where it was. The figures are written to ``docs/soak.json``. Exit status 1 if the run
+did not complete, a step is missing or doubled, memory grows by 1 MB per 1,000 steps or more, or descriptors,
+threads or processes leak.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +25,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import yaml
 
-from tests.scorecard.faulty_run import FAULTS
+from tests.scorecard.faulty_run import FAULTS, SURVIVED
 from tests.scorecard.table import ROOT
 from tests.support import folders
 from tests.support.labelling import free_port
@@ -36,15 +38,24 @@ SLOPE = 1.0
 """MB per 1,000 steps."""
 GROWTH = 5.0
 """Per 1,000 steps. A leak at every fault alone is one per 50 steps: 20 per 1,000."""
-SETTLED = 50
-"""Steps after a start whose memory does not count: allocators and caches still fill."""
+SETTLED = 150
+"""Steps after a start whose memory does not count: allocators and caches still fill, for about 130 steps."""
+CALM = 1_000
+"""Steps at the end whose faults let the process live."""
 KEY_VARIABLE = "SOAK_JUDGE_KEY"
+RECORD = ROOT / "docs" / "soak.json"
 EACH = 5
 """Steps between two looks at the process."""
 
 
-def prepare(folder: Path, steps: int, every: int, seed: int, leaks: bool) -> None:
-    """Write the model, the data, the configuration and the plan of the faults."""
+def prepare(
+    folder: Path, steps: int, every: int, seed: int, leaks: bool = False, calm: int = 0
+) -> None:
+    """Write the model, the data, the configuration and the plan of the faults.
+
+    Args:
+        calm: Further steps whose faults let the process live.
+    """
     if (folder / "plan.json").exists():
         return
     (folder / "done").mkdir(parents=True, exist_ok=True)
@@ -61,7 +72,7 @@ def prepare(folder: Path, steps: int, every: int, seed: int, leaks: bool) -> Non
     config = {
         "out": str(folder / "run"), "model": {"path": str(folder / "model"), "device": "cpu"},
         "data": {"path": str(folder / "prompts.jsonl")}, 
-        "rewards": [reward, {"name": "judge", "ai": judge, "weight": 0.1}], "steps": steps,
+        "rewards": [reward, {"name": "judge", "ai": judge, "weight": 0.1}], "steps": steps + calm,
         "batch_size": 2, "method": {"group_size": 2}, "sampling": {"max_new_tokens": 4},
         "optim": {"lr": 1e-4}, "loop": {"save_steps": 10, "sample_steps": 25},
     }  # fmt: skip
@@ -70,7 +81,12 @@ def prepare(folder: Path, steps: int, every: int, seed: int, leaks: bool) -> Non
     order = [FAULTS[i % len(FAULTS)] for i in range(max(0, (steps - 1) // every))]
     rng.shuffle(order)
     places = [every * (i + 1) - rng.randrange(min(every // 2, 10)) for i in range(len(order))]
-    plan = {"faults": dict(zip(places, order, strict=True)), "done": str(folder / "done")}
+    faults = dict(zip(places, order, strict=True))
+    faults |= {
+        steps + place: SURVIVED[place // every % len(SURVIVED)]
+        for place in range(every, calm, every)
+    }
+    plan = {"faults": faults, "done": str(folder / "done")}
     (folder / "plan.json").write_text(json.dumps({**plan, "leaks": leaks}))
 
 
@@ -97,7 +113,7 @@ def judging(folder: Path) -> Generator[dict[str, str]]:
         endpoint.close()
 
 
-def run(folder: Path, steps: int) -> int:
+def run(folder: Path) -> int:
     """Train to the end, over every fault, with a judge.
 
     Returns:
@@ -107,10 +123,10 @@ def run(folder: Path, steps: int) -> int:
         SystemExit: as ``_run``.
     """
     with judging(folder) as variables:
-        return _run(folder, steps, variables)
+        return _run(folder, variables)
 
 
-def _run(folder: Path, steps: int, variables: Mapping[str, str]) -> int:
+def _run(folder: Path, variables: Mapping[str, str]) -> int:
     """Start the run until it is complete.
 
     Returns:
@@ -204,26 +220,14 @@ def judge(folder: Path, steps: int, settled: int = SETTLED, most: float = GROWTH
         most: Descriptors, threads or processes more per 1,000 steps that count as a leak.
     """
     rows = [json.loads(line) for line in (folder / "process.jsonl").read_text().splitlines()]
-    rows = [r for r in rows if r["age"] >= settled]
-    ages: list[float] = []
-    changes: dict[str, list[float]] = {
-        "rss_mb": [],
-        "descriptors": [],
-        "threads": [],
-        "children": [],
-    }
-    for pid in {r["pid"] for r in rows}:
-        of_process = [r for r in rows if r["pid"] == pid]
-        mean = float(np.mean([r["age"] for r in of_process]))
-        ages += [r["age"] - mean for r in of_process]
-        for name, values in changes.items():
-            level = float(np.mean([r[name] for r in of_process]))
-            values += [r[name] - level for r in of_process]
-    spread = float(np.square(ages).sum())
+    old = [r for r in rows if r["age"] >= settled]
     slopes = {
-        name: 1000 * float(np.dot(ages, values)) / spread if spread else 0.0
-        for name, values in changes.items()
+        name: slope([r["age"] for r in old], [r[name] for r in old], [r["pid"] for r in old])
+        for name in ("rss_mb", "descriptors", "threads", "children")
     }
+    # What grows with the run, and not with the process: each process begins higher than the one before.
+    ages = [r["age"] // 10 for r in rows]
+    slopes["rss_mb_of_run"] = slope([r["step"] for r in rows], [r["rss_mb"] for r in rows], ages)
     wrong: list[str] = []
     recorded = MetricTable.read(folder / "run").steps.astype(int).tolist()
     if recorded != list(range(1, steps + 1)):
@@ -231,24 +235,35 @@ def judge(folder: Path, steps: int, settled: int = SETTLED, most: float = GROWTH
     state = status_of(folder / "run").state
     if state != "finished" or not (folder / "run" / "model" / "model.safetensors").exists():
         wrong.append(f"the run is {state}")
-    if slopes["rss_mb"] >= SLOPE:
-        wrong.append(f"memory grows by {slopes['rss_mb']:.2f} MB per 1,000 steps")
-    wrong += [
-        f"{n} grow by {s:.1f} per 1,000 steps"
-        for n, s in slopes.items()
-        if n != "rss_mb" and s >= most
-    ]
+    for name, value in slopes.items():
+        if name.startswith("rss_mb") and value >= SLOPE:
+            wrong.append(f"memory grows by {value:.2f} MB per 1,000 steps ({name})")
+        elif not name.startswith("rss_mb") and value >= most:
+            wrong.append(f"{name} grow by {value:.1f} per 1,000 steps")
     done = [p.name for p in (folder / "done").iterdir() if p.name.isdigit()]
     planned = json.loads((folder / "plan.json").read_bytes())["faults"]
     if len(done) < len(planned):
         wrong.append(f"{len(planned) - len(done)} of {len(planned)} faults did not happen")
     return {
         "steps": steps,
+        "processes": len({r["pid"] for r in rows}),
         "faults": len(done),
         "looks": len(rows),
+        "longest_life": max((r["age"] for r in rows), default=0),
         "slopes_per_1000_steps": slopes,
         "wrong": wrong,
     }
+
+
+def slope(times: Sequence[float], values: Sequence[float], groups: Sequence[float]) -> float:
+    """Growth of the values per 1,000 units of time within groups (least squares); 0 where time stands still."""
+    of_group = np.asarray(groups)
+    time_left, value_left = (np.array(v, dtype=float) for v in (times, values))
+    for group in set(groups):
+        for array in (time_left, value_left):
+            array[of_group == group] -= array[of_group == group].mean()
+    spread = float(time_left @ time_left)
+    return 1000 * float(time_left @ value_left) / spread if spread else 0.0
 
 
 def main() -> None:
@@ -256,15 +271,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--every", type=int, default=50, help="steps between faults")
+    parser.add_argument("--calm", type=int, default=CALM, help="steps after these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "soak")
+    parser.add_argument("--record", type=Path, default=RECORD, help="where figures are written")
     args = parser.parse_args()
     folder = args.folder.resolve() / str(args.steps)
-    prepare(folder, args.steps, args.every, args.seed, leaks=False)
-    starts = run(folder, args.steps)
-    figures = judge(folder, args.steps)
-    print(json.dumps({**figures, "starts": starts}, indent=1))
-    sys.exit(1 if figures["wrong"] else 0)
+    prepare(folder, args.steps, args.every, args.seed, calm=args.calm)
+    run(folder)
+    figures = json.dumps(judge(folder, args.steps + args.calm), indent=1)
+    args.record.write_text(figures + "\n", encoding="utf-8")
+    print(figures)
+    sys.exit(1 if json.loads(figures)["wrong"] else 0)
 
 
 if __name__ == "__main__":
