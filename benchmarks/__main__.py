@@ -22,7 +22,7 @@ ROWS = (
     ["ppo"], ["ppo", "--critic", "shared"], ["sampler"], ["sampler", "--ragged"],
     ["sampler", "--peer", "vllm"], ["sampler", "--peer", "vllm", "--ragged"], ["bare"], ["bare", "--model", "25m"],
     ["precision", "--model", "25m"], ["plan"],
-    ["sft", "--model", "smollm2-135m"], ["dpo", "--model", "smollm2-135m"],
+    ["sft", "--model", "smollm2-135m"], ["dpo", "--model", "smollm2-135m", "--batch", "4"],
     ["grpo", "--model", "smollm2-135m", "--prompts", "2"], ["sampler", "--model", "smollm2-135m", "--requests", "32"],
     ["sampler", "--model", "smollm2-135m", "--requests", "32", "--peer", "vllm"],
 )  # fmt: skip
