@@ -16,9 +16,9 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-import torch
 
 from tests.support import folders
+from tests.support.pools import move
 from tests.support.vllm_servers import (
     ARGUMENTS,
     MISSING,
@@ -95,15 +95,6 @@ def tiny_servers(
         servers.stop()
 
 
-def move(lm: LM, seed: int) -> None:
-    """What an optimiser step does, only larger."""
-    draws = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in lm.model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=draws), alpha=0.02)
-
-
 def requests(count: int) -> list[Request]:
     return [Request(PROMPTS[i % 4], (5, i)) for i in range(count)]
 
@@ -143,7 +134,7 @@ def test_every_update_arrives(tiny_servers: TinyServers, tmp_path: Path, way: st
     engine = tiny_servers.pool("adapter" if way == "adapter" else "gloo", transports[way])
     try:
         for version in range(5):
-            move(lm, version)
+            move(lm, version, scale=0.02)
             update(engine, version, PolicyWeights(lm, folders.tokenizer()))
             sampled = generate(engine, requests(6), SAMPLING)
             assert gap(lm, requests(6), sampled) <= LIMIT and engine.gap <= LIMIT
@@ -166,7 +157,7 @@ def test_a_stale_tied_head_stops_the_run(
     engine = tiny_servers.pool("gloo", FolderSync(tmp_path / "weights"))
     try:
         monkeypatch.setattr(sync_module, "write_shards", without_head)
-        move(lm, 9)
+        move(lm, 9, scale=0.02)
         with pytest.raises(EngineError, match="after the update to version 9 its logprobs differ"):
             update(engine, 9, PolicyWeights(lm, None))
         monkeypatch.undo()
@@ -182,7 +173,7 @@ def test_an_update_during_completions_is_said_per_token(
     if not tiny_servers.tied:
         pytest.skip("one model is enough")
     old, new = tiny_servers.policy(), tiny_servers.policy()
-    move(new, 3)
+    move(new, 3, scale=0.02)
     engine = tiny_servers.pool("gloo", FolderSync(tmp_path / "weights"))
     asked = requests(48)
     results: list[list[Sampled]] = []
@@ -236,7 +227,7 @@ def test_a_server_killed_during_a_broadcast(
     try:
         update(engine, 0, PolicyWeights(lm, None))
         monkeypatch.setattr(link_module, "broadcast", kill_at_the_third)
-        move(lm, 1)
+        move(lm, 1, scale=0.02)
         update(engine, 1, PolicyWeights(lm, None))
         assert transport.recoveries == 1
         assert [m.state for m in engine.members] == ["serving", "dead"]
@@ -247,7 +238,7 @@ def test_a_server_killed_during_a_broadcast(
         processes[1].wait()
         sampled = generate(engine, requests(8), SAMPLING)
         assert gap(lm, requests(8), sampled) <= LIMIT
-        move(lm, 2)
+        move(lm, 2, scale=0.02)
         update(engine, 2, PolicyWeights(lm, None))
         assert [m.state for m in engine.members] == ["serving", "serving"]
         assert gap(lm, requests(8), generate(engine, requests(8), SAMPLING)) <= LIMIT

@@ -100,7 +100,7 @@ class Faults:
 FAULTS = tuple(
     name.replace("_", "-") for name in vars(Faults) if not name.startswith("_") and name != "after"
 )
-SURVIVED = ("slow-disk", "judge-answers-429")
+NOT_FATAL = ("slow-disk", "judge-answers-429")
 """Faults that do not end the process."""
 
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import yaml
 
-from tests.scorecard.faulty_run import FAULTS, SURVIVED
+from tests.scorecard.faulty_run import FAULTS, NOT_FATAL
 from tests.scorecard.table import ROOT
 from tests.support import folders
 from tests.support.labelling import free_port
@@ -83,7 +83,7 @@ def prepare(
     places = [every * (i + 1) - rng.randrange(min(every // 2, 10)) for i in range(len(order))]
     faults = dict(zip(places, order, strict=True))
     faults |= {
-        steps + place: SURVIVED[place // every % len(SURVIVED)]
+        steps + place: NOT_FATAL[place // every % len(NOT_FATAL)]
         for place in range(every, calm, every)
     }
     plan = {"faults": faults, "done": str(folder / "done")}
@@ -271,7 +271,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--every", type=int, default=50, help="steps between faults")
-    parser.add_argument("--calm", type=int, default=CALM, help="steps after these")
+    parser.add_argument(
+        "--calm", type=int, default=CALM, help="further steps whose faults let the process live"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "soak")
     parser.add_argument("--record", type=Path, default=RECORD, help="where figures are written")

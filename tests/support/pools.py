@@ -36,13 +36,13 @@ def policy(path: Path, lora: LoraSpec | None = None) -> LM:
     return LM.load(ModelSpec(path=str(path), lora=lora, device="cpu"))
 
 
-def move(lm: LM, seed: int) -> None:
-    """What an optimiser step does, only larger."""
+def move(lm: LM, seed: int, scale: float = 0.05) -> None:
+    """Add normal noise to the trained weights: what an optimiser step does, only larger."""
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in lm.model.parameters():
             if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=draws), alpha=0.05)
+                p.add_(torch.randn(p.shape, generator=draws), alpha=scale)
 
 
 def make(servers: list[EngineServer], transport: Transport, timeout: float = 60.0) -> ServerPool:
