@@ -9,15 +9,16 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from functools import cache
+from typing import Generic, Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from pydantic import BaseModel
 
+from trimtab.background import background
 from trimtab.config import import_function
 from trimtab.errors import ConfigError, JudgeError
 from trimtab.judges.cache import Cache
@@ -28,15 +29,13 @@ from trimtab.judges.shared_cache import SharedCache
 from trimtab.redact import HIDDEN, redact
 from trimtab.types import Row
 
-if TYPE_CHECKING:
-    # The SDK takes half a second to import: it is loaded with the first client.
-    import openai
-
 T = TypeVar("T")
 R = TypeVar("R")
 Message = dict[str, str]
 
 _MAX_BODY = 8 << 20
+_LOOP = "trimtab-judges"
+"""The event loop of all clients: connections stay open between calls."""
 _TEMPLATE_TOKENS = 64
 """Upper bound on the prompt tokens that a chat template adds per message."""
 
@@ -68,6 +67,11 @@ class ParsedReply(Generic[T]):
     reply: Reply
 
 
+@cache
+def _json_schema(model: type[BaseModel]) -> Row:
+    return model.model_json_schema()
+
+
 class Client:
     """One endpoint, called through the OpenAI SDK.
 
@@ -85,7 +89,7 @@ class Client:
     def __init__(self, spec: ClientSpec, cache: Cache | SharedCache | None = None) -> None:
         try:
             import httpx2
-            import openai  # noqa: F401  # pyright: ignore[reportUnusedImport]
+            import openai
         except ImportError:
             raise ConfigError(
                 "AI judges need the OpenAI SDK, which is not installed; run: "
@@ -104,7 +108,6 @@ class Client:
         self._in_flight = 0
         self._call_done = asyncio.Condition()
         self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._sdk: openai.AsyncOpenAI | None = None
         if "://" in spec.endpoint:
             self.identity = self.url = spec.endpoint.rstrip("/")
             self._key = os.environ.get(spec.key_env, "")
@@ -125,10 +128,22 @@ class Client:
             raise ConfigError(f"endpoint: {self.url!r} is not a valid URL: {error}") from None
         if url.scheme not in ("http", "https") or not url.host:
             raise ConfigError(f"endpoint: {self.url!r} must begin with http:// or https://")
-        self._is_local = url.host in ("127.0.0.1", "localhost", "::1")
+        # A proxy from the environment cannot reach the loopback interface of this machine.
+        is_local = url.host in ("127.0.0.1", "localhost", "::1")
+        self._sdk = openai.AsyncOpenAI(
+            base_url=self.url,
+            # The SDK insists on a key; without one it would send an admin key of the environment.
+            api_key=self._key or "none",
+            max_retries=0,
+            timeout=None,
+            http_client=openai.DefaultAsyncHttpxClient(
+                timeout=None, follow_redirects=False, trust_env=not is_local
+            ),
+        )
 
     def close(self) -> None:
-        """Stop the server if one was started, and close the cache."""
+        """Close the connections and the cache, and stop the server if one was started."""
+        background(_LOOP).run(self._sdk.close())
         if self.server is not None:
             self.server.close()
         self.cache.close()
@@ -156,8 +171,6 @@ class Client:
         """
 
         async def run() -> list[T]:
-            import openai
-
             results: dict[int, T] = {}
             queue = iter(enumerate(items))
 
@@ -167,29 +180,19 @@ class Client:
                     if on_done is not None:
                         on_done(len(results), len(items))
 
-            self._call_done = asyncio.Condition()
-            # A proxy from the environment cannot reach the loopback interface of this machine.
-            http = openai.DefaultAsyncHttpxClient(
-                timeout=None, follow_redirects=False, trust_env=not self._is_local
-            )
-            # The SDK insists on a key; without one it would send an admin key of the environment.
-            key = self._key or "none"
-            async with openai.AsyncOpenAI(
-                base_url=self.url, api_key=key, max_retries=0, timeout=None, http_client=http
-            ) as self._sdk:
-                error: BaseException | None = None
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        for _ in range(min(self.spec.concurrency, len(items))):
-                            group.create_task(worker())
-                except* JudgeError as errors:
-                    # Raised below: here it would be wrapped in an exception group again.
-                    error = errors.exceptions[0]
-                if error is not None:
-                    raise error from None
+            error: BaseException | None = None
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self.spec.concurrency, len(items))):
+                        group.create_task(worker())
+            except* JudgeError as errors:
+                # Raised below: here it would be wrapped in an exception group again.
+                error = errors.exceptions[0]
+            if error is not None:
+                raise error from None
             return [results[i] for i in range(len(items))]
 
-        return _run(run)
+        return background(_LOOP).run(run())
 
     async def ask(
         self, messages: Sequence[Message], schema: type[BaseModel], parse: Callable[[Reply], T]
@@ -258,7 +261,7 @@ class Client:
         if s.format == "object":
             body["response_format"] = {"type": "json_object"}
         elif s.format == "schema":
-            json_schema = {"name": "answer", "strict": True, "schema": schema.model_json_schema()}
+            json_schema = {"name": "answer", "strict": True, "schema": _json_schema(schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": json_schema}
         if s.probabilities:
             body |= {"logprobs": True, "top_logprobs": 8}
@@ -319,7 +322,6 @@ class Client:
         import httpx2
         import openai
 
-        assert self._sdk is not None
         start = time.monotonic()
         data = b""
         try:
@@ -364,16 +366,3 @@ class Client:
             tokens_in=tokens_in,
             tokens_out=tokens_out,
         )
-
-
-def _run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run ``main`` here, or in a thread if this thread has a running event loop (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(main())
-    pool = ThreadPoolExecutor(1)
-    try:
-        return pool.submit(asyncio.run, main()).result()
-    finally:
-        pool.shutdown(wait=False)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -123,9 +124,15 @@ def form(
     mode: Mode, rubric: Rubric, sides: Mapping[str, str], k: int, critique: bool, ties: bool
 ) -> type[BaseModel]:
     """The pydantic model of the reply: its schema is sent, and the reply is validated with it."""
+    return _answer_model(mode, *rubric.scale, tuple(sides), k, critique, ties)
+
+
+@cache
+def _answer_model(
+    mode: Mode, low: int, high: int, sides: tuple[str, ...], k: int, critique: bool, ties: bool
+) -> type[BaseModel]:
     strict = ConfigDict(extra="forbid", strict=True)
     fields: dict[str, Any] = {"critique": (str, ...)} if critique else {}
-    low, high = rubric.scale
     if mode == "pairwise":
         kind: Any = Literal["A", "B", "tie"] if ties else Literal["A", "B"]
         fields |= {name: (kind, ...) for name in sides} | {"verdict": (kind, ...)}

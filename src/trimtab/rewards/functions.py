@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import logging
 import math
-import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from numbers import Real
 from typing import Any, cast
 
+from trimtab.background import background
 from trimtab.config import import_function
 from trimtab.errors import ConfigError, RewardError
 from trimtab.redact import redact
@@ -46,14 +44,6 @@ class Returned:
     """What it returned in place of a list with one value per item."""
     details: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
     """Values per item that it recorded by ``log_extra`` and ``log_metric``."""
-
-
-@cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """The loop of all async functions, in a thread: clients that they open outlive a call."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True, name="async rewards").start()
-    return loop
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:
@@ -90,7 +80,8 @@ def _call(
     try:
         raw = signature.call(function, {**arguments, **own})
         if inspect.isawaitable(raw):
-            raw = asyncio.run_coroutine_threadsafe(_awaited(raw), _event_loop()).result()
+            # Clients that the function opens outlive the call, so the loop does too.
+            raw = background("trimtab-rewards").run(_awaited(raw))
     except Exception as error:  # noqa: BLE001  a user's function may raise anything; it becomes a status
         returned.error = f"{type(error).__name__}: {error}"
         return returned

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from trimtab.background import Background
 from trimtab.errors import ConfigError
 from trimtab.rollout.engine import EngineError, Health, Weights
-from trimtab.rollout.engines.background import Background
 from trimtab.rollout.engines.member import Member, State, choose, labelled
 from trimtab.rollout.engines.server_process import Servers
 from trimtab.rollout.engines.vllm import Requirements, ServerError, VLLMServer

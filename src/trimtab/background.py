@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -23,8 +25,13 @@ class Background:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for ``work`` from a thread without an event loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        """Wait for ``work`` from another thread; Ctrl-C there cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
 
     def close(self) -> None:
         """Cancel what still runs and end the thread."""
@@ -41,3 +48,13 @@ class Background:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
+
+
+@cache
+def background(name: str) -> Background:
+    """The event loop of this name in this process; it lasts as long as the process."""
+    return Background(name)
+
+
+# A forked child has no thread that runs the loops of its parent.
+os.register_at_fork(after_in_child=background.cache_clear)
