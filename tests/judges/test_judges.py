@@ -368,3 +368,17 @@ def test_what_is_out_of_form_is_asked_again_hotter() -> None:
         (failed,) = run(Judge(spec(one, order="given", concurrency=1, tries=2)), items(1))
     assert (failed.status, failed.detail["failure"]) == ("error", "invalid")
     assert failed.ranks is None and "well" in failed.detail["why"]
+
+
+def test_a_cache_without_a_file_does_not_grow_in_memory() -> None:
+    def memory_mb() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    cache = Cache(None)
+    before = memory_mb()
+    for i in range(20_000):
+        cache.settle(0.0, f"key {i}", "x" * 2000)
+    assert memory_mb() - before < 16, "40 MB of replies are held in memory"
+    assert cache.get("key 7") == "x" * 2000
+    cache.close()

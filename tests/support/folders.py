@@ -121,6 +121,15 @@ def prompts(path: Path, n: int = 48) -> Path:
     return write(path, [{"prompt": [{"role": "user", "content": sentence(rng)}]} for _ in range(n)])
 
 
+def every_file(folder: Path) -> Path:
+    """A model, demonstrations, comparisons and prompts; the folder."""
+    model_folder(folder / "model")
+    demonstrations(folder / "demos.jsonl")
+    comparisons(folder / "pairs.jsonl")
+    prompts(folder / "prompts.jsonl")
+    return folder
+
+
 def wordy(prompts: list[str], completions: list[str], **_: object) -> list[float]:
     """A reward: share of different words."""
     return [len(set(c.split())) / max(1, len(c.split())) for c in completions]

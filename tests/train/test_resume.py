@@ -15,6 +15,7 @@ import yaml
 from tests.support import folders
 from tests.support.processes import Forked, kill_midway, run_here, start, wait_for, weights
 from tests.support.scorecard import scorecard_only
+from tests.support.small_runs import command_of, small_run
 from trimtab.runs import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -22,52 +23,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-def config(stage: str, base: Path, out: Path) -> dict[str, Any]:
-    model = {"path": str(base / "model"), "device": "cpu"}
-    loop = {"save_steps": 2, "token_budget": 512}
-    if stage == "sft":
-        return {
-            "out": str(out), "model": model, "data": {"path": str(base / "demos.jsonl")},
-            "epochs": 4, "batch_size": 8, "holdout": 8, "optim": {"lr": 1e-3}, "loop": loop,
-        }  # fmt: skip
-    if stage == "reward":
-        return {
-            "out": str(out), "model": model, "data": {"path": str(base / "pairs.jsonl")},
-            "epochs": 4, "batch_size": 8, "holdout": 8, "optim": {"lr": 1e-3}, "loop": loop,
-        }  # fmt: skip
-    if stage == "online_dpo":
-        return {
-            "out": str(out), "model": model, "data": {"path": str(base / "prompts.jsonl")},
-            "steps": 24, "batch_size": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3},
-            "loop": loop,
-            "rewards": [{"name": "j", "judge": f"{ROOT / 'tests' / 'support' / 'folders.py'}:wordier"}],
-        }  # fmt: skip
-    methods = {
-        "rl": {"type": "ppo", "updates": {"epochs": 2, "minibatches": 2},
-               "kl": {"type": "adaptive", "beta": 0.1, "target": 0.5, "horizon": 50}},
-        # Groups that a batch did not need wait for the next one, over a resume too.
-        "dapo": {"type": "dapo", "group_size": 2},
-    }  # fmt: skip
-    return {
-        "out": str(out), "model": model, "data": {"path": str(base / "prompts.jsonl")}, "steps": 16,
-        "batch_size": 8, "sampling": {"max_new_tokens": 8}, "optim": {"lr": 1e-3}, "loop": loop,
-        "rewards": [{"name": "wordy", "function": f"{ROOT / 'tests' / 'support' / 'folders.py'}:wordy"}],
-        "method": methods[stage],
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    folders.model_folder(folder / "model")
-    folders.demonstrations(folder / "demos.jsonl")
-    folders.comparisons(folder / "pairs.jsonl")
-    folders.prompts(folder / "prompts.jsonl")
-    return folder
-
-
-def command_of(stage: str) -> str:
-    return "rl" if stage == "dapo" else stage
+    return folders.every_file(tmp_path_factory.mktemp("base"))
 
 
 def rarely(stage: str) -> Any:
@@ -80,7 +38,7 @@ def test_kill_and_resume_is_byte_equal(stage: str, base: Path, tmp_path: Path) -
     files: dict[str, Path] = {}
     for name, out in (("whole", uninterrupted), ("broken", broken)):
         files[name] = tmp_path / f"{name}.yaml"
-        files[name].write_text(yaml.safe_dump(config(stage, base, out)))
+        files[name].write_text(yaml.safe_dump(small_run(stage, base, out)))
     # In another process than the killed one: the order of sets of strings may differ.
     command = command_of(stage)
     run_here(command, str(files["whole"]))
@@ -101,7 +59,7 @@ def terminated(stage: str, base: Path, out: Path, *script: str) -> tuple[int, li
     Returns:
         The exit status, the steps of its checkpoints, and the seconds until it ended.
     """
-    settings = config(stage, base, out)
+    settings = small_run(stage, base, out)
     settings["loop"]["save_steps"] = 0
     settings |= {"steps": 500} if "steps" in settings else {"epochs": 200}
     file = out.with_suffix(".yaml")
@@ -140,7 +98,7 @@ def test_losing_the_kl_controller_is_noticed(base: Path, tmp_path: Path) -> None
     from trimtab.train.rl import RLConfig, RLStage
 
     def train(out: Path, steps: int, forget: bool) -> bytes:
-        settings = config("rl", base, out)
+        settings = small_run("rl", base, out)
         settings["steps"] = 6
         rl_config = build(RLConfig, settings)
         stage = RLStage(rl_config)
@@ -161,7 +119,7 @@ def test_a_run_that_was_trained_says_what_it_reached(base: Path, tmp_path: Path)
     """Killed after its last checkpoint, before the export: the same command writes the model."""
     out = tmp_path / "run"
     file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump({**config("sft", base, out), "epochs": 1}))
+    file.write_text(yaml.safe_dump({**small_run("sft", base, out), "epochs": 1}))
     message = Forked("sft", str(file)).finish().splitlines()[-1]
     before, summary = weights(out), (out / "summary.json").read_text()
     (out / "model" / "model.safetensors").unlink()

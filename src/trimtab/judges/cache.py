@@ -30,7 +30,8 @@ class Cache:
     which are then requested again.
 
     Args:
-        path: The SQLite file; None for a cache in memory.
+        path: The SQLite file; None for a temporary file that is deleted on ``close``. A cache in memory
+            would grow with every reply of a run.
 
     Raises:
         ConfigError: the file is not an SQLite file or cannot be written.
@@ -42,7 +43,7 @@ class Cache:
             if path is not None:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(
-                path or ":memory:", timeout=60.0, isolation_level=None, check_same_thread=False
+                path or "", timeout=60.0, isolation_level=None, check_same_thread=False
             )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
