@@ -1,7 +1,7 @@
 """``python -m tests.scorecard.soak``, or ``make soak``: small GRPO steps with a random fault every 50.
 
 The run is started again after each fault that ends it, as an operator would. Three faults of four end it, so few
-processes live longer than their caches take to fill; therefore 1,000 steps follow whose faults let the process
+processes live longer than their caches take to fill; therefore 3,000 steps follow whose faults let the process
 live. A stopped soak goes on where it was. The figures are written to ``docs/soak.json``. Exit status 1 if the run
 did not complete, a step is missing or doubled, memory grows by 1 MB per 1,000 steps or more, or descriptors,
 threads or processes leak.
@@ -40,7 +40,7 @@ GROWTH = 5.0
 """Per 1,000 steps. A leak at every fault alone is one per 50 steps: 20 per 1,000."""
 SETTLED = 150
 """Steps after a start whose memory does not count: allocators and caches still fill, for about 130 steps."""
-CALM = 1_000
+CALM = 3_000
 """Steps at the end whose faults let the process live."""
 KEY_VARIABLE = "SOAK_JUDGE_KEY"
 RECORD = ROOT / "docs" / "soak.json"
