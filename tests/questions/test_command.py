@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from trimtab.cli import question_command
+from trimtab.cli.main import main as cli
 from trimtab.errors import ConfigError
 from trimtab.questions import claim as registry
 from trimtab.questions import page
@@ -72,6 +75,30 @@ def test_question_6_of_a_run_of_ones_own(tmp_path: Path, capsys: Any) -> None:
     question_command.main(["6", "--on", str(planted(tmp_path / "sound", runaway=False))])
     printed = capsys.readouterr().out
     assert printed.count(": no\n") == 2 and "most likely cause" not in printed
+
+
+def test_question_9_of_a_run_names_the_probes_that_fit_it(tmp_path: Path, capsys: Any) -> None:
+    function = {"name": "polite", "function": "tests.support.folders:wordy"}
+    model = {"name": "learned", "model": "runs/reward model/model", "weight": 0.5}
+    run = Run(tmp_path / "run", {"stage": "rl", "rewards": [model, function]})
+    run.log(1, {"reward/mean": 0.5})
+    run.close()
+    question_command.main(["9", "--on", str(tmp_path / "run")])
+    printed = capsys.readouterr().out
+    assert "alarm 5, " in printed
+    commands = map(shlex.split, printed.split("then:\n")[1].splitlines())
+    resolved: list[dict[str, Any]] = []
+    for command in commands:
+        cli([*command[1:], "--dry-run"])
+        resolved.append(yaml.safe_load(capsys.readouterr().out))
+    learned, polite, compare = resolved
+    assert (learned["reward"], polite["reward"]) == ([model["model"]], [function["function"]])
+    assert learned["policy"]["path"] == str(tmp_path / "run" / "model")
+    assert compare["run"] == str(tmp_path / "run")
+    assert [(r["name"], r["weight"]) for r in compare["rewards"]] == [
+        ("learned", 0.5),
+        ("polite", 1.0),
+    ]
 
 
 def test_guesses_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 from tests.questions.planted import planted
 from trimtab.cli.main import main as cli
 from trimtab.errors import ConfigError, DataError
+from trimtab.launch.commands import COMMANDS, METHOD_VERBS
 from trimtab.questions import claim as registry
 from trimtab.questions import experiment, page
 from trimtab.questions.measure import ArmResult, Measure, over_prompts
@@ -140,6 +141,15 @@ def test_every_command_of_a_page_is_accepted(number: int, capsys: Any) -> None:
     for command in (*commands, *filter(None, [written.own_run[0]])):
         cli([*command.split()[1:], "--dry-run"])
         assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("language", registry.LANGUAGES)
+def test_texts_name_commands_that_exist(language: str) -> None:
+    """In prose too, where nothing runs them."""
+    for path, text in LEAVES[language].items():
+        for name in re.findall(r"trimtab ([a-z_-]+)", text):
+            command = {**COMMANDS, **METHOD_VERBS}.get(name)
+            assert command is not None and not command.deprecated, f"{path}: trimtab {name}"
 
 
 def test_effects_are_paired_by_prompt() -> None:

@@ -1,13 +1,16 @@
-"""Puts a question to a run of one's own: the doctor's alarms that belong to it."""
+"""Puts a question to a run of one's own: the doctor's alarms that belong to it, and what else to run."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from trimtab.audit.run_settings import RunSettings
 from trimtab.doctor.alarms import all_alarms
 from trimtab.doctor.diagnosis import examine
 from trimtab.errors import ConfigError
+from trimtab.runs import to_json
 
 ALARMS: Mapping[int, tuple[int, ...]] = {
     1: (9, 10),
@@ -34,6 +37,8 @@ one template. 10 and 11: groups without a gradient. 12: a critic that has collap
 def ask(number: int, run: Path) -> str:
     """What the alarms of a question say of a run, with the change that each proposes.
 
+    Question 9 also gets the commands that probe the run's rewards and compare its policy with its start.
+
     Raises:
         ConfigError: the question has no alarm.
         DataError: the folder holds no run.
@@ -59,4 +64,27 @@ def ask(number: int, run: Path) -> str:
             lines.append(f"alarm {alarm.number}, {alarm.title}: not checked, {why}")
         else:
             lines.append(f"alarm {alarm.number}, {alarm.title}: no")
+    if number == 9:
+        lines += ["then:", *(f"  {command}" for command in probing(run))]
     return "\n".join(lines)
+
+
+def probing(run: Path) -> list[str]:
+    """Commands that probe the rewards of a run, and lay its completions beside those of its start."""
+    settings = RunSettings.read(run)
+    policy = run / "model"
+    commands = [
+        ["trimtab", "probe", *targets, "--policy.path", str(policy), "--out", str(run / "probe")]
+        for reward in settings.rewards
+        if (targets := _targets(reward.source, reward.models, reward.keys))
+    ]
+    rewards = to_json([dict(r.keys) for r in settings.rewards])
+    compare = ["trimtab", "compare", str(run), "--data", "HELD_OUT.jsonl", "--rewards", rewards]
+    return [shlex.join(words) for words in (*commands, compare)]
+
+
+def _targets(source: str, models: tuple[str, ...], keys: Mapping[str, object]) -> list[str]:
+    """The arguments by which ``trimtab probe`` gets a reward; none for rules and endpoints."""
+    if source == "judge":
+        return ["--judge", str(keys["judge"])]
+    return [str(keys["function"])] if source == "function" else list(models)
