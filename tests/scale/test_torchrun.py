@@ -44,11 +44,16 @@ def rank(process: subprocess.Popen[bytes], number: int) -> psutil.Process:
     raise AssertionError("no such rank")
 
 
-def until_it_trains_again(metrics: Path) -> float:
-    """Seconds until another step is recorded."""
+def until_it_trains_again(process: subprocess.Popen[bytes], metrics: Path) -> float:
+    """Seconds until another step is recorded; 300 s without one fail with what was printed."""
     started, seen = time.monotonic(), metrics.read_bytes().count(b"\n")
     # A resume drops the lines after the checkpoint, and then adds to them.
-    while metrics.read_bytes().count(b"\n") <= seen and time.monotonic() < started + 300:
+    while metrics.read_bytes().count(b"\n") <= seen:
+        if process.poll() is not None or time.monotonic() > started + 300:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+            pytest.fail(process.communicate()[0].decode())
         time.sleep(0.02)
     return time.monotonic() - started
 
@@ -68,7 +73,7 @@ def test_a_killed_rank_is_started_again(
             lines = out / "metrics.jsonl"
             if lines.is_file() and lines.read_bytes().count(b"\n") >= 3:
                 rank(process, 1).send_signal(signal.SIGKILL)
-                seconds = until_it_trains_again(lines)
+                seconds = until_it_trains_again(process, lines)
                 record_property("seconds until it trains again", seconds)
                 assert seconds <= 60
                 break

@@ -39,7 +39,7 @@ SLOPE = 1.0
 GROWTH = 5.0
 """Per 1,000 steps. A leak at every fault alone is one per 50 steps: 20 per 1,000."""
 SETTLED = 150
-"""Steps after a start whose memory does not count: allocators and caches still fill, for about 130 steps."""
+"""Steps after a start whose memory never counts: allocators and caches fill fastest in the first 130 steps."""
 CALM = 3_000
 """Steps at the end whose faults let the process live."""
 KEY_VARIABLE = "SOAK_JUDGE_KEY"
@@ -216,14 +216,13 @@ def judge(folder: Path, steps: int, settled: int = SETTLED, most: float = GROWTH
     """The figures of a soak, and under "wrong" what is wrong.
 
     Args:
-        settled: Steps after a start that do not count.
+        settled: As for ``steady``.
         most: Descriptors, threads or processes more per 1,000 steps that count as a leak.
     """
     rows = [json.loads(line) for line in (folder / "process.jsonl").read_text().splitlines()]
-    old = [r for r in rows if r["age"] >= settled]
+    old = steady(rows, settled)
     slopes = {
-        name: slope([r["age"] for r in old], [r[name] for r in old], [r["pid"] for r in old])
-        for name in ("rss_mb", "descriptors", "threads", "children")
+        name: slope_of_life(old, name) for name in ("rss_mb", "descriptors", "threads", "children")
     }
     # What grows with the run, and not with the process: each process begins higher than the one before.
     ages = [r["age"] // 10 for r in rows]
@@ -253,6 +252,20 @@ def judge(folder: Path, steps: int, settled: int = SETTLED, most: float = GROWTH
         "slopes_per_1000_steps": slopes,
         "wrong": wrong,
     }
+
+
+def steady(rows: Sequence[Mapping[str, Any]], settled: int) -> list[Mapping[str, Any]]:
+    """The looks at each process in the second half of its life, and at least ``settled`` steps after its start.
+
+    Slow caches fill in the first half; a leak goes on in the second.
+    """
+    lives = {r["pid"]: r["age"] for r in rows}
+    return [r for r in rows if r["age"] >= max(settled, lives[r["pid"]] / 2)]
+
+
+def slope_of_life(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Growth of a figure per 1,000 steps within processes."""
+    return slope([r["age"] for r in rows], [r[name] for r in rows], [r["pid"] for r in rows])
 
 
 def slope(times: Sequence[float], values: Sequence[float], groups: Sequence[float]) -> float:

@@ -26,7 +26,20 @@ def test_the_recorded_soak(record_property: Callable[[str, object], None]) -> No
     record_property("MB per 1,000 steps", figures["slopes_per_1000_steps"]["rss_mb"])
     assert figures["wrong"] == []
     assert figures["steps"] >= 10_000 + soak.CALM and figures["faults"] >= 199
-    assert figures["longest_life"] >= 900
+    assert figures["longest_life"] >= 2500
+
+
+@pytest.mark.parametrize(
+    ("leak", "noticed"), [(0.0, False), (0.5, False), (1.5, True)], ids=["none", "small", "leak"]
+)
+def test_a_small_leak_is_told_from_a_cache_that_fills(leak: float, noticed: bool) -> None:
+    ages = range(0, 3000, 20)
+    rows = [
+        {"pid": 1, "age": age, "rss_mb": 550 + min(age / 250, 6) + leak * age / 1000}
+        for age in ages
+    ]
+    growth = soak.slope_of_life(soak.steady(rows, soak.SETTLED), "rss_mb")
+    assert (growth >= soak.SLOPE) == noticed and growth == pytest.approx(leak)
 
 
 @pytest.mark.slow
