@@ -49,10 +49,11 @@ def until_it_trains_again(process: subprocess.Popen[bytes], metrics: Path) -> fl
     started, seen = time.monotonic(), metrics.read_bytes().count(b"\n")
     # A resume drops the lines after the checkpoint, and then adds to them.
     while metrics.read_bytes().count(b"\n") <= seen:
-        if process.poll() is not None or time.monotonic() > started + 300:
+        if process.poll() is None and time.monotonic() > started + 300:
             for child in psutil.Process(process.pid).children(recursive=True):
                 child.kill()
             process.kill()
+        if process.poll() is not None:
             pytest.fail(process.communicate()[0].decode())
         time.sleep(0.02)
     return time.monotonic() - started
