@@ -150,6 +150,14 @@ BAD_PAIRS: list[tuple[dict[str, Any], str]] = [
 FINE = {"id": "7", "prompt": "p", "chosen": "good", "rejected": "bad"}
 
 
+def test_two_demonstrations_with_one_id_are_refused() -> None:
+    rows = [(n, {"id": "7", "messages": [*Q, *A]}) for n in (4, 9)]
+    with pytest.raises(DataError, match=r"demos\.jsonl: row 9.*id '7'"):
+        formats.demonstrations(Rows("demos.jsonl", rows))
+    lenient = Rows("demos.jsonl", rows, strict=False)
+    assert len(formats.demonstrations(lenient)) == 1 and len(lenient.dropped) == 1
+
+
 @pytest.mark.parametrize(("row", "why"), BAD_PAIRS)
 def test_a_bad_row_is_named(row: dict[str, Any], why: str) -> None:
     rows = [(4, FINE), (9, row)]

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from tests.support import folders
-from trimtab.data import formats
+from trimtab.data import formats, sources
 from trimtab.data.dataset import DataSpec, ReadCounts, load_groups
 from trimtab.data.render import Renderer
 from trimtab.data.sources import Rows
@@ -178,6 +178,15 @@ def test_labels(value: object, good: bool | None) -> None:
         assert len(formats.unpaired(lenient)) == 1 and len(lenient.dropped) == 1
     else:
         assert formats.unpaired(Rows("rows", rows))[1].ranks == [int(not good)]
+
+
+def test_labels_of_a_csv_file(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("prompt,completion,label\np,good one,True\np,bad one,0\n", encoding="utf-8")
+    assert [e.ranks for e in formats.unpaired(sources.read(str(file)))] == [[0], [1]]
+    file.write_text("prompt,completion,label\np,good one,True\np,none,\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"labels\.csv: row 2: 'label' must be true"):
+        formats.unpaired(sources.read(str(file)))
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,9 @@ def test_tool_calls_and_tools_are_trained_on(content: str | None) -> None:
         text = renderer.tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
         ids = [*group.prompt, *group.completions[0].ids]
         assert renderer.tokenizer.decode(ids) == text.removesuffix("\n")
+        call, answer = trained(renderer, group)[0].split("<|im_end|>")[:2]
+        assert call.startswith(content or "<tool_call>") and '"name": "weather"' in call
+        assert answer == "yes", "the tool's turn is trained on"
     with pytest.raises(RowError, match="'tools' must list"):
         group_of(renderer, {"messages": messages, "tools": ["hammer"]})
 
@@ -316,6 +319,28 @@ def test_a_row_that_the_template_refuses_is_named_or_dropped(strict: bool, tmp_p
             load_groups(spec, formats.demonstrations, renderer.demonstration)
     else:
         assert len(load_groups(spec, formats.demonstrations, renderer.demonstration)) == 2
+
+
+def test_turns_that_do_not_alternate_are_refused_by_a_template_that_wants_it(
+    tmp_path: Path,
+) -> None:
+    rows = [{"messages": [user(), assistant()]}, {"messages": [user(), user("sky ?"), assistant()]}]
+    path = str(write(tmp_path / "rows.jsonl", rows))
+    renderer = Renderer(templates.tokenizer(templates.STRICT))
+    with pytest.raises(DataError, match=r"rows\.jsonl: row 2: .*roles must alternate"):
+        load_groups(DataSpec(path=path), formats.demonstrations, renderer.demonstration)
+    lenient = DataSpec(path=path, strict=False)
+    assert len(load_groups(lenient, formats.demonstrations, renderer.demonstration)) == 1
+
+
+def test_a_file_with_parts_in_some_rows_and_text_in_others(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "two plus two"}]
+    rows = [{"messages": [user(content), assistant()]} for content in (parts, "two plus two")]
+    spec = DataSpec(path=str(write(tmp_path / "rows.jsonl", rows)))
+    renderer = Renderer(templates.tokenizer(templates.CHATML))
+    first, second = load_groups(spec, formats.demonstrations, renderer.demonstration)
+    assert contexts(renderer, first) == contexts(renderer, second)
+    assert trained(renderer, first) == trained(renderer, second) == ["four<|im_end|>"]
 
 
 # Tokens in context --------------------------------------------------------------------------------

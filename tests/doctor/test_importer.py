@@ -52,6 +52,27 @@ def test_a_run_that_diverged_is_never_clean(
     assert "entropy-exhausted" in report.clean  # entropy was finite
 
 
+@pytest.mark.parametrize("value", [NAN, INF, "NaN"])
+@pytest.mark.parametrize("source", ["jsonl", "wandb", "csv"])
+def test_a_history_that_diverged_is_never_clean(
+    source: str, value: float | str, tmp_path: Path
+) -> None:
+    rows = [{**grpo(s), **({"kl": value, "loss": value} if s > 20 else {})} for s in range(40)]
+    if source == "csv":
+        file, kind = tmp_path / "history.csv", "wandb"
+        lines = [",".join(map(str, row.values())) for row in rows]
+        file.write_text("\n".join([",".join(rows[0]), *lines]))
+    else:
+        file, kind = tmp_path / "history.jsonl", source
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit) as ended:
+        cli(["doctor", str(file), "--from", kind, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 1
+    report = diagnosis.examine(tmp_path / "out")
+    assert report.findings[0].name == "not-finite" and report.verdict == "broken"
+    assert report.unchecked["kl-runaway"] == "objective/kl is not finite since step 21"
+
+
 @pytest.mark.parametrize(
     ("name", "is_finite", "since"),
     [

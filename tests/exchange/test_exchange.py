@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.exchanging import run
 from trimtab.data import sources
+from trimtab.errors import DataError
 from trimtab.exchange import convert, label_studio
 from trimtab.exchange.convert import FORMATS
 from trimtab.feedback import records as own
@@ -337,3 +338,18 @@ def test_what_is_written_is_what_trl_and_the_reward_stage_read(tmp_path: Path) -
     run(tmp_path, "labels.jsonl", to="ranked.parquet", write="ranked")
     [example] = formats.comparisons(sources.read(str(tmp_path / "ranked.parquet")))
     assert example.ranks == [1, 0]
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+def test_other_exports_of_label_studio_are_refused(suffix: str, tmp_path: Path) -> None:
+    """JSON_MIN and CSV; the rows are those of version 1.23."""
+    row = {
+        "prompt": "why ?", "answer_1": "a", "answer_2": "b", "id": 1, "verdict": "left", "annotator": 1,
+        "annotation_id": 3, "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z",
+        "lead_time": 4.2,
+    }  # fmt: skip
+    file = tmp_path / f"export.{suffix}"
+    lines = [",".join(row), ",".join(map(str, row.values()))]
+    file.write_text(json.dumps([row]) if suffix == "json" else "\n".join(lines))
+    with pytest.raises(DataError, match=r"row 1 .*JSON_MIN or CSV.* export the project as JSON"):
+        convert.read([str(file)])

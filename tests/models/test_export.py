@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from tests.support import folders
-from trimtab.models.export import add_transformers4_keys
+from tests.support.models import tiny
+from trimtab.models.export import add_transformers4_keys, save_model
 
 YARN = {
     "rope_type": "yarn",
@@ -61,6 +62,14 @@ def test_old_keys_stand_beside_the_new(
     assert {k: values.get(k) for k in want} == want
     assert ("rope_scaling" in values) == ("rope_scaling" in want)
     assert AutoConfig.from_pretrained(tmp_path).to_dict() == before
+
+
+def test_every_saved_model_has_the_old_keys(tmp_path: Path) -> None:
+    save_model(tiny("llama"), tmp_path, folders.tokenizer())
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert {"rope_theta", "torch_dtype"} <= values.keys()
+    tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_a_tokenizer_for_both_versions(tmp_path: Path) -> None:

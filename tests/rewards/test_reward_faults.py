@@ -75,6 +75,14 @@ def test_no_failure_becomes_a_number(name: str, place: str) -> None:
         assert time.monotonic() - scorer_started < STARTING
 
 
+@pytest.mark.parametrize("timeout", [None, STARTING])
+def test_values_that_are_not_finite_mask_their_own_completions(timeout: float | None) -> None:
+    group = group_of("a", "b", "c")
+    rewards(function("first_only_finite", timeout=timeout))([group])
+    assert [c.reward for c in group.completions] == [1.0, None, None]
+    assert [c.scores["r"].status for c in group.completions] == ["ok", "masked", "masked"]
+
+
 def test_a_hang_ends_at_the_timeout() -> None:
     scorer = rewards(function("hangs_on_slow", timeout=TIMEOUT))
     scorer([group_of("a", pace="quick")])  # the child has started

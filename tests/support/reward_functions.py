@@ -27,6 +27,10 @@ def inf(prompts: list[str], completions: list[str]) -> list[float]:
     return [-math.inf for _ in completions]
 
 
+def first_only_finite(prompts: list[str], completions: list[str]) -> list[float]:
+    return [1.0, math.nan, math.inf][: len(completions)]
+
+
 def none(prompts: list[str], completions: list[str]) -> list[None]:
     return [None for _ in completions]
 

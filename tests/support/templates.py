@@ -111,9 +111,16 @@ TODAY = (
 )
 """States the date."""
 
+PHI = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+"""Ends the conversation with another token than its turns, as Phi-3's."""
+
 ALL = {
     "chatml": CHATML, "tools": TOOLS, "drops": DROPS, "prefills": PREFILLS, "last_end": LAST_END,
     "strict": STRICT, "zephyr": ZEPHYR, "no_end": NO_END, "space": SPACE, "parts": PARTS, "today": TODAY,
+    "phi": PHI,
 }  # fmt: skip
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?|<>/[]#_{}'\""

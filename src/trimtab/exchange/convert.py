@@ -88,6 +88,11 @@ def format_of(rows: sources.Rows) -> str:
     """
     number, first = rows.rows[0]
     name = next((n for n, form in FORMATS.items() if form.sniff(first)), None)
+    if name is None and label_studio.is_flat_export(first):
+        raise DataError(
+            f"{rows.name}: row {number} is from Label Studio's export JSON_MIN or CSV, which trimtab does not "
+            "read; export the project as JSON"
+        )
     if name is None:
         raise DataError(
             f"{rows.name}: row {number} has the columns {', '.join(list(first)[:12])}: no format "

@@ -64,6 +64,11 @@ def sniff(row: Row) -> bool:
     return isinstance(row.get("data"), dict) and ("annotations" in row or "predictions" in row)
 
 
+def is_flat_export(row: Row) -> bool:
+    """Whether a row comes from the export formats JSON_MIN and CSV."""
+    return "annotation_id" in row and "annotator" in row and "data" not in row
+
+
 def _part(name: str, to: str, kind: str, **value: Any) -> Row:
     return {"from_name": name, "to_name": to, "type": kind, "value": value}
 
