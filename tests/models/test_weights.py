@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tests.support import folders
 from trimtab.config import build
 from trimtab.errors import ModelError
 from trimtab.evaluate import accuracy
+from trimtab.launch.commands import find_command
 from trimtab.models.heads import Scorer, score_layer
 from trimtab.models.load import LM, renderer_for
 from trimtab.models.model_spec import ModelSpec
@@ -89,6 +91,27 @@ def test_commands_refuse_a_random_head(lm: Path, tmp_path: Path) -> None:
             str(lm), str(questions), [lambda completions, **_: [0.0 for _ in completions]],
             out=tmp_path / "prm", steps=1, process={"model": str(lm), "separator": "."},
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["best-of-n", "reward-labels", "compare", "online-dpo", "probe"])
+def test_every_command_with_rewards_refuses_a_random_head(
+    name: str, lm: Path, tmp_path: Path
+) -> None:
+    prompts = str(folders.prompts(tmp_path / "prompts.jsonl", 4))
+    pair = {"prompt": "who is there ?", "completions": ["the cat", "the dog"]}
+    items = str(folders.write(tmp_path / "items.jsonl", [{"id": "a", **pair}]))
+    model, rewards = {"path": str(lm), "device": "cpu"}, [{"name": "r", "model": str(lm)}]
+    values: dict[str, dict[str, Any]] = {
+        "best-of-n": {"model": model, "data": {"path": prompts}, "rewards": rewards},
+        "reward-labels": {"data": items, "rewards": rewards, "tokenizer": str(lm)},
+        "compare": {"models": {"a": model, "b": model}, "data": prompts, "rewards": rewards},
+        "online-dpo": {"model": model, "data": {"path": prompts}, "rewards": rewards, "steps": 1},
+        "probe": {"reward": str(lm)},
+    }
+    command = find_command(name)
+    config = build(command.load_config(), {**values[name], "out": str(tmp_path / "out")})
+    with pytest.raises(ModelError, match="would be random"):
+        command.run(config)
 
 
 def test_missing_or_reshaped_weights_are_refused(lm: Path, tmp_path: Path) -> None:
