@@ -58,6 +58,8 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+        from trimtab.launch.lost_nodes import WaitForLostNodes
+
         resources: dict[str, float] = ray.cluster_resources()
         _require_room(config, spec, int(resources.get("GPU", 0)))
         has_gpus = resources.get("GPU", 0.0) >= spec.trainers
@@ -92,6 +94,7 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
                         name=f"{name}-{secrets.token_hex(4)}",
                         storage_path=records,
                         failure_config=FailureConfig(max_failures=left),
+                        callbacks=[WaitForLostNodes()],
                         worker_runtime_env={"env_vars": env},
                     ),
                 )
