@@ -29,10 +29,10 @@ class WaitForLostNodes(UserCallback):
         if not any(isinstance(cause, ActorUnavailableError) for cause in causes):
             return
         before, started = _alive(), time.monotonic()
-        while _alive() >= before and time.monotonic() < started + NOTICED:
+        while before <= _alive() and time.monotonic() < started + NOTICED:
             time.sleep(0.5)
-        log.info("%d of %d nodes are left", _alive(), before)
+        log.info("%d of %d nodes are left", len(before & _alive()), len(before))
 
 
-def _alive() -> int:
-    return sum(bool(node["Alive"]) for node in ray.nodes())
+def _alive() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
