@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
@@ -10,29 +9,38 @@ import ray
 from ray.exceptions import ActorUnavailableError
 from ray.train import UserCallback
 
-log = logging.getLogger(__name__)
 NOTICED = 60.0
 """Seconds in which Ray notices a lost node: five heartbeats of 3 s, each with a timeout."""
+REFRESHED = 22.0
+"""Seconds in which the places that Ray reserves for workers follow its nodes; it looks every 20 s."""
 
 
 class WaitForLostNodes(UserCallback):
-    """Holds a restart back while a worker is unavailable and its node counts as alive.
+    """Holds a restart back until Ray plans it without the nodes that are lost.
 
-    Ray Train sees at once that a worker does not answer, and its cluster learns half a minute later that
-    the node is lost. Workers that are started in between wait for that node: for the whole
-    ``RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S``, or without end if their place was reserved.
+    Ray Train sees at once that a worker does not answer; its cluster learns up to half a minute later that
+    the node is lost, and its reservations another 20 s later. Workers that are started in between wait for
+    that node: for ``RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S``, or without end if their place was reserved.
+
+    Args:
+        nodes: Ids of the nodes that are alive at the start.
     """
 
+    def __init__(self, nodes: set[str]) -> None:
+        self.nodes = nodes
+
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Wait until a node is lost, at most ``NOTICED`` seconds; not after other errors of workers."""
+        """Wait if a worker is unavailable or a node is lost; not after other errors of workers."""
         causes = [getattr(e, "health_check_failure", e) for e in worker_exceptions.values()]
-        if not any(isinstance(cause, ActorUnavailableError) for cause in causes):
-            return
-        before, started = _alive(), time.monotonic()
-        while before <= _alive() and time.monotonic() < started + NOTICED:
-            time.sleep(0.5)
-        log.info("%d of %d nodes are left", len(before & _alive()), len(before))
+        if any(isinstance(cause, ActorUnavailableError) for cause in causes):
+            started = time.monotonic()
+            while self.nodes <= alive() and time.monotonic() < started + NOTICED:
+                time.sleep(0.5)
+        if not self.nodes <= alive():
+            time.sleep(REFRESHED)
+        self.nodes = alive()
 
 
-def _alive() -> set[str]:
+def alive() -> set[str]:
+    """Ids of the nodes of the cluster that are alive."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

@@ -58,7 +58,7 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-        from trimtab.launch.lost_nodes import WaitForLostNodes
+        from trimtab.launch.lost_nodes import WaitForLostNodes, alive
 
         resources: dict[str, float] = ray.cluster_resources()
         _require_room(config, spec, int(resources.get("GPU", 0)))
@@ -70,9 +70,9 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
         with tempfile.TemporaryDirectory(prefix="trimtab-ray-") as local:
             # Checkpoints are in the run folder; Ray's own records need a place all the same, and one
             # that every node sees where there is more than one node.
-            several = len([n for n in ray.nodes() if n["Alive"]]) > 1
+            nodes = alive()
             out: str = getattr(config, "out", local)
-            records = str(Path(out).absolute() / "ray") if several else local
+            records = str(Path(out).absolute() / "ray") if len(nodes) > 1 else local
             left = spec.restarts
             while True:
                 trainer = TorchTrainer(
@@ -94,7 +94,7 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
                         name=f"{name}-{secrets.token_hex(4)}",
                         storage_path=records,
                         failure_config=FailureConfig(max_failures=left),
-                        callbacks=[WaitForLostNodes()],
+                        callbacks=[WaitForLostNodes(nodes)],
                         worker_runtime_env={"env_vars": env},
                     ),
                 )
