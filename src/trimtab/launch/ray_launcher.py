@@ -49,8 +49,8 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
         LaunchError: they failed more often than they may be started again.
     """
     elastic = spec.min_trainers is not None and spec.min_trainers < spec.trainers
-    # A minute, Ray's default, is short for importing torch from a shared disk on many nodes. But Ray may
-    # count a node that was just lost, and starts fewer workers only after this time.
+    # A minute, Ray's default, is short for importing torch from a shared disk on many nodes. A lost node that
+    # Ray still counts holds fewer workers back for this time.
     limit = "120" if elastic else "600"
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", limit)
     with ray_session(show_workers=True, hook=use_node_interface) as ray:
@@ -70,9 +70,9 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
         with tempfile.TemporaryDirectory(prefix="trimtab-ray-") as local:
             # Checkpoints are in the run folder; Ray's own records need a place all the same, and one
             # that every node sees where there is more than one node.
-            nodes = alive()
+            several = len(alive()) > 1
             out: str = getattr(config, "out", local)
-            records = str(Path(out).absolute() / "ray") if len(nodes) > 1 else local
+            records = str(Path(out).absolute() / "ray") if several else local
             left = spec.restarts
             while True:
                 trainer = TorchTrainer(
@@ -94,7 +94,7 @@ def start_on_ray(name: str, config: Config, spec: LaunchSpec) -> None:
                         name=f"{name}-{secrets.token_hex(4)}",
                         storage_path=records,
                         failure_config=FailureConfig(max_failures=left),
-                        callbacks=[WaitForLostNodes(nodes)],
+                        callbacks=[WaitForLostNodes(alive())],
                         worker_runtime_env={"env_vars": env},
                     ),
                 )
