@@ -19,9 +19,10 @@ TOOLS ?= .venv-tools
 
 setup: $(VENV)/installed
 
+# Compiling every module of torch and transformers takes as long as the rest; Python compiles what it imports.
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint,recipes,label,judge,math,smollm2,cluster]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[test,lint,recipes,label,judge,math,smollm2,cluster]"
 	touch $@
 
 # A real vLLM server on the CPU, for tests/judges/test_vllm.py: in an environment of its own, since it pins

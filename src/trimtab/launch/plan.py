@@ -33,8 +33,9 @@ from trimtab.types import Group
 
 STEPS = 4
 """Measured steps at most, after a first one that allocates the optimiser's state."""
-SECONDS = 18.0
-"""About how long the measured steps may take together; a slow model's are cut short and scaled."""
+SECONDS = 10.0
+"""How long the measured steps may take together; a slow model's are cut short and scaled. Only the first
+packs of a dataset are measured in any case."""
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,11 @@ class _Clock:
 
     @property
     def done(self) -> bool:
-        """Whether enough is measured."""
-        return len(self._parts) > STEPS or (len(self._parts) > 1 and self.spent > SECONDS)
+        """Whether enough is measured, or another part like the last would take too long."""
+        if len(self._parts) < 2:
+            return False
+        _, seconds, optimiser = self._parts[-1]
+        return len(self._parts) > STEPS or self.spent + seconds + optimiser > SECONDS
 
     def affordable(self) -> float:
         """The size of the next part, if every part takes the same share of the time that is left."""
@@ -267,7 +271,7 @@ def _time_dataset(stage: DatasetStage[Any, Any], clock: _Clock) -> float:
                 break
             part += pack
         if not clock.spent:
-            part = part[: -(-len(part) // 4)]  # warms up
+            part = part[:1]  # warms up
         stage.batch = lambda index, part=part: part
         clock.time(index, sum(g.cost for g in part))
         if clock.done:

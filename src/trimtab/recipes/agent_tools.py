@@ -13,17 +13,12 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from trimtab.config import build
-from trimtab.data import formats
-from trimtab.data.dataset import DataSpec, load_groups
-from trimtab.data.load_tokenizer import load_tokenizer
 from trimtab.data.piece_tokens import raw_ids
 from trimtab.data.render import Renderer
 from trimtab.datagen.scratch import write_model_config
-from trimtab.models.load import LM, ModelSpec
+from trimtab.recipes.episodes import play
 from trimtab.rollout import tools
-from trimtab.rollout.engines.native import NativeEngine
-from trimtab.rollout.environment import Environments, EnvironmentSpec
+from trimtab.rollout.environment import EnvironmentSpec
 from trimtab.runs import write_atomic
 from trimtab.sample.sampler import SamplingConfig
 from trimtab.sandbox.tokenizer import word_level
@@ -181,14 +176,9 @@ def success(out: Path, models: dict[str, str], data: str, seed: int = 1) -> dict
     """
     results: dict[str, Any] = {}
     for name, folder in models.items():
-        lm = LM.load(build(ModelSpec, {"path": folder}), train=False)
-        renderer = Renderer(load_tokenizer(folder))
-        prompts = load_groups(build(DataSpec, {"path": data}), formats.prompts, renderer.prompt)
         spec = EnvironmentSpec(factory=f"{__name__}:Desk", max_turns=4, max_tokens=128)
-        environments = Environments(spec, (), renderer, 256)
         sampling = SamplingConfig(max_new_tokens=40)
-        groups = environments(NativeEngine.of(lm, renderer), prompts, sampling, n=1, key=(seed,))
-        played = [(g, c) for g in groups for c in g.completions]
+        renderer, played = play({"path": folder}, data, spec, sampling, seed=seed)
         messages = [cast("list[dict[str, Any]]", c.messages) for _, c in played]
         scores = right(messages, [g.extra["answer"] for g, _ in played])
         agreed = [a for g, c in played for a in same_tokens(renderer, g, c)]
