@@ -8,9 +8,8 @@ from typing import Any
 from trimtab.config import build
 from trimtab.data import formats
 from trimtab.data.dataset import DataSpec, load_groups
-from trimtab.data.load_tokenizer import load_tokenizer
 from trimtab.data.render import Renderer
-from trimtab.models.load import LM, ModelSpec, base_of
+from trimtab.models.load import LM, ModelSpec, renderer_for
 from trimtab.rollout.engines.native import NativeEngine
 from trimtab.rollout.environment import Environments, EnvironmentSpec
 from trimtab.sample.sampler import SamplingConfig
@@ -41,10 +40,10 @@ def play(
     Raises:
         ConfigError: the model, the data or a tool cannot be read.
     """
-    lm = LM.load(build(ModelSpec, dict(model)), train=False)
-    renderer = Renderer(load_tokenizer(str(model["path"])))
+    model_spec = build(ModelSpec, dict(model))
+    lm = LM.load(model_spec, train=False)
+    renderer = renderer_for(model_spec)
     prompts = load_groups(build(DataSpec, {"path": data}), formats.prompts, renderer.prompt)
-    config = base_of(lm.model).config.get_text_config()
-    environments = Environments(spec, tools, renderer, config.max_position_embeddings)
+    environments = Environments(spec, tools, renderer, lm.limit)
     groups = environments(NativeEngine.of(lm, renderer), prompts, sampling, n=1, key=(seed,))
     return renderer, [(g, c) for g in groups for c in g.completions]
