@@ -5,6 +5,8 @@ VENV := .venv$(patsubst python%,-%,$(filter-out python3,$(notdir $(PYTHON))))
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
+# Empty means unset: without compiled modules each of the hundreds of processes of the tests compiles torch anew.
+export PYTHONDONTWRITEBYTECODE =
 
 VLLM ?= .vllm
 
