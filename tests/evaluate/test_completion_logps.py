@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from tests.support import folders
-from trimtab.evaluate.completion_logps import summed_logps
-from trimtab.models.load import LM, ModelSpec
+from trimtab.evaluate.completion_logps import distance, summed_logps
+from trimtab.models.load import LM, ModelSpec, renderer_for
+from trimtab.rollout.engine import generate
+from trimtab.rollout.engines.native import NativeEngine
+from trimtab.sample.sampler import Request, SamplingConfig
 from trimtab.types import Completion, Group
 
 
@@ -34,3 +37,40 @@ def test_they_are_those_of_separate_forwards(tmp_path: Path) -> None:
             at = logits.log_softmax(-1)[len(g.prompt) - 1 : -1]
             expected.append(float(at.gather(1, row[0, len(g.prompt) :, None]).sum()))
     assert summed_logps(lm, groups, 24, 0.7) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingConfig(temperature=0.7),
+        SamplingConfig(temperature=0.0),
+        SamplingConfig(temperature=0.7, top_k=5),
+    ],
+    ids=["temperature", "greedy", "top-k"],
+)
+def test_the_distance_of_what_a_model_sampled(tmp_path: Path, sampling: SamplingConfig) -> None:
+    """It is the same with the sampler's log-probabilities; a filtered sampler's are not used."""
+    specs = [
+        ModelSpec(path=str(folders.model_folder(tmp_path / str(seed), seed=seed)), device="cpu")
+        for seed in (0, 1)
+    ]
+    lm, start = (LM.load(spec, train=False) for spec in specs)
+    engine = NativeEngine.of(lm, renderer_for(specs[0]))
+    requests = [Request(np.arange(3, 6 + i), (i,), 4) for i in range(3)]
+    groups = [
+        Group(str(i), r.prompt, [
+            Completion(x.ids, np.ones(len(x.ids), bool), tokens={"sampler_logp": x.logp})
+            for x in drawn
+        ])
+        for i, (r, drawn) in enumerate(
+            zip(requests, generate(engine, requests, sampling), strict=True)
+        )
+    ]  # fmt: skip
+    tau = sampling.temperature
+    expected = np.subtract(
+        *(np.array(summed_logps(model, groups, 64, tau)) for model in (lm, start))
+    )
+    far = distance(lm, start, start, groups, 64, sampling)
+    np.testing.assert_allclose(far.log_ratio, expected, atol=1e-3)
+    assert far.kl is not None and abs(far.kl) > 1e-3
+    assert distance(start, start, start, groups, 64, sampling).log_ratio is None

@@ -153,8 +153,9 @@ def main(config: CompareConfig) -> dict[str, ModelResult]:
             lm = base_lm if candidate is base else load(candidate)
         done = groups[candidate.name] = _complete(c, candidate, lm, examples)
         if not candidate.decoding:
-            tau = candidate.sampling.temperature
-            distances[candidate.name] = distance(lm, base_lm, fluent_lm, done, c.token_budget, tau)
+            distances[candidate.name] = distance(
+                lm, base_lm, fluent_lm, done, c.token_budget, candidate.sampling
+            )
     results = {
         name: _result(c, x, groups[name], groups[baseline], distances.get(name))
         for name, x in zip(names, candidates, strict=True)

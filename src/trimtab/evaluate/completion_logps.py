@@ -9,6 +9,7 @@ import torch
 
 from trimtab.data.pack import packs
 from trimtab.models.load import LM
+from trimtab.sample.draw import SamplingConfig
 from trimtab.types import Group
 
 
@@ -46,14 +47,28 @@ class Distance(NamedTuple):
 
 
 def distance(
-    lm: LM, baseline: LM, fluent: LM, groups: Sequence[Group], budget: int, temperature: float
+    lm: LM,
+    baseline: LM,
+    fluent: LM,
+    groups: Sequence[Group],
+    budget: int,
+    sampling: SamplingConfig,
 ) -> Distance:
-    """The distance of ``lm``'s completions from ``baseline`` and from ``fluent``."""
+    """The distance of ``lm``'s completions from ``baseline`` and from ``fluent``.
+
+    The sampler's own log-probabilities are used where ``sampling`` leaves out no token.
+    """
+    temperature = sampling.temperature
     reference = np.asarray(summed_logps(baseline, groups, budget, temperature))
     fluency = reference
     if fluent is not baseline:
         fluency = np.asarray(summed_logps(fluent, groups, budget, temperature))
+    completions = [x for g in groups for x in g.completions]
     log_ratio = None
     if lm is not baseline:
-        log_ratio = np.asarray(summed_logps(lm, groups, budget, temperature)) - reference
-    return Distance(log_ratio, -fluency, np.array([len(x) for g in groups for x in g.completions]))
+        if sampling.filters:
+            own = summed_logps(lm, groups, budget, temperature)
+        else:
+            own = [float(x.tokens["sampler_logp"].sum(dtype=np.float64)) for x in completions]
+        log_ratio = np.asarray(own) - reference
+    return Distance(log_ratio, -fluency, np.array([len(x) for x in completions]))

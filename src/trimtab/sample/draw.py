@@ -25,6 +25,11 @@ class SamplingConfig(Config):
     slots: int = Field(default=128, ge=1)
     """Completions decoded at the same time."""
 
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens are never sampled, whose probability the others then share."""
+        return self.temperature > 0 and (self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0)
+
 
 def uniforms(key: tuple[int, ...], count: int) -> npt.NDArray[np.float64]:
     """The first ``count`` numbers in [0, 1) of the random stream of ``key``."""
