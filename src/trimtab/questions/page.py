@@ -333,15 +333,27 @@ def table_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
 
+def inline_code(text: str) -> Markup:
+    """Text for HTML, with what stands between backticks as code.
+
+    >>> inline_code("where `a<b`")
+    Markup('where <code>a&lt;b</code>')
+    """
+    parts = enumerate(text.split("`"))
+    return Markup("").join(Markup(("{}", "<code>{}</code>")[i % 2]).format(x) for i, x in parts)
+
+
 @functools.cache
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(registry.HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["inline"] = inline_code
+    return templates
 
 
 def render(template: str, **values: Any) -> str:
