@@ -56,7 +56,13 @@ def distance(
 ) -> Distance:
     """The distance of ``lm``'s completions from ``baseline`` and from ``fluent``.
 
-    The sampler's own log-probabilities are used where ``sampling`` leaves out no token.
+    What the sampler recorded is used for ``lm`` itself, which saves a forward, unless its distribution
+    was filtered.
+
+    Args:
+        groups: Prompts with completions that ``lm`` sampled.
+        budget: Tokens per forward at most.
+        sampling: How they were sampled.
     """
     temperature = sampling.temperature
     reference = np.asarray(summed_logps(baseline, groups, budget, temperature))
@@ -66,7 +72,7 @@ def distance(
     completions = [x for g in groups for x in g.completions]
     log_ratio = None
     if lm is not baseline:
-        if sampling.filters:
+        if sampling.filtered:
             own = summed_logps(lm, groups, budget, temperature)
         else:
             own = [float(x.tokens["sampler_logp"].sum(dtype=np.float64)) for x in completions]

@@ -113,8 +113,8 @@ def _probe_groups(vocabulary: int) -> list[Group]:
         return Completion(random_ids(n), np.ones(n, dtype=bool))
 
     return [
-        Group("a", random_ids(7), [completion(9), completion(1)]),
-        Group("b", random_ids(3), [completion(12)]),
+        Group("a", random_ids(7), [completion(5), completion(9), completion(1)]),
+        Group("b", random_ids(3), [completion(4), completion(12)]),
     ]
 
 

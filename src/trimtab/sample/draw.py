@@ -26,8 +26,9 @@ class SamplingConfig(Config):
     """Completions decoded at the same time."""
 
     @property
-    def filters(self) -> bool:
-        """Whether some tokens are never sampled, whose probability the others then share."""
+    def filtered(self) -> bool:
+        """Whether top-k, top-p or min-p leave out tokens, so that the others are more probable than
+        under the model."""
         return self.temperature > 0 and (self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0)
 
 

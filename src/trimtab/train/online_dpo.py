@@ -73,7 +73,7 @@ class OnlineConfig(RolloutConfig):
     def samples_from_policy(self) -> bool:
         """Whether completions are drawn from the policy's own distribution, neither cut nor scaled."""
         s = self.sampling
-        return s.temperature == 1.0 and s.top_p == 1.0 and s.top_k == 0 and s.min_p == 0.0
+        return s.temperature == 1.0 and not s.filtered
 
 
 def ranked(groups: Sequence[Group]) -> tuple[list[Group], int, int]:

@@ -110,7 +110,7 @@ class RLConfig(RolloutConfig):
             raise ValueError(
                 "sampling.temperature must be above 0 for RL: a greedy policy has no log-probs to train on"
             )
-        if self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0:
+        if self.sampling.filtered:
             raise ValueError(
                 "top_p, top_k and min_p cut the distribution that importance ratios are taken over; "
                 "for RL leave them at 1.0, 0 and 0"
