@@ -70,7 +70,8 @@ def test_sharing_computes_each_prompt_once() -> None:
         sum(len(g.prompt) for g in prompts),
         sum(len(c.ids) for g in prompts for c in g.completions),
     )
-    assert len(build(prompts).ids_N) <= prompt + answers
+    system_twice, tools_once = 2 * 18, 17
+    assert len(build(prompts).ids_N) == prompt + answers - system_twice - tools_once
     apart = sum(len(g.prompt) + len(c.ids) for g in prompts for c in g.completions)
     assert len(build(prompts, share=False).ids_N) > 0.9 * (apart - len(prompts) * 4)
 
@@ -137,15 +138,17 @@ def test_bfloat16_stays_near(tmp_path: Path) -> None:
 
 
 def _mask(pack: Pack, window: int) -> torch.Tensor:
-    """What may be seen, from the segments alone: the own prefix and the parent, in the window."""
+    """What may be seen, from the segments alone: the own prefix and what it continues, in the window."""
     n = len(pack.ids_N)
     start = np.cumsum([0, *[s.length for s in pack.segments]])
     seen = torch.zeros(n, n, dtype=torch.bool)
     for i, s in enumerate(pack.segments):
         for t in range(start[i], start[i + 1]):
             seen[t, start[i] : t + 1] = True
-            if s.parent >= 0:
-                seen[t, start[s.parent] : start[s.parent + 1]] = True
+            above = s.parent
+            while above >= 0:
+                seen[t, start[above] : start[above + 1]] = True
+                above = pack.segments[above].parent
     if window:
         apart = pack.positions_N[:, None] - pack.positions_N[None]
         seen &= apart < window

@@ -19,11 +19,17 @@ def groups(seed: int = 0, vocabulary: int = 64) -> list[Group]:
         return rng.integers(3, vocabulary, n)
 
     prompts: list[Group] = []
-    for number, (size, answers) in enumerate(
-        [(7, (3, 9, 1)), (1, (5,)), (19, (2, 14)), (4, (8, 8, 2, 11))]
-    ):
+
+    def put(prompt: np.ndarray[Any, np.dtype[np.int64]], answers: tuple[int, ...]) -> None:
         done = [Completion(run(n), np.ones(n, np.bool_)) for n in answers]
-        prompts.append(Group(str(number), run(size), done))
+        prompts.append(Group(str(len(prompts)), prompt, done))
+
+    for size, answers in [(7, (3, 9, 1)), (1, (5,)), (19, (2, 14)), (4, (8, 8, 2, 11))]:
+        put(run(size), answers)
+    system, tools = run(18), run(17)
+    put(np.concatenate([system, run(3)]), (4,))
+    put(np.concatenate([system, tools, run(2)]), (5, 3))
+    put(np.concatenate([system, tools, run(6)]), (6,))
     return prompts
 
 

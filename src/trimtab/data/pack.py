@@ -1,8 +1,9 @@
 """Packs: a flat run of tokens, each prompt once, then its completions.
 
-A pack is a forest of depth two. Every completion attends to its prompt and to itself, and its
-positions continue from the prompt's end, so the model sees exactly what it would see if the prompt
-and the completion stood alone; the prompt is computed once however many completions it has.
+A pack is a forest. Every completion attends to its prompt and to itself, and its positions continue
+from the prompt's end, so the model sees exactly what it would see if the prompt and the completion
+stood alone; the prompt is computed once however many completions it has. What several prompts begin
+with, such as a system prompt, is computed once as well (``data.prefix_tree``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.data.prefix_tree import find_stems
 from trimtab.types import Floats, Group
 
 
@@ -26,7 +28,24 @@ class Segment:
     length: int
     """Number of tokens."""
     parent: int
-    """Index of the segment it continues, -1 for a prompt."""
+    """Index of the segment it continues, -1 for none."""
+
+
+def path_to(segments: Sequence[Segment], leaf: int) -> list[Segment]:
+    """The segments from the root of the tree to one of its segments, which is the last."""
+    path = [segments[leaf]]
+    while path[-1].parent >= 0:
+        path.append(segments[path[-1].parent])
+    return path[::-1]
+
+
+def ancestors(segments: Sequence[Segment]) -> list[list[int]]:
+    """For each level of the tree that has children, the ancestor there of each segment, -1 for none."""
+    paths: list[list[int]] = []
+    for s in segments:
+        paths.append([] if s.parent < 0 else [*paths[s.parent], s.parent])
+    depth = max(map(len, paths), default=0)
+    return [[path[d] if d < len(path) else -1 for path in paths] for d in range(depth)]
 
 
 _TENSORS = (
@@ -56,6 +75,8 @@ class Pack:
     """Positions; a completion starts at its prompt's length."""
     segments: list[Segment]
     """The tree, parents before children."""
+    leaf_B: list[int]
+    """Index into ``segments`` of the one that ends with each completion's last token."""
     source_C: Tensor
     """Index into N of the token whose output predicts the trained token."""
     target_C: Tensor
@@ -106,12 +127,13 @@ def build(groups: Sequence[Group], *, share: bool = True) -> Pack:
     """One pack of all ``groups``.
 
     A lone completion and its prompt are one segment. With ``share`` False the prompt is repeated
-    before each completion, so that every sequence stands alone: the layout for architectures on which
-    sharing is not exact.
+    before each completion, and nothing that prompts begin with is shared, so that every sequence stands
+    alone: the layout for architectures on which sharing is not exact.
     """
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     segments: list[Segment] = []
+    leaf: list[int] = []
     source: list[np.ndarray] = []
     target: list[np.ndarray] = []
     owner: list[np.ndarray] = []
@@ -129,24 +151,33 @@ def build(groups: Sequence[Group], *, share: bool = True) -> Pack:
         cursor += len(run)
         return cursor - len(run)
 
+    sharing = groups if share else []
+    stems, stem_of = find_stems([g.prompt for g in sharing], [g.cost for g in sharing])
+    for stem in stems:  # the first segments, in this order
+        put(groups[stem.first].prompt[stem.start : stem.stop], stem.start, stem.parent)
+
     names = {name for g in groups for c in g.completions for name in c.tokens}
     for g, group in enumerate(groups):
         width = len(group.prompt)
-        prompt_at = parent = -1
         assert width > 0, f"group {group.id} has an empty prompt"
+        parent = stem_of[g] if share else -1
+        begin = stems[parent].stop if parent >= 0 else 0
+        own = group.prompt[begin:]
+        source_of_first = -1
         shared = share and len(group.completions) > 1
         if shared or not group.completions:
-            prompt_at = put(group.prompt, 0, -1)
+            source_of_first = put(own, begin, parent) + len(own) - 1
             parent = len(segments) - 1
         for completion in group.completions:
             assert len(completion) > 0, f"group {group.id} has an empty completion"
             if shared:
                 start = put(completion.ids, width, parent)
             else:
-                prompt_at = put(np.concatenate([group.prompt, completion.ids]), 0, -1)
-                start = prompt_at + width
+                start = put(np.concatenate([own, completion.ids]), begin, parent) + len(own)
+                source_of_first = start - 1
+            leaf.append(len(segments) - 1)
             before = np.arange(start - 1, start + len(completion) - 1)
-            before[0] = prompt_at + width - 1
+            before[0] = source_of_first
             mask = completion.mask
             source.append(before[mask])
             target.append(completion.ids[mask])
@@ -165,6 +196,7 @@ def build(groups: Sequence[Group], *, share: bool = True) -> Pack:
         ids_N=index(ids),
         positions_N=index(positions),
         segments=segments,
+        leaf_B=leaf,
         source_C=index(source),
         target_C=index(target),
         owner_C=index(owner),

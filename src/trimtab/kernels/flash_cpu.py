@@ -1,10 +1,11 @@
 """Tree attention on a CPU with torch's flash kernels; keys and values of a prompt are stored once.
 
-Each segment attends to itself with one causal call. All completions of a prompt attend to the
-prompt with one more call. The two results are combined by their log-sum-exp, as flash attention
-combines blocks of keys (arXiv 2205.14135). The backward needs only the combined output and
-log-sum-exp, so it is two calls as well. Nothing is copied per completion, so the cost of a prompt
-does not depend on the number of its completions.
+Each segment attends to itself with one causal call. Then, level by level of the tree, all that
+continues a segment attends to it with one more call: completions to their prompt, prompts and
+completions to the system prompt that they share. The results are combined by their log-sum-exp, as
+flash attention combines blocks of keys (arXiv 2205.14135). The backward needs only the combined
+output and log-sum-exp, so it has as many calls. Nothing is copied per completion, so the cost of a
+prompt does not depend on the number of its completions.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trimtab.data.pack import Segment
+from trimtab.data.pack import Segment, ancestors
 from trimtab.kernels.masked import bucket_by_shape, token_span
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -91,8 +92,8 @@ def _padded_rows(parts: list[list[np.ndarray]], size: int, device: torch.device)
 
 
 @dataclass(slots=True)
-class PromptPlan:
-    """Attention of completions to their prompts."""
+class LevelPlan:
+    """Attention to the segments of one level of the tree, by the tokens that continue them."""
 
     queries: PaddedRows
     keys: PaddedRows
@@ -102,10 +103,10 @@ class PromptPlan:
 
 @dataclass(slots=True)
 class FlashPlan:
-    """The calls that compute a pack's attention: segments to themselves, completions to prompts."""
+    """The calls that compute a pack's attention: segments to themselves, and to each level above them."""
 
     own: PaddedRows
-    prompts: PromptPlan | None
+    levels: list[LevelPlan]
 
 
 def make_flash_plan(segments: Sequence[Segment], device: torch.device) -> FlashPlan:
@@ -116,28 +117,41 @@ def make_flash_plan(segments: Sequence[Segment], device: torch.device) -> FlashP
         [token_spans[i] for i in part]
         for part in bucket_by_shape([(len(x), len(x)) for x in token_spans])
     ]
-    completions_of: dict[int, list[np.ndarray]] = {}
-    for s, x in zip(segments, token_spans, strict=True):
-        if s.parent >= 0:
-            completions_of.setdefault(s.parent, []).append(x)
-    if not completions_of:
-        return FlashPlan(_padded_rows(own_rows, size, device), None)
-    pairs = [(np.concatenate(children), token_spans[p]) for p, children in completions_of.items()]
+    levels = [_plan_level(level, token_spans, size, device) for level in ancestors(segments)]
+    return FlashPlan(_padded_rows(own_rows, size, device), levels)
+
+
+def _plan_level(
+    ancestor_of: Sequence[int], token_spans: Sequence[np.ndarray], size: int, device: torch.device
+) -> LevelPlan:
+    """The calls to one level.
+
+    Args:
+        ancestor_of: The segment there that each segment continues, -1 for none.
+        token_spans: Tokens of each segment.
+        size: Tokens of the pack.
+        device: Of the pack.
+    """
+    below: dict[int, list[np.ndarray]] = {}
+    for ancestor, x in zip(ancestor_of, token_spans, strict=True):
+        if ancestor >= 0:
+            below.setdefault(ancestor, []).append(x)
+    pairs = [(np.concatenate(spans), token_spans[p]) for p, spans in below.items()]
     parts = bucket_by_shape([(len(q), len(p)) for q, p in pairs])
     queries = _padded_rows([[pairs[i][0] for i in part] for part in parts], size, device)
-    prompts = _padded_rows([[pairs[i][1] for i in part] for part in parts], size, device)
+    keys = _padded_rows([[pairs[i][1] for i in part] for part in parts], size, device)
     masks: list[Tensor | None] = [None] * len(parts)
-    if prompts.padding_M is not None:
-        sizes = [r * n for r, n in prompts.shapes]
+    if keys.padding_M is not None:
+        sizes = [r * n for r, n in keys.shapes]
         for b, (hide, shape) in enumerate(
-            zip(prompts.padding_M.split(sizes), prompts.shapes, strict=True)
+            zip(keys.padding_M.split(sizes), keys.shapes, strict=True)
         ):
             if bool(hide.any()):
                 mask = torch.zeros(shape, device=device).masked_fill_(
                     hide.view(shape), float("-inf")
                 )
                 masks[b] = mask[:, None, None]
-    return FlashPlan(_padded_rows(own_rows, size, device), PromptPlan(queries, prompts, masks))
+    return LevelPlan(queries, keys, masks)
 
 
 def _swap_heads(x_RLHD: Tensor) -> Tensor:
@@ -157,14 +171,13 @@ class _Flash(torch.autograd.Function):
             norms.append(norm.transpose(1, 2))
         # Every token is in exactly one segment, so this is in pack order.
         o, lse = plan.own.scatter(outs), plan.own.scatter(norms)
-        if plan.prompts is not None:
-            prompts = plan.prompts
+        for level in plan.levels:
             outs, norms = [], []
             for qs, ks, vs, mask in zip(
-                prompts.queries.gather(q),
-                prompts.keys.gather(k),
-                prompts.keys.gather(v),
-                prompts.masks,
+                level.queries.gather(q),
+                level.keys.gather(k),
+                level.keys.gather(v),
+                level.masks,
                 strict=True,
             ):
                 mask = None if mask is None else mask.to(q.dtype)
@@ -173,13 +186,13 @@ class _Flash(torch.autograd.Function):
                 )
                 outs.append(_swap_heads(out))
                 norms.append(norm.transpose(1, 2))
-            at = prompts.queries.token_E
-            prompt_out, prompt_lse = prompts.queries.scatter(outs), prompts.queries.scatter(norms)
+            at = level.queries.token_E
+            above_out, above_lse = level.queries.scatter(outs), level.queries.scatter(norms)
             own_out, own_lse = o.index_select(0, at), lse.index_select(0, at)
-            lse.index_copy_(0, at, torch.logaddexp(own_lse, prompt_lse))
-            # exp(a) / (exp(a) + exp(b)) is the weight of the prompt's part.
-            share = torch.sigmoid(prompt_lse - own_lse)[..., None].to(o.dtype)
-            o.index_copy_(0, at, torch.lerp(own_out, prompt_out, share))
+            lse.index_copy_(0, at, torch.logaddexp(own_lse, above_lse))
+            # exp(a) / (exp(a) + exp(b)) is the weight of the part above.
+            share = torch.sigmoid(above_lse - own_lse)[..., None].to(o.dtype)
+            o.index_copy_(0, at, torch.lerp(own_out, above_out, share))
         ctx.save_for_backward(q, k, v, o, lse)
         ctx.plan, ctx.scale = plan, scale
         return o
@@ -205,16 +218,16 @@ class _Flash(torch.autograd.Function):
             )
             gradients.append(tuple(map(_swap_heads, grads)))
         dq, dk, dv = (own.scatter([m[i] for m in gradients]) for i in range(3))
-        if plan.prompts is not None:
-            prompts, gradients = plan.prompts, []
+        for level in plan.levels:
+            gradients = []
             for gs, qs, ks, vs, os, norm, mask in zip(
-                prompts.queries.gather(g, 0.0),
-                prompts.queries.gather(q),
-                prompts.keys.gather(k),
-                prompts.keys.gather(v),
-                prompts.queries.gather(o),
-                prompts.queries.gather(lse, _PADDED_LSE),
-                prompts.masks,
+                level.queries.gather(g, 0.0),
+                level.queries.gather(q),
+                level.keys.gather(k),
+                level.keys.gather(v),
+                level.queries.gather(o),
+                level.queries.gather(lse, _PADDED_LSE),
+                level.masks,
                 strict=True,
             ):
                 mask = None if mask is None else mask.to(q.dtype)
@@ -226,11 +239,7 @@ class _Flash(torch.autograd.Function):
                     scale=ctx.scale,
                 )
                 gradients.append(tuple(map(_swap_heads, grads)))
-            for d, rows, i in (
-                (dq, prompts.queries, 0),
-                (dk, prompts.keys, 1),
-                (dv, prompts.keys, 2),
-            ):
+            for d, rows, i in ((dq, level.queries, 0), (dk, level.keys, 1), (dv, level.keys, 2)):
                 d.index_add_(0, rows.token_E, rows.scatter([m[i] for m in gradients]))
         return dq, dk, dv, None, None
 

@@ -8,7 +8,7 @@ block mask. What neither supports (a soft cap or a window on CPU, dropout) uses 
 (``kernels.masked``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trimtab.data.pack import Pack, Segment
+from trimtab.data.pack import Pack, Segment, ancestors
 from trimtab.kernels.flash_cpu import FlashPlan, flash_tree_attention, make_flash_plan
 from trimtab.kernels.masked import Buckets, make_buckets, masked_tree_attention
 
@@ -31,8 +31,8 @@ class Tree:
     segments: list[Segment]
     segment_N: Tensor
     """Segment of each token."""
-    parent_N: Tensor
-    """Parent segment of each token's segment, -1 for none."""
+    ancestors_DN: list[Tensor]
+    """By level of the tree, the segment there that each token's segment continues, -1 for none."""
     positions_N: Tensor
     flex: dict[int, Any] = field(default_factory=dict[int, Any])
     """FlexAttention block masks by window."""
@@ -61,21 +61,26 @@ def make_tree(pack: Pack) -> Tree:
     """
     device = pack.ids_N.device
     lengths = [s.length for s in pack.segments]
-    parents = [s.parent for s in pack.segments]
+
+    def by_token(of_segments: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.repeat(of_segments, lengths)).to(device)
+
     return Tree(
         pack.segments,
-        torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device),
-        torch.from_numpy(np.repeat(parents, lengths)).to(device),
+        by_token(range(len(lengths))),
+        [by_token(level) for level in ancestors(pack.segments)],
         pack.positions_N,
     )
 
 
 def tree_mask(tree: Tree, window: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The tree as a FlexAttention ``mask_mod``."""
-    segment, parent, position = tree.segment_N, tree.parent_N, tree.positions_N
+    segment, position = tree.segment_N, tree.positions_N
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        seen = ((segment[q] == segment[k]) & (q >= k)) | (parent[q] == segment[k])
+        seen = (segment[q] == segment[k]) & (q >= k)
+        for ancestor in tree.ancestors_DN:
+            seen = seen | (ancestor[q] == segment[k])
         return seen & (position[q] - position[k] < window) if window > 0 else seen
 
     return mask_mod

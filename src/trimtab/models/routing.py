@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab import ranks
-from trimtab.data.pack import Pack
+from trimtab.data.pack import Pack, path_to
 from trimtab.errors import ConfigError, ModelError
 from trimtab.models.load import LM, base_of
 
@@ -156,39 +156,30 @@ def _real_rows(pack: Pack) -> Tensor:
     return (at[None] < lengths[:, None]).flatten().nonzero()[:, 0].to(pack.ids_N.device)
 
 
-def _runs(pack: Pack) -> Generator[tuple[Any, slice, slice, bool], None, None]:
-    """(completion, its tokens in the pack, the same tokens in its ``experts``, whether they are its
-    prompt's alone) for every run of tokens; a shared prompt comes once for each completion."""
-    segments = iter(pack.segments)
-    for group in pack.groups:
-        width, prompt_at = len(group.prompt), None
-        if not group.completions:
-            next(segments)
-        for c in group.completions:
-            segment = next(segments)
-            if segment.parent < 0 and segment.length == width:
-                prompt_at, segment = slice(segment.start, segment.start + width), next(segments)
+def _runs(pack: Pack) -> Generator[tuple[Any, slice, slice], None, None]:
+    """(completion, tokens of the pack, the same tokens in its ``experts``) for every segment from the
+    root of the tree to each completion; a shared one comes once for each completion."""
+    completions = (c for group in pack.groups for c in group.completions)
+    for c, leaf in zip(completions, pack.leaf_B, strict=True):
+        start = 0
+        for segment in path_to(pack.segments, leaf):
             tokens = slice(segment.start, segment.start + segment.length)
-            if segment.parent < 0:
-                yield c, tokens, slice(0, segment.length), False
-                continue
-            assert prompt_at is not None
-            yield c, prompt_at, slice(0, width), True
-            yield c, tokens, slice(width, width + segment.length), False
+            yield c, tokens, slice(start, start + segment.length)
+            start += segment.length
 
 
 def store_experts(pack: Pack, experts_NLK: Tensor) -> None:
     """Write the experts of every token of a pack to the ``experts`` of its completions."""
     rows = experts_NLK.to(torch.int16).cpu().numpy()
-    for c, tokens, place, first in _runs(pack):
+    for c, tokens, place in _runs(pack):
         part = rows[tokens]
-        c.experts = part if first or place.start == 0 else np.concatenate([c.experts, part])
+        c.experts = part if place.start == 0 else np.concatenate([c.experts, part])
 
 
 def gather_experts(pack: Pack) -> Tensor:
     """The recorded experts of every token of a pack [N, layers, K]; inverse of ``store_experts``."""
     rows: np.ndarray | None = None
-    for c, tokens, place, _ in _runs(pack):
+    for c, tokens, place in _runs(pack):
         assert c.experts is not None, "the batch was not scored before its updates"
         if rows is None:
             rows = np.zeros((pack.size, *c.experts.shape[1:]), np.int64)
