@@ -280,8 +280,11 @@ def test_sampling_draws_the_same(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_few_rows_are_columns_on_intels(biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_rows_are_columns_where_that_is_faster(
+    biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(matmul, "uses_onednn", lambda: False)
+    monkeypatch.setattr(matmul, "is_amd_avx2", lambda: False)
     torch.manual_seed(0)
     small, wide = torch.randn(40, 24), torch.randn(1100, 1024)
 
@@ -297,6 +300,9 @@ def test_a_few_rows_are_columns_on_intels(biased: bool, monkeypatch: pytest.Monk
     monkeypatch.setattr(matmul, "is_intel_avx512", lambda: True)
     assert [n for n in range(2, 66) if columns(n, small)] == list(range(16, 60))
     assert [n for n in range(2, 66) if columns(n, wide)] == list(range(8, 60))
+    monkeypatch.setattr(matmul, "is_amd_avx2", lambda: True)
+    assert [n for n in range(1, 140) if columns(n, small)] == list(range(8, 129))
+    assert [n for n in (1, 2, 256, 257) if columns(n, wide)] == [2, 256]
     half = decode_linear(torch.randn(20, 24).bfloat16(), small.bfloat16())
     assert half.is_contiguous() and half.dtype == torch.bfloat16
 
@@ -307,8 +313,9 @@ def test_columns_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [Request(rng.integers(3, 64, n), (n,), 3, limit=4 + n) for n in range(3, 24)]
     config = SamplingConfig(max_new_tokens=40)
     got: list[Any] = []
-    for is_intel in (True, False):
-        monkeypatch.setattr(matmul, "is_intel_avx512", lambda cpuinfo=is_intel: cpuinfo)
+    monkeypatch.setattr(matmul, "is_intel_avx512", lambda: False)
+    for is_amd in (True, False):
+        monkeypatch.setattr(matmul, "is_amd_avx2", lambda cpuinfo=is_amd: cpuinfo)
         got.append(Sampler(tiny("qwen3").eval(), stop_ids=[2])(requests, config))
     for a, b in zip(*got, strict=True):
         for one, other in zip(a, b, strict=True):
