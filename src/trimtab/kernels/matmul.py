@@ -23,7 +23,7 @@ COLUMN_ROWS = range(16, 60)
 WIDE_COLUMN_ROWS, WIDE_NUMEL = range(8, 16), 2**20
 """Row counts at which that happens only for weights of at least this many elements."""
 AVX2_ROWS, AVX2_WIDE_ROWS = range(8, 129), range(2, 257)
-"""The same on AMD processors without AVX-512: a fifth of the speed, and half for a large vocabulary."""
+"""The same two ranges for AMD processors without AVX-512."""
 PRIMITIVE_CACHE_SIZE = 16
 """Primitives that oneDNN caches, one per shape, with their buffers. Creating one takes 0.2 ms; the
 layers of one pack share shapes, but no two packs do."""
@@ -154,8 +154,8 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def decode_linear(x_RK: Tensor, w_NK: Tensor, bias: Tensor | None = None) -> Tensor:
     """``fast_linear`` for the few rows of a decode step -> [R, N], not differentiable.
 
-    With MKL, at the row counts where that is faster, it computes weight @ x.T, so the result is stored as [N, R] and
-    returned as a transposed view, which later operations use without a copy.
+    With MKL, at the row counts where that is faster, it computes weight @ x.T, so the result is
+    stored as [N, R] and returned as a transposed view, which later operations use without a copy.
     """
     if not (
         _rows_as_columns(len(x_RK), w_NK.numel())
