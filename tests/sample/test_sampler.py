@@ -229,6 +229,43 @@ def test_fast_decoding_follows_the_live_weights_and_adapters() -> None:
     assert not Sampler(tiny("gpt2")).supports_fast
 
 
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("part", [32, 1024])
+def test_a_common_beginning_is_prefilled_once(
+    kind: str, n: int, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts with one system prompt: fewer tokens are computed, and completions stay the same."""
+    monkeypatch.setattr("trimtab.sample.sampler.PREFILL_TOKENS", part)
+    sampler = Sampler(tiny(kind))
+    system = np.random.default_rng(1).integers(3, V, 24)
+    begun = [np.concatenate([system, [3 + i], p]) for i, p in enumerate(prompts(8))]
+    # Nothing but the system prompt: it leaves one token to compute.
+    requests = [Request(p, (2, i), n) for i, p in enumerate([*begun, system])]
+    config = SamplingConfig(max_new_tokens=8, slots=5)
+    seen: list[int] = []
+    inner = sampler._prefill_part
+
+    def counted(slots, part):
+        seen.append(sum(len(p) - slots.begun for p in part))
+        return inner(slots, part)
+
+    monkeypatch.setattr(sampler, "_prefill_part", counted)
+    got = sampler(requests, config)
+    assert sum(seen) == 23 + sum(len(r.prompt) - 23 for r in requests)
+    seen.clear()
+    monkeypatch.setattr("trimtab.sample.sampler.SHORTEST_BEGINNING", 1000)
+    want = sampler(requests, config)
+    assert sum(seen) == sum(len(r.prompt) for r in requests)
+    for group, other in zip(got, want, strict=True):
+        for one, two in zip(group, other, strict=True):
+            np.testing.assert_array_equal(one.ids, two.ids)
+            np.testing.assert_allclose(one.logp, two.logp, atol=1e-4)
+    seen.clear()
+    sampler([Request(begun[0], (0,), 4)], config)
+    assert seen == [len(begun[0])], "one prompt has nothing in common with another"
+
+
 def test_prompts_are_prefilled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = Sampler(tiny())
     requests = [Request(p, (5, i), 2) for i, p in enumerate(prompts(12))]
@@ -237,7 +274,7 @@ def test_prompts_are_prefilled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None
     inner = sampler._prefill_part
 
     def counted(slots, part):
-        seen.append(sum(map(len, part)))
+        seen.append(sum(len(p) - slots.begun for p in part))
         return inner(slots, part)
 
     monkeypatch.setattr("trimtab.sample.sampler.PREFILL_TOKENS", 40)

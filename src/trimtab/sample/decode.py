@@ -210,12 +210,16 @@ class FastDecoder:
         return self.head(self.norm(h))[:live]
 
     def prefill(self, slots: KVCache, ids: Tensor, last: Tensor) -> Tensor:
-        """Logits [R, V] after the token at ``last`` [R] of prompts [R, L]; fills ``slots``."""
+        """Logits [R, V] after the token at position ``last`` [R] of each prompt; fills ``slots``.
+
+        Args:
+            ids: Tokens [R, L] of the prompts after their common beginning.
+        """
         rows, length = ids.shape
         h: Tensor = self.embed(ids.flatten())
-        at = torch.arange(length, device=ids.device)
+        at = torch.arange(length, device=ids.device) + slots.begun
         cos, sin = (x.repeat(rows, 1, 1) for x in self._angles(h, at))
-        ends = torch.arange(rows, device=ids.device) * length + last
+        ends = torch.arange(rows, device=ids.device) * length + last - slots.begun
         for layer in self.layers:
             rotated, v = layer.rotated_qkv(h, cos, sin)
             # As in the model's own forward, attention runs in float32 under mixed precision on a CPU.

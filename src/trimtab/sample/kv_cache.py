@@ -1,6 +1,6 @@
 """Attention over a static KV cache, registered as a transformers attention implementation."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -49,11 +49,19 @@ class KVCache:
         self.masks: dict[int | None, torch.Tensor | None] = {}
         self.base: Ints | int = 0
         """Tokens of each row that are stored outside its slot (a shared prompt)."""
+        self.beginning: dict[int, KV] = {}
+        """Keys and values [1, kv_heads, B, head_dim] of what every prompt begins with."""
+        self.begun = 0
+        """Tokens B of the beginning; the next prefills get the tokens after it."""
 
     def prefill(self) -> dict[int, KV]:
         """Make the next forward a prefill that writes keys and values into the returned mapping."""
         self.prefilled, self.masks = {}, {}
         return self.prefilled
+
+    def begin(self, source: dict[int, KV], tokens: int) -> None:
+        """Let every further prompt begin with the ``tokens`` of a prefill of one row."""
+        self.beginning, self.begun = source, tokens
 
     def decode(self, length: Ints, device: torch.device) -> torch.Tensor:
         """Make the next forward a decode step, row r at position ``length[r]``; returns positions [R]."""
@@ -160,13 +168,12 @@ class KVCache:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        """Causal attention of prompts [R, heads, L, dim]; stores their keys and values."""
-        assert self.prefilled is not None
-        self.prefilled[layer] = (key, value)
-        group, length = query.shape[1] // key.shape[1], query.shape[2]
+        """Causal attention of prompts [R, heads, L, dim] after the beginning; stores keys and values."""
+        key, value = self._store(layer, key, value)
+        group, length = query.shape[1] // key.shape[1], key.shape[2]
         if group > 1:
             key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
-        if softcap is None and (window is None or window >= length):
+        if softcap is None and not self.begun and (window is None or window >= length):
             return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
         hide = self.ahead(length, window, query.device)
         return _attend(query, key, value, hide, scale, softcap)
@@ -182,17 +189,27 @@ class KVCache:
         window: int | None,
     ) -> torch.Tensor:
         """Attention [R, kv, group, dim] of the token at ``last`` [R] of each prompt to its prompt."""
-        assert self.prefilled is not None
-        self.prefilled[layer] = (key, value)
+        key, value = self._store(layer, key, value)
         at, keys = last[:, None, None, None], torch.arange(key.shape[2], device=key.device)
         hide = keys > at if window is None else (keys > at) | (keys <= at - window)
         return attention_over(query, key, value, hide, scale, None)
 
+    def _store(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> KV:
+        """Put the beginning before keys and values [R, kv, L, head_dim] of prompts, and store both."""
+        assert self.prefilled is not None
+        if self.begun:
+            key, value = (
+                torch.cat([before.expand(len(x), -1, -1, -1), x], 2)
+                for before, x in zip(self.beginning[layer], (key, value), strict=True)
+            )
+        self.prefilled[layer] = key, value
+        return key, value
+
     def ahead(self, length: int, window: int | None, device: torch.device) -> torch.Tensor:
-        """Mask [1, 1, L, L], True where a prompt token must not attend."""
+        """Mask [1, 1, L - B, L], True where a prompt token after the beginning must not attend."""
         if window not in self.masks:
             keys = torch.arange(length, device=device)
-            at = keys[:, None]
+            at = keys[self.begun :, None]
             hide = keys > at
             self.masks[window] = hide if window is None else hide | (keys <= at - window)
         mask = self.masks[window]
@@ -291,6 +308,19 @@ def attention_over(
 ) -> torch.Tensor:
     """Attention output [..., L, dim]."""
     return weighted_values(attention_scores(q, k, hide, scale, softcap).softmax(-1), v)
+
+
+def common_beginning(prompts: Sequence[Ints]) -> int:
+    """Number of tokens that all prompts begin with, without the last token of the shortest.
+
+    >>> common_beginning([np.array([5, 6, 7]), np.array([5, 6, 8, 9]), np.array([5, 6])])
+    1
+    """
+    tokens = min(len(p) for p in prompts) - 1
+    for prompt in prompts:
+        differs = np.flatnonzero(prompt[:tokens] != prompts[0][:tokens])
+        tokens = int(differs[0]) if len(differs) else tokens
+    return tokens
 
 
 def select_rows(tensor: torch.Tensor, rows: Ints) -> torch.Tensor:

@@ -5,7 +5,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,37 +14,25 @@ from trimtab.errors import ConfigError, ModelError
 from trimtab.kernels.allocator import keep_freed_memory
 from trimtab.kernels.matmul import use_fast_linears
 from trimtab.sample.decode import FastDecoder
-from trimtab.sample.draw import SamplingConfig, draw, uniforms
-from trimtab.sample.kv_cache import KV, NAME, KVCache, eval_mode, use_attention
+from trimtab.sample.draw import SamplingConfig
+from trimtab.sample.kv_cache import (
+    KV,
+    NAME,
+    KVCache,
+    common_beginning,
+    eval_mode,
+    use_attention,
+)
+from trimtab.sample.sampling_state import Request, Sampled, SamplingState
 from trimtab.sample.shared_prompt import SharedPromptCache
-from trimtab.types import Floats, Ints, Spans
+from trimtab.types import Ints
 
+SHORTEST_BEGINNING = 16
+"""Fewest tokens that prompts have in common and that are prefilled once: below, the mask costs more."""
 PREFILL_TOKENS = 1024
 """Tokens per prefill forward on a CPU, so that activations stay in the CPU's cache."""
 Progress = Callable[[int, int], None]
 """Called with (completions finished, completions requested)."""
-
-
-@dataclass(slots=True)
-class Request:
-    """A prompt [P] and its number of completions; ``(*key, index)`` seeds each one's random stream."""
-
-    prompt: Ints
-    key: tuple[int, ...]
-    n: int = 1
-    limit: int | None = None
-    """Largest completion length in tokens, if less than ``max_new_tokens``."""
-
-
-@dataclass(slots=True)
-class Sampled:
-    """Completion ids [T], including the stop token, and their logprobs [T] as sampled."""
-
-    ids: Ints
-    logp: Floats
-    finish: Literal["stop", "length"]
-    versions: Spans = ()
-    """Weight version of every token, where an engine says it."""
 
 
 @dataclass(slots=True)
@@ -54,70 +42,6 @@ class _Waiting:
     row: int
     length: int
     logits: torch.Tensor
-
-
-class _SamplingState:
-    """State of every completion: random stream, tokens so far, and whether it has ended."""
-
-    def __init__(
-        self,
-        requests: Sequence[Request],
-        config: SamplingConfig,
-        stop_ids: tuple[int, ...],
-        tokenizer: Any,
-        positions: int | None,
-    ) -> None:
-        self.config, self.tokenizer = config, tokenizer
-        self.owner = [(r, i) for r, req in enumerate(requests) for i in range(req.n)]
-        self.first = np.cumsum([0] + [r.n for r in requests])
-        count, longest = len(self.owner), config.max_new_tokens
-        self.ids = np.zeros((count, longest), np.int64)
-        self.logp = np.zeros((count, longest), np.float32)
-        self.count = np.zeros(count, np.int64)
-        self.stopped = np.zeros(count, np.bool_)
-        own = [requests[r].limit for r, _ in self.owner]
-        self.limit = np.array([longest if n is None else min(n, longest) for n in own], np.int64)
-        if positions is not None:
-            # The last token is never fed to the model, so it needs no position.
-            spare = [positions - len(requests[r].prompt) + 1 for r, _ in self.owner]
-            self.limit = np.minimum(self.limit, np.array(spare, np.int64))
-        self.stop_ids = np.array(stop_ids, np.int64)
-        # A character has at most four bytes, and a token at least one.
-        self.tail = 4 * max((len(s) for s in config.stop), default=0) + 4
-        self.u = np.zeros((count, longest))
-        if config.temperature > 0.0:
-            for item, (r, i) in enumerate(self.owner):
-                self.u[item] = uniforms((*requests[r].key, i), longest)
-        self.done = 0
-
-    def step(self, items: Ints, logits: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Draw one token per item; returns ids [R] on the device, and which items ended."""
-        at = self.count[items]
-        u = torch.from_numpy(self.u[items, at]).to(logits.device)
-        drawn, logp = draw(logits, u, self.config)
-        ids = drawn.cpu().numpy()
-        self.ids[items, at] = ids
-        self.logp[items, at] = logp.cpu().numpy()
-        self.count[items] = at + 1
-        stop = np.isin(ids, self.stop_ids)
-        if self.config.stop:
-            for row in np.flatnonzero(~stop):
-                end = int(at[row]) + 1
-                tail = self.ids[items[row], max(0, end - self.tail) : end]
-                text = self.tokenizer.decode(tail.tolist(), skip_special_tokens=False)
-                stop[row] = any(s in text for s in self.config.stop)
-        self.stopped[items] = stop
-        ended = stop | (at + 1 >= self.limit[items])
-        self.done += int(ended.sum())
-        return drawn, ended
-
-    def results(self) -> list[list[Sampled]]:
-        out: list[list[Sampled]] = [[] for _ in range(len(self.first) - 1)]
-        for item, (r, _) in enumerate(self.owner):
-            t = int(self.count[item])
-            finish = "stop" if self.stopped[item] else "length"
-            out[r].append(Sampled(self.ids[item, :t].copy(), self.logp[item, :t].copy(), finish))
-        return out
 
 
 class Sampler:
@@ -159,10 +83,15 @@ class Sampler:
         self.own: str = model.config._attn_implementation
         window = getattr(text, "sliding_window", None)
         self.fast: FastDecoder | None = None
-        self.exact = self._exact(KVCache(2, 12))
+        probe = self._probe()
+        self.supports_fast = self._exact(KVCache(2, 12), probe, fast=True)
+        self.exact = self.supports_fast or self._exact(KVCache(2, 12), probe, fast=False)
         # A sliding window can hide a whole prompt, so each completion then has its own copy.
-        self.shares_prompts = self.exact and window is None and self._exact(SharedPromptCache(2, 4))
-        self.supports_fast = self.exact and self._exact(KVCache(2, 12), fast=True)
+        self.shares_prompts = (
+            self.exact
+            and window is None
+            and self._exact(SharedPromptCache(2, 4), probe, fast=self.supports_fast)
+        )
         if not self.exact:
             warnings.warn(
                 f"{type(model).__name__} is sampled through transformers' own cache, which is "
@@ -175,18 +104,24 @@ class Sampler:
         """Device of the embeddings, and so of the ids."""
         return self.model.get_input_embeddings().weight.device
 
-    def _exact(self, slots: KVCache, fast: bool = False) -> bool:
-        """Whether two prompts of different length and three decode steps agree with the plain forward."""
+    def _probe(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids [2, 12] that share their first three, and their logits by the plain forward."""
         ids = torch.from_numpy(np.random.default_rng(0).integers(0, self.vocab, (2, 12)))
+        ids[1, :3] = ids[0, :3]
         ids = ids.to(self.device)
+        with eval_mode(self.model), use_attention(self.model, self.own):
+            return ids, self.model(input_ids=ids, use_cache=False).logits.float()
+
+    def _exact(self, slots: KVCache, probe: tuple[torch.Tensor, torch.Tensor], fast: bool) -> bool:
+        """Whether two prompts of different length and three decode steps agree with the plain forward."""
+        ids, plain = probe
         lengths = [9, 6]
         with eval_mode(self.model):
-            with use_attention(self.model, self.own):
-                plain = self.model(input_ids=ids, use_cache=False).logits.float()
             try:
                 with use_attention(self.model):
                     self.fast = FastDecoder(self.model, mixed=False) if fast else None
                     prompts = [ids[r, :n].cpu().numpy() for r, n in enumerate(lengths)]
+                    self._begin(slots, prompts, shortest=1)
                     source, first_logits = self._prefill(slots, prompts)
                     slots.enter(source, np.arange(2), np.array(lengths), 0)
                     expected = [plain[[0, 1], [8, 5]]]
@@ -206,12 +141,12 @@ class Sampler:
 
     def _prefill(self, slots: KVCache, prompts: list[Ints]) -> tuple[dict[int, KV], torch.Tensor]:
         """Keys and values of the prompts, and the logits [R, V] after each prompt."""
-        at_once = max(1, PREFILL_TOKENS // max(len(p) for p in prompts))
+        longest = max(len(p) for p in prompts)
+        at_once = max(1, PREFILL_TOKENS // (longest - slots.begun))
         if self.device.type != "cpu" or at_once >= len(prompts):
             return self._prefill_part(slots, prompts)
         joined: dict[int, KV] = {}
         logits: list[torch.Tensor] = []
-        longest = max(len(p) for p in prompts)
         for start in range(0, len(prompts), at_once):
             source, after = self._prefill_part(slots, prompts[start : start + at_once])
             logits.append(after)
@@ -229,15 +164,16 @@ class Sampler:
         self, slots: KVCache, prompts: list[Ints]
     ) -> tuple[dict[int, KV], torch.Tensor]:
         lengths = np.array([len(p) for p in prompts])
-        ids = np.zeros((len(prompts), lengths.max()), np.int64)
+        begun = slots.begun
+        ids = np.zeros((len(prompts), lengths.max() - begun), np.int64)
         for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = prompt
+            ids[row, : len(prompt) - begun] = prompt[begun:]
         source = slots.prefill()
         if self.fast is not None:
             inputs = (torch.from_numpy(x).to(self.device) for x in (ids, lengths - 1))
             return source, self.fast.prefill(slots, *inputs)
-        keep, which = np.unique(lengths - 1, return_inverse=True)
-        at = torch.arange(ids.shape[1], device=self.device).expand(len(prompts), -1)
+        keep, which = np.unique(lengths - 1 - begun, return_inverse=True)
+        at = begun + torch.arange(ids.shape[1], device=self.device).expand(len(prompts), -1)
         logits = self.model(
             input_ids=torch.from_numpy(ids).to(self.device),
             position_ids=at,
@@ -247,6 +183,13 @@ class Sampler:
         ).logits
         rows = torch.arange(len(prompts), device=self.device)
         return source, logits[rows, torch.from_numpy(which).to(self.device)]
+
+    def _begin(self, slots: KVCache, prompts: Sequence[Ints], shortest: int) -> None:
+        """Prefill once what all prompts begin with, such as a system prompt, from ``shortest`` tokens on."""
+        tokens = common_beginning(prompts) if len(prompts) > 1 else 0
+        if tokens >= shortest:
+            source, _ = self._prefill_part(slots, [prompts[0][:tokens]])
+            slots.begin(source, tokens)
 
     def _decode(self, slots: KVCache, token: torch.Tensor, length: Ints) -> torch.Tensor:
         at = slots.decode(length, self.device)
@@ -285,7 +228,7 @@ class Sampler:
                     "this model's tokenizer?"
                 )
         stop_ids = (*self.stop_ids, *config.stop_ids)
-        book = _SamplingState(requests, config, stop_ids, self.tokenizer, self.positions)
+        book = SamplingState(requests, config, stop_ids, self.tokenizer, self.positions)
         if not book.owner:
             return book.results()
         with (
@@ -302,7 +245,7 @@ class Sampler:
         return book.results()
 
     def _waiting(
-        self, slots: KVCache, requests: Sequence[Request], batch: list[int], book: _SamplingState
+        self, slots: KVCache, requests: Sequence[Request], batch: list[int], book: SamplingState
     ) -> list[_Waiting]:
         """Prefill some requests and return their completions, ready to enter."""
         source, logits = self._prefill(slots, [requests[r].prompt for r in batch])
@@ -313,7 +256,7 @@ class Sampler:
         ]
 
     def _run(
-        self, requests: Sequence[Request], book: _SamplingState, progress: Progress | None
+        self, requests: Sequence[Request], book: SamplingState, progress: Progress | None
     ) -> None:
         total = len(book.owner)
         size = min(book.config.slots, total)
@@ -322,6 +265,7 @@ class Sampler:
             slots: KVCache = SharedPromptCache(size, new)
         else:
             slots = KVCache(size, longest_prompt + new)
+        self._begin(slots, [r.prompt for r in requests if r.n > 0], SHORTEST_BEGINNING)
         # Prompts of similar length share a prefill with little padding.
         order = sorted(range(len(requests)), key=lambda r: -len(requests[r].prompt))
         pending = deque(r for r in order if requests[r].n > 0)
@@ -367,7 +311,7 @@ class Sampler:
                     progress(book.done, total)
 
     def _run_plain(
-        self, requests: Sequence[Request], book: _SamplingState, progress: Progress | None
+        self, requests: Sequence[Request], book: SamplingState, progress: Progress | None
     ) -> None:
         by_length: dict[int, list[int]] = defaultdict(list)
         for item, (r, _) in enumerate(book.owner):
