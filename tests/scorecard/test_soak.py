@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -42,11 +42,27 @@ def test_a_small_leak_is_told_from_a_cache_that_fills(leak: float, noticed: bool
     assert (growth >= soak.SLOPE) == noticed and growth == pytest.approx(leak)
 
 
+@pytest.mark.parametrize(("steps", "most"), [(5, 300.0), (500, soak.GROWTH)], ids=["short", "long"])
+def test_files_open_for_a_moment_are_told_from_a_leak(steps: int, most: float) -> None:
+    """Over a few looks both can have the same slope."""
+
+    def found(descriptors: Sequence[int]) -> list[str]:
+        rows = [
+            {"pid": 1, "step": i * steps, "age": i * steps, "rss_mb": 500.0, "threads": 9, "children": 0}
+            | {"descriptors": 30 + number}
+            for i, number in enumerate(descriptors)
+        ]  # fmt: skip
+        return soak.growth(rows, settled=10, most=most)[1]
+
+    assert found([0, 0, 0, 0, 5]) == []
+    assert ["descriptors" in leak for leak in found([0, 5, 10, 15, 20])] == [True]
+
+
 @pytest.mark.slow
 def test_a_slice_completes(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     soak.prepare(tmp_path, 60, 15, seed=1)
     starts = soak.run(tmp_path)
-    # A leak at each step is 1,000 per 1,000; a connection to the judge that opens late is 25 over 40 steps.
+    # A leak at each step is 1,000 per 1,000 steps.
     figures = soak.judge(tmp_path, 60, settled=10, most=300.0)
     record_property("starts", starts)
     # Memory needs a longer run: see make soak.
