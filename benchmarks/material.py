@@ -176,27 +176,42 @@ def pairs(root: Path, vocabulary: int, count: int, longest: int = 1024) -> tuple
     return cut, f"{about}, {len(lines)} rows of at most {longest} tokens"
 
 
-def demonstrations(root: Path, vocabulary: int, count: int) -> tuple[Path, str]:
-    """The chosen answers as ``prompt`` and ``completion``."""
+def system_prompt(vocabulary: int, length: int) -> str:
+    """Made-up text of ``length`` tokens before a prompt, always the same; empty for 0."""
+    ids = np.random.default_rng(2).integers(len(SPECIAL), vocabulary, length).tolist()
+    return said(ids) + " " if length else ""
+
+
+def demonstrations(root: Path, vocabulary: int, count: int, system: int = 0) -> tuple[Path, str]:
+    """The chosen answers as ``prompt`` and ``completion``, after a system prompt of ``system`` tokens."""
     source, about = pairs(root, vocabulary, count)
-    path = root / f"demonstrations-{source.stem}.jsonl"
+    path = root / f"demonstrations-{source.stem}{_with(system)}.jsonl"
     if not path.is_file():
         rows = [json.loads(x) for x in source.read_text(encoding="utf-8").splitlines()]
-        examples = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows]
+        before = system_prompt(vocabulary, system)
+        examples = [{"prompt": before + r["prompt"], "completion": r["chosen"]} for r in rows]
         path.write_text("".join(json.dumps(r) + "\n" for r in examples), encoding="utf-8")
-    return path, about
+    return path, about + (f" after one system prompt of {system} tokens" if system else "")
 
 
-def prompts(root: Path, vocabulary: int, count: int, length: int) -> tuple[Path, str]:
-    """Made-up prompts of exactly ``length`` tokens."""
-    path = root / f"prompts-{vocabulary}-{count}-{length}.jsonl"
+def prompts(
+    root: Path, vocabulary: int, count: int, length: int, system: int = 0
+) -> tuple[Path, str]:
+    """Made-up prompts of exactly ``length`` tokens, after a system prompt of ``system`` tokens."""
+    path = root / f"prompts-{vocabulary}-{count}-{length}{_with(system)}.jsonl"
     if not path.is_file():
         rng = np.random.default_rng(1)
         root.mkdir(parents=True, exist_ok=True)
         rows = rng.integers(len(SPECIAL), vocabulary, (count, length)).tolist()
-        text = "".join(json.dumps({"prompt": said(r)}) + "\n" for r in rows)
+        before = system_prompt(vocabulary, system)
+        text = "".join(json.dumps({"prompt": before + said(r)}) + "\n" for r in rows)
         path.write_text(text, encoding="utf-8")
-    return path, f"synthetic, {count} prompts of {length} tokens"
+    about = f"synthetic, {count} prompts of {length} tokens"
+    return path, about + (f" after one system prompt of {system} tokens" if system else "")
+
+
+def _with(system: int) -> str:
+    return f"-system{system}" if system else ""
 
 
 def reward(prompts: list[str], completions: list[str], **_: object) -> list[float]:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.revisions --than v1``: this checkout beside another revision, SFT or GRPO.
+"""``python -m benchmarks.revisions --than v1``: this checkout beside another revision: SFT, GRPO or sampling.
 
 The other revision is checked out into ``runs/revisions``. Both run in turn with the same packages.
 """
@@ -32,17 +32,23 @@ def main() -> None:
     """See the module."""
     parser = flags("this checkout beside another revision")
     parser.add_argument("--than", required=True, help="revision to compare with")
-    parser.add_argument("--kind", default="sft", choices=["sft", "grpo"])
+    parser.add_argument("--kind", default="sft", choices=["sft", "grpo", "sampler"])
     parser.add_argument("--batch", type=int, default=16, help="rows per optimiser step of SFT")
     rows.grpo_flags(parser, new=64)
+    rows.sampler_flags(parser)
+    rows.system_flag(parser)
     args = parser.parse_args()
     other = checkout(args.than)
     if args.kind == "grpo":
         job, _, about = rows.grpo_sides(args)
+    elif args.kind == "sampler":
+        job, about = rows.sampler_side(args)
     else:
         job, about = rows.sft_side(args)
+    system = f"-system{args.system}" if args.system else ""
     result: Result = compare(
-        f"revisions-{args.kind}-{args.model}", "token" if args.kind == "sft" else "completion", job, job,
+        f"revisions-{args.kind}-{args.model}{system}",
+        "completion" if args.kind == "grpo" else "token", job, job,
         args=args, peer_name=other.name, root=other, about=about, target=0.97,
     )  # fmt: skip
     result.show(args.folder)

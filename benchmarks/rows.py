@@ -97,7 +97,9 @@ def sft_side(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     spec = settings(args)
     model, vocabulary = _model(args)
     count = spec["steps"] * args.batch
-    data, about = material.demonstrations(Path(args.folder) / "material", vocabulary, count)
+    folder = Path(args.folder) / "material"
+    system = getattr(args, "system", 0)
+    data, about = material.demonstrations(folder, vocabulary, count, system)
     spec |= {
         "kind": "sft", "model": model, "data": str(data), "batch": args.batch,
         "job": "benchmarks.ours:Train",
@@ -137,12 +139,25 @@ def grpo_flags(parser: argparse.ArgumentParser, new: int) -> None:
     parser.add_argument("--new", type=int, default=new, help="new tokens at most")
 
 
+def sampler_flags(parser: argparse.ArgumentParser) -> None:
+    """What the rows of the sampler take beside ``grpo_flags``."""
+    parser.add_argument("--requests", type=int, default=128, help="prompts")
+    parser.add_argument("--ragged", action="store_true", help="8 to 256 new tokens instead")
+    parser.add_argument("--slots", type=int, default=128, help="rows decoded at once")
+
+
+def system_flag(parser: argparse.ArgumentParser) -> None:
+    """For rows that can begin with the same tokens."""
+    parser.add_argument("--system", type=int, default=0, help="tokens that all prompts begin with")
+
+
 def grpo_sides(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], str]:
     """What ours and TRL's GRPO are asked to do, and in words."""
     spec = settings(args)
     model, vocabulary = _model(args)
     folder = Path(args.folder) / "material"
-    data, about = material.prompts(folder, vocabulary, max(64, 8 * args.prompts), args.prompt)
+    count, system = max(64, 8 * args.prompts), getattr(args, "system", 0)
+    data, about = material.prompts(folder, vocabulary, count, args.prompt, system)
     spec |= {
         "model": model, "data": str(data), "prompts": args.prompts, "group": args.group,
         "new": args.new, "slots": args.prompts * args.group,
@@ -213,28 +228,33 @@ def vllm_python() -> str:
     raise Absent(f"vLLM has no environment here ({path}); make vllm-env, or set TRIMTAB_VLLM")
 
 
-def sampler(args: argparse.Namespace) -> Result:
-    """Our sampler against ``generate`` or vLLM on the same requests."""
+def sampler_side(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """What a sampler is asked to do, and in words."""
     spec = settings(args)
     model, vocabulary = _model(args)
     folder = Path(args.folder) / "material"
-    data, about = material.prompts(folder, vocabulary, args.requests, args.prompt)
+    data, about = material.prompts(folder, vocabulary, args.requests, args.prompt, args.system)
     low, high = (8, 256) if args.ragged else (args.new, args.new)
     spec |= {
         "model": model, "data": str(data), "low": low, "high": high, "n": args.group,
-        "slots": args.slots,
+        "slots": args.slots, "job": "benchmarks.ours:Sampling",
     }  # fmt: skip
+    return spec, f"{about}, {args.group} completions each, {low} to {high} tokens"
+
+
+def sampler(args: argparse.Namespace) -> Result:
+    """Our sampler against ``generate`` or vLLM on the same requests."""
+    spec, about = sampler_side(args)
     engine = args.peer
     if engine == "vllm":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     kind = "ragged" if args.ragged else "equal"
+    name = f"sampler-{kind}-{engine}" + (f"-system{args.system}" if args.system else "")
     python = vllm_python() if engine == "vllm" and not args.ours_only else None
     return compare(
-        named(f"sampler-{kind}-{engine}", args), "token",
-        spec | {"job": "benchmarks.ours:Sampling"},
+        named(name, args), "token", spec,
         spec | {"job": "benchmarks.engines:" + ("VLLM" if engine == "vllm" else "Generate")},
-        args=args, peer_name=engine, python=python,
-        about=f"{about}, {args.group} completions each, {low} to {high} tokens",
-        target=target_of(args, "sampler", "vllm" if engine == "vllm" else kind),
+        args=args, peer_name=engine, python=python, about=about,
+        target=None if args.system else target_of(args, "sampler", "vllm" if engine == "vllm" else kind),
     )  # fmt: skip

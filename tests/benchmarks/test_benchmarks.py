@@ -76,6 +76,23 @@ def test_a_row_runs_and_reaches_the_page(
     assert old_row in text and "| bare-sft-1m | old |" not in text, "rows of earlier runs stay"
 
 
+def test_rows_with_a_system_prompt_begin_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(material, "DATA", tmp_path / "none")
+    plain, _ = material.prompts(tmp_path, 500, 5, 8)
+    begun, about = material.prompts(tmp_path, 500, 5, 8, system=20)
+    texts, _ = material.demonstrations(tmp_path, 500, 5, system=20)
+    before = material.system_prompt(500, 20)
+    assert plain != begun and "system prompt of 20 tokens" in about and len(before.split()) == 20
+
+    def of(path: Path) -> list[str]:
+        return [json.loads(x)["prompt"] for x in path.read_text(encoding="utf-8").splitlines()]
+
+    assert of(begun) == [before + p for p in of(plain)]
+    assert all(p.startswith(before) for p in of(texts))
+
+
 @pytest.mark.slow
 def test_a_missing_peer_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
