@@ -185,7 +185,7 @@ def system_prompt(vocabulary: int, length: int) -> str:
 def demonstrations(root: Path, vocabulary: int, count: int, system: int = 0) -> tuple[Path, str]:
     """The chosen answers as ``prompt`` and ``completion``, after a system prompt of ``system`` tokens."""
     source, about = pairs(root, vocabulary, count)
-    path = root / f"demonstrations-{source.stem}{_with(system)}.jsonl"
+    path = root / f"demonstrations-{source.stem}{system_suffix(system)}.jsonl"
     if not path.is_file():
         rows = [json.loads(x) for x in source.read_text(encoding="utf-8").splitlines()]
         before = system_prompt(vocabulary, system)
@@ -198,7 +198,7 @@ def prompts(
     root: Path, vocabulary: int, count: int, length: int, system: int = 0
 ) -> tuple[Path, str]:
     """Made-up prompts of exactly ``length`` tokens, after a system prompt of ``system`` tokens."""
-    path = root / f"prompts-{vocabulary}-{count}-{length}{_with(system)}.jsonl"
+    path = root / f"prompts-{vocabulary}-{count}-{length}{system_suffix(system)}.jsonl"
     if not path.is_file():
         rng = np.random.default_rng(1)
         root.mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,8 @@ def prompts(
     return path, about + (f" after one system prompt of {system} tokens" if system else "")
 
 
-def _with(system: int) -> str:
+def system_suffix(system: int) -> str:
+    """Part of a name for rows with a system prompt of so many tokens; empty for 0."""
     return f"-system{system}" if system else ""
 
 

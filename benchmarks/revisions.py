@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from benchmarks import rows
+from benchmarks import material, rows
 from benchmarks.turns import ROOT, Result, compare, flags
 
 
@@ -45,9 +45,8 @@ def main() -> None:
         job, about = rows.sampler_side(args)
     else:
         job, about = rows.sft_side(args)
-    system = f"-system{args.system}" if args.system else ""
     result: Result = compare(
-        f"revisions-{args.kind}-{args.model}{system}",
+        f"revisions-{args.kind}-{args.model}{material.system_suffix(args.system)}",
         "completion" if args.kind == "grpo" else "token", job, job,
         args=args, peer_name=other.name, root=other, about=about, target=0.97,
     )  # fmt: skip

@@ -250,7 +250,7 @@ def sampler(args: argparse.Namespace) -> Result:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     kind = "ragged" if args.ragged else "equal"
-    name = f"sampler-{kind}-{engine}" + (f"-system{args.system}" if args.system else "")
+    name = f"sampler-{kind}-{engine}{material.system_suffix(args.system)}"
     python = vllm_python() if engine == "vllm" and not args.ours_only else None
     return compare(
         named(name, args), "token", spec,
