@@ -28,7 +28,7 @@ from trimtab.data import formats, load_tokenizer
 from trimtab.data.sources import Rows
 from trimtab.errors import UserError
 from trimtab.rollout import recorder
-from trimtab.sample import sampler
+from trimtab.sample import sampling_state
 
 pytestmark = pytest.mark.slow
 
@@ -80,12 +80,12 @@ def test_17_padding_that_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_18_another_log_prob(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = sampler.draw
+    draw = sampling_state.draw
 
     def sharper(logits: torch.Tensor, u: torch.Tensor, config: Any) -> Any:
         return draw(logits * 1.001, u, config)
 
-    monkeypatch.setattr(sampler, "draw", sharper)
+    monkeypatch.setattr(sampling_state, "draw", sharper)
     assert notices(test_sampler.test_logp_equals_full_forward, "llama")
 
 
