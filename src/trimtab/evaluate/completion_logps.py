@@ -13,26 +13,36 @@ from trimtab.sample.draw import SamplingConfig
 from trimtab.types import Group
 
 
-@torch.no_grad()
 def summed_logps(lm: LM, groups: Sequence[Group], budget: int, temperature: float) -> list[float]:
     """Log-probability of each completion, nats, in the order of ``groups``."""
-    logps: dict[int, float] = {}
+    return _summed_logps(lm, groups, budget, (temperature or 1.0,))[0]
+
+
+@torch.no_grad()
+def _summed_logps(
+    lm: LM, groups: Sequence[Group], budget: int, temperatures: Sequence[float]
+) -> list[list[float]]:
+    """As ``summed_logps``, at each of several temperatures; they share the forward."""
+    logps: list[dict[int, float]] = [{} for _ in temperatures]
     for pack in packs(groups, budget, share=lm.exact):
         on = pack.to(lm.device)
-        logp, _ = lm.logps(lm.states(on), on, temperature or 1.0, entropy=False)
-        sums = torch.zeros(len(pack.last_B)).index_add(0, pack.owner_C, logp.cpu())
+        states = lm.states(on)
         completions = [x for g in pack.groups for x in g.completions]
-        logps.update({id(x): float(s) for x, s in zip(completions, sums, strict=True)})
-    return [logps[id(x)] for g in groups for x in g.completions]
+        for at, temperature in zip(logps, temperatures, strict=True):
+            logp, _ = lm.logps(states, on, temperature, entropy=False)
+            sums = torch.zeros(len(pack.last_B)).index_add(0, pack.owner_C, logp.cpu())
+            at.update({id(x): float(s) for x, s in zip(completions, sums, strict=True)})
+    return [[at[id(x)] for g in groups for x in g.completions] for at in logps]
 
 
 class Distance(NamedTuple):
     """How far completions are from other models: one number per completion, in the order of the groups."""
 
     log_ratio: npt.NDArray[np.float64] | None
-    """log policy - log baseline, nats; None for the baseline itself."""
+    """log policy - log baseline at the temperature of sampling, nats; None for the baseline itself."""
     nll: npt.NDArray[np.float64]
-    """Negative log-likelihood under the model that judges fluency, nats."""
+    """Negative log-likelihood under the model that judges fluency, nats, at temperature 1: at a lower one
+    every unlikely token would count for more, and figures of different temperatures would not compare."""
     tokens: npt.NDArray[np.int64]
 
     @property
@@ -64,11 +74,15 @@ def distance(
         budget: Tokens per forward at most.
         sampling: How they were sampled.
     """
-    temperature = sampling.temperature
-    reference = np.asarray(summed_logps(baseline, groups, budget, temperature))
-    fluency = reference
+    temperature = sampling.temperature or 1.0
     if fluent is not baseline:
-        fluency = np.asarray(summed_logps(fluent, groups, budget, temperature))
+        reference = np.asarray(summed_logps(baseline, groups, budget, temperature))
+        fluency = np.asarray(summed_logps(fluent, groups, budget, 1.0))
+    elif temperature == 1.0:
+        reference = fluency = np.asarray(summed_logps(baseline, groups, budget, 1.0))
+    else:
+        both = _summed_logps(baseline, groups, budget, (temperature, 1.0))
+        reference, fluency = (np.asarray(x) for x in both)
     completions = [x for g in groups for x in g.completions]
     log_ratio = None
     if lm is not baseline:

@@ -23,8 +23,8 @@ class ModelResult:
     kl: float | None
     """KL to the baseline, nats per completion; None for the baseline and for other decoding."""
     nll: float | None
-    """Negative log-likelihood of its completions under ``fluency`` (the baseline), nats per token: how
-    far they are from fluent text; None for other decoding."""
+    """Negative log-likelihood of its completions under ``fluency`` (the baseline) at temperature 1, nats
+    per token: how far they are from fluent text; None for other decoding."""
     win_rate: Estimate
     """Share of prompts won against the baseline, ties half."""
     win_rate_length_controlled: Estimate
