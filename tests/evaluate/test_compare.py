@@ -63,8 +63,10 @@ def test_a_run_as_a_command(base: Path, command: str, capsys: pytest.CaptureFixt
     assert summary["T=0.3"]["style"]["distinct_2"] <= summary["last"]["style"]["distinct_2"] + 0.1
     html = (run / "compare" / "compare.html").read_text()
     assert "Side by side" in html and "default-src &#39;none&#39;" in html and "<script" not in html
+    assert f">{summary['last']['nll']:.2f}</td>" in html and "KL to the baseline" in html
     printed = capsys.readouterr()
     assert "at equal length" in printed.out
+    assert f"NLL {summary['last']['nll']:.2f} nats per token" in printed.out
     assert ("is now 'compare'" in printed.err) == (command == "side_by_side")
 
 

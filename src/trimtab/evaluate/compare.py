@@ -358,6 +358,8 @@ def _report(first: str, name: str, baseline: str, result: ModelResult) -> None:
         )
     if result.kl is not None:
         parts.append(f"KL {result.kl:.2f} nats per completion")
+    if result.nll is not None:
+        parts.append(f"NLL {result.nll:.2f} nats per token")
     log.info("%s: %s", name, ", ".join(parts))
     for reward, count in result.failed.items():
         if count:

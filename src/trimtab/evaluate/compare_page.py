@@ -138,6 +138,14 @@ def _table(results: Mapping[str, ModelResult]) -> Table:
         ("Truncated", *(f"{r.truncated:.0%}" for r in every)),
         ("Win rate", *(_percent(r.win_rate) for r in every)),
         ("Win rate at equal length", *(_percent(r.win_rate_length_controlled) for r in every)),
+        (
+            "KL to the baseline (nats per completion)",
+            *("" if r.kl is None else number(r.kl) for r in every),
+        ),
+        (
+            "Fluency: NLL (nats per token)",
+            *("" if r.nll is None else f"{r.nll:.2f}" for r in every),
+        ),
     ]
     rows += [(f"pass@{k}", *(_percent(r.pass_at[k]) for r in every)) for k in every[0].pass_at]
     if any(any(r.failed.values()) for r in every):
