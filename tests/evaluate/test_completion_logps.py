@@ -74,11 +74,8 @@ def test_the_distance_of_what_a_model_sampled(tmp_path: Path, sampling: Sampling
     np.testing.assert_allclose(far.log_ratio, expected, atol=1e-3)
     assert far.kl is not None and abs(far.kl) > 1e-3
     assert distance(start, start, start, groups, 64, sampling).log_ratio is None
-    for judge in (
-        start,
-        lm,
-    ):  # the baseline, and another model: likelihoods are those at temperature 1
-        fluency = distance(lm, start, judge, groups, 64, sampling).nll
-        np.testing.assert_allclose(
-            fluency, -np.array(summed_logps(judge, groups, 64, 1.0)), rtol=1e-5
-        )
+    # Fluency, under the baseline or another model, is the likelihood at temperature 1.
+    for judge in (start, lm):
+        judged = distance(lm, start, judge, groups, 64, sampling)
+        plain = -np.array(summed_logps(judge, groups, 64, 1.0))
+        np.testing.assert_allclose(judged.nll, plain, rtol=1e-5)

@@ -15,24 +15,26 @@ from trimtab.types import Group
 
 def summed_logps(lm: LM, groups: Sequence[Group], budget: int, temperature: float) -> list[float]:
     """Log-probability of each completion, nats, in the order of ``groups``."""
-    return _summed_logps(lm, groups, budget, (temperature or 1.0,))[0]
+    temperature = temperature or 1.0
+    return _summed_logps(lm, groups, budget, {temperature})[temperature]
 
 
 @torch.no_grad()
 def _summed_logps(
-    lm: LM, groups: Sequence[Group], budget: int, temperatures: Sequence[float]
-) -> list[list[float]]:
-    """As ``summed_logps``, at each of several temperatures; they share the forward."""
-    logps: list[dict[int, float]] = [{} for _ in temperatures]
+    lm: LM, groups: Sequence[Group], budget: int, temperatures: set[float]
+) -> dict[float, list[float]]:
+    """As ``summed_logps``, by temperature; all temperatures share the forward."""
+    logps: dict[float, dict[int, float]] = {t: {} for t in temperatures}
     for pack in packs(groups, budget, share=lm.exact):
         on = pack.to(lm.device)
         states = lm.states(on)
         completions = [x for g in pack.groups for x in g.completions]
-        for at, temperature in zip(logps, temperatures, strict=True):
+        for temperature, by_completion in logps.items():
             logp, _ = lm.logps(states, on, temperature, entropy=False)
             sums = torch.zeros(len(pack.last_B)).index_add(0, pack.owner_C, logp.cpu())
-            at.update({id(x): float(s) for x, s in zip(completions, sums, strict=True)})
-    return [[at[id(x)] for g in groups for x in g.completions] for at in logps]
+            pairs = zip(completions, sums, strict=True)
+            by_completion.update({id(x): float(s) for x, s in pairs})
+    return {t: [of[id(x)] for g in groups for x in g.completions] for t, of in logps.items()}
 
 
 class Distance(NamedTuple):
@@ -75,14 +77,12 @@ def distance(
         sampling: How they were sampled.
     """
     temperature = sampling.temperature or 1.0
-    if fluent is not baseline:
+    if fluent is baseline:
+        by_temperature = _summed_logps(baseline, groups, budget, {temperature, 1.0})
+        reference, fluency = (np.asarray(by_temperature[t]) for t in (temperature, 1.0))
+    else:
         reference = np.asarray(summed_logps(baseline, groups, budget, temperature))
         fluency = np.asarray(summed_logps(fluent, groups, budget, 1.0))
-    elif temperature == 1.0:
-        reference = fluency = np.asarray(summed_logps(baseline, groups, budget, 1.0))
-    else:
-        both = _summed_logps(baseline, groups, budget, (temperature, 1.0))
-        reference, fluency = (np.asarray(x) for x in both)
     completions = [x for g in groups for x in g.completions]
     log_ratio = None
     if lm is not baseline:
