@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from trimtab.errors import ConfigError, DataError
 from trimtab.questions import claim
-from trimtab.questions.claim import Claim, Settings, load_claims, load_settings
+from trimtab.questions.claim import Claim, Settings, Tuning, load_claims, load_settings
 
 ENTRY: dict[str, Any] = {
     "id": "5.2", "metric": "gain", "arm": "ppo", "versus": "reinforce", "direction": 1,
@@ -79,17 +80,36 @@ def test_sizes_scale_down_to_their_floors() -> None:
 
 
 def test_tuning_seeds_are_never_reported() -> None:
-    tuning = {"rates": [1e-4], "metric": "gold"}
+    tuning = {"rates": [1e-4, 2e-4], "metric": "gold"}
     with pytest.raises(ValueError, match=r"\[100\] are tuning seeds"):
         Settings.model_validate({**ARMS, "seeds": [0, 100], "tuning": tuning})
     wrong = {"ppo": {"lr": 1.0}, "reinforce": {}}
-    with pytest.raises(ValueError, match="lr is none of"):
+    with pytest.raises(ValueError, match="no tuning over"):
         Settings.model_validate({**ARMS, "arms": wrong, "tuning": tuning})
+
+
+def test_the_grid_of_rates_grows_while_its_edge_is_best() -> None:
+    tuning = Tuning(rates=(1e-4, 2e-4, 4e-4), metric="gold")
+
+    def chosen(peak: float) -> tuple[float, list[float]]:
+        means = {rate: -abs(math.log2(rate / peak)) for rate in tuning.rates}
+        while (rate := tuning.next_rate(means)) is not None:
+            assert rate not in means and rate in tuning.possible
+            means[rate] = -abs(math.log2(rate / peak))
+        return tuning.best(means), sorted(set(means) - set(tuning.rates))
+
+    assert chosen(2e-4) == (2e-4, [])
+    assert chosen(4e-4) == (4e-4, [8e-4])
+    assert chosen(8e-4) == (8e-4, [8e-4, 1.6e-3])
+    assert chosen(1.0) == (1.6e-3, [8e-4, 1.6e-3])
+    assert chosen(1e-4) == (1e-4, [5e-5])
+    arms = {"ppo": {"lr": 8e-4}, "reinforce": {}}
+    Settings.model_validate({**ARMS, "arms": arms, "tuning": tuning.model_dump()})
 
 
 def test_arms_without_a_learning_rate_are_not_tuned() -> None:
     arms = {"ppo": {"lr": 1e-4}, "twice": {"rate_of": "ppo", "factor": 2}}
-    tuning = {"rates": [1e-4], "metric": "gold"}
+    tuning = {"rates": [1e-4, 2e-4], "metric": "gold"}
     assert Settings.model_validate({**ARMS, "arms": arms, "tuning": tuning}).tuned == ("ppo",)
 
 

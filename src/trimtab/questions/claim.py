@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 LANGUAGES = ("en", "zh")
 FROZEN = "frozen.json"
 YAML = "q[0-9][0-9].yaml"
+_MORE_RATES = 2
 
 
 class Paper(Config):
@@ -121,9 +122,35 @@ class Tuning(Config):
 
     seeds: tuple[int, ...] = (100, 101, 102)
     """Never reported."""
-    rates: tuple[float, ...] = Field(min_length=1)
+    rates: tuple[float, ...] = Field(min_length=2)
+    """Tried first. While the best rate is the lowest or the highest tried, half or twice it is tried too."""
     metric: str
     """Whose mean over the seeds is highest at the chosen rate."""
+
+    def best(self, means: Mapping[float, float]) -> float:
+        """The rate with the highest mean; of equal ones the one that was tried first."""
+        return max(means, key=lambda rate: means[rate])
+
+    def next_rate(self, means: Mapping[float, float]) -> float | None:
+        """The rate to try next, or None: the best lies between others, or two more than ``rates`` were tried.
+
+        >>> Tuning(rates=(1e-4, 2e-4, 4e-4), metric="gold").next_rate({1e-4: 0.5, 2e-4: 0.6, 4e-4: 0.7})
+        0.0008
+        """
+        best = self.best(means)
+        if len(means) >= len(self.rates) + _MORE_RATES or min(means) < best < max(means):
+            return None
+        return best / 2 if best == min(means) else best * 2
+
+    @property
+    def possible(self) -> tuple[float, ...]:
+        """All rates that ``next_rate`` can reach."""
+        powers = [2.0**k for k in range(1, _MORE_RATES + 1)]
+        return (
+            *self.rates,
+            *(min(self.rates) / p for p in powers),
+            *(max(self.rates) * p for p in powers),
+        )
 
 
 class Settings(Config):
@@ -157,8 +184,10 @@ class Settings(Config):
             if overlap := set(self.seeds) & set(self.tuning.seeds):
                 raise ValueError(f"seeds {sorted(overlap)} are tuning seeds: report other ones")
             rates = {arm: self.arms[arm]["lr"] for arm in self.tuned}
-            if wrong := {a: lr for a, lr in rates.items() if lr not in self.tuning.rates}:
-                raise ValueError(f"arms: lr is none of tuning.rates: {wrong}")
+            if wrong := {a: lr for a, lr in rates.items() if lr not in self.tuning.possible}:
+                raise ValueError(
+                    f"arms: no tuning over {self.tuning.rates} chooses these rates: {wrong}"
+                )
         return self
 
     @property

@@ -319,23 +319,29 @@ def tune(number: int, out: Path, *, seeds: Sequence[int] = (), size: float = 1.0
     seeds, folder = tuple(seeds) or tuning.seeds, out / f"{number}-tuning"
     if wrong := sorted(set(seeds) - set(tuning.seeds)):
         raise ConfigError(f"--seeds: {wrong} are not among the tuning seeds {list(tuning.seeds)}")
+    means: dict[str, dict[float, float]] = {arm: {} for arm in settings.tuned}
+    to_try = {(arm, lr) for arm in settings.tuned for lr in tuning.rates}
     jobs = [_start_job(out, number, seed, size) for seed in seeds]
-    cells = {
-        (arm, lr): [_arm_job(folder, number, seed, size, arm, lr) for seed in seeds]
-        for arm in settings.tuned
-        for lr in tuning.rates
+    while to_try:
+        cells = {
+            (arm, lr): [_arm_job(folder, number, seed, size, arm, lr) for seed in seeds]
+            for arm, lr in sorted(to_try)
+        }
+        jobs += [job for of_cell in cells.values() for job in of_cell]
+        _run(jobs, folder, workers, 60 * settings.minutes * len(seeds) * len(tuning.rates) * size)
+        for (arm, lr), of_cell in cells.items():
+            values = [
+                read_object(folder / job.key / RESULT)["measures"][tuning.metric]["value"]
+                for job in of_cell
+            ]
+            means[arm][lr] = float(np.mean(values))
+        to_try = {
+            (arm, lr) for arm, tried in means.items() if (lr := tuning.next_rate(tried)) is not None
+        }
+    best = {arm: tuning.best(tried) for arm, tried in means.items()}
+    table = {
+        arm: {f"{lr:g}": mean for lr, mean in sorted(tried.items())} for arm, tried in means.items()
     }
-    jobs += [j for of_cell in cells.values() for j in of_cell]
-    minutes = settings.minutes * len(seeds) * len(tuning.rates)
-    _run(jobs, folder, workers, 60 * minutes * size)
-    means = {
-        cell: float(
-            np.mean([read_object(folder / j.key / RESULT)["measures"][tuning.metric]["value"] for j in of_cell])
-        )
-        for cell, of_cell in cells.items()
-    }  # fmt: skip
-    best = {a: max(tuning.rates, key=lambda lr: means[a, lr]) for a in settings.tuned}
-    table = {a: {f"{lr:g}": means[a, lr] for lr in tuning.rates} for a in settings.tuned}
     text = to_json({"seeds": list(seeds), tuning.metric: table, "lr": best}, indent=1)
     write_atomic(folder / "tuning.json", (text + "\n").encode())
     return best
