@@ -17,7 +17,7 @@ from trimtab.cli.main import main as cli
 from trimtab.errors import ConfigError, DataError
 from trimtab.launch.commands import COMMANDS, METHOD_VERBS
 from trimtab.questions import claim as registry
-from trimtab.questions import experiment, page
+from trimtab.questions import experiment, page, page_files
 from trimtab.questions.measure import ArmResult, Measure, over_prompts
 
 CITATION = re.compile(r"arXiv:\d{4}\.\d{5}")
@@ -82,10 +82,10 @@ def test_every_claim_has_a_sentence_for_each_verdict(number: int) -> None:
 def test_pages_are_generated_byte_equal(tmp_path: Path, number: int, seeds: int) -> None:
     experiment.write_result(tmp_path, planted(number, seeds))
     for language in registry.LANGUAGES:
-        page.write(tmp_path, language)
+        page_files.write(tmp_path, language)
         names = ("answer.md", "answer.html", "answer.svg")
         before = {name: (tmp_path / name).read_bytes() for name in names}
-        page.write(tmp_path, language)
+        page_files.write(tmp_path, language)
         assert before == {name: (tmp_path / name).read_bytes() for name in names}
         result = experiment.read_result(tmp_path)
         markdown, html = before["answer.md"].decode(), before["answer.html"].decode()
@@ -112,13 +112,13 @@ def test_a_page_says_what_the_verdict_is_and_not_what_was_expected(tmp_path: Pat
 def test_guesses_are_shown_beside_the_verdicts(tmp_path: Path) -> None:
     written = page.Writer(planted(6, 1), {}, {"6.2b": "fails"}, "zh").page()
     assert [r.guess for r in written.rows if r.guess] == ["在此不成立"]
-    assert "你的猜测" in page.to_markdown(written, "answer.svg")
-    assert "你的猜测" in page.to_html(written)
+    assert "你的猜测" in page_files.to_markdown(written, "answer.svg")
+    assert "你的猜测" in page_files.to_html(written)
 
 
 def test_text_is_escaped() -> None:
     written = page.Writer(planted(6, 1), {}, {}, "en").page()
-    html = page.to_html(dataclasses.replace(written, follow_up="<img src=x>"))
+    html = page_files.to_html(dataclasses.replace(written, follow_up="<img src=x>"))
     assert "<img" not in html and "&lt;img src=x&gt;" in html
 
 
@@ -130,7 +130,7 @@ def test_a_missing_value_names_the_text() -> None:
 def test_a_result_of_other_settings_is_refused(tmp_path: Path) -> None:
     experiment.write_result(tmp_path, {**planted(6, 1), "hash": "0" * 12})
     with pytest.raises(DataError, match="other claims or settings"):
-        page.write(tmp_path, "en")
+        page_files.write(tmp_path, "en")
 
 
 @pytest.mark.parametrize("number", QUESTIONS)

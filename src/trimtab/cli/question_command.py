@@ -12,7 +12,7 @@ import yaml
 from trimtab.cli.flags import Arguments, parse
 from trimtab.errors import ConfigError
 from trimtab.questions import claim as registry
-from trimtab.questions import experiment, index, page
+from trimtab.questions import experiment, index, page, page_files
 from trimtab.questions.verdict import LOOKS
 from trimtab.runs import read_object, to_json, write_atomic
 
@@ -26,6 +26,8 @@ USAGE = """trimtab question list | N ... | all [flags]
   --seeds LIST these seeds, as 0,1,2
   --predict    asks for your guess on each claim first, and shows both
   --on RUN     puts the question to a run of your own
+  --pretrained RUN
+               puts the claims of questions 6, 7 and 8 to SmolLM2-135M: RUN is of trimtab run smollm2-questions
   --lang       en or zh: language of the page, the terminal and the guesses
   --size       factor of all sizes, to try an experiment: 0.1
   --workers    processes at once (default: 2, of one thread each)
@@ -35,7 +37,7 @@ USAGE = """trimtab question list | N ... | all [flags]
   --docs DIR   also writes the pages of every language below DIR, for a documentation
   --dry-run    prints what would run, and stops"""
 _SWITCHES = frozenset({"full", "second", "predict", "tune", "page"})
-_VALUES = ("seeds", "on", "lang", "size", "workers", "out", "docs")
+_VALUES = ("seeds", "on", "pretrained", "lang", "size", "workers", "out", "docs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class _Options:
     switches: set[str]
     seeds: tuple[int, ...]
     on: str | None
+    pretrained: str | None
     lang: str
     size: float
     workers: int
@@ -82,8 +85,9 @@ class _Options:
             raise ConfigError("--full and --seeds both name seeds; give one of them")
         out = Path(str(values.get("out", "runs/questions")))
         on = None if values.get("on") is None else str(values["on"])
+        run = None if values.get("pretrained") is None else str(values["pretrained"])
         docs = None if values.get("docs") is None else Path(str(values["docs"]))
-        return cls(arguments.switches, seeds, on, language, size, workers, out, docs)
+        return cls(arguments.switches, seeds, on, run, language, size, workers, out, docs)
 
     def seeds_of(self, number: int) -> tuple[int, ...]:
         """The seeds to run."""
@@ -122,6 +126,14 @@ def main(words: Sequence[str]) -> None:
             return
         print("\n\n".join(on_run.ask(n, Path(options.on)) for n in numbers))
         return
+    if options.pretrained is not None:
+        if "dry-run" in arguments.switches:
+            claims = registry.load_claims(key="pretrained")
+            keys = {n: [c.key for c in claims[n]] for n in numbers}
+            print(f"# claims by question, on {options.pretrained}: {keys}")
+            return
+        _pretrained(numbers, options, Path(options.pretrained))
+        return
     for number in numbers:
         experiment.load(number)
     if "dry-run" in arguments.switches:
@@ -153,6 +165,23 @@ def main(words: Sequence[str]) -> None:
     if options.docs is not None:
         files = index.write_docs(options.out, options.docs)
         print(f"docs: {len(files)} pages below {options.docs}")
+
+
+def _pretrained(numbers: Sequence[int], options: _Options, run: Path) -> None:
+    """Judge the claims that are put to a pretrained model, and print the verdicts."""
+    from trimtab.questions import pretrained
+
+    files = pretrained.write(options.out, numbers, run)
+    words = page.read_text(options.lang)
+    for number, file in zip(numbers, files, strict=True):
+        judged = read_object(file)["claims"]
+        for name, values in judged.items():
+            print(f"{name:<6} {words['questions'][str(number)]['pretrained'][name]}")
+            outcome = words["common"]["outcomes"][values["outcome"]]
+            print(
+                f"       {outcome}: {values['effect']:+.3f} [{values['low']:+.3f}, {values['high']:+.3f}]"
+            )
+        print(f"{file}: shown by trimtab question {number} --page")
 
 
 def _number(word: str) -> int:
@@ -206,7 +235,7 @@ def _predict(number: int, options: _Options) -> None:
 
 def _show(folder: Path, result: experiment.Result, options: _Options) -> None:
     """Print the verdicts and write the pages."""
-    html = page.write(folder, options.lang)
+    html = page_files.write(folder, options.lang)
     shown_page = page.make(folder, options.lang)
     common = page.read_text(options.lang)["common"]
     print(f"\n{shown_page.title}\n")

@@ -228,10 +228,13 @@ def _content(file: Path, mtime_ns: int, size: int) -> dict[str, Any]:
     return read_yaml(file)
 
 
-def load_claims(folder: Path = HERE) -> dict[int, tuple[Claim, ...]]:
-    """Every registered claim by question.
+def load_claims(folder: Path = HERE, key: str = "claims") -> dict[int, tuple[Claim, ...]]:
+    """Every registered claim by question, also where there is none.
 
     An entry's ``conditions`` is a list: the claim is registered under each of them.
+
+    Args:
+        key: Of the list: "claims", or "pretrained" for those that are put to a pretrained model.
 
     Raises:
         ConfigError: an entry is wrong or occurs twice; the claim and the key are named.
@@ -239,7 +242,7 @@ def load_claims(folder: Path = HERE) -> dict[int, tuple[Claim, ...]]:
     claims: dict[int, tuple[Claim, ...]] = {}
     for number, file, values in read_by_question(folder, YAML):
         of_question: list[Claim] = []
-        for place, entry in enumerate(values["claims"], 1):
+        for place, entry in enumerate(values.get(key, []), 1):
             name = f"claim {entry.get('id') or place}"
             entry = dict(entry)
             for condition in entry.pop("conditions", None) or [{}]:
@@ -281,14 +284,14 @@ def check_arms(claims: tuple[Claim, ...], settings: Settings) -> None:
                 )
 
 
-def digest(claims: tuple[Claim, ...], settings: Settings) -> str:
+def digest(claims: tuple[Claim, ...], settings: Settings | None = None) -> str:
     """Hash of what is frozen: claims with their smallest effects, and settings; 12 hex digits.
 
     What is published about a claim, and how long a run takes, may be corrected afterwards.
     """
     frozen = {
         "claims": [c.model_dump(mode="json", exclude={"published"}) for c in claims],
-        "settings": settings.model_dump(mode="json", exclude={"minutes"}),
+        "settings": settings and settings.model_dump(mode="json", exclude={"minutes"}),
     }
     text = json.dumps(frozen, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

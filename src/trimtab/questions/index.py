@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.launch.jobs import RESULT
-from trimtab.questions import experiment, page
+from trimtab.questions import experiment, page, page_files, pretrained
 from trimtab.questions.claim import LANGUAGES
 from trimtab.report.charts import svg_file
-from trimtab.runs import read_object, write_atomic
+from trimtab.runs import write_atomic
 
 ORDER = ("holds", "fails", "depends", "undecided")
 
@@ -86,12 +86,12 @@ def to_markdown(index: Index) -> str:
     """The index as Markdown: a table, then the answers."""
     w = index.words
     lines = [f"# {w['title']}", "", w["about"], ""]
-    lines += [page.table_row([w["question"], *(w[name] for name in ORDER)])]
-    lines += [page.table_row(["---"] * (1 + len(ORDER)))]
+    lines += [page_files.table_row([w["question"], *(w[name] for name in ORDER)])]
+    lines += [page_files.table_row(["---"] * (1 + len(ORDER)))]
     lines += [
-        page.table_row([f"[{e.title}]({e.link})", *map(str, e.counts)]) for e in index.entries
+        page_files.table_row([f"[{e.title}]({e.link})", *map(str, e.counts)]) for e in index.entries
     ]
-    lines += [page.table_row([f"**{w['all']}**", *map(str, index.totals)]), ""]
+    lines += [page_files.table_row([f"**{w['all']}**", *map(str, index.totals)]), ""]
     for e in index.entries:
         lines += [f"## {e.title}", "", e.question, "", e.answer, "", f"[{w['more']}]({e.link})", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
@@ -99,7 +99,7 @@ def to_markdown(index: Index) -> str:
 
 def to_html(index: Index) -> str:
     """The index as one HTML file: no script, no outside request."""
-    return page.render("question_index.html.jinja", index=index, order=ORDER)
+    return page_files.render("question_index.html.jinja", index=index, order=ORDER)
 
 
 def write(out: Path, language: str) -> Path:
@@ -126,7 +126,7 @@ def write_docs(out: Path, docs: Path) -> list[Path]:
     """
     stored = docs / "questions" / "results"
     for folder in results(out) if out.resolve() != stored.resolve() else []:
-        for name in (RESULT, experiment.COST):
+        for name in (RESULT, experiment.COST, pretrained.FILE):
             if (folder / name).is_file():
                 content = (folder / name).read_bytes()
                 write_atomic(stored / folder.name / name, content)
@@ -134,11 +134,10 @@ def write_docs(out: Path, docs: Path) -> list[Path]:
     for language in LANGUAGES:
         place = (docs if language == "en" else docs / language) / "questions"
         for folder in results(stored):
-            cost = read_object(folder / experiment.COST)
-            one = page.Writer(experiment.read_result(folder), cost, {}, language).page()
+            one = page.make(folder, language)
             name = f"{int(folder.name):02}"
             files.append(place / f"{name}.md")
-            write_atomic(files[-1], page.to_markdown(one, f"{name}.svg").encode())
+            write_atomic(files[-1], page_files.to_markdown(one, f"{name}.svg").encode())
             if one.figure is not None:
                 write_atomic(place / f"{name}.svg", svg_file(one.figure).encode())
         files.append(place / "README.md")

@@ -1,4 +1,4 @@
-"""The page of a question, from its ``result.json`` and the text of a language: Markdown, HTML, SVG.
+"""The page of a question, from its ``result.json`` and the text of a language.
 
 A text holds no number of its own: numbers come from the result through placeholders such as
 ``{3.2[trouble=none].effect}`` and ``{arm:beta=0.gold}``.
@@ -6,28 +6,22 @@ A text holds no number of its own: numbers come from the result through placehol
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
-import trimtab.report
 from trimtab.config import read_yaml
 from trimtab.errors import DataError
 from trimtab.questions import claim as registry
-from trimtab.questions import experiment
+from trimtab.questions import experiment, pretrained
 from trimtab.questions.claim import LANGUAGES, Claim
 from trimtab.questions.experiment import Result
-from trimtab.report.charts import Chart, svg_file
-from trimtab.runs import read_object, write_atomic
+from trimtab.report.charts import Chart
+from trimtab.runs import read_object
 
 Text = Mapping[str, Any]
 PREDICTIONS = "predictions.json"
@@ -90,6 +84,18 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class PretrainedRow:
+    """A claim that was put to a pretrained model."""
+
+    id: str
+    claim: str
+    measured: str
+    verdict: str
+    small: str
+    """The verdict on the small model of the same claim."""
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """What a page says, in order."""
 
@@ -99,6 +105,8 @@ class Page:
     notes: Sequence[str]
     answer: Sequence[str]
     rows: Sequence[Row]
+    pretrained: Sequence[PretrainedRow]
+    pretrained_note: str
     figure: Chart | None
     follow_up: str
     commands: Sequence[tuple[str, str]]
@@ -122,8 +130,10 @@ class Writer:
         cost: Mapping[str, Any],
         predictions: Mapping[str, str],
         language: str,
+        of_pretrained: Mapping[str, Any] | None = None,
     ) -> None:
         self.result, self.predictions, self.language = result, predictions, language
+        self.of_pretrained = of_pretrained or {}
         self.number: int = result["question"]
         text = read_text(language)
         self.common: Text = text["common"]
@@ -187,14 +197,13 @@ class Writer:
                 parts.append(fill(words, {"value": f"{value:g}"}, f"conditions.{name}"))
         return self.common["comma"].join(parts)
 
-    def measured(self, c: Claim) -> str:
+    def measured(self, c: Claim, judged: Mapping[str, Any]) -> str:
         """Effect, interval and smallest effect of interest."""
-        judged = self.result["claims"][c.key]
         effect, low, high = (
             number(judged[name], percent=c.relative) for name in ("effect", "low", "high")
         )
         interval = "" if judged["low"] is None else f" [{low}, {high}]"
-        smallest = self.values[f"{c.key}.smallest"]
+        smallest = number(c.smallest_effect, percent=c.relative, signed=False)
         return f"{effect}{interval}{self.common['comma']}δ = {smallest}"
 
     def verdict(self, c: Claim) -> str:
@@ -231,7 +240,8 @@ class Writer:
     def row(self, claim_id: str) -> Row:
         """The row of a claim."""
         claims = [c for c in self.claims if c.id == claim_id]
-        measured, verdicts = [self.measured(c) for c in claims], [self.verdict(c) for c in claims]
+        measured = [self.measured(c, self.result["claims"][c.key]) for c in claims]
+        verdicts = [self.verdict(c) for c in claims]
         if claims[0].condition:
             colon = self.common["colon"]
             names = [self.condition(c) for c in claims]
@@ -249,6 +259,17 @@ class Writer:
             verdicts,
             self.published(claims),
             self.common["outcomes"][guess] if guess else "",
+        )
+
+    def pretrained_row(self, c: Claim) -> PretrainedRow:
+        """The row of a claim that was put to a pretrained model."""
+        judged = self.of_pretrained["claims"][c.id]
+        return PretrainedRow(
+            c.id,
+            self.filled(self.text["pretrained"][c.id], f"pretrained.{c.id}"),
+            self.measured(c, judged),
+            self.outcome(judged["outcome"], judged["reason"]),
+            self.outcome(self.result["verdicts"][c.id], ""),
         )
 
     def sentence(self, claim_id: str) -> str:
@@ -272,6 +293,12 @@ class Writer:
         papers = {p.arxiv for c in self.claims for p in c.published}
         limits = [self.filled(x, "limits") for x in text["limits"]]
         limits += [self.filled(x, f"untested.{k}") for k, x in text.get("untested", {}).items()]
+        judged = pretrained.claims_of(self.number) if self.of_pretrained else ()
+        pretrained_values = {
+            "model": pretrained.MODEL,
+            "recipe": pretrained.RECIPE,
+            "prompts": str(self.of_pretrained.get("prompts", "")),
+        }
         return Page(
             language=self.language,
             title=self.filled(text["title"], "title"),
@@ -279,6 +306,10 @@ class Writer:
             notes=notes,
             answer=[self.sentence(i) for i in text["answer"]],
             rows=[self.row(i) for i in ids],
+            pretrained=[self.pretrained_row(c) for c in judged],
+            pretrained_note=self.filled(
+                common["notes"]["pretrained"], "notes", **pretrained_values
+            ),
             figure=experiment.load(self.number).figure(self.result, text["figure"]),
             follow_up=self.filled(text["follow_up"], "follow_up"),
             commands=[
@@ -299,101 +330,13 @@ class Writer:
         )
 
 
-def to_markdown(page: Page, figure_file: str) -> str:
-    """The page as Markdown; the figure is a file beside it."""
-    w = page.words
-    guesses = any(r.guess for r in page.rows)
-    head = ["", w["claim"], w["measured"], w["verdict"], *([w["guess"]] if guesses else []), w["published"]]  # fmt: skip
-    lines = [f"# {page.title}", "", page.question, ""]
-    lines += [f"> {note}" for note in page.notes]
-    lines += ["", f"## {w['answer']}", "", *page.answer, "", f"## {w['claims']}", ""]
-    lines += [table_row(head), table_row(["---"] * len(head))]
-    for r in page.rows:
-        cells = [r.id, r.claim, "<br>".join(r.measured), "<br>".join(r.verdict)]
-        lines.append(table_row([*cells, *([r.guess] if guesses else []), "<br>".join(r.published)]))
-    if page.figure is not None:
-        lines += ["", f"![{page.figure.title}]({figure_file})", "", page.figure.see]
-    lines += ["", f"## {w['follow_up']}", "", page.follow_up, "", f"## {w['try']}", ""]
-    lines += [f"- `{command}` {w['dash']} {about}" for command, about in page.commands]
-    lines += ["", f"## {w['exercises']}", ""]
-    for place, (task, solution) in enumerate(page.exercises, 1):
-        lines += [f"{place}. {task}", ""]
-        lines += [f"   <details><summary>{w['solution']}</summary>{solution}</details>", ""]
-    command, about = page.own_run
-    lines += [f"## {w['own_run']}", "", *([f"`{command}`", ""] if command else []), about]
-    lines += ["", f"## {w['limits']}", "", *(f"- {limit}" for limit in page.limits)]
-    if page.references:
-        lines += ["", f"## {w['references']}", ""]
-        lines += [f"- [{p}](https://arxiv.org/abs/{p.partition(':')[2]})" for p in page.references]
-    return "\n".join(lines) + "\n"
-
-
-def table_row(cells: Sequence[str]) -> str:
-    """A row of a table in Markdown."""
-    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
-
-
-def inline_code(text: str) -> Markup:
-    """Text for HTML, with what stands between backticks as code.
-
-    >>> inline_code("where `a<b`")
-    Markup('where <code>a&lt;b</code>')
-    """
-    parts = enumerate(text.split("`"))
-    return Markup("").join(Markup(("{}", "<code>{}</code>")[i % 2]).format(x) for i, x in parts)
-
-
-@functools.cache
-def _templates() -> jinja2.Environment:
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(registry.HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["inline"] = inline_code
-    return templates
-
-
-def render(template: str, **values: Any) -> str:
-    """A page from a template, in one file: no script, no outside request."""
-    report = Path(trimtab.report.__file__).parent
-    css = (report / "page.css").read_text(encoding="utf-8")
-    css += (registry.HERE / "question_page.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    return (
-        _templates().get_template(template).render(css=Markup(css), policy=policy, **values) + "\n"
-    )
-
-
-def to_html(page: Page) -> str:
-    """The page as HTML."""
-    guesses = any(r.guess for r in page.rows)
-    return render("question_page.html.jinja", page=page, guesses=guesses)
-
-
-def write(folder: Path, language: str) -> Path:
-    """Write ``answer.md``, ``answer.svg`` and ``answer.html`` from a question's folder.
-
-    Returns:
-        The HTML page.
+def make(folder: Path, language: str) -> Page:
+    """The page of a question's folder.
 
     Raises:
-        ConfigError, DataError: as for ``experiment.read_result``.
+        ConfigError, DataError: as for ``experiment.read_result`` and ``pretrained.read``.
     """
-    page = make(folder, language)
-    files = {"answer.md": to_markdown(page, "answer.svg"), "answer.html": to_html(page)}
-    if page.figure is not None:
-        files["answer.svg"] = svg_file(page.figure)
-    for name, content in files.items():
-        write_atomic(folder / name, content.encode())
-    return folder / "answer.html"
-
-
-def make(folder: Path, language: str) -> Page:
-    """The page of a question's folder."""
     result = experiment.read_result(folder)
     cost, guesses = read_object(folder / experiment.COST), read_object(folder / PREDICTIONS)
-    return Writer(result, cost, guesses, language).page()
+    of_pretrained = pretrained.read(folder, result["question"])
+    return Writer(result, cost, guesses, language, of_pretrained).page()
