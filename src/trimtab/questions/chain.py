@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.runs import json_lines, read_object, to_json, write_atomic
+from trimtab.runs.lock import waiting_lock
 from trimtab.sandbox.arithmetic import Problem
 
 BASE = "@sandbox/pretrained"
@@ -223,9 +224,11 @@ class Part:
         return start / f"{self.name}-{_digest(self.stages)}"
 
     def make(self, start: Path, seed: int) -> Path:
-        """Run what is missing of it; its folder."""
-        run_stages(self.folder(start), self.stages, seed, {"start": start})
-        return self.folder(start)
+        """Run what is missing of it, or wait for the process that does; its folder."""
+        folder = self.folder(start)
+        with waiting_lock(start / f"{folder.name}.lock"):
+            run_stages(folder, self.stages, seed, {"start": start})
+        return folder
 
 
 def rows_of(labels: int, sizes: Mapping[str, int]) -> int:

@@ -19,7 +19,6 @@ from trimtab.questions.measure import ArmResult, Measure, combined, over_prompts
 from trimtab.report.charts import Bar, Chart, grouped_bars
 
 SETS = ("all", "names", "kinds")
-PPO_LABELS = (300, 3000)
 GROUPS = ("warm", "plain")
 """Users who want politeness, and users who do not."""
 FIGURE = {
@@ -52,14 +51,17 @@ def solver_part(settings: Settings) -> Any:
 
 
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
-    """World, SFT model, labels, reward models, labels of two groups, and the solver of word problems."""
-    folder = chain.wide(starts, seed, settings.sizes)
-    for labels in PPO_LABELS:
-        chain.reward_part(chain.rows_of(labels, settings.sizes)).make(folder, seed)
-    for groups in (*((g,) for g in GROUPS), GROUPS):
-        taste_part(groups, settings).make(folder, seed)
-    solver_part(settings).make(folder, seed)
-    return folder
+    """World, SFT model and labels."""
+    return chain.wide(starts, seed, settings.sizes)
+
+
+def parts_of(values: Mapping[str, Any], settings: Settings) -> list[Any]:
+    """What an arm needs besides: a reward model, the labels of groups, or the solver of word problems."""
+    if values["train"] == "solver":
+        return [solver_part(settings)]
+    if values["train"] == "ppo":
+        return [chain.reward_part(chain.rows_of(values["labels"], settings.sizes))]
+    return [taste_part(values["groups"], settings)] if "groups" in values else []
 
 
 def stages(
@@ -85,13 +87,15 @@ def stages(
         }, "@train/model"  # fmt: skip
     rows = chain.rows_of(values["labels"], settings.sizes)
     if way == "ppo":
-        reward = str(chain.reward_part(rows).folder(start) / "reward" / "model")
+        [part] = parts_of(values, settings)
+        reward = str(part.folder(start) / "reward" / "model")
         beta = options["beta"]
         stage = chain.ppo_stage(reward, settings.rate(values), settings.sizes, beta=beta)
         return {"train": stage}, "@train/model"
     labels = "@start/label"
     if "groups" in values:
-        labels = str(taste_part(values["groups"], settings).folder(start) / "label")
+        [part] = parts_of(values, settings)
+        labels = str(part.folder(start) / "label")
     offline: dict[str, Any] = {
         "model": {"path": "@start/sft/model"}, "epochs": options["epochs"],
         "batch_size": chain.batch_of(rows), "loop": chain.QUIET,
@@ -111,6 +115,8 @@ def stages(
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train one arm and measure its policy."""
     folder = out / "stages"
+    for part in parts_of(values, settings):
+        part.make(start, seed)
     if values["train"] == "solver":
         solver = solver_part(settings).folder(start)
         chain.run_stages(folder, exposure.stages(values, solver, settings.sizes), seed)

@@ -38,12 +38,16 @@ def reward_part(init: str, settings: Settings) -> Any:
 
 
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
-    """World, SFT models on all and on few demonstrations, labels, and reward models."""
-    folder = chain.wide(starts, seed, settings.sizes)
-    few_part(settings).make(folder, seed)
-    for init in ("base", "sft", "random"):
-        reward_part(init, settings).make(folder, seed)
-    return folder
+    """World, SFT model and labels."""
+    return chain.wide(starts, seed, settings.sizes)
+
+
+def parts_of(values: Mapping[str, Any], settings: Settings) -> list[Any]:
+    """What an arm needs besides: the SFT model on few demonstrations, and a reward model."""
+    if "init" in values:
+        return [reward_part(values["init"], settings)]
+    few = [few_part(settings)] if values["start"] == "few" else []
+    return [*few, *([reward_part("base", settings)] if "lr" in values else [])]
 
 
 def origin(name: str, settings: Settings, start: Path) -> dict[str, Any]:
@@ -86,6 +90,8 @@ def stages(values: Mapping[str, Any], settings: Settings, start: Path) -> dict[s
 
 def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Settings) -> ArmResult:
     """Train one arm and measure it."""
+    for part in parts_of(values, settings):
+        part.make(start, seed)
     if "init" in values:
         return ArmResult(
             reward_measures.read(reward_part(values["init"], settings).folder(start) / "reward")

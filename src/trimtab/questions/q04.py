@@ -47,17 +47,8 @@ def reward_part(values: Mapping[str, Any], settings: Settings) -> Any:
 
 
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
-    """World, SFT model, labels, and the reward model of every arm."""
-    folder = chain.wide(starts, seed, settings.sizes)
-    parts = {
-        p.name: p
-        for v in settings.arms.values()
-        if "labels" in v
-        for p in [reward_part(v, settings)]
-    }
-    for name in sorted(parts):
-        parts[name].make(folder, seed)
-    return folder  # fmt: skip
+    """World, SFT model and labels."""
+    return chain.wide(starts, seed, settings.sizes)
 
 
 def policy_stages(
@@ -86,6 +77,7 @@ def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Set
         measured = policy_measures.stages({"path": "@start/sft/model"}, options)
         chain.run_stages(folder, measured, seed, {"start": start})
         return ArmResult(policy_measures.read(folder, options))
+    reward_part(values, settings).make(start, seed)
     stages = policy_stages(values, settings, start)
     chain.run_stages(folder, stages, seed, {"start": start})
     measures = policy_measures.read(folder, options)

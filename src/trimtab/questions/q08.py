@@ -30,12 +30,8 @@ LEARNED = ("ppo", "online")
 
 
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
-    """World, SFT model, labels, and a reward model for each number of labels."""
-    folder = chain.wide(starts, seed, settings.sizes)
-    labels = {v["labels"] for v in settings.arms.values() if v["train"] in LEARNED}
-    for rows in sorted({chain.rows_of(n, settings.sizes) for n in labels}):
-        chain.reward_part(rows).make(folder, seed)
-    return folder
+    """World, SFT model and labels."""
+    return chain.wide(starts, seed, settings.sizes)
 
 
 def stages(
@@ -84,6 +80,8 @@ def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Set
         shares = three_answers.agreements(seed, values["covered"])
         return ArmResult({"agreement": over_prompts(shares)})
     options, folder = settings.options, out / "stages"
+    if values["train"] in LEARNED:
+        chain.reward_part(chain.rows_of(values["labels"], settings.sizes)).make(start, seed)
     training, model = stages(values, settings, start)
     measured = policy_measures.stages({"path": model}, options, SETS)
     chain.run_stages(folder, {**training, **measured}, seed, {"start": start})

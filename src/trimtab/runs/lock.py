@@ -8,10 +8,12 @@ its owner with it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO
 
@@ -56,6 +58,15 @@ def unlock(folder: Path) -> None:
     handle = _HELD.pop(folder.resolve(), None)
     if handle is not None:
         handle.close()
+
+
+@contextlib.contextmanager
+def waiting_lock(file: Path) -> Generator[None]:
+    """Lock ``file``, which is created, for a block; waits while another process has it."""
+    with file.open("a", encoding="utf-8") as handle:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _forget() -> None:
