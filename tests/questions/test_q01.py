@@ -81,7 +81,11 @@ def test_groups_differ_in_one_taste() -> None:
         ("first warm", "first plain", {"first.data"}),
         ("first warm", "first both", {"first.data"}),
         ("demonstrations[chosen=random]", "demonstrations[chosen=best]", {"chosen.options.by"}),
-        ("ppo[labels=300]", "ppo[labels=3000]", {"train.critic.model.path", "train.rewards"}),
+        (
+            "ppo[labels=300]",
+            "ppo[labels=3000]",
+            {"train.critic.model.path", "train.optim.lr", "train.rewards"},
+        ),
     ],
 )
 def test_arms_differ_in_what_a_claim_names(one: str, other: str, paths: set[str]) -> None:
