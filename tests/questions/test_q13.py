@@ -126,9 +126,10 @@ def test_everyone_labels_the_same_items_with_an_equal_number_of_labels() -> None
     stages = judge_start.start_stages(3, SETTINGS)
     labels = SETTINGS.sizes["labels"]
     assert stages["people"]["options"]["limit"] == labels
-    for name in ("judge_fair", "judge_biased", "judge_once"):
+    for name in ("judge_fair", "judge_biased", "judge_weak", "judge_strong", "judge_once"):
         assert (stages[name]["limit"], stages[name]["data"]) == (labels, "@items/items.jsonl")
     assert stages["many_fair"]["limit"] == SETTINGS.options["more"] * labels
-    fair, biased = stages["judge_fair"], stages["judge_biased"]
-    assert {k for k in fair if fair[k] != biased[k]} == {"serve"}
+    fair = stages["judge_fair"]
+    for other in (stages[f"judge_{name}"] for name in ("biased", "weak", "strong")):
+        assert {k for k in fair if fair[k] != other[k]} == {"serve"}
     assert stages["people5"]["options"]["limit"] < stages["people25"]["options"]["limit"]

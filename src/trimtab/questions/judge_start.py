@@ -58,6 +58,8 @@ def start_stages(seed: int, settings: Settings) -> dict[str, dict[str, Any]]:
         stages[f"judge_{name}"] = judge(biases, items, settings, limit=labels)
         stages[f"many_{name}"] = judge(biases, items, settings, limit=many, cache=cache)
         stages[f"voice_{name}"] = judge(biases, "@probes/voice.jsonl", settings)
+    for name, strength in options["strengths"].items():
+        stages[f"judge_{name}"] = judge(strength, items, settings, limit=labels)
     biased, cache = options["judges"]["biased"], "@judge_biased/cache.sqlite"
     stages["judge_once"] = judge(biased, items, settings, limit=labels, order="random", cache=cache)
     for turn in range(2):
@@ -97,6 +99,7 @@ def start_stages(seed: int, settings: Settings) -> dict[str, dict[str, Any]]:
 def label_sets(settings: Settings) -> list[str]:
     """The label stages whose rows train a reward model."""
     judges = [f"{kind}_{name}" for kind in ("judge", "many") for name in settings.options["judges"]]
+    judges += [f"judge_{name}" for name in settings.options["strengths"]]
     return ["people", *judges, "judge_once", *(f"audited{s}" for s in settings.options["audited"])]
 
 

@@ -7,6 +7,7 @@ right completion with and without that voice, is put to judge, reward model and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trimtab.report.charts import Bar, Chart, grouped_bars
 from trimtab.sandbox.simulated_judge import in_voice
 
 CHAIN = ("judge", "reward model", "policy")
+STRENGTHS = ("weak", "fair", "strong")
 
 
 def start(_: Path, seed: int, settings: Settings, starts: Path) -> Path:
@@ -109,10 +111,14 @@ def derive(arms: Mapping[str, ArmResult], settings: Settings) -> dict[str, ArmRe
         links = (judges[f"{name}.log_odds"], own["model.log_odds"], own["log_odds"])
         for link, measure in zip(CHAIN, links, strict=True):
             derived[f"{link}[judge={name}]"] = ArmResult({"log_odds": measure})
-        close = not_worse(own["gold"], arms["people"].measures["gold"], margin)
-        derived[f"labels[judge={name}]"] = ArmResult({"not_worse": close})
         derived[f"once as many[judge={name}]"] = arms[name]
         derived[f"more[judge={name}]"] = arms[f"{name} more"]
+    for name in (*settings.options["judges"], *settings.options["strengths"]):
+        close = not_worse(arms[name].measures["gold"], arms["people"].measures["gold"], margin)
+        derived[f"labels[judge={name}]"] = ArmResult({"not_worse": close})
+    for one, other in pairwise(STRENGTHS):
+        derived[f"weaker[step={other}]"] = arms[one]
+        derived[f"stronger[step={other}]"] = arms[other]
     for way in ("dpo", "sft best"):
         close = not_worse(arms[way].measures["gold"], arms["biased"].measures["gold"], margin)
         derived[f"{way} as good"] = ArmResult({"not_worse": close})
