@@ -16,6 +16,7 @@ import trimtab
 from tests.support import folders
 from trimtab.cli.flags import keys_of
 from trimtab.cli.main import main
+from trimtab.config import read_yaml
 from trimtab.errors import ConfigError
 from trimtab.launch.commands import COMMANDS, METHOD_VERBS, find_stage_type
 from trimtab.objectives.methods import METHODS
@@ -201,7 +202,8 @@ def test_a_packaged_recipe_from_any_folder(
 )
 def test_every_recipe_has_a_whole_plan(run_cli: Said, recipe: str, tmp_path: Path) -> None:
     path = Path(trimtab.__file__).parent / "recipes" / recipe
-    more = ["--inputs.data", str(tmp_path)] if "\ninputs:" in path.read_text() else []
+    inputs = read_yaml(path).get("inputs", {})
+    more = [word for name in inputs for word in (f"--inputs.{name}", str(tmp_path))]
     page = run_cli("run", str(path), "--out", str(tmp_path / "o"), "--dry-run", *more)
     assert "(to do)" in page
     assert not (tmp_path / "o").exists()
