@@ -24,6 +24,7 @@ USAGE = """trimtab question list | N ... | all [flags]
   --full       five seeds, each the whole chain; without it one seed, and verdicts are provisional
   --second     with --full: five more seeds, for claims that the first five leave undecided
   --seeds LIST these seeds, as 0,1,2
+  --from DIR   takes seeds from the results in DIR, as docs/questions/results, and runs only the others
   --predict    asks for your guess on each claim first, and shows both
   --on RUN     puts the question to a run of your own
   --pretrained RUN
@@ -37,7 +38,7 @@ USAGE = """trimtab question list | N ... | all [flags]
   --docs DIR   also writes the pages of every language below DIR, for a documentation
   --dry-run    prints what would run, and stops"""
 _SWITCHES = frozenset({"full", "second", "predict", "tune", "page"})
-_VALUES = ("seeds", "on", "pretrained", "lang", "size", "workers", "out", "docs")
+_VALUES = ("seeds", "on", "pretrained", "lang", "size", "workers", "out", "docs", "from")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class _Options:
     workers: int
     out: Path
     docs: Path | None
+    results: Path | None
+    """Of ``--from``."""
 
     @classmethod
     def of(cls, arguments: Arguments) -> _Options:
@@ -87,7 +90,10 @@ class _Options:
         on = None if values.get("on") is None else str(values["on"])
         run = None if values.get("pretrained") is None else str(values["pretrained"])
         docs = None if values.get("docs") is None else Path(str(values["docs"]))
-        return cls(arguments.switches, seeds, on, run, language, size, workers, out, docs)
+        results = None if values.get("from") is None else Path(str(values["from"]))
+        if results is not None and not results.is_dir():
+            raise ConfigError(f"--from: {results} is no folder of results")
+        return cls(arguments.switches, seeds, on, run, language, size, workers, out, docs, results)
 
     def seeds_of(self, number: int) -> tuple[int, ...]:
         """The seeds to run."""
@@ -154,7 +160,7 @@ def main(words: Sequence[str]) -> None:
                 _predict(number, options)
             experiment.run(
                 number, options.out, seeds=options.seeds_of(number), size=options.size,
-                workers=options.workers,
+                workers=options.workers, results=options.results,
             )  # fmt: skip
     folders = [options.out / str(n) for n in numbers]
     judged = experiment.judge([experiment.read_result(f) for f in folders])

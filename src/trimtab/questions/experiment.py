@@ -17,8 +17,9 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.launch.jobs import RESULT, Job
 from trimtab.launch.jobs import run as run_jobs
 from trimtab.questions import claim as registry
+from trimtab.questions import earlier
 from trimtab.questions.claim import Claim, Settings
-from trimtab.questions.measure import ArmResult, Effect, effect_of, mean_curves
+from trimtab.questions.measure import ArmResult, Effect, effect_of, mean_curves, short
 from trimtab.questions.verdict import (
     LOOKS,
     PROVISIONAL_CONFIDENCE,
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 Result = dict[str, Any]
 """What ``result.json`` holds."""
 COST = "cost.json"
-_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ def run(
     seeds: Sequence[int],
     size: float = 1.0,
     workers: int = 1,
+    results: Path | None = None,
 ) -> Result:
     """Run what is missing of a question and write ``result.json`` and ``cost.json``.
 
@@ -93,19 +94,25 @@ def run(
         seeds: In order; the first five are the first look.
         size: Factor of all sizes.
         workers: Processes at once, of one thread each.
+        results: Folder of earlier results by number, whose seeds are not run again.
 
     Raises:
         ConfigError: seeds that were run with other claims or settings, or that are for tuning.
-        DataError: an arm failed.
+        DataError: an arm failed, or an earlier result was made with other claims or settings.
     """
     claims, settings, folder = _checked(number, out, seeds, size)
-    registry.freeze(folder, claims, settings, tuple(seeds))
-    jobs = [_start_job(out, number, seed, size) for seed in seeds]
-    jobs += [_arm_job(folder, number, seed, size, arm) for seed in seeds for arm in settings.arms]
-    _run(jobs, folder, workers, settings.minutes * 60 * len(seeds) * size)
-    result = assemble(number, folder, claims, settings, seeds, size)
-    write_result(folder, judge([result])[0])
+    previous = None if results is None else earlier.read(results / str(number), claims, seeds, size)
+    missing = [s for s in seeds if previous is None or s not in previous["seeds"]]
+    registry.freeze(folder, claims, settings, tuple(missing))
+    jobs = [_start_job(out, number, seed, size) for seed in missing]
+    jobs += [_arm_job(folder, number, seed, size, arm) for seed in missing for arm in settings.arms]
+    _run(jobs, folder, workers, settings.minutes * 60 * len(missing) * size)
     seconds = {j.key: read_object(folder / j.key / RESULT)["seconds"] for j in jobs}
+    new = assemble(number, folder, claims, settings, missing, size) if missing else None
+    result = earlier.joined(previous, new, seeds)
+    if previous is not None and results is not None:
+        seconds = read_object(results / str(number) / COST)["jobs"] | seconds
+    write_result(folder, judge([result])[0])
     cost = {"seconds": sum(seconds.values()), "seconds_per_seed": sum(seconds.values()) / len(seeds), "jobs": seconds}  # fmt: skip
     write_atomic(folder / COST, (to_json(cost, indent=1) + "\n").encode())
     return read_object(folder / RESULT)
@@ -216,13 +223,13 @@ def result_of(
         "effects": {c.key: _effects(c, by_seed) for c in claims},
         "arms": {
             arm: {
-                metric: _short([arms[arm].measures[metric].value for arms in of_seeds])
+                metric: short([arms[arm].measures[metric].value for arms in of_seeds])
                 for metric in result.measures
             }
             for arm, result in of_seeds[0].items()
         },
         "curves": {
-            arm: {k: _short(v) for k, v in means.items()}
+            arm: {k: short(v) for k, v in means.items()}
             for arm in of_seeds[0]
             if (means := mean_curves([arms[arm] for arms in of_seeds]))
         },
@@ -232,15 +239,11 @@ def result_of(
 def _effects(claim: Claim, by_seed: Mapping[int, Mapping[str, ArmResult]]) -> dict[str, Any]:
     """The effect of each seed; of a single seed its interval over prompts too."""
     effects: list[Effect] = [effect_of(claim, arms) for arms in by_seed.values()]
-    values: dict[str, Any] = {"seeds": _short([e.value for e in effects])}
+    values: dict[str, Any] = {"seeds": short([e.value for e in effects])}
     if len(effects) == 1 and effects[0].draws is not None:
         tail = (1 - PROVISIONAL_CONFIDENCE) / 2
-        values["prompts"] = _short(np.quantile(effects[0].draws, [tail, 1 - tail]).tolist())
+        values["prompts"] = short(np.quantile(effects[0].draws, [tail, 1 - tail]).tolist())
     return values
-
-
-def _short(values: Sequence[float]) -> list[float]:
-    return [float(f"{v:.{_DIGITS}g}") + 0.0 for v in values]  # + 0.0: no negative zero
 
 
 def judge(results: Sequence[Result]) -> list[Result]:
@@ -279,7 +282,7 @@ def _as_dict(verdict: Verdict) -> dict[str, Any]:
         "seeds": verdict.seeds,
         "provisional": verdict.provisional,
         "seeds_needed": verdict.seeds_needed,
-        **{k: None if math.isnan(v) else _short([v])[0] for k, v in numbers.items()},
+        **{k: None if math.isnan(v) else short([v])[0] for k, v in numbers.items()},
     }
 
 

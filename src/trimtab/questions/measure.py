@@ -145,3 +145,12 @@ def mean_curves(results: Sequence[ArmResult]) -> dict[str, list[float]]:
         length = min(map(len, series))
         means[name] = np.mean([s[:length] for s in series], axis=0).tolist()
     return means
+
+
+def short(values: Sequence[float]) -> list[float]:
+    """Numbers of a result, rounded to six digits.
+
+    >>> short([0.12345678, -0.0])
+    [0.123457, 0.0]
+    """
+    return [float(f"{v:.6g}") + 0.0 for v in values]  # + 0.0: no negative zero
