@@ -36,8 +36,10 @@ def test_the_command_writes_index_and_docs(
     out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     docs = tmp_path / "docs"
+    (out / "6" / experiment.TUNING).write_text('{"lr": {}}')
     words = ["question", "3", "6", "--page", "--out", str(out), "--docs", str(docs)]
     cli(words)
+    assert (docs / "questions" / "results" / "6" / experiment.TUNING).is_file()
     assert "index: " in (said := capsys.readouterr().out) and "docs: 6 pages" in said
     assert (out / "index.html").is_file()
     for place in (docs / "questions", docs / "zh" / "questions"):

@@ -37,7 +37,7 @@ def test_every_arm_gets_its_best_rate_beyond_the_edge_too(
     monkeypatch.setattr(experiment, "_run", run)
     assert experiment.tune(6, tmp_path) == wanted
     assert len(ran) == len(set(ran))
-    table = json.loads((tmp_path / "6-tuning" / "tuning.json").read_text())
+    table = json.loads((tmp_path / "6" / experiment.TUNING).read_text())
     assert table["lr"] == wanted
     numbers = {arm: len(table["gold"][arm]) for arm in settings.tuned}
     beyond = {rates[0]: 1, rates[-1]: 1, rates[-1] * 2: 2, rates[0] / 2: 2}

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 Result = dict[str, Any]
 """What ``result.json`` holds."""
 COST = "cost.json"
+TUNING = "tuning.json"
+"""What each learning rate gave on the tuning seeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,5 +348,5 @@ def tune(number: int, out: Path, *, seeds: Sequence[int] = (), size: float = 1.0
         arm: {f"{lr:g}": mean for lr, mean in sorted(tried.items())} for arm, tried in means.items()
     }
     text = to_json({"seeds": list(seeds), tuning.metric: table, "lr": best}, indent=1)
-    write_atomic(folder / "tuning.json", (text + "\n").encode())
+    write_atomic(out / str(number) / TUNING, (text + "\n").encode())
     return best

@@ -126,7 +126,7 @@ def write_docs(out: Path, docs: Path) -> list[Path]:
     """
     stored = docs / "questions" / "results"
     for folder in results(out) if out.resolve() != stored.resolve() else []:
-        for name in (RESULT, experiment.COST, pretrained.FILE):
+        for name in (RESULT, experiment.COST, experiment.TUNING, pretrained.FILE):
             if (folder / name).is_file():
                 content = (folder / name).read_bytes()
                 write_atomic(stored / folder.name / name, content)
