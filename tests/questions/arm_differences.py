@@ -40,6 +40,15 @@ def differing(one: Any, other: Any, path: str = "") -> set[str]:
     return set() if one == other else {path}
 
 
+def but_rate(paths: set[str]) -> set[str]:
+    """Without the learning rate, which is tuned for each arm.
+
+    >>> but_rate({"rl.optim.lr", "rewards"})
+    {'rewards'}
+    """
+    return {path for path in paths if not path.endswith("optim.lr")}
+
+
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, Mapping) or not value:
         yield path, value

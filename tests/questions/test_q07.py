@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.questions.arm_differences import but_rate, differing
 from trimtab.data import sources
 from trimtab.feedback import records
 from trimtab.feedback.judgement import Item
@@ -114,7 +115,8 @@ def rl(name: str) -> dict[str, Any]:
 )  # fmt: skip
 def test_remedies_differ_from_the_hacked_arm_in_one_key(name: str, key: str) -> None:
     one, other = rl(name), rl("hacked")
-    assert {k for k in one.keys() | other.keys() if one.get(k) != other.get(k)} == {key}
+    changed = but_rate(differing(one, other))
+    assert {path.split(".")[0] for path in changed} == {key}
 
 
 def test_fresh_labels_and_cases_spend_as_many_pairs_of_one_policy() -> None:

@@ -63,7 +63,8 @@ def test_every_direct_method_is_an_arm() -> None:
     ],
 )  # fmt: skip
 def test_arms_differ_in_what_a_claim_names(one: str, other: str, paths: set[str]) -> None:
-    assert differing(arm(one), arm(other)) == paths
+    rate = {"train.optim.lr"} - paths  # tuned for each arm, or what the arm varies
+    assert differing(arm(one), arm(other)) - rate == paths
 
 
 def test_rates_are_a_quarter_and_four_times_the_tuned_one() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from tests.questions.arm_differences import differing
+from tests.questions.arm_differences import but_rate, differing
 from tests.questions.arm_differences import resolved as resolved_stages
 from trimtab.config import build
 from trimtab.questions import chain
@@ -100,7 +100,7 @@ def resolved(reward: str) -> dict[str, Any]:
 def test_arms_that_learn_differ_in_their_reward_alone(
     reward: str, other: str, keys: set[str]
 ) -> None:
-    different = differing(resolved(reward), resolved(other))
+    different = but_rate(differing(resolved(reward), resolved(other)))
     assert {name.split(".")[0] for name in different} == keys
     assert {n for n in different if n.startswith("method")} <= {
         "method.advantage.estimator", "method.advantage.baseline",
