@@ -78,9 +78,23 @@ def test_credit_of_a_batch_by_hand() -> None:
     assert metrics["objective/kl"] == close((0.4 + 1.0) / 2)
     assert metrics["objective/kl_reward"] == close(-0.07)
     assert metrics["reward/final"] == close((1.0 + 1.6) / 2)
+    assert metrics["objective/rlhf_reward"] == close((0.96 + 1.5) / 2)
     assert metrics["value/mean"] == close(2.8 / 4)
     assert metrics["value/last"] == close((0.7 + 1.0) / 2)
     assert metrics["sampler/drift_max"] == close(0.25)
+
+
+@pytest.mark.parametrize("place", ["reward", "sequence", "none"])
+def test_what_is_maximised_counts_dense_rewards_and_the_kl_where_it_is_subtracted(
+    place: str,
+) -> None:
+    done = batch(3, 7.0)
+    for c in done:
+        c.tokens["dense"] = np.full(len(c), 0.5, np.float32)
+    metrics = credit(done, kl={"place": place}, advantage={"whiten_rewards": True})
+    paid = np.mean([c.reward + 0.5 * c.mask.sum() for c in done])
+    kl = np.mean([(c.tokens["old_logp"] - c.tokens["ref_logp"])[c.mask].sum() for c in done])
+    assert metrics["objective/rlhf_reward"] == close(paid - (place != "none") * 0.1 * kl)
 
 
 def test_whitened_credit_by_hand() -> None:

@@ -107,8 +107,14 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
 def early_and_late(curve: Sequence[float]) -> dict[str, ArmResult]:
     """``gold`` after a third of a run, and at its end: means over an eighth of its iterations."""
     middle, tail = len(curve) // 3, max(1, len(curve) // 8)
-    parts = {"early": curve[max(0, middle - tail) : middle + 1], "late": curve[-tail:]}
-    return {k: ArmResult({"gold": Measure(float(np.mean(part)))}) for k, part in parts.items()}
+    early = float(np.mean(curve[max(0, middle - tail) : middle + 1]))
+    parts = {"early": early, "late": at_end(curve)}
+    return {k: ArmResult({"gold": Measure(value)}) for k, value in parts.items()}
+
+
+def at_end(curve: Sequence[float]) -> float:
+    """Mean over the last eighth of a run's iterations."""
+    return float(np.mean(curve[-max(1, len(curve) // 8) :]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from trimtab.questions.arm_stages import Answers, compare, read_answers
 from trimtab.questions.claim import Settings
 from trimtab.questions.experiment import Experiment, Result
 from trimtab.questions.hacked_start import make, reward_of, stages
-from trimtab.questions.measure import ArmResult, Measure, early_and_late, over_prompts
+from trimtab.questions.measure import ArmResult, Measure, at_end, early_and_late, over_prompts
 from trimtab.report.charts import Bar, Chart, grouped_bars
 from trimtab.runs import read_metrics
 from trimtab.sandbox.gold import copied_share
@@ -55,6 +55,7 @@ def arm(out: Path, start: Path, seed: int, values: dict[str, Any], settings: Set
     measures |= {f"sft.{k}": m for k, m in of_policy(before, places[values["world"]]).items()}
     measures["reward_gain"] = over_prompts(own_score)
     measures["fit"] = Measure(fit_of(curves))
+    measures["objective"] = Measure(at_end([float(r["objective/rlhf_reward"]) for r in metrics]))
     return ArmResult(measures, curves)
 
 

@@ -73,7 +73,8 @@ def assign_advantages(
         groups: With ``reward`` on every completion, and the token columns the method needs.
 
     Returns:
-        Metrics: KL, values, rewards.
+        Metrics: KL, values, rewards. "objective/rlhf_reward" is what is maximised, the mean over episodes:
+        the reward and the dense rewards, less the KL where it is subtracted from them.
     """
     spec = method.advantage
     completions = [c for g in groups for c in g.completions]
@@ -97,8 +98,13 @@ def assign_advantages(
     rewards_BT = token_rewards(
         final_B, kl_BT, mask_BT, beta if method.kl.place == "reward" else 0.0
     )
+    metrics["objective/rlhf_reward"] = metrics["reward/final"] + metrics.get(
+        "objective/kl_reward", 0.0
+    )
     if batch.has("dense"):
-        rewards_BT = rewards_BT + torch.where(mask_BT, batch.column("dense"), 0.0)
+        dense_BT = torch.where(mask_BT, batch.column("dense"), 0.0)
+        rewards_BT = rewards_BT + dense_BT
+        metrics["objective/rlhf_reward"] += float(batch.summed(dense_BT.sum(1)).mean())
     if spec.estimator == "process":
         steps = [row for rows in group_process_advantages(groups) for row in rows]
         advantages_BT = torch.where(mask_BT, final_B[:, None] + pad_rows(steps), 0.0)
