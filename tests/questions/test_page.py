@@ -109,6 +109,24 @@ def test_a_page_says_what_the_verdict_is_and_not_what_was_expected(tmp_path: Pat
     assert text["6.12"]["fails"] in answer and text["6.12"]["holds"] not in answer
 
 
+def test_a_page_shows_what_both_arms_measured_and_verdicts_by_condition(tmp_path: Path) -> None:
+    result = planted(1, 5)
+    result["arms"]["ppo[labels=3000]"]["helpful"] = [0.8, 0.6]
+    result["arms"]["demonstrations[chosen=all]"]["helpful"] = [0.5]
+    result["claims"]["1.4a[labels=300]"]["outcome"] = "undecided"
+    result["claims"]["1.4a[labels=3000]"]["outcome"] = "holds"
+    result["verdicts"]["1.4a"] = "undecided"
+    experiment.write_result(tmp_path, result)
+    one = page.make(tmp_path, "en")
+    rows = {row.id: row for row in one.rows}
+    assert rows["1.1a"].measured[0].endswith("(0.700 against 0.500)")
+    assert "against" not in rows["1.7a"].measured[0]  # put against zero
+    [sentence] = [s for s in one.answer if "first-ranked" in s]
+    assert sentence.endswith(
+        " (300 ranked prompts: undecided; 3000 ranked prompts: holds here)."
+    ) and sentence.startswith("Undecided here: ")
+
+
 def test_guesses_are_shown_beside_the_verdicts(tmp_path: Path) -> None:
     written = page.Writer(planted(6, 1), {}, {"6.2b": "fails"}, "zh").page()
     assert [r.guess for r in written.rows if r.guess] == ["在此不成立"]

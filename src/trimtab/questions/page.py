@@ -20,6 +20,7 @@ from trimtab.questions import claim as registry
 from trimtab.questions import experiment, pretrained
 from trimtab.questions.claim import LANGUAGES, Claim
 from trimtab.questions.experiment import Result
+from trimtab.questions.verdict import CONFIDENCE, PROVISIONAL_CONFIDENCE
 from trimtab.report.charts import Chart
 from trimtab.runs import read_object
 
@@ -206,6 +207,18 @@ class Writer:
         smallest = number(c.smallest_effect, percent=c.relative, signed=False)
         return f"{effect}{interval}{self.common['comma']}δ = {smallest}"
 
+    def means(self, c: Claim) -> str:
+        """What the two arms of a claim measured, in brackets; empty if it is put against zero."""
+        if c.versus == 0:
+            return ""
+        mean_of_arms = [
+            number(float(np.mean(self.result["arms"][arm][c.metric])), signed=False)
+            for arm in c.arms
+        ]
+        other = mean_of_arms[1] if isinstance(c.versus, str) else f"{c.versus:g}"
+        values = {"value": mean_of_arms[0], "other": other}
+        return fill(self.common["means"], values, "common.means")
+
     def verdict(self, c: Claim) -> str:
         """The verdict of one condition; undecided with the seeds that would decide."""
         judged = self.result["claims"][c.key]
@@ -240,7 +253,7 @@ class Writer:
     def row(self, claim_id: str) -> Row:
         """The row of a claim."""
         claims = [c for c in self.claims if c.id == claim_id]
-        measured = [self.measured(c, self.result["claims"][c.key]) for c in claims]
+        measured = [self.measured(c, self.result["claims"][c.key]) + self.means(c) for c in claims]
         verdicts = [self.verdict(c) for c in claims]
         if claims[0].condition:
             colon = self.common["colon"]
@@ -273,21 +286,36 @@ class Writer:
         )
 
     def sentence(self, claim_id: str) -> str:
-        """What the answer says of a claim, by its verdict."""
+        """What the answer says of a claim, by its verdict; by condition where these differ."""
         texts: Mapping[str, str] = self.text["claims"][claim_id]
         outcome = self.result["verdicts"][claim_id]
         if outcome in texts:
-            return self.filled(texts[outcome], f"claims.{claim_id}.{outcome}")
-        statement = self.filled(texts["claim"], f"claims.{claim_id}.claim")
-        values = {"claim": statement.rstrip(".。")}
-        return fill(self.common["undecided_sentence"], values, "common.undecided_sentence")
+            sentence = self.filled(texts[outcome], f"claims.{claim_id}.{outcome}")
+        else:
+            statement = self.filled(texts["claim"], f"claims.{claim_id}.claim")
+            values = {"claim": statement.rstrip(".。")}
+            sentence = fill(self.common["undecided_sentence"], values, "common.undecided_sentence")
+        claims = [c for c in self.claims if c.id == claim_id]
+        outcomes = [self.result["claims"][c.key]["outcome"] for c in claims]
+        if len(set(outcomes)) < 2:
+            return sentence
+        parts = [
+            f"{self.condition(c)}{self.common['colon']}{self.outcome(outcome, '')}"
+            for c, outcome in zip(claims, outcomes, strict=True)
+        ]
+        values = {"sentence": sentence.rstrip(".。"), "parts": self.common["semicolon"].join(parts)}
+        return fill(self.common["by_condition"], values, "common.by_condition")
 
     def page(self) -> Page:
         """The page."""
         text, common = self.text, self.common
         ids = list(dict.fromkeys(c.id for c in self.claims))
         state = "provisional" if any(v["provisional"] for v in self.result["claims"].values()) else "tested"  # fmt: skip
-        notes = [self.filled(common["notes"][name], f"notes.{name}") for name in (state, "frozen")]
+        level = f"{100 * (CONFIDENCE if state == 'tested' else PROVISIONAL_CONFIDENCE):g} %"
+        note_names = [state, "frozen", "reading"]
+        note_names += ["gold"] * any(c.metric == "gold" for c in self.claims)
+        note_names += ["memory"] * any(p.from_memory for c in self.claims for p in c.published)
+        notes = [self.filled(common["notes"][n], f"notes.{n}", level=level) for n in note_names]
         if self.result["size"] != 1:
             notes.append(self.filled(common["notes"]["small"], "notes.small"))
         papers = {p.arxiv for c in self.claims for p in c.published}
