@@ -23,20 +23,21 @@ def to_markdown(page: Page, figure_file: str) -> str:
     """The page as Markdown; the figure is a file beside it."""
     w = page.words
     guesses = any(r.guess for r in page.rows)
-    head = ["", w["claim"], w["measured"], w["verdict"], *([w["guess"]] if guesses else []), w["published"]]  # fmt: skip
+    head = ["", w["claim"], w["verdict"], *([w["guess"]] if guesses else []), w["measured"], w["published"]]  # fmt: skip
     lines = [f"# {page.title}", "", page.question, ""]
     lines += [f"> {note}" for note in page.notes]
     lines += ["", f"## {w['answer']}", "", *page.answer, "", f"## {w['claims']}", ""]
     lines += [table_row(head), table_row(["---"] * len(head))]
     for r in page.rows:
-        cells = [r.id, r.claim, "<br>".join(r.measured), "<br>".join(r.verdict)]
-        lines.append(table_row([*cells, *([r.guess] if guesses else []), "<br>".join(r.published)]))
+        cells = [r.id, r.claim, "<br>".join(r.verdict)]
+        cells += [r.guess] if guesses else []
+        lines.append(table_row([*cells, "<br>".join(r.measured), "<br>".join(r.published)]))
     if page.pretrained:
         lines += ["", f"## {w['pretrained']}", "", page.pretrained_note, ""]
-        heads = ["", w["claim"], w["measured"], w["verdict"], w["small"]]
+        heads = ["", w["claim"], w["verdict"], w["small"], w["measured"]]
         lines += [table_row(heads), table_row(["---"] * len(heads))]
         lines += [
-            table_row([r.id, r.claim, r.measured, r.verdict, r.small]) for r in page.pretrained
+            table_row([r.id, r.claim, r.verdict, r.small, r.measured]) for r in page.pretrained
         ]
     if page.figure is not None:
         lines += ["", f"![{page.figure.title}]({figure_file})", "", page.figure.see]
