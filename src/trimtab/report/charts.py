@@ -53,6 +53,8 @@ class Chart:
     svg: Markup
     legend: tuple[tuple[str, int], ...] = ()
     """Names and colours of the series."""
+    height: int = H
+    """Of the picture, with turned names."""
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -136,6 +138,8 @@ class _Axes:
         self.x, self.y = x, y
         self.titles = x_title, y_title
         self.parts: list[Markup] = []
+        self.below = 0
+        """Height that is added for names which are turned."""
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         across = (x - self.x[0]) / (self.x[1] - self.x[0])
@@ -163,6 +167,20 @@ class _Axes:
         for value in ticks(*self.x) if x_ticks else ():
             self.text("tick mid", self.at(value, self.y[0])[0], H - BOTTOM + 17, number(value))
 
+    def names(self, names: Sequence[str]) -> None:
+        """Names below the middles of equal parts of the axis, turned where they would touch."""
+        names = [name[:18] for name in names]
+        longest, wide = max(map(_width, names)), (W - LEFT - RIGHT) / len(names)
+        places = [self.at(place + 0.5, self.y[0])[0] for place in range(len(names))]
+        if longest <= wide:
+            for x, name in zip(places, names, strict=True):
+                self.text("tick mid", x, H - BOTTOM + 18, name)
+            return
+        self.below = max(0, round(0.8 * longest) - 20)
+        for x, name in zip(places, names, strict=True):
+            turned = '<text class="tick end" transform="translate({:.1f} {}) rotate(-50)">{}</text>'
+            self.add(turned, x + 4, H - BOTTOM + 14, name)
+
     def marks(self, x: Array) -> None:
         """Short strokes at the bottom of the chart, a few at most for each pixel."""
         places = sorted(
@@ -177,11 +195,17 @@ class _Axes:
 
     def done(self, label: str) -> Markup:
         across, up = self.titles
-        self.text("axis mid", (LEFT + W - RIGHT) / 2, H - 8, across)
+        self.text("axis mid", (LEFT + W - RIGHT) / 2, H + self.below - 8, across)
         turned = '<text class="axis mid" transform="translate(13 {:.0f}) rotate(-90)">{}</text>'
         self.add(turned, (TOP + H - BOTTOM) / 2, up)
-        head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(W, H, label)
+        head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">')
+        head = head.format(W, H + self.below, label)
         return head + Markup("").join(self.parts) + Markup("</svg>")
+
+
+def _width(words: str) -> int:
+    """About how wide words are in a chart."""
+    return sum(13 if ord(letter) > 0x2E80 else 7 for letter in words)
 
 
 def _real(value: float | None) -> bool:
@@ -260,10 +284,10 @@ def bar_chart(
             axes.add(f'<path class="whisker" d="{whisker}"/>', x, low, high, x - 5)
             tip = min(tip, high)
         axes.text("value mid", x, tip - 6, number(bar.value))
-        axes.text("tick mid", x, H - BOTTOM + 18, bar.name[:18])
+    axes.names([bar.name for bar in bars])
     if level is not None:
         axes.path("guide", [(0, level), (len(bars), level)])
-    return Chart(title, see, axes.done(title))
+    return Chart(title, see, axes.done(title), height=H + axes.below)
 
 
 def grouped_bars(
@@ -276,15 +300,15 @@ def grouped_bars(
     axes = _Axes((0, len(groups)), bounds(values, zero=True), "", y_title)
     axes.grid(x_ticks=False)
     wide = (W - LEFT - RIGHT) / len(groups)
-    for place, (name, bars) in enumerate(groups.items()):
+    axes.names(list(groups))
+    for place, bars in enumerate(groups.values()):
         thick = wide * 0.8 / max(1, len(bars))
         middle, _ = axes.at(place + 0.5, 0)
         for index, bar in enumerate(bars):
             left = middle + (index - len(bars) / 2) * thick + 1
             axes.bar(bar, left, max(1.0, thick - 2))
-        axes.text("tick mid", middle, H - BOTTOM + 18, name[:18])
     legend = {bar.name: bar.colour for bars in groups.values() for bar in bars}
-    return Chart(title, see, axes.done(title), tuple(legend.items()))
+    return Chart(title, see, axes.done(title), tuple(legend.items()), H + axes.below)
 
 
 def calibration_chart(title: str, bins: Sequence[Mapping[str, float]], see: str) -> Chart | None:
@@ -320,11 +344,11 @@ def svg_file(chart: Chart) -> str:
             '<rect class="f{}" x="{}" y="-20" width="12" height="8"/><text x="{}" y="-12">{}</text>'
         )
         parts.append(Markup(entry).format(colour, place, place + 17, name))
-        place += 34 + sum(13 if ord(letter) > 0x2E80 else 7 for letter in name)
+        place += 34 + _width(name)
     top = 30 if chart.legend else 0
     head = Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {} {} {}" width="{}" role="img" '
         'aria-label="{}"><style>{}</style>'
-    ).format(-top, max(W, place), H + top, max(W, place), chart.title, Markup(css))
+    ).format(-top, max(W, place), chart.height + top, max(W, place), chart.title, Markup(css))
     body = chart.svg[chart.svg.index(">") + 1 :]
     return f"{head}{Markup('').join(parts)}{body}\n"
