@@ -211,8 +211,9 @@ class Writer:
         """What the two arms of a claim measured, in brackets; empty if it is put against zero."""
         if c.versus == 0:
             return ""
+        seeds = self.result["claims"][c.key]["seeds"]  # those that the effect is of
         mean_of_arms = [
-            number(float(np.mean(self.result["arms"][arm][c.metric])), signed=False)
+            number(float(np.mean(self.result["arms"][arm][c.metric][:seeds])), signed=False)
             for arm in c.arms
         ]
         other = mean_of_arms[1] if isinstance(c.versus, str) else f"{c.versus:g}"
