@@ -106,11 +106,16 @@ def test_at_equal_weights_replay_changes_nothing(layout: tuple[bool, bool]) -> N
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_expert_per_token_makes_replay_blind_to_the_router(layout: tuple[bool, bool]) -> None:
-    """With one expert its weight is 1, so replay must undo any change of the router exactly."""
+    """With one expert its weight is 1, so replay must undo any change of the router.
+
+    Exactly where rows are not padded. Padding keeps to the router, so it changes how many rows an expert
+    multiplies at once, and with it the rounding of the others on some processors.
+    """
     setting = Setting("replay", layout, per_token=1)
     before = setting.score()
     setting.move_routers()
-    assert torch.equal(setting.train(), before)
+    gap = float((setting.train() - before).abs().max().detach())
+    assert gap == 0.0 if layout[1] else gap < 1e-6
     metrics = setting.routing.metrics()
     assert metrics["routing/flips"] == 0.0 and metrics["routing/drift"] > 0.1
     assert not torch.allclose(setting.score(), before)  # a forward without a gradient records anew

@@ -52,7 +52,7 @@ def test_a_killed_server_loses_and_doubles_no_prompt(
         if killed == "idle":
             servers[0].kill()
         else:
-            threading.Timer(0.3, servers[0].kill).start()
+            servers[0].dies_after = len(servers[0].seeds) + 3
         started = time.monotonic()
         sampled = generate(engine, requests(24), SAMPLING)
         assert time.monotonic() - started < 30, "and it takes no heartbeat's time"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
 import time
@@ -61,6 +62,8 @@ class EngineServer:
         self.adapters: dict[str, LM] = {}
         self.seeds: list[int] = []
         """Seeds of the completions that were sampled."""
+        self.dies_after = math.inf
+        """Completions after which it is killed, with those that it still has."""
         self.calls: list[str] = []
         self.running = threading.Event()
         self.running.set()
@@ -191,6 +194,9 @@ class EngineServer:
             top_k=settings["top_k"],
         )
         with self.lock:
+            if len(self.seeds) >= self.dies_after:
+                self.kill()
+                raise ConnectionAbortedError("killed")
             self.seeds.append(settings["seed"])
             label = self.label
             sampler = Sampler(lm.plain_attention(), stop_ids=settings["stop_token_ids"])
