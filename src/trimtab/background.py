@@ -29,9 +29,8 @@ class Background:
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        finally:
+            future.cancel()  # does nothing to work that has ended
 
     def close(self) -> None:
         """Cancel what still runs and end the thread."""

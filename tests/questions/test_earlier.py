@@ -82,9 +82,40 @@ def test_a_result_that_does_not_belong_is_named(tmp_path: Path, ran: list[int]) 
         question_command.main(["6", "--seeds", "0", *out])
     with pytest.raises(ConfigError, match="no folder of results"):
         question_command.main(["6", "--from", str(tmp_path / "none")])
+    for switch in ("--tune", "--page"):
+        with pytest.raises(ConfigError, match=f"goes with a run, not with {switch}"):
+            question_command.main(["6", switch, *out])
+    content = file.read_text()
     file.write_text(json.dumps(read_object(file) | {"size": 0.5}))
     with pytest.raises(DataError, match="made with other claims or settings"):
         question_command.main(["6", "--seeds", "0,1", *out])
+    file.write_text(content)
+    (file.parent / experiment.COST).unlink()
+    with pytest.raises(ConfigError, match=r"has no cost\.json beside it"):
+        question_command.main(["6", "--seeds", "0,1", *out])
+
+
+def test_metrics_that_an_earlier_result_lacks_are_left_out(tmp_path: Path, ran: list[int]) -> None:
+    question_command.main(["6", "--seeds", "0", "--out", str(tmp_path / "old")])
+    file = tmp_path / "old" / "6" / experiment.RESULT
+    result = read_object(file)
+    del result["arms"]["beta=0"]["sft.gold"], result["curves"]["beta=0"]["reward"]
+    file.write_text(json.dumps(result))
+    words = ["6", "--seeds", "0,1", "--from", str(tmp_path / "old"), "--out", str(tmp_path / "new")]
+    question_command.main(words)
+    both = read_object(tmp_path / "new" / "6" / experiment.RESULT)
+    assert "sft.gold" not in both["arms"]["beta=0"] and "reward" not in both["curves"]["beta=0"]
+    assert len(both["arms"]["beta=0"]["gold"]) == 2 and set(ran) == {0, 1}
+
+
+def test_a_plan_names_the_seeds_that_are_taken(
+    tmp_path: Path, ran: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    question_command.main(["6", "--seeds", "0", "--out", str(tmp_path)])
+    del ran[:]
+    question_command.main(["6", "--seeds", "0,1", "--from", str(tmp_path), "--dry-run"])
+    assert "seeds from" in (printed := capsys.readouterr().out) and ": 0\n" in printed
+    assert "runs/questions/6, seeds 1\n" in printed and not ran
 
 
 def test_a_question_without_an_earlier_result_runs_whole(tmp_path: Path, ran: list[int]) -> None:

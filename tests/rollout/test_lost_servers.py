@@ -97,7 +97,8 @@ def seconds_until_dead(path: Path, folder: Path, timeout: float) -> float:
         seconds: list[float] = []
 
         def stop() -> None:
-            time.sleep(0.3)
+            while not engine.members[0].calls:
+                time.sleep(0.001)
             servers[0].process.send_signal(signal.SIGSTOP)
             started = time.monotonic()
             while engine.members[0].state != "dead" and time.monotonic() < started + 60:

@@ -12,7 +12,7 @@ import yaml
 from trimtab.cli.flags import Arguments, parse
 from trimtab.errors import ConfigError
 from trimtab.questions import claim as registry
-from trimtab.questions import experiment, index, page, page_files
+from trimtab.questions import earlier, experiment, index, page, page_files
 from trimtab.questions.verdict import LOOKS
 from trimtab.runs import read_object, to_json, write_atomic
 
@@ -93,6 +93,8 @@ class _Options:
         results = None if values.get("from") is None else Path(str(values["from"]))
         if results is not None and not results.is_dir():
             raise ConfigError(f"--from: {results} is no folder of results")
+        if results is not None and (others := arguments.switches & {"tune", "page"}):
+            raise ConfigError(f"--from goes with a run, not with --{min(others)}")
         return cls(arguments.switches, seeds, on, run, language, size, workers, out, docs, results)
 
     def seeds_of(self, number: int) -> tuple[int, ...]:
@@ -212,7 +214,16 @@ def _plan(number: int, options: _Options) -> None:
     registry.check_arms(claims, settings)
     seeds = options.seeds_of(number)
     scaled = settings.scaled(options.size)
-    print(f"# question {number} -> {options.out / str(number)}, seeds {', '.join(map(str, seeds))}")
+    if options.results is not None:
+        source = options.results / str(number)
+        previous = earlier.read(source, claims, seeds, options.size)
+        in_source = previous["seeds"] if previous else []
+        print(
+            f"# question {number}: seeds from {source}: {', '.join(map(str, in_source)) or 'none'}"
+        )
+        seeds = tuple(s for s in seeds if s not in in_source)
+    listed = ", ".join(map(str, seeds)) or "none"
+    print(f"# question {number} -> {options.out / str(number)}, seeds {listed}")
     minutes = settings.minutes * len(seeds) * options.size
     print(f"# about {minutes:.1f} min of one thread; hash {registry.digest(claims, scaled)}")
     print(yaml.safe_dump({"sizes": scaled.sizes, "arms": scaled.arms}, sort_keys=False))

@@ -15,6 +15,8 @@ from trimtab.questions.measure import short
 from trimtab.runs import read_object
 
 Result = dict[str, Any]
+"""What ``result.json`` holds."""
+COST = "cost.json"
 
 
 def read(
@@ -22,17 +24,21 @@ def read(
 ) -> Result | None:
     """The result of a question in ``folder``, or None where it has none yet.
 
+    Its ``cost.json`` is read with it.
+
     Args:
         seeds: Those that are asked for.
         size: The factor of all sizes that is asked for.
 
     Raises:
-        ConfigError: it has seeds that are not asked for, or another size.
+        ConfigError: it has seeds that are not asked for, or another size, or no ``cost.json``.
         DataError: it was made with other claims or settings.
     """
     file = folder / RESULT
     if not file.is_file():
         return None
+    if not (folder / COST).is_file():
+        raise ConfigError(f"{folder}: {RESULT} has no {COST} beside it; copy both files")
     result = read_object(file)
     check_frozen(result, claims, load_settings()[result["question"]], str(file))
     if result["size"] != size:
@@ -44,6 +50,8 @@ def read(
 
 def joined(earlier: Result | None, new: Result | None, seeds: Sequence[int]) -> Result:
     """One result of the seeds of both, which have none in common, to be judged.
+
+    It keeps the metrics and curves that both have; those of the claims are among them.
 
     Args:
         earlier: None if all seeds are new.
@@ -73,11 +81,19 @@ def joined(earlier: Result | None, new: Result | None, seeds: Sequence[int]) -> 
             for key, effect in new["effects"].items()
         },
         "arms": {
-            arm: {m: in_order(earlier["arms"][arm][m], values) for m, values in measures.items()}
+            arm: {
+                metric: in_order(before, measures[metric])
+                for metric, before in earlier["arms"][arm].items()
+                if metric in measures
+            }
             for arm, measures in new["arms"].items()
         },
         "curves": {
-            arm: {k: mean(earlier["curves"][arm][k], curve) for k, curve in curves.items()}
+            arm: {
+                name: mean(before, curves[name])
+                for name, before in earlier["curves"].get(arm, {}).items()
+                if name in curves
+            }
             for arm, curves in new["curves"].items()
         },
     }

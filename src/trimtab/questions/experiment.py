@@ -19,6 +19,7 @@ from trimtab.launch.jobs import run as run_jobs
 from trimtab.questions import claim as registry
 from trimtab.questions import earlier
 from trimtab.questions.claim import Claim, Settings
+from trimtab.questions.earlier import COST, Result
 from trimtab.questions.measure import ArmResult, Effect, effect_of, mean_curves, short
 from trimtab.questions.verdict import (
     LOOKS,
@@ -35,9 +36,6 @@ from trimtab.stats.uncertainty import Estimate
 
 log = logging.getLogger(__name__)
 
-Result = dict[str, Any]
-"""What ``result.json`` holds."""
-COST = "cost.json"
 TUNING = "tuning.json"
 """What each learning rate gave on the tuning seeds."""
 

@@ -208,7 +208,7 @@ class Writer:
         return f"{effect}{interval}{self.common['comma']}δ = {smallest}"
 
     def means(self, c: Claim) -> str:
-        """What the two arms of a claim measured, in brackets; empty if it is put against zero."""
+        """What the two arms of a claim measured, in brackets; empty if it is compared with zero."""
         if c.versus == 0:
             return ""
         seeds = self.result["claims"][c.key]["seeds"]  # those that the effect is of
